@@ -1,0 +1,53 @@
+"""The typed rows that every data source becomes, whatever its format on disk.
+
+A conversation is a list of messages, `{"role": "system" | "user" | "assistant", "content": text}`, as in the chat
+templates of transformers. Every row remembers where it came from, so that an error or a count can name it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Message: TypeAlias = dict[str, str]
+Conversation: TypeAlias = list[Message]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row was read: `source` is the file or hub id, `row` its number there, counted from 1."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, row {self.row}"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two replies to one prompt, of which a person preferred the first."""
+
+    prompt: Conversation  # ends with the user's turn
+    chosen: str
+    rejected: str
+    objective: str  # what was judged: "helpful", "harmless", or "overall" where the source does not say
+    origin: Origin
+    margin: float | None = None  # by how much `chosen` is better, in units of the reward; None where unknown
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation to imitate. Only the assistant's replies are trained on."""
+
+    messages: Conversation  # ends with the assistant's turn
+    origin: Origin
+    every_reply: bool = False  # train on every assistant turn; False: on the last alone (the others are context)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation waiting for a reply: what PPO samples from and what the evaluation asks."""
+
+    messages: Conversation  # ends with the user's turn
+    objective: str  # "helpful", "harmless" or "overall", as in Preference
+    origin: Origin
+    facts: dict[str, Any] = field(default_factory=dict)  # what a rule needs to judge a reply; empty on real data

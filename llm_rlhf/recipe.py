@@ -1,0 +1,448 @@
+"""A recipe: one YAML file that says what is trained on what, checked whole before anything is loaded.
+
+1. The file is read with a safe loader; `key=value` overrides are laid over it.
+2. Our own sections become the dataclasses below; every field has its default here and nowhere else.
+3. Stage sections also take every field of the trainer's configuration class (SFTConfig, RewardConfig, PPOConfig),
+   checked by name and by type, and the configuration is built once, so that its own contradictions show now.
+4. Whatever does not fit is a RecipeError that names the key, the value, the rule and the remedy.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+
+class RecipeError(ValueError):
+    """The request was wrong; the message says which key, what was found, the rule and what to do."""
+
+
+@dataclass
+class LoraSection:
+    r: int = 16  # rank of every adapter
+    alpha: int = 32  # scale: the update is alpha / r * B A
+    target_modules: str | list[str] = "all-linear"  # which layers get an adapter; the LM head never does
+
+
+@dataclass
+class ModelSection:
+    base: str | None = None  # hub id or folder of a causal language model; with `world` it is made by the run
+    dtype: Literal["float32", "bfloat16"] = "float32"  # compute type of the base; bfloat16 also turns on autocast
+    quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
+    lora: LoraSection = field(default_factory=LoraSection)
+    chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
+    context_length: int | None = None  # tokens of prompt and reply together; None: the model's own limit
+    trust_remote_code: bool = False  # run Python that the model's repository ships
+
+
+@dataclass
+class Source:
+    """One source of rows. `from: preferences` reuses the preference rows (their chosen replies, or their prompts)."""
+
+    source: str | None = None  # hub id, or a .jsonl or .jsonl.gz file
+    from_: Literal["preferences"] | None = field(default=None, metadata={"key": "from"})
+    format: Literal["auto", "hh", "preference", "messages", "prompt_completion", "prompt"] = "auto"
+    objective: Literal["helpful", "harmless", "overall"] = "overall"  # for rows that do not say it themselves
+    split: str = "train"  # hub datasets only
+    data_dir: str | None = None  # hub datasets only
+    subset: str | None = None  # hub datasets only
+    limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
+
+
+def _from_preferences() -> list[Source]:
+    return [Source(from_="preferences")]
+
+
+@dataclass
+class DataSection:
+    preferences: list[Source] = field(default_factory=list)
+    demonstrations: list[Source] = field(default_factory=_from_preferences)
+    prompts: list[Source] = field(default_factory=_from_preferences)  # what PPO samples replies to
+    evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
+    held_out: float = 0.1  # share of preference prompts kept for evaluation, by hash of the prompt
+    judge_share: float = 0.5  # share of the training pairs given to the held-out judge, by hash of the prompt
+
+
+@dataclass
+class WorldSection:
+    """The gold world (llm_rlhf/data/gold_world.py): data, base model and true score, all made on the spot."""
+
+    entities: int = 8  # how many things can be asked about
+    demonstrations: int = 1200  # conversations shown to supervised fine-tuning
+    good_share: float = 0.4  # share of demonstrations whose reply is good
+    preferences: int = 3000  # pairs, both objectives together
+    label_noise: float = 0.1  # share of pairs whose label is flipped
+    prompts: int = 1200  # conversations PPO samples replies to
+    evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
+
+
+@dataclass
+class EvaluateSection:
+    prompts: int = 300  # at most this many evaluation prompts, chosen by a hash of the prompt
+    batch_size: int = 64  # replies generated or scored at once, per process
+    temperature: float | None = None  # None: as in training
+    response_length: int | None = None  # tokens; None: as in training
+    resamples: int = 2000  # of the bootstrap behind every interval
+    samples: int = 8  # prompts shown side by side in the report
+
+
+@dataclass
+class Recipe:
+    name: str
+    output_dir: str | None = None  # None: runs/NAME
+    seed: int = 0
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection | None = None
+    world: WorldSection | None = None
+    sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
+    reward: dict[str, Any] | None = None  # fields of trl.RewardConfig
+    ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig
+    evaluate: EvaluateSection | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir or f"runs/{self.name}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe with our defaults filled in, as plain values ready for YAML or JSON."""
+        return typing.cast(dict[str, Any], _plain(self))
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read, override, check and resolve one recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `section.key=value` each; the value is read as YAML, list items are addressed by number.
+
+    Raises:
+        RecipeError: for whatever a person can mend in the file or the command line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise RecipeError(f"There is no recipe at {path}.{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from None
+    try:
+        tree = yaml.load(text, Loader=_SafeUniqueLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is not plain YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"The recipe {path} must be a mapping of sections (name, model, data, ...).")
+    for override in overrides:
+        _lay_over(tree, override)
+    recipe = _read_section(Recipe, tree, "")
+    _check_together(recipe)
+    _check_trainer_sections(recipe)
+    return recipe
+
+
+# Keys of the trainers' classes that the run decides, with the place that decides them.
+DECIDED_ELSEWHERE = {
+    "output_dir": "the recipe's output_dir",
+    "seed": "the recipe's seed",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "model_init_kwargs": "the model section",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "model.chat_template",
+    "assistant_only_loss": "the row formats: only the assistant's replies are trained on",
+    "completion_only_loss": "the row formats: only the assistant's replies are trained on",
+    "dataset_text_field": "the row formats",
+    "eos_token": "the tokenizer and its chat template",
+    "pad_token": "the tokenizer and its chat template",
+    "resume_from_checkpoint": "running the same recipe again",
+    "do_train": "the presence of the section",
+    "do_eval": "the presence of the section",
+    "do_predict": "the presence of the section",
+}
+
+
+def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
+    """The configuration object of one stage's trainer.
+
+    The section's own values come first, then the run's (folder, seed, compute type), then defaults that suit a stage
+    inside a run: no checkpoints of its own unless asked for, no tracker unless asked for.
+    """
+    config_class = _config_class(stage)
+    section = getattr(recipe, stage)
+    decided = {
+        "output_dir": str(output_dir),
+        "seed": recipe.seed,
+        "bf16": recipe.model.dtype == "bfloat16",
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
+        "disable_tqdm": section.get("disable_tqdm", False),
+    }
+    defaults = {"save_strategy": "no", "report_to": "none"}
+    return config_class(**{**defaults, **section, **decided})
+
+
+def _read_section(section: type, values: Any, prefix: str) -> Any:
+    """Build one of our dataclasses from plain values, refusing unknown keys and wrong types by their full name."""
+    if not isinstance(values, dict):
+        raise RecipeError(f"Recipe key {prefix.rstrip('.')!r} is {values!r}; it must be a mapping of {_keys(section)}.")
+    hints = typing.get_type_hints(section)
+    fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(section)}
+    read = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise RecipeError(_unknown(prefix, key, value, list(fields)))
+        read[fields[key].name] = _read_value(hints[fields[key].name], value, f"{prefix}{key}")
+    missing = [
+        key
+        for key, f in fields.items()
+        if f.name not in read
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecipeError(f"Recipe key {prefix + missing[0]!r} is missing; add it.")
+    return section(**read)
+
+
+def _read_value(hint: Any, value: Any, key: str) -> Any:
+    section = _section_in(hint)
+    if section is None:
+        return _typed(hint, value, key)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if typing.get_origin(hint) is list:
+        items = [value] if isinstance(value, dict) else value  # one source may stand without its dash
+        if not isinstance(items, list):
+            raise RecipeError(f"Recipe key {key!r} is {value!r}; it must be a list of {_keys(section)}.")
+        return [_read_section(section, item, f"{key}.{i}.") for i, item in enumerate(items)]
+    return _read_section(section, {} if value is None else value, f"{key}.")
+
+
+def _section_in(hint: Any) -> type | None:
+    """The dataclass inside `Section`, `Section | None` or `list[Section]`, or None for a plain value."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _typed(hint: Any, value: Any, key: str) -> Any:
+    """`value` as `hint`; text from the command line or YAML's `1e-4` becomes the number it means."""
+    adapter = _adapter(hint)
+    if adapter is None:
+        return value
+    if isinstance(value, bool) and _plain_names(hint).isdisjoint({"bool", "Any"}):
+        raise RecipeError(_wrong_type(hint, value, key))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise RecipeError(_wrong_type(hint, value, key)) from None
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:  # a class of the trainer's own; its constructor checks it
+        return None
+
+
+def _check_trainer_sections(recipe: Recipe) -> None:
+    """Every field by name and type, then the whole configuration by its own constructor."""
+    for stage in ("sft", "reward", "ppo"):
+        section = getattr(recipe, stage)
+        if section is None:
+            continue
+        config_class = _config_class(stage)
+        hints = typing.get_type_hints(config_class)
+        known = [f.name for f in dataclasses.fields(config_class) if f.init]
+        for key, value in section.items():
+            if key in DECIDED_ELSEWHERE:
+                raise RecipeError(
+                    f"Recipe key '{stage}.{key}' is set to {value!r}, but {DECIDED_ELSEWHERE[key]} decides it; "
+                    "remove the key."
+                )
+            if key not in known:
+                raise RecipeError(_unknown(f"{stage}.", key, value, known))
+            section[key] = _typed(hints[key], value, f"{stage}.{key}")
+        try:
+            trainer_config(recipe, stage, recipe.folder / stage)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
+
+
+def _config_class(stage: str) -> type:
+    if stage == "sft":
+        from trl import SFTConfig
+
+        return SFTConfig
+    if stage == "reward":
+        from trl import RewardConfig
+
+        return RewardConfig
+    from llm_rlhf.ppo.config import PPOConfig
+
+    return PPOConfig
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Sections that need or exclude each other."""
+    if recipe.world is not None:
+        if recipe.model.base is not None or recipe.data is not None:
+            key = "model.base" if recipe.model.base is not None else "data"
+            raise RecipeError(f"Recipe key {key!r} is set, but 'world' makes the base model and the data; remove one.")
+        _check_world(recipe.world)
+    else:
+        if recipe.model.base is None:
+            raise RecipeError("Recipe key 'model.base' is missing; give a hub id or a folder, or a 'world' section.")
+        if recipe.data is None:
+            raise RecipeError("Recipe section 'data' is missing; name the sources, or use a 'world' section.")
+        _check_data(recipe)
+    if recipe.ppo is not None and recipe.reward is None:
+        raise RecipeError("Recipe section 'ppo' needs a reward model; add a 'reward' section.")
+    if recipe.evaluate is not None and recipe.ppo is None:
+        raise RecipeError("Recipe section 'evaluate' compares PPO with its start; add a 'ppo' section.")
+    for key, value, low in (
+        ("model.lora.r", recipe.model.lora.r, 1),
+        ("model.lora.alpha", recipe.model.lora.alpha, 1),
+        ("model.context_length", recipe.model.context_length, 8),
+    ):
+        _at_least(key, value, low)
+    if recipe.evaluate is not None:
+        for name in ("prompts", "batch_size", "response_length", "resamples"):
+            _at_least(f"evaluate.{name}", getattr(recipe.evaluate, name), 1)
+        if recipe.evaluate.temperature is not None and recipe.evaluate.temperature <= 0:
+            raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
+    template = recipe.model.chat_template
+    if template is not None and not Path(template).is_file():
+        raise RecipeError(f"Recipe key 'model.chat_template' is {template!r}; there is no such file.")
+
+
+def _check_world(world: WorldSection) -> None:
+    _at_least("world.entities", world.entities, 2)
+    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
+        _at_least(f"world.{name}", getattr(world, name), 1)
+    _share("world.good_share", world.good_share)
+    _share("world.label_noise", world.label_noise)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data = recipe.data
+    assert data is not None
+    _share("data.held_out", data.held_out)
+    _share("data.judge_share", data.judge_share)
+    if recipe.reward is not None and not data.preferences:
+        raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
+    for name in ("preferences", "demonstrations", "prompts", "evaluation_prompts"):
+        for i, source in enumerate(getattr(data, name)):
+            key = f"data.{name}.{i}"
+            if (source.source is None) == (source.from_ is None):
+                raise RecipeError(f"Recipe key '{key}' must have exactly one of 'source' and 'from'.")
+            if source.from_ is not None and name == "preferences":
+                raise RecipeError(f"Recipe key '{key}.from' is 'preferences'; preferences need a 'source'.")
+            if source.from_ is not None and not data.preferences:
+                raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
+            _at_least(f"{key}.limit", source.limit, 1)
+
+
+def _at_least(key: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise RecipeError(f"Recipe key {key!r} is {value}; it must be at least {low}.")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise RecipeError(f"Recipe key {key!r} is {value}; it is a share and must be at least 0 and under 1.")
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value` in the tree of plain values, making sections on the way."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"Override {override!r} is not of the form section.key=value.")
+    try:
+        value = yaml.load(text, Loader=_SafeUniqueLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value in override {override!r} is not plain YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, name in enumerate(parents):
+        here = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = _list_item(node, name, override)
+        else:
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+        if not isinstance(node, (dict, list)):
+            raise RecipeError(f"Override {override!r} goes through {here!r}, which is {node!r} and has no keys.")
+    if isinstance(node, list):
+        _list_item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _list_item(items: list[Any], name: str, override: str) -> Any:
+    if not name.isdigit() or int(name) >= len(items):
+        raise RecipeError(f"Override {override!r}: {name!r} must be a number from 0 to {len(items) - 1}.")
+    return items[int(name)]
+
+
+def _unknown(prefix: str, key: Any, value: Any, known: list[str]) -> str:
+    return f"Recipe key '{prefix}{key}' (set to {value!r}) is unknown.{_nearest(str(key), known, prefix)}"
+
+
+def _nearest(name: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{prefix}{near[0]}'?" if near else f" Known here: {', '.join(sorted(known)[:40])}."
+
+
+def _keys(section: type) -> str:
+    return ", ".join(f.metadata.get("key", f.name) for f in dataclasses.fields(section))
+
+
+def _wrong_type(hint: Any, value: Any, key: str) -> str:
+    if typing.get_origin(hint) is Literal:
+        near = _nearest(str(value), [str(a) for a in typing.get_args(hint)]) if isinstance(value, str) else ""
+        return f"Recipe key {key!r} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.{near}"
+    wanted = " or ".join(sorted(_plain_names(hint) - {"NoneType"})) or str(hint)
+    return f"Recipe key {key!r} is {value!r} ({type(value).__name__}); it must be of type {wanted}."
+
+
+def _plain_names(hint: Any) -> set[str]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*(_plain_names(a) for a in typing.get_args(hint)))
+    return {getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.metadata.get("key", f.name): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+class _SafeUniqueLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
