@@ -1,0 +1,100 @@
+"""The commands. Exit code 0: done; 1: it failed; 2: the request was wrong; 130: interrupted."""
+
+import json
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a base model to a measured, helpful and harmless chat model.",
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """From a base model to a measured, helpful and harmless chat model."""
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. recipes/quickstart.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, laid over the recipe")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Archive this stage and all later ones; redo them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
+) -> None:
+    """Run a recipe's stages. Running it again resumes after the last stage that was finished.
+
+    Example: llm-rlhf run recipes/quickstart.yaml seed=1 output_dir=runs/seed-1
+
+    On several GPUs: accelerate launch -m llm_rlhf run recipes/hh.yaml
+    """
+    _quiet_libraries()
+    from llm_rlhf.pipeline import run_recipe
+    from llm_rlhf.recipe import load_recipe
+
+    if only is not None and from_stage is not None:
+        raise typer.BadParameter("--only and --from exclude each other; use --from, or --only on an archived stage.")
+    folder = run_recipe(load_recipe(recipe, overrides or ()), only, from_stage)
+    report = folder / "report.json"
+    if not folder.state.is_main_process or not report.is_file():
+        return
+    verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]
+    page = folder / "report.html"
+    if as_json:
+        print(json.dumps({"verdict": verdict, "report": str(page)}, ensure_ascii=False))
+    else:
+        print("\n" + "\n".join(verdict) + f"\n\nReport: {page}")
+
+
+def main() -> None:
+    """Run the command line, turning what a person can mend into one message."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("Interrupted. Run the same command again to go on after the last finished stage.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {getattr(error, 'format_message', lambda: error)()}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for a wrong request, 1 for a run that stopped itself; None for a fault of ours, which keeps its traceback."""
+    import click
+
+    from llm_rlhf.data.checks import DataError
+    from llm_rlhf.ppo.guards import NonFiniteError
+    from llm_rlhf.recipe import RecipeError
+    from llm_rlhf.run_folder import RunFolderError
+
+    if isinstance(error, (click.UsageError, RecipeError, DataError, RunFolderError)):
+        return 2
+    return 1 if isinstance(error, NonFiniteError) else None
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notes to developers off a user's screen; errors still show."""
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        for module in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
+            warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

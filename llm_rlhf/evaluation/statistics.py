@@ -1,0 +1,301 @@
+"""Estimates with their uncertainty: plain numpy functions, no models, no files.
+
+Every function returns an `Interval` (or a plain number where there is no interval to give); `Interval.named` makes it
+an `Estimate`, one entry of the report. Three rules hold throughout:
+
+1. Two policies that answered the same prompts are paired: resample prompts, never the two sides apart.
+2. Several replies to one prompt are not independent: pass the prompt ids as `clusters` and they are drawn together.
+3. Nothing to measure is an error. An empty input, a value that is not finite, or lists of unequal length raise
+   ValueError; none of them becomes 0.0.
+
+Intervals are 95 %. Where n is too small for one, `low` and `high` are None and `method` says why.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values: TypeAlias = Sequence[float] | NDArray[Any]
+Labels: TypeAlias = Sequence[Any] | NDArray[Any]
+Array: TypeAlias = NDArray[np.float64]
+
+RESAMPLES = 2000
+LEVEL = 0.95
+CHUNK = 1_000_000  # resampled indices held at once: 8 MB, and as much again for the values they pick
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.960
+Z_POWER = NormalDist().inv_cdf(0.80)  # 0.842
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One measured number of the report: what it is, of whom, compared with whom, on which rows, and how sure."""
+
+    name: str  # e.g. "gold_gain"
+    subject: str  # who was measured: "sft", "ppo", "reward", "heldout"
+    reference: str | None  # the other side of a paired difference; None for a level
+    split: str  # which rows: "all", "helpful", "harmless", "scary", ...
+    estimate: float
+    low: float | None  # 95 % interval; None where there is none to give, and `method` says why
+    high: float | None
+    n: int  # independent units: prompts or pairs, not replies
+    method: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields under their own names, ready for JSON."""
+        return asdict(self)
+
+
+class Interval(NamedTuple):
+    """A number with its 95 % interval, not yet told what it is a measure of."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+
+    def named(self, name: str, subject: str, reference: str | None = None, split: str = "all") -> Estimate:
+        """This interval as an entry of the report."""
+        return Estimate(name, subject, reference, split, *self)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """The proportion successes / n with Wilson's score interval.
+
+    Centre (p + z^2/2n) / (1 + z^2/n), half-width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n), z = 1.96. Unlike the
+    textbook interval it stays inside [0, 1] and keeps a width at 0 and at n successes. Source: Wilson 1927, JASA 22.
+    """
+    if n < 1:
+        raise ValueError(f"wilson: n is {n}; a proportion needs at least one observation.")
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n}; they must lie between 0 and n.")
+    low, high = _wilson_bounds(successes / n, n)
+    return Interval(successes / n, low, high, n, "Wilson score interval")
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p-value that two paired yes/no outcomes have the same rate.
+
+    b pairs said yes only on the first side, c only on the second; pairs that agree carry no information. Under the
+    null b is binomial(b + c, 1/2), so p = min(1, 2 P(X <= min(b, c))), computed in integers. No discordant pair at
+    all gives 1.0. Source: McNemar 1947, Psychometrika 12; the exact form is the sign test.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"mcnemar: counts are {b} and {c}; they cannot be negative.")
+    n, tail, term = b + c, 0, 1
+    for k in range(min(b, c) + 1):
+        tail += term
+        term = term * (n - k) // (k + 1)  # C(n, k+1) from C(n, k), exact
+    return min(1.0, 2 * tail / 2**n)
+
+
+def bootstrap_mean(
+    values: Values, clusters: Labels | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean of `values`, in their unit, with a percentile bootstrap interval.
+
+    `clusters` gives each value's prompt id; prompts are then resampled whole, and n counts prompts. For a plain
+    yes/no outcome use `wilson`, which keeps a width when every answer is the same.
+    Source: Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007 for the cluster bootstrap.
+    """
+    return _bootstrap("bootstrap_mean", _finite("bootstrap_mean", values=values)[0], clusters, resamples, seed, "mean")
+
+
+def paired_bootstrap(
+    a: Values, b: Values, clusters: Labels | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """mean(a) - mean(b), in their unit, where a[i] and b[i] answer the same prompt; percentile bootstrap of a - b.
+
+    Positive when `a` is higher. Pairing removes how hard the prompts are from the error: the interval is that of the
+    differences, and much narrower than two separate intervals suggest.
+    """
+    a_values, b_values = _finite("paired_bootstrap", a=a, b=b)
+    return _bootstrap("paired_bootstrap", a_values - b_values, clusters, resamples, seed, "paired difference")
+
+
+def paired_proportions(a: Values, b: Values) -> Interval:
+    """Share of yes in `a` minus share of yes in `b`, both 0/1 and on the same prompts, one answer each.
+
+    With b = pairs where only `a` says yes and c = only `b`, half an observation is added to each of the four cells:
+    d = (b - c) / (n + 2), variance ((b + c + 1) / (n + 2) - d^2) / (n + 2); the interval is d +- 1.96 sd. It keeps a
+    width when no pair differs, where a bootstrap would claim certainty. The estimate given is the plain (b - c) / n.
+    Source: Agresti and Min 2005, Statistics in Medicine 24.
+    """
+    a_values, b_values = _finite("paired_proportions", a=a, b=b)
+    for label, values in (("a", a_values), ("b", b_values)):
+        if not np.isin(values, (0.0, 1.0)).all():
+            raise ValueError(f"paired_proportions: {label} holds values other than 0 and 1; use paired_bootstrap.")
+    n = len(a_values)
+    only_a, only_b = int((a_values > b_values).sum()), int((b_values > a_values).sum())
+    centre = (only_a - only_b) / (n + 2)
+    half = Z * math.sqrt(((only_a + only_b + 1) / (n + 2) - centre**2) / (n + 2))
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    return Interval((only_a - only_b) / n, low, high, n, "paired difference of proportions, Agresti-Min interval")
+
+
+def outcomes(a: Values, b: Values) -> Array:
+    """1 where a > b, 1/2 where they tie, 0 where a < b."""
+    a_values, b_values = _finite("outcomes", a=a, b=b)
+    return (a_values > b_values) + 0.5 * (a_values == b_values)
+
+
+def win_rate(
+    a: Values, b: Values, clusters: Labels | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Share of comparisons that `a` wins, mean of 1[a > b] + ties / 2, in [0, 1]; 0.5 is no difference.
+
+    Bootstrap over prompts. When every comparison comes out alike there is no spread to resample, and Wilson's
+    interval over the prompts takes its place: ten wins of ten are not certainty.
+    """
+    return _share("win_rate", outcomes(a, b), clusters, resamples, seed, "win rate, ties 1/2")
+
+
+def accuracy(
+    chosen: Values, rejected: Values, clusters: Labels | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Share of pairs in which the chosen reply scores higher, ties counting 1/2, in [0, 1].
+
+    Wilson's interval when each pair has its own prompt (ties make it slightly too wide, never too narrow); with
+    `clusters`, a bootstrap over prompts. A model that ties everything gets 0.5, not 0 or 1.
+    """
+    if clusters is not None:
+        return _share("accuracy", outcomes(chosen, rejected), clusters, resamples, seed, "accuracy, ties 1/2")
+    right = outcomes(chosen, rejected)
+    low, high = _wilson_bounds(float(right.mean()), len(right))
+    return Interval(float(right.mean()), low, high, len(right), "accuracy, ties 1/2; Wilson score interval")
+
+
+def pearson(x: Values, y: Values) -> Interval:
+    """Linear correlation of x and y, in [-1, 1], e.g. of a reply's score and its length in tokens.
+
+    Interval by Fisher's z: atanh(r) +- 1.96 / sqrt(n - 3); none for n < 4. A constant input has no correlation and is
+    an error. Source: Fisher 1921, Metron 1.
+    """
+    x_values, y_values = _finite("pearson", x=x, y=y)
+    return _correlation("pearson", x_values, y_values, "Pearson, Fisher z", bonett_wright=False)
+
+
+def spearman(x: Values, y: Values) -> Interval:
+    """Correlation of the ranks of x and y, ties sharing their mean rank, in [-1, 1]: any monotone relation counts.
+
+    Interval: atanh(r) +- 1.96 sqrt((1 + r^2/2) / (n - 3)). Source: Bonett and Wright 2000, Psychometrika 65.
+    """
+    x_values, y_values = _finite("spearman", x=x, y=y)
+    return _correlation("spearman", _ranks(x_values), _ranks(y_values), "Spearman, Bonett-Wright", bonett_wright=True)
+
+
+def detectable_difference(n: int, spread: float = 0.5) -> float:
+    """The true difference that n observations find with 80 % power, two-sided at the 5 % level, in units of `spread`.
+
+    (1.960 + 0.842) spread / sqrt(n), where `spread` is the standard deviation of one observation: 0.5 for a
+    proportion near one half, the standard deviation of the paired differences for a score. 785 decisive comparisons
+    tell 55 % from 50 %.
+    """
+    if n < 1:
+        raise ValueError(f"detectable_difference: n is {n}; it must be at least 1.")
+    if not (math.isfinite(spread) and spread >= 0):
+        raise ValueError(f"detectable_difference: spread is {spread}; it must be finite and not negative.")
+    return (Z + Z_POWER) * spread / math.sqrt(n)
+
+
+def detectable_from_interval(low: float, high: float) -> float:
+    """`detectable_difference` read off a 95 % interval: its half-width times (1.960 + 0.842) / 1.960, same unit."""
+    return (high - low) / 2 * (Z + Z_POWER) / Z
+
+
+def _share(caller: str, values: Array, clusters: Labels | None, resamples: int, seed: int, what: str) -> Interval:
+    """Bootstrap of values in [0, 1]; Wilson's interval over the prompts where all of them are equal."""
+    interval = _bootstrap(caller, values, clusters, resamples, seed, what)
+    if np.ptp(values) > 0:
+        return interval
+    low, high = _wilson_bounds(interval.estimate, interval.n)
+    return interval._replace(low=low, high=high, method=f"{what}; Wilson score interval")
+
+
+def _bootstrap(caller: str, values: Array, clusters: Labels | None, resamples: int, seed: int, what: str) -> Interval:
+    """Mean of `values` and the 2.5 and 97.5 percentiles of the mean over resampled clusters."""
+    if resamples < 100:
+        raise ValueError(f"{caller}: resamples is {resamples}; fewer than 100 cannot place a 2.5 % point.")
+    sums, counts = _by_cluster(caller, values, clusters)
+    units, estimate = len(sums), float(values.mean())
+    unit = "values" if clusters is None else "prompts"
+    method = f"{what}, percentile bootstrap over {unit}, {resamples} resamples, seed {seed}"
+    if units == 1:
+        return Interval(estimate, None, None, 1, f"{what}; one unit alone has no interval")
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, CHUNK // units)
+    for start in range(0, resamples, rows):
+        picked = rng.integers(units, size=(min(rows, resamples - start), units))
+        means[start : start + rows] = sums[picked].sum(axis=1) / counts[picked].sum(axis=1)
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Interval(estimate, float(low), float(high), units, method)
+
+
+def _by_cluster(caller: str, values: Array, clusters: Labels | None) -> tuple[Array, Array]:
+    """Sum and count of the values of each cluster; without clusters each value stands alone."""
+    if clusters is None:
+        return values, np.ones_like(values)
+    labels = np.asarray(clusters)
+    if labels.shape != values.shape:
+        raise ValueError(f"{caller}: {len(values)} values but clusters of shape {labels.shape}; give one id per value.")
+    _, index = np.unique(labels, return_inverse=True)
+    sums: Array = np.bincount(index, weights=values).astype(np.float64)
+    return sums, np.bincount(index).astype(np.float64)
+
+
+def _wilson_bounds(p: float, n: int) -> tuple[float, float]:
+    shrink = 1 + Z**2 / n
+    centre = (p + Z**2 / (2 * n)) / shrink
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _correlation(caller: str, x: Array, y: Array, method: str, bonett_wright: bool) -> Interval:
+    n = len(x)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError(
+            f"{caller}: all values of {'x' if np.ptp(x) == 0 else 'y'} are equal; correlation is undefined."
+        )
+    x, y = x - x.mean(), y - y.mean()
+    r = float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1.0, 1.0))
+    if n < 4:
+        return Interval(r, None, None, n, f"{method}; fewer than 4 points have no interval")
+    if abs(r) == 1.0:
+        return Interval(r, r, r, n, method)
+    half = Z * math.sqrt((1 + (r**2 / 2 if bonett_wright else 0.0)) / (n - 3))
+    return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n, method)
+
+
+def _ranks(x: Array) -> Array:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[index]
+
+
+def _finite(caller: str, **named: Values) -> list[Array]:
+    """The inputs as 1-D float arrays, all of one length, not empty and finite; otherwise ValueError naming which."""
+    arrays = []
+    for label, raw in named.items():
+        values = np.asarray(raw, dtype=np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"{caller}: {label} has shape {values.shape}; give a flat list of numbers.")
+        if values.size == 0:
+            raise ValueError(f"{caller}: {label} is empty; there is nothing to measure.")
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise ValueError(
+                f"{caller}: {bad.size} of {values.size} values of {label} are not finite (the first, {values[bad[0]]}, "
+                f"at position {bad[0]}); leave out and count what could not be scored."
+            )
+        arrays.append(values)
+    if len({len(values) for values in arrays}) > 1:
+        lengths = ", ".join(f"{label} {len(values)}" for label, values in zip(named, arrays, strict=True))
+        raise ValueError(f"{caller}: unequal lengths ({lengths}); paired inputs need one value a prompt on each side.")
+    return arrays

@@ -1,0 +1,111 @@
+"""The report's conclusions in words, drawn from its estimates and nothing else.
+
+A difference is "better" or "worse" only when its 95 % interval leaves 0 out; otherwise "no difference shown", with the
+difference that this many prompts could have found, because a small evaluation that shows nothing proves nothing.
+"""
+
+from typing import Any
+
+from llm_rlhf.evaluation.measures import (
+    HARD,
+    NARROW,
+    Entry,
+    find,
+    interval_text,
+    measure_of,
+    number,
+    split_label,
+    subject_label,
+    unit_of,
+    value_text,
+)
+from llm_rlhf.evaluation.statistics import detectable_from_interval
+
+OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("reward_gain", "all")]
+HELPFUL = [
+    ("gold_helpful_gain", "helpful"),
+    ("gold_helpful_gain", "all"),
+    ("gold_gain", "helpful"),
+    ("heldout_reward_gain", "helpful"),
+    ("reward_gain", "helpful"),
+]
+HARMLESS = [
+    ("gold_harmless_gain", "harmless"),
+    ("gold_harmless_gain", "all"),
+    ("gold_gain", "harmless"),
+    ("heldout_reward_gain", "harmless"),
+    ("reward_gain", "harmless"),
+]
+OVER_REFUSAL = [("over_refusal_change", "scary"), ("over_refusal_change", "question"), ("over_refusal_change", "all")]
+
+
+def first_found(estimates: list[Entry], wanted: list[tuple[str, str]]) -> Entry | None:
+    """The first (name, split) of `wanted` that was measured for PPO."""
+    return next((e for name, split in wanted if (e := find(estimates, name, "ppo", [split]))), None)
+
+
+def headline(report: dict[str, Any]) -> Entry | None:
+    """The estimate the first verdict line is about: the gold gain, else the held-out reward's, else the training's."""
+    return first_found(report["estimates"], OVERALL)
+
+
+def judgement(entry: Entry) -> str:
+    """`better`, `worse` or `no difference shown` for a paired difference, by whether its interval leaves 0 out.
+
+    An interval that ends exactly on 0 covers it. Without an interval the answer is `not certain`.
+    """
+    if entry["low"] is None:
+        return "not certain"
+    up, down = entry["low"] > 0, entry["high"] < 0
+    if not up and not down:
+        return "no difference shown"
+    good = measure_of(entry["name"]).good
+    if good == "neither":
+        return "higher" if up else "lower"
+    return "better" if up == (good == "higher") else "worse"
+
+
+def verdict_lines(report: dict[str, Any]) -> list[str]:
+    """Four lines of plain text: overall, helpfulness, harmlessness, over-refusal. Needs only `report["estimates"]`."""
+    estimates: list[Entry] = report["estimates"]
+    return [
+        _overall(estimates),
+        _line(first_found(estimates, HELPFUL), "Helpfulness", "no gain on helpful prompts was measured"),
+        _line(first_found(estimates, HARMLESS), "Harmlessness", "no gain on harmful prompts was measured"),
+        _line(
+            first_found(estimates, OVER_REFUSAL),
+            "Over-refusal",
+            "no safe prompts were asked, so a policy that refuses everything would go unnoticed",
+        ),
+    ]
+
+
+def _overall(estimates: list[Entry]) -> str:
+    entry = first_found(estimates, OVERALL)
+    line = _line(entry, "Overall", "no paired gain of PPO over its reference, so this run proves nothing yet")
+    if entry is None:
+        return line
+    judge = {"gold_gain": ["gold", "all"], "heldout_reward_gain": ["heldout", "heldout_reward"]}
+    wins = find(estimates, "win_rate", "ppo", judge.get(entry["name"], ["reward"]))
+    if wins is not None:
+        line += f" It wins {value_text(wins)} {interval_text(wins)} of comparisons."
+    if entry["name"] == "reward_gain":
+        line += " Only the reward model it was trained to please says so."
+    return line
+
+
+def _line(entry: Entry | None, topic: str, missing: str) -> str:
+    """`Topic: verdict. Measure, difference, interval, n.`"""
+    if entry is None:
+        return f"{topic}: not measured. {missing[0].upper()}{missing[1:]}."
+    word, measure = judgement(entry), measure_of(entry["name"])
+    name = "" if measure.label == topic else f"{measure.label} "
+    where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
+    line = (
+        f"{topic}: {word}. {name}{value_text(entry)} against {subject_label(entry['reference'])}{where}, "
+        f"95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}."
+    )
+    if word == "no difference shown" and entry["high"] > entry["low"]:
+        found = detectable_from_interval(entry["low"], entry["high"])
+        line += f" This many prompts would have found about {number(found, measure.unit, found)}{unit_of(entry)}."
+    return line

@@ -1,0 +1,170 @@
+"""Loading what a run stands on: the causal language model, its quantisation, its tokenizer and chat template."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from llm_rlhf.recipe import ModelSection, RecipeError
+
+logger = get_logger(__name__)
+
+# For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
+# and untrained. The reply ends with the EOS token and nothing after it.
+PLAIN_CHAT_TEMPLATE = (Path(__file__).parent / "plain_chat.jinja").read_text(encoding="utf-8")
+
+# Tokens that vocabularies reserve and never use for text: a pad token can take one without new embeddings.
+_RESERVED_PADS = (
+    "<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|PAD_TOKEN|>",
+    "<|reserved_special_token_0|>", "<unused0>", "<|extra_0|>",
+)  # fmt: skip
+
+
+def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
+    """The tokenizer, with a chat template, an EOS that ends the assistant's turn, and a pad token of its own.
+
+    What a base tokenizer lacks is added and said aloud. A pad token is taken from the vocabulary's reserved tokens, or
+    else added as a new one (then `load_causal_lm` makes room for it where the embeddings have none).
+
+    Raises:
+        RecipeError: where it cannot be loaded, or has no EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_load("tokenizer", path, error)) from None
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it.")
+    if section.chat_template is not None:
+        tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        announce(f"The tokenizer of {path} has no chat template; it gets the plain 'Human: / Assistant:' one.")
+    _end_turns_with_eos(tokenizer, path)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        _add_pad_token(tokenizer, path)
+    return tokenizer
+
+
+def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quantized: bool = True) -> Any:
+    """The causal language model in the recipe's compute type, quantised where the recipe says so.
+
+    Args:
+        quantized: False loads full weights whatever the recipe says (to merge an adapter into them).
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **loading_arguments(section, quantized))
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_load("model", path, error)) from None
+    make_room_for(tokenizer, model)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer, model)
+    return model
+
+
+def loading_arguments(section: ModelSection, quantized: bool = True) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` for this model section."""
+    arguments: dict[str, Any] = {
+        "dtype": getattr(torch, section.dtype),
+        "trust_remote_code": section.trust_remote_code,
+    }
+    if quantized and section.quantization != "none":
+        arguments["quantization_config"] = quantization_config(section)
+        # Quantised weights cannot be moved afterwards, so every process loads them onto its own device.
+        arguments["device_map"] = {"": PartialState().device}
+    return arguments
+
+
+def quantization_config(section: ModelSection) -> BitsAndBytesConfig:
+    if section.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
+
+
+def lora_config(section: ModelSection, task_type: str, **options: Any) -> LoraConfig:
+    """The LoRA of every role. No dropout: it would make the ratios of PPO noise."""
+    lora = section.lora
+    return LoraConfig(
+        task_type=task_type,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=0.0,
+        **options,
+    )
+
+
+def make_room_for(tokenizer: Any, model: Any) -> None:
+    """Grow the embeddings where the tokenizer has more tokens than they have rows."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:
+    """Every token that ends a reply: the tokenizer's EOS first, then what the model's generation config names."""
+    named = model.generation_config.eos_token_id
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *named]))
+
+
+def context_limit(section: ModelSection, model_config: Any) -> int:
+    """Tokens that prompt and reply may take together."""
+    own = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2**20
+    if section.context_length is None:
+        return int(own)
+    if section.context_length > own:
+        raise RecipeError(f"Recipe key 'model.context_length' is {section.context_length}; the model takes {own}.")
+    return section.context_length
+
+
+def announce(message: str) -> None:
+    """Say something once, on the main process."""
+    if PartialState().is_main_process:
+        print(f"  note: {message}", flush=True)
+
+
+def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
+    """Make the token that ends the template's assistant turn the tokenizer's EOS, so that stopping is what is trained."""
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise RecipeError(f"The chat template of {path} cannot render a user and an assistant turn: {error}") from None
+    if tokenizer.eos_token in text:
+        return
+    specials = [t for t in tokenizer.all_special_tokens if text.rstrip().endswith(t)]
+    if not specials:
+        raise RecipeError(
+            f"The chat template of {path} ends the assistant's turn without a special token, so that a model could "
+            "never learn to stop. Give model.chat_template a template whose assistant turn ends with one."
+        )
+    announce(f"The chat template ends turns with {specials[0]!r}; it becomes the EOS token (was {tokenizer.eos_token!r}).")
+    tokenizer.eos_token = specials[0]
+
+
+def _add_pad_token(tokenizer: Any, path: str | Path) -> None:
+    vocabulary = tokenizer.get_vocab()
+    free = next((t for t in _RESERVED_PADS if t in vocabulary and vocabulary[t] != tokenizer.eos_token_id), None)
+    why = "is the same as its EOS" if tokenizer.pad_token_id is not None else "is missing"
+    if free is not None:
+        tokenizer.pad_token = free
+        announce(f"The pad token of {path} {why}; the reserved token {free!r} pads.")
+    else:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        announce(f"The pad token of {path} {why}; '<|pad|>' is added as token {tokenizer.pad_token_id}.")
+
+
+def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    offline = " HF_HUB_OFFLINE is set, so the hub was not asked." if os.environ.get("HF_HUB_OFFLINE") else ""
+    return f"Recipe key 'model.base': the {what} of {str(path)!r} cannot be loaded: {reason}{offline}"

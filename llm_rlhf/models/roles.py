@@ -1,0 +1,224 @@
+"""Policy, value, reward and reference on one base: every role is an adapter, and the reference is the base itself.
+
+    role        adapter             head
+    policy      "default"           the language model's own
+    reference   none                the language model's own
+    value       none or "value"     `value_head`; without an adapter it reads the policy's hidden states
+    reward      "reward", ...       `score_heads[name]`, read from the adapter's file
+
+A causal language model prepared with `add_role_forward` answers one joint call,
+`model(input_ids=..., attention_mask=..., response_mask=...)`, with the response's log-probabilities and values. One
+call, because gradients through two forwards of one module are wrong under DDP, and a plain dictionary, because DDP
+does not look for tensors elsewhere.
+
+Layout: B rows, T tokens of prompt and response, R response tokens. Prompts are padded on the left, responses on the
+right, so a row's response always starts at T - R.
+"""
+
+import contextlib
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+from torch import Tensor, nn
+
+POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
+VALUE = "value"
+
+_switched: list[tuple[nn.Module, list[str]]] = []
+
+
+@contextlib.contextmanager
+def active_adapters(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Run forwards with these adapters alone; an empty list is the base model. Trainability is left untouched.
+
+    PEFT's own `set_adapter` and `disable_adapter` also freeze what they leave, so that a policy and a value forward in
+    one loss lose gradients without a word. This sets PEFT's private `_active_adapter` and nothing else;
+    tests/unit/test_roles.py fails when PEFT stops reading it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = names
+    _switched.append((model, names))
+    try:
+        yield
+    finally:
+        _switched.pop()
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+
+
+def recompute_with_same_adapters() -> tuple[Any, Any]:
+    """A `context_fn` for torch's checkpoint: activations are recomputed with the adapters their forward had.
+
+    Without it, a value forward that was checkpointed under its own adapter is recomputed under the policy's, and its
+    gradients are silently wrong.
+    """
+    if not _switched:
+        return contextlib.nullcontext(), contextlib.nullcontext()
+    model, names = _switched[-1]
+    return contextlib.nullcontext(), active_adapters(model, names)
+
+
+def scalar_head(hidden_size: int, weight: Tensor | None = None) -> nn.Linear:
+    """A linear map from hidden states to one number, in float32; zero unless a weight of shape (1, hidden) is given."""
+    head = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.copy_(torch.zeros_like(head.weight) if weight is None else weight.float())
+    return head
+
+
+def load_scalar_head(adapter: str | Path, hidden_size: int) -> nn.Linear:
+    """The score head that RewardTrainer saved with an adapter. ValueError where the file holds none that fits."""
+    weights = load_peft_weights(str(adapter), device="cpu")
+    heads = {key: w for key, w in weights.items() if key.endswith(("score.weight", "classifier.weight"))}
+    if len(heads) != 1:
+        raise ValueError(f"The reward adapter at {adapter} holds {len(heads)} score heads ({sorted(heads)}), not one.")
+    (weight,) = heads.values()
+    if weight.shape != (1, hidden_size):
+        raise ValueError(f"The score head at {adapter} has shape {tuple(weight.shape)}, not (1, {hidden_size}).")
+    return scalar_head(hidden_size, weight)
+
+
+def add_reward_role(model: nn.Module, adapter: str | Path, name: str) -> None:
+    """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`."""
+    base = model.get_base_model()
+    head = load_scalar_head(adapter, base.config.get_text_config().hidden_size).requires_grad_(False)
+    was_training = model.training
+    model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+    model.train(was_training)
+    model.set_requires_grad(name, requires_grad=False)
+    if not hasattr(base, "score_heads"):
+        base.score_heads = nn.ModuleDict()
+    base.score_heads[name] = head.to(base.device)
+
+
+def add_value_role(model: nn.Module, value: str, reward_adapter: str | Path | None, name: str | None) -> None:
+    """Give the base its value function: a zero head on the policy's trunk, or an adapter and head of its own.
+
+    Args:
+        value: "shared" or "adapter".
+        reward_adapter: where an adapter of its own starts from; None: from a fresh LoRA and a zero head.
+        name: the loaded reward role whose head the value head copies, or None.
+    """
+    base = model.get_base_model()
+    if value == "adapter":
+        if reward_adapter is None:
+            model.add_adapter(VALUE, model.peft_config[POLICY])
+        else:
+            model.load_adapter(str(reward_adapter), adapter_name=VALUE, is_trainable=True)
+        model.set_requires_grad(VALUE, requires_grad=True)
+    start = base.score_heads[name].weight if value == "adapter" and name is not None else None
+    base.value_head = scalar_head(base.config.get_text_config().hidden_size, start).to(base.device)
+
+
+def position_ids(attention_mask_BT: Tensor) -> Tensor:
+    """Position of every token among the counted ones, 0 on the padding; shape (B, T).
+
+    Models with learned positions need it under left padding; without it they read the wrong rows of the table.
+    """
+    return attention_mask_BT.cumsum(1) - attention_mask_BT
+
+
+def role_scores(model: nn.Module, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    """Score of every row by one reward role, read at its last counted token. Shape (B,), float32, no gradient."""
+    base = model.get_base_model()
+    with torch.no_grad(), active_adapters(base, [name]):
+        hidden_BTH = _hidden_states(base, input_ids_BT, attention_mask_BT)
+    last_B = (attention_mask_BT * torch.arange(attention_mask_BT.size(1), device=hidden_BTH.device)).argmax(1)
+    rows_B = torch.arange(hidden_BTH.size(0), device=hidden_BTH.device)
+    return _apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
+
+
+def add_role_forward(model: nn.Module) -> None:
+    """Teach a causal language model the joint call described at the top of this module.
+
+    The model must already carry TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects counted
+    positions in tiles and never holds logits of the whole vocabulary. Calls without `response_mask` are unchanged.
+    """
+    fused_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
+    def forward(self: nn.Module, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if response_mask is None:
+            return fused_forward(*args, **kwargs)
+        return _policy_and_value(
+            self, fused_forward, kwargs["input_ids"], kwargs["attention_mask"], response_mask, kwargs.get("with_value", True)
+        )
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _policy_and_value(
+    model: nn.Module,
+    fused_forward: Any,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    response_mask_BR: Tensor,
+    with_value: bool,
+) -> dict[str, Tensor]:
+    """`logprobs` and `entropies` of the response tokens and `value_estimates` of the states before them, (B, R) each.
+
+    The log-probabilities are an fp32 log-softmax of the logits divided by the sampling temperature that the fused head
+    was given. Uncounted positions hold 0.
+    """
+    R = response_mask_BR.size(1)
+    before_response = slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)
+    targets_BR = input_ids_BT[:, -R:].masked_fill(~response_mask_BR.bool(), -100)
+    kept: list[Tensor] = []
+
+    def keep_predicting_positions(_module: nn.Module, _args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, before_response]
+        kept.append(output.last_hidden_state)
+        return output
+
+    hook = model.base_model.register_forward_hook(keep_predicting_positions)
+    try:
+        fused = fused_forward(
+            **_trunk_inputs(model, input_ids_BT, attention_mask_BT), shift_labels=targets_BR, fused_lm_head=True
+        )
+    finally:
+        hook.remove()
+    answer = {"logprobs": fused.log_probs, "entropies": fused.entropy}
+    if with_value:
+        hidden_BRH = kept[0]
+        if _has_adapter(model, VALUE):
+            with active_adapters(model, [VALUE]):
+                hidden_BRH = _hidden_states(model, input_ids_BT, attention_mask_BT)[:, before_response]
+        answer["value_estimates"] = _apply_head(model.value_head, hidden_BRH) * response_mask_BR
+    return answer
+
+
+def _hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    inputs = _trunk_inputs(model, input_ids_BT, attention_mask_BT)
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def _trunk_inputs(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Tensor]:
+    inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
+    if "position_ids" in _parameters(type(model.base_model)):  # ALiBi models have none
+        inputs["position_ids"] = position_ids(attention_mask_BT)
+    return inputs
+
+
+@functools.cache
+def _parameters(trunk_class: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(trunk_class.forward).parameters)
+
+
+def _has_adapter(model: nn.Module, name: str) -> bool:
+    layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
+    return layer is not None and name in layer._all_available_adapter_names()
+
+
+def _apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """One float32 number per hidden state; autocast would round it to bfloat16."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float()).squeeze(-1)

@@ -1,0 +1,129 @@
+"""Runs a recipe's stages in order; skips what is done, and makes only what is missing."""
+
+import gc
+import importlib
+import time
+from typing import Any
+
+import torch
+
+from llm_rlhf.data.checks import write_quarantine
+from llm_rlhf.data.splits import load_splits
+from llm_rlhf.recipe import DataSection, Recipe, RecipeError
+from llm_rlhf.run_folder import RunFolder, file_digest, write_json, write_text
+from llm_rlhf.stages.inputs import data_section
+
+STAGES = ("world", "sft", "reward", "ppo", "evaluate")
+REPORTS = ("report.html", "report.md", "report.json")
+WHAT = {
+    "world": "making the gold world and its base model",
+    "sft": "supervised fine-tuning",
+    "reward": "reward model and held-out judge",
+    "ppo": "PPO against the reward model",
+    "evaluate": "PPO against SFT on held-out prompts",
+}
+
+
+def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None = None) -> RunFolder:
+    """Run the recipe's stages that are not done yet.
+
+    Args:
+        only: run this stage alone; what it stands on must be there.
+        from_stage: move this stage's artefact and all later ones to the archive first, and make them again.
+
+    Raises:
+        RecipeError, DataError, RunFolderError: where the request cannot be carried out as it stands.
+    """
+    stages = [stage for stage in STAGES if getattr(recipe, stage) is not None]
+    for option, name in (("--only", only), ("--from", from_stage)):
+        if name is not None and name not in stages:
+            raise RecipeError(f"{option} {name}: this recipe has the stages {', '.join(stages)}.")
+    run = RunFolder(recipe.folder)
+    with run.locked():
+        if from_stage is not None:
+            _archive(run, stages[stages.index(from_stage) :])
+        run.describe(recipe.as_dict())
+        for number, stage in enumerate(stages, start=1):
+            if only is not None and stage != only:
+                if stages.index(stage) < stages.index(only) and not run.finished(stage, stage_inputs(recipe, stage)):
+                    raise RecipeError(f"--only {only} needs {stage}, which is not done; run the recipe without --only.")
+                continue
+            _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]")
+    return run
+
+
+def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
+    if stage != "world":
+        _account_for_data(recipe, run)
+    inputs = stage_inputs(recipe, stage)
+    if run.finished(stage, inputs):
+        say(run, f"{place} {stage}: done before ({run / stage})")
+    else:
+        say(run, f"{place} {stage}: {WHAT[stage]}")
+        started = time.time()
+        with run.making(stage, inputs) as folder:
+            importlib.import_module(f"llm_rlhf.stages.{stage}").run(recipe, run, folder)
+        say(run, f"      done in {time.time() - started:.0f} s")
+        _free_memory()
+    if stage == "evaluate":
+        _show_report(run)
+
+
+def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Everything that a stage's artefact depends on, as plain values: a change in it makes the artefact another."""
+    resolved = recipe.as_dict()
+    upstream = STAGES[: STAGES.index(stage) + 1]
+    inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
+    return inputs | {"data_files": _data_files(recipe.data)}
+
+
+def _data_files(data: DataSection | None) -> dict[str, str]:
+    """SHA-256 of every local file among the sources."""
+    from pathlib import Path
+
+    if data is None:
+        return {}
+    sources = [*data.preferences, *data.demonstrations, *data.prompts, *data.evaluation_prompts]
+    files = {s.source for s in sources if s.source is not None and Path(s.source).is_file()}
+    return {name: file_digest(Path(name)) for name in sorted(files)}
+
+
+def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
+    """Read every source once before anything is trained: errors come early, and every row is accounted for."""
+    folder = run / "data"
+    if (folder / "counts.json").is_file():
+        return
+    splits, set_aside = load_splits(data_section(recipe, run))
+    if run.state.is_main_process:
+        folder.mkdir(exist_ok=True)
+        write_quarantine(set_aside, folder / "quarantine.jsonl")
+        write_json(folder / "counts.json", splits.counts)
+        sizes = ", ".join(f"{name} {count}" for name, count in splits.counts["splits"].items())
+        say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({folder / 'counts.json'})")
+    run.state.wait_for_everyone()
+
+
+def _archive(run: RunFolder, stages: list[str]) -> None:
+    first = "data" if stages[0] in ("world", "sft") else None
+    moved = run.archive([*stages, *([first] if first else []), *(REPORTS if "evaluate" in stages else ())])
+    if moved:
+        say(run, f"moved to {run / 'archive'}: {', '.join(moved)}")
+
+
+def _show_report(run: RunFolder) -> None:
+    """Copies the report to the run folder's top and says what it says."""
+    if not run.state.is_main_process:
+        return
+    for name in REPORTS:
+        write_text(run / name, (run / "evaluate" / name).read_text(encoding="utf-8"))
+
+
+def say(run: RunFolder, message: str) -> None:
+    if run.state.is_main_process:
+        print(message, flush=True)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

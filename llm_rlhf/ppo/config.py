@@ -1,0 +1,156 @@
+"""PPOConfig: the names people know from TRL's PPOConfig, laid over RLOOConfig.
+
+The parent names the same things differently. Each pair below may be set by either name, never by both:
+
+| here               | parent                       |
+|--------------------|------------------------------|
+| kl_coef            | beta                         |
+| num_ppo_epochs     | num_iterations               |
+| num_mini_batches   | steps_per_generation (which is num_mini_batches x gradient_accumulation_steps) |
+| response_length    | max_completion_length        |
+| cliprange          | epsilon                      |
+| total_episodes     | max_steps (optimizer steps)  |
+"""
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import RLOOConfig
+
+
+@dataclass
+class PPOConfig(RLOOConfig):
+    """Configuration of PPOTrainer. Every field of transformers.TrainingArguments and trl.RLOOConfig is accepted too.
+
+    One rollout is `per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches` responses on every
+    process; it is used for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each.
+    """
+
+    # The names of the pairs; None means "not set", the defaults are in _DEFAULTS.
+    kl_coef: float | None = field(default=None, metadata={"help": "Weight of the KL penalty. Default 0.05."})
+    num_ppo_epochs: int | None = field(default=None, metadata={"help": "Passes over each rollout. Default 2."})
+    num_mini_batches: int | None = field(default=None, metadata={"help": "Optimizer steps per pass. Default 1."})
+    response_length: int | None = field(default=None, metadata={"help": "Longest response in tokens. Default 256."})
+    cliprange: float | None = field(default=None, metadata={"help": "Clip of the policy's ratio. Default 0.2."})
+    total_episodes: int | None = field(default=None, metadata={"help": "Responses sampled in all, rounded up."})
+    beta: float | None = field(default=None, metadata={"help": "The parent's name for kl_coef."})
+    num_iterations: int | None = field(default=None, metadata={"help": "The parent's name for num_ppo_epochs."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "The parent's name: response_length."})
+    epsilon: float | None = field(default=None, metadata={"help": "The parent's name for cliprange."})
+
+    # PPO's own
+    value: Literal["shared", "adapter"] = field(
+        default="shared",
+        metadata={
+            "help": "Where the value function lives: 'shared' is a head on the policy's own hidden states, started "
+            "at zero; 'adapter' is an adapter and head of its own, started from the reward model's."
+        },
+    )
+    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "Per-token estimator of the KL."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip of the value around its rollout value."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 over the rollout."})
+    missing_eos_penalty: float = field(
+        default=1.0, metadata={"help": "Subtracted from the score of a response cut before it stopped by itself."}
+    )
+
+    # Parent's fields with another default here
+    num_generations: int | None = field(default=1, metadata={"help": "Responses sampled per prompt of a rollout."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
+    adam_epsilon: float = field(default=1e-5, metadata={"help": "AdamW's epsilon (Huang et al. 2024, detail 2)."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Must stay True: dropout biases the ratios."})
+    logging_steps: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Optimizer steps between two log lines. Default: once a rollout."}
+    )
+
+    def __post_init__(self) -> None:
+        self._refuse_unsupported()
+        self.kl_coef = self.beta = self._pair("kl_coef", "beta", 0.05)
+        self.num_ppo_epochs = self.num_iterations = self._pair("num_ppo_epochs", "num_iterations", 2)
+        self.response_length = self.max_completion_length = self._pair("response_length", "max_completion_length", 256)
+        self.cliprange = self.epsilon = self._pair("cliprange", "epsilon", 0.2)
+        if self.total_episodes is not None and self.max_steps > 0:
+            raise ValueError("total_episodes and max_steps both say how long to train; set one of them.")
+        for parent in ("steps_per_generation", "generation_batch_size"):
+            if self.num_mini_batches is not None and getattr(self, parent) is not None:
+                raise ValueError(f"num_mini_batches and {parent} both set the size of a rollout; set one of them.")
+        if self.steps_per_generation is None and self.generation_batch_size is None:
+            self.steps_per_generation = (self.num_mini_batches or 1) * self.gradient_accumulation_steps
+        self._parent_post_init()
+        self.num_mini_batches, rest = divmod(self.steps_per_generation, self.gradient_accumulation_steps)
+        if rest or self.num_mini_batches == 0:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}); set num_mini_batches instead."
+            )
+        steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
+        if self.total_episodes is not None:
+            self.max_steps = -(-self.total_episodes // self.generation_batch_size) * steps_per_rollout
+        if self.logging_steps is None:
+            self.logging_steps = steps_per_rollout
+        self._check_ranges()
+
+    def _parent_post_init(self) -> None:
+        """RLOO compares responses of one prompt and so refuses one response per prompt; PPO has a value function.
+
+        The parent asks that the rollout divide into groups of at least two; one group of everything always does.
+        """
+        num_generations, num_generations_eval = self.num_generations, self.num_generations_eval
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        rollout = self.generation_batch_size or (
+            self.per_device_train_batch_size * world_size * int(self.steps_per_generation or 1)
+        )
+        if rollout < 2:
+            raise ValueError("A rollout of one response cannot be whitened; raise per_device_train_batch_size.")
+        if num_generations is None or num_generations < 1 or rollout % num_generations:
+            raise ValueError(f"num_generations ({num_generations}) must divide the rollout's {rollout} responses.")
+        logging_steps, self.logging_steps = self.logging_steps, self.logging_steps or 10
+        self.num_generations, self.num_generations_eval = rollout, num_generations_eval or 1
+        super().__post_init__()
+        self.num_generations, self.logging_steps = num_generations, logging_steps
+
+    def _pair(self, name: str, parent: str, default: Any) -> Any:
+        ours, theirs = getattr(self, name), getattr(self, parent)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ValueError(f"{name} ({ours}) and {parent} ({theirs}) are two names of one setting; set {name} alone.")
+        return next((v for v in (ours, theirs) if v is not None), default)
+
+    def _refuse_unsupported(self) -> None:
+        reasons = {
+            "mask_truncated_completions": "responses cut before they stop are scored with missing_eos_penalty",
+            "normalize_advantages": "PPO always whitens advantages over the rollout",
+            "sync_ref_model": "the reference is the base with its adapters off",
+            "epsilon_high": "PPO's clip is symmetric; set cliprange",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} is not an option of PPO here: {reason}.")
+        if not self.disable_dropout:
+            raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
+
+    def _check_ranges(self) -> None:
+        for name, low in {"kl_coef": 0, "vf_coef": 0, "missing_eos_penalty": 0, "cliprange": 0, "cliprange_value": 0}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")
+        for name in ("num_ppo_epochs", "response_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.value not in ("shared", "adapter"):
+            raise ValueError(f"value is {self.value!r}; it must be 'shared' or 'adapter'.")
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"kl_estimator is {self.kl_estimator!r}; it must be 'k1' or 'k3'.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be over 0.")
+        if self.top_p < 1 or self.top_k > 0 or self.min_p or self.repetition_penalty != 1:
+            warnings.warn(
+                "top_p, top_k, min_p or repetition_penalty change what is sampled but not the log-probabilities that "
+                "PPO compares, so its ratios are biased; leave them at 1, 0, None and 1 unless that is intended.",
+                stacklevel=4,
+            )

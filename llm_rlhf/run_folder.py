@@ -1,0 +1,249 @@
+"""A run folder: locked while in use, and holding only artefacts that were finished and are unchanged.
+
+    runs/NAME/  recipe.yaml  manifest.json  report.html  report.md  report.json
+      data/     counts.json, quarantine.jsonl
+      sft/ reward/ ppo/ evaluate/     artefacts; each with manifest.json (SHA-256 of every file) and metrics.jsonl
+      partial-STAGE/                  what a stage is writing; never taken for finished
+      archive/TIME/                   what --from replaced
+
+A stage writes into `partial-STAGE`; when it is done, the manifest is written last and the folder is renamed, so that
+a run killed at any moment leaves either the finished artefact or none. All processes of a launch walk the stages
+together; only the main one touches these files.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
+
+
+class RunFolderError(ValueError):
+    """The folder cannot be used as asked; the message says why and what to do."""
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: where it is or will be.
+
+    Raises:
+        RunFolderError: where the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.state = PartialState()
+        if self.state.is_main_process:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                probe = self.path / ".writable"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise RunFolderError(f"The run folder {self.path} cannot be written: {error}. Set output_dir.") from None
+        self.state.wait_for_everyone()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this launch; a second run on it is refused."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        if self.state.is_main_process:
+            try:
+                lock.acquire()
+            except Timeout:
+                raise RunFolderError(
+                    f"Another run is using {self.path}; wait for it, or set another output_dir."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def finished(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether the stage's artefact is there, unchanged, and made from the same inputs.
+
+        Raises:
+            RunFolderError: where it is there but its files or its inputs differ; says what differs.
+        """
+        folder = self.path / stage
+        if not folder.exists():
+            return False
+        manifest = _read_json(folder / MANIFEST)
+        again = f"Run with --from {stage} to make it again (the old one moves to {self.path / 'archive'})"
+        if manifest is None:
+            raise RunFolderError(f"{folder} has no readable {MANIFEST}, so it was not finished here. {again}.")
+        damaged = [
+            name for name, entry in manifest["files"].items() if _digest_or_none(folder / name) != entry["sha256"]
+        ]
+        if damaged:
+            raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
+        changes = differences(manifest["inputs"], _plain(inputs))
+        if changes:
+            raise RunFolderError(
+                f"{folder} was made by another recipe: {'; '.join(changes[:5])}. {again}, or set another output_dir."
+            )
+        return True
+
+    @contextlib.contextmanager
+    def making(self, stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
+        """A folder to write a stage's artefact into; it becomes the artefact when the block ends without an error."""
+        partial = self.path / f"partial-{stage}"
+        if self.state.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        self.state.wait_for_everyone()
+        started = time.time()
+        yield partial
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            manifest = {
+                "stage": stage,
+                "seconds": round(time.time() - started, 3),
+                "processes": self.state.num_processes,
+                "inputs": _plain(inputs),
+                "files": _file_digests(partial),
+            }
+            write_json(partial / MANIFEST, manifest)
+            _sync(partial)
+            os.rename(partial, self.path / stage)
+            _sync(self.path)
+        self.state.wait_for_everyone()
+
+    def archive(self, stages: list[str]) -> list[str]:
+        """Move what these stages made to `archive/TIME/`; returns the names moved."""
+        moved = [name for name in stages if (self.path / name).exists()]
+        if self.state.is_main_process and moved:
+            target = self.path / "archive" / time.strftime("%Y%m%d-%H%M%S")
+            target.mkdir(parents=True)
+            for name in moved:
+                os.rename(self.path / name, target / name)
+        self.state.wait_for_everyone()
+        return moved
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """The manifest of a finished stage."""
+        manifest = _read_json(self.path / stage / MANIFEST)
+        if manifest is None:
+            raise RunFolderError(f"{self.path / stage} is not finished; run the recipe without --only first.")
+        return manifest
+
+    def describe(self, recipe: dict[str, Any]) -> None:
+        """Save the resolved recipe, versions and git state of this launch."""
+        if not self.state.is_main_process:
+            return
+        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        write_json(
+            self.path / MANIFEST,
+            {
+                "launched": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "processes": self.state.num_processes,
+                "device": str(self.state.device),
+                "versions": versions(),
+                "git": git_state(),
+            },
+        )
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_state() -> str | None:
+    """Commit of the code that ran, with "+changes" where files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """What differs between two trees of plain values, one "key: old -> new" each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in [*old, *(k for k in new if k not in old)]:
+            found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        return found
+    return [] if old == new else [f"{prefix.rstrip('.')}: {old!r} -> {new!r}"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files
+    }
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _sync(folder: Path) -> None:
+    """Make the folder's entries, and everything in it, survive a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,128 @@
+"""What a stage starts from: the files earlier stages left, and the rows the recipe names."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.checks import fit_conversation
+from llm_rlhf.data.rows import Conversation, Demonstration, Preference, Prompt
+from llm_rlhf.data.splits import Splits, load_splits
+from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
+from llm_rlhf.recipe import DataSection, ModelSection, Recipe, Source
+from llm_rlhf.run_folder import RunFolder
+
+
+def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
+    """The base of the stage called `before`: the merged SFT model where there is one, else the recipe's base."""
+    if recipe.sft is not None and before != "sft":
+        return run / "sft" / "model"
+    if recipe.world is not None:
+        return run / "world" / "base"
+    assert recipe.model.base is not None  # the recipe was checked
+    return recipe.model.base
+
+
+def starting_section(recipe: Recipe) -> ModelSection:
+    """The model section for loading what starting_model names."""
+    return recipe.model
+
+
+def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
+    """The recipe's sources; a gold world's are the files its stage wrote."""
+    if recipe.data is not None:
+        return recipe.data
+    world = run / "world"
+
+    def file(name: str) -> list[Source]:
+        return [Source(source=str(world / f"{name}.jsonl"))]
+
+    return DataSection(
+        preferences=file("preferences"),
+        demonstrations=file("demonstrations"),
+        prompts=file("prompts"),
+        evaluation_prompts=file("evaluation_prompts"),
+    )
+
+
+def splits(recipe: Recipe, run: RunFolder) -> Splits:
+    return load_splits(data_section(recipe, run))[0]
+
+
+class Fitted:
+    """Rows cut to a number of tokens at turn boundaries, the end kept, with an account of what was done.
+
+    `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone.
+    """
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.limit, self.what = limit, what
+        self.kept = self.cut = 0
+        self.set_aside: list[str] = []
+
+    def fit(self, prompt: Conversation, length: Callable[[Conversation], int], origin: object) -> Conversation | None:
+        fitted = fit_conversation(prompt, length, self.limit)
+        if fitted is None:
+            self.set_aside.append(str(origin))
+            return None
+        self.kept += 1
+        self.cut += fitted != prompt
+        return fitted
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "token_limit": self.limit,
+            "kept": self.kept,
+            "cut_at_turns": self.cut,
+            "too_long": len(self.set_aside),
+        }
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Add the counts to `lengths.json` and the rows set aside to `too_long.jsonl`; returns the counts."""
+        path = folder / "lengths.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known[self.what] = self.counts()
+        path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        if self.set_aside:
+            with (folder / "too_long.jsonl").open("a", encoding="utf-8") as file:
+                for origin in self.set_aside:
+                    file.write(json.dumps({"what": self.what, "origin": origin, "limit": self.limit}) + "\n")
+        return self.counts()
+
+
+def fit_demonstrations(tokenizer: Any, rows: list[Demonstration], account: Fitted) -> list[dict[str, list[int]]]:
+    """Token ids and loss mask of every demonstration that fits, as SFTTrainer's `input_ids` and `assistant_masks`."""
+    encoded = []
+    for row in rows:
+        reply = row.messages[-1]
+        prompt = account.fit(
+            row.messages[:-1], lambda p, r=reply: len(encode_reply(tokenizer, p, r["content"]).ids), row.origin
+        )
+        if prompt is not None:
+            ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply)
+            encoded.append({"input_ids": ids, "assistant_masks": mask})
+    return encoded
+
+
+def fit_preferences(tokenizer: Any, rows: list[Preference], account: Fitted) -> list[Preference]:
+    """The pairs of which both replies fit behind the same, possibly shortened, prompt."""
+    fitted = []
+    for row in rows:
+
+        def longest(prompt: Conversation, row: Preference = row) -> int:
+            return max(len(encode_reply(tokenizer, prompt, reply).ids) for reply in (row.chosen, row.rejected))
+
+        prompt = account.fit(row.prompt, longest, row.origin)
+        if prompt is not None:
+            fitted.append(Preference(prompt, row.chosen, row.rejected, row.objective, row.origin, row.margin))
+    return fitted
+
+
+def fit_prompts(tokenizer: Any, rows: list[Prompt], account: Fitted) -> list[Prompt]:
+    """The prompts that leave room for a reply: the account's limit is the context less the reply's length."""
+    fitted = []
+    for row in rows:
+        messages = account.fit(row.messages, lambda p: len(encode_prompt(tokenizer, p)), row.origin)
+        if messages is not None:
+            fitted.append(Prompt(messages, row.objective, row.origin, row.facts))
+    return fitted

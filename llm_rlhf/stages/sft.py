@@ -1,0 +1,74 @@
+"""Supervised fine-tuning: the base learns to answer as the demonstrations do.
+
+1. Demonstrations are encoded by the chat template; only the assistant's replies and their stop tokens are trained on.
+2. TRL's SFTTrainer trains a LoRA adapter on the (optionally quantised) base.
+3. The adapter is merged into full weights: `sft/model` is the base of every later role, and the reference of PPO.
+
+Writes: adapter/ model/ metrics.jsonl lengths.json
+"""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoConfig
+from trl import SFTTrainer
+
+from llm_rlhf.data.checks import DataError
+from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.recipe import Recipe, trainer_config
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, splits, starting_model
+from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log
+
+
+class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
+    stage_name = "sft"
+
+
+def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
+    """Train and merge. `folder` becomes `sft/`."""
+    base = starting_model(recipe, run_folder, before="sft")
+    tokenizer = load_tokenizer(base, recipe.model)
+    config = trainer_config(recipe, "sft", folder / "trainer")
+    dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
+    trainer = _SFTTrainer(
+        model=load_causal_lm(base, recipe.model, tokenizer),
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe.model, "CAUSAL_LM"),
+    )
+    attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
+    trainer.train()
+    if run_folder.state.is_main_process:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter")
+    run_folder.state.wait_for_everyone()
+    del trainer
+    gc.collect()
+    if run_folder.state.is_main_process:
+        _merge(recipe, base, tokenizer, folder)
+
+
+def _encode(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, config: Any, base: Any) -> Dataset:
+    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
+    limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
+    account = Fitted(limit, "demonstrations")
+    rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
+    if not rows:
+        raise DataError(f"No demonstration fits into {limit} tokens; raise sft.max_length or model.context_length.")
+    if run_folder.state.is_main_process:
+        account.write(folder)
+    config.max_length = None if not config.packing else limit  # every row already fits; nothing is left to cut
+    return Dataset.from_list(rows)
+
+
+def _merge(recipe: Recipe, base: str | Path, tokenizer: Any, folder: Path) -> None:
+    """Full weights with the adapter added, in the compute type, next to the tokenizer they were trained with."""
+    model = load_causal_lm(base, recipe.model, tokenizer, quantized=False)
+    merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
+    merged.to(getattr(torch, recipe.model.dtype)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")

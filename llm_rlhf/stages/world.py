@@ -1,0 +1,54 @@
+"""The gold world: makes the base model and the data of a recipe that has no others.
+
+Everything is written as the files a user would bring, so that the later stages read them by the same paths.
+
+Writes: base/ demonstrations.jsonl preferences.jsonl prompts.jsonl evaluation_prompts.jsonl
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.gold_world import GoldWorld
+from llm_rlhf.data.rows import Conversation, Prompt
+from llm_rlhf.models.tiny_base import make_tiny_base
+from llm_rlhf.recipe import Recipe
+from llm_rlhf.run_folder import RunFolder
+
+
+def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
+    """Write the world's data, then train its base model. `folder` becomes `world/`."""
+    assert recipe.world is not None
+    world = GoldWorld(recipe.world, recipe.seed)
+    if run_folder.state.is_main_process:
+        _write(folder / "demonstrations.jsonl", ({"messages": row.messages} for row in world.demonstrations()))
+        _write(
+            folder / "preferences.jsonl",
+            (
+                {
+                    "prompt": row.prompt,
+                    "chosen": _reply(row.chosen),
+                    "rejected": _reply(row.rejected),
+                    "objective": row.objective,
+                }
+                for row in world.preferences()
+            ),
+        )
+        _write(folder / "prompts.jsonl", map(_prompt, world.prompts()))
+        _write(folder / "evaluation_prompts.jsonl", map(_prompt, world.evaluation_prompts()))
+    make_tiny_base(world.corpus(), folder / "base", recipe.seed)
+
+
+def _reply(text: str) -> Conversation:
+    return [{"role": "assistant", "content": text}]
+
+
+def _prompt(row: Prompt) -> dict[str, Any]:
+    return {"prompt": row.messages, "objective": row.objective, "facts": row.facts}
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,442 @@
+import gzip
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_rlhf.data.checks import BadRow, DataError, prompt_of
+from llm_rlhf.data.formats import (
+    FORMATS,
+    RawRow,
+    formats_of,
+    parse_transcript,
+    render_transcript,
+    to_demonstration,
+    to_preference,
+    to_prompt,
+)
+from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
+from llm_rlhf.recipe import Source
+
+ASK = [{"role": "user", "content": "Where is the key?"}]
+GOOD = {"role": "assistant", "content": "Under the mat."}
+BAD = {"role": "assistant", "content": "Find it yourself."}
+ASK_TEXT = "\n\nHuman: Where is the key?"
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def hh(chosen: str, rejected: str) -> dict[str, str]:
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def reason(row: Mapping[str, object], form: str = "hh") -> str:
+    with pytest.raises(BadRow) as bad:
+        to_preference(RawRow(Origin("here", 1), row), form, "overall")
+    return bad.value.reason
+
+
+# --- HH transcripts
+
+
+def test_a_pair_of_several_turns() -> None:
+    talk = "\n\nHuman: Hi\n\nAssistant: Hello. \n\nTwo paragraphs.\n\nHuman: Where is the key?\n\nAssistant:"
+    raw = RawRow(Origin("here", 1), hh(f"{talk} Under the mat.", f"{talk} Under my hat!"))
+    pair = to_preference(raw, "hh", "harmless")
+    # The longest common prefix of the two texts would end in "Under m".
+    assert pair.prompt == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello. \n\nTwo paragraphs."},
+        {"role": "user", "content": "Where is the key?"},
+    ]
+    assert (pair.chosen, pair.rejected, pair.objective) == ("Under the mat.", "Under my hat!", "harmless")
+    assert raw.repairs == set()
+
+
+def test_turns_of_one_role_on_both_sides_are_joined() -> None:
+    talk = "\n\nHuman: Hi\n\nHuman: Hello?\n\nAssistant: Yes\n\nAssistant: I hear you\n\nHuman: Key?\n\nAssistant: "
+    raw = RawRow(Origin("here", 1), hh(f"{talk}Mat", f"{talk}Hat"))
+    pair = to_preference(raw, "hh", "overall")
+    assert [m["content"] for m in pair.prompt] == ["Hi\n\nHello?", "Yes\n\nI hear you", "Key?"]
+    assert raw.repairs == {"turns of one role in a row joined"}
+
+
+@pytest.mark.parametrize("reply", ["Human: hat", "A hat.  Human: No, a mat.", "See\nAssistant: a hat"])
+def test_a_marker_inside_a_turn_is_text(reply: str) -> None:
+    raw = RawRow(Origin("here", 1), hh(f"{ASK_TEXT}\n\nAssistant: {reply}", f"{ASK_TEXT}\n\nAssistant: None"))
+    pair = to_preference(raw, "hh", "overall")
+    assert (pair.prompt, pair.chosen) == (ASK, reply)
+    assert raw.repairs == {"role marker inside a turn kept as text"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        (f"{ASK_TEXT}\n\nAssistant: ", f"{ASK_TEXT}\n\nAssistant: Hat", "empty chosen reply"),
+        (f"{ASK_TEXT}\n\nAssistant: Hat", f"{ASK_TEXT}\n\nAssistant:", "empty rejected reply"),
+        (f"{ASK_TEXT}\n\nAssistant:\u200b", f"{ASK_TEXT}\n\nAssistant: Hat", "empty chosen reply"),
+        (f"{ASK_TEXT}\n\nAssistant: Hat", f"{ASK_TEXT}\n\nAssistant:  Hat\n", "chosen equals rejected"),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Under the",
+            f"{ASK_TEXT}\n\nAssistant: Under the mat.",
+            "one transcript is the beginning of the other",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nHuman: Thanks\n\nAssistant: Welcome",
+            f"{ASK_TEXT}\n\nAssistant: Mat",
+            "one transcript is the beginning of the other",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nAssistant: Or hat",
+            f"{ASK_TEXT}\n\nAssistant: Hat",
+            "parts before the last turn",
+        ),
+        (f"{ASK_TEXT}\n\nAssistant: Mat", "\n\nHuman: Who?\n\nAssistant: Me", "no shared prompt"),
+        (f"{ASK_TEXT}\n\nAssistant: Mat", f"{ASK_TEXT}", "does not end with an assistant turn"),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nHuman:",
+            f"{ASK_TEXT}\n\nAssistant: Hat\n\nHuman:",
+            "does not end with an assistant turn",
+        ),
+        ("\n\nAssistant: Mat", "\n\nAssistant: Hat", "does not start with a Human turn"),
+        ("Key?\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c", "does not start with a Human turn"),
+        ("", "", "does not start with a Human turn"),
+        ("\n\nHuman: \n\nAssistant: Mat", "\n\nHuman: \n\nAssistant: Hat", "empty prompt"),
+        (
+            "\n\nHuman:\n\nAssistant: a\n\nHuman: b\n\nAssistant: Mat",
+            "\n\nHuman:\n\nAssistant: a\n\nHuman: b\n\nAssistant: Hat",
+            "empty turn",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Well\n\nAssistant: Mat",
+            f"{ASK_TEXT}\n\nAssistant: Well\n\nAssistant: Hat",
+            "prompt does not end with a user turn",
+        ),
+    ],
+)
+def test_transcripts_set_aside(chosen: str, rejected: str, expected: str) -> None:
+    assert reason(hh(chosen, rejected)) == expected
+
+
+TURN = (
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    .map(str.strip)
+    .filter(lambda text: text and "\n\nHuman:" not in text and "\n\nAssistant:" not in text)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TURN, min_size=1, max_size=7))
+def test_transcripts_come_back_as_they_went(contents: list[str]) -> None:
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    assert parse_transcript(render_transcript(talk)) == talk
+
+
+SCRAPS = st.lists(
+    st.sampled_from(
+        ["\n\nHuman:", "\n\nAssistant:", "Human:", "\n", " ", "a", "b\n\nc", "\u200b", "\0", "\ud800", "👋"]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(SCRAPS, st.none(), st.integers()), st.one_of(SCRAPS, st.text()))
+def test_any_pair_of_texts_is_kept_or_set_aside(chosen: object, rejected: str) -> None:
+    raw = RawRow(Origin("here", 1), {"chosen": chosen, "rejected": rejected})
+    try:
+        pair = to_preference(raw, "hh", "overall")
+    except BadRow:
+        return
+    assert [m["role"] for m in pair.prompt] == ["user", "assistant"] * (len(pair.prompt) // 2) + ["user"]
+    assert pair.chosen.strip() != pair.rejected.strip()
+    json.dumps(pair.prompt).encode()
+    (pair.chosen + pair.rejected).encode("utf-8")
+
+
+TEXTS = st.sampled_from(["", "a", "b", "Human: a", "\n\nHuman: a\n\nAssistant: b", "\u200b", "\0", "\ud800", "user"])
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "", None])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS | st.none()}), max_size=5)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+COLUMNS = ["prompt", "chosen", "rejected", "completion", "messages", "objective", "margin", "facts"]
+ROWS = st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, TEXTS | MESSAGES | ANYTHING))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS)
+def test_a_row_of_any_shape_becomes_a_row_or_a_reason(row: dict[str, object]) -> None:
+    formats_of(row)
+    for form in FORMATS:
+        readers: list[Callable[[RawRow, str, str], Preference | Demonstration | Prompt]] = [to_prompt]
+        if form != "prompt":
+            readers.append(to_demonstration)
+        if form in ("hh", "preference"):
+            readers.append(to_preference)
+        for read in readers:
+            try:
+                made = read(RawRow(Origin("here", 1), row), form, "overall")
+            except BadRow:
+                continue
+            prompt = prompt_of(made)
+            assert any(turn["role"] == "user" for turn in prompt)
+            assert prompt[-1]["role"] == "user"
+            assert all(turn["content"].strip() for turn in prompt)
+            repr(made).encode("utf-8")
+
+
+def real_file() -> Path:
+    beside = Path(__file__).parents[2] / "../shared/data/hh_rlhf_harmless_base_test/test.jsonl.gz"
+    return Path(os.environ.get("LLM_RLHF_HH_FILE", beside))
+
+
+@pytest.mark.skipif(not real_file().is_file(), reason="needs HH-RLHF's harmless-base/test.jsonl.gz (LLM_RLHF_HH_FILE)")
+def test_every_row_of_the_real_file() -> None:
+    loaded = load_preferences([Source(source=str(real_file()), objective="harmless")])
+    assert loaded.counts() == {
+        "read": 2312,
+        "kept": 2302,
+        "set_aside": {
+            "empty chosen reply": 4,  # these four transcripts are beginnings of their rejected ones, too
+            "one transcript is the beginning of the other": 1,
+            "parts before the last turn": 5,
+        },
+        "left_out": {},
+        "repaired": {"role marker inside a turn kept as text": 45, "turns of one role in a row joined": 4},
+    }
+    assert [item.origin.row for item in loaded.set_aside] == [87, 517, 926, 1104, 1255, 1610, 1689, 1951, 1953, 2037]
+    assert load_demonstrations([Source(from_="preferences")], loaded.rows).counts()["set_aside"] == {
+        "chosen reply writes a role marker": 21
+    }
+
+
+# --- messages and text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASK, "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": ASK, "chosen": [*ASK, GOOD], "rejected": [*ASK, BAD]},
+        {"prompt": "Where is the key?", "chosen": [*ASK, GOOD], "rejected": [*ASK, BAD]},
+        {"chosen": [*ASK, GOOD], "rejected": [*ASK, BAD]},
+        {"prompt": "Where is the key?", "chosen": "Under the mat.", "rejected": "Find it yourself."},
+        {
+            "chosen": f"{ASK_TEXT}\n\nAssistant: Under the mat.",
+            "rejected": f"{ASK_TEXT}\n\nAssistant: Find it yourself.",
+        },
+    ],
+)
+def test_one_pair_in_every_shape(row: dict[str, object], tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {**row, "margin": 2, "objective": "helpful"}, {**row, "margin": None})
+    first, second = load_preferences([Source(source=path, objective="harmless")]).rows
+    assert (first.prompt, first.chosen, first.rejected) == (ASK, "Under the mat.", "Find it yourself.")
+    assert (first.objective, first.origin) == ("helpful", Origin(path, 1))
+    assert (second.objective, second.margin) == ("harmless", None)
+    if "Human" not in str(row["chosen"]):
+        assert first.margin == 2.0
+
+
+def test_a_reply_of_messages_may_begin_like_the_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {"prompt": "Is it open?", "chosen": "Yes, till six.", "rejected": "Yes"})
+    assert len(load_preferences([Source(source=path)]).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "missing field"),
+        ({"prompt": "q", "chosen": "a"}, "missing field"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a "}, "chosen equals rejected"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": 7, "chosen": "a", "rejected": "b"}, "wrong type"),
+        ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": "kind"}, "unknown objective"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": 1}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "2"}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("-inf")}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, "negative margin"),
+        ({"prompt": ASK_TEXT, "chosen": "a", "rejected": "b"}, "transcript where one turn is expected"),
+        ({"prompt": ASK, "chosen": [GOOD, BAD], "rejected": [BAD]}, "not one assistant turn after the prompt"),
+        ({"prompt": ASK, "chosen": [], "rejected": [BAD]}, "not one assistant turn after the prompt"),
+        ({"chosen": [], "rejected": [BAD]}, "empty conversation"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "empty prompt"),
+        ({"chosen": [*ASK, GOOD], "rejected": [*ASK, GOOD, *ASK, BAD]}, "parts before the last turn"),
+    ],
+)
+def test_message_pairs_set_aside(row: dict[str, object], expected: str) -> None:
+    assert reason(row, "preference") == expected
+
+
+def test_demonstrations_of_every_shape(tmp_path: Path) -> None:
+    talk = [*ASK, GOOD, {"role": "user", "content": "Thanks"}, {"role": "assistant", "content": "Welcome"}]
+    files = [
+        write(tmp_path / "talks.jsonl", {"messages": talk}, {"messages": talk[:3]}),
+        write(tmp_path / "completions.jsonl", {"prompt": ASK, "completion": [GOOD]}, {"prompt": "q", "completion": ""}),
+        write(tmp_path / "texts.jsonl", {"prompt": "Where is the key?", "completion": "Under the mat."}),
+        write(tmp_path / "pairs.jsonl", {"prompt": ASK, "chosen": [GOOD], "rejected": [BAD]}),
+    ]
+    loaded = load_demonstrations([Source(source=file) for file in files], [])
+    assert [(row.messages, row.every_reply) for row in loaded.rows] == [(talk, True)] + [([*ASK, GOOD], False)] * 3
+    assert loaded.counts()["set_aside"] == {"does not end with an assistant turn": 1, "empty reply": 1}
+
+
+def test_a_reply_that_speaks_for_the_user_is_no_demonstration(tmp_path: Path) -> None:
+    row = hh(f"{ASK_TEXT}\n\nAssistant: A hat.  Human: No.", f"{ASK_TEXT}\n\nAssistant: None")
+    path = write(tmp_path / "pairs.jsonl", row, hh(f"{ASK_TEXT}\n\nAssistant: Mat", row["rejected"]))
+    pairs = load_preferences([Source(source=path)])
+    assert len(pairs.rows) == 2
+    loaded = load_demonstrations([Source(from_="preferences")], pairs.rows)
+    assert [row.messages[-1]["content"] for row in loaded.rows] == ["Mat"]
+    assert loaded.counts()["set_aside"] == {"chosen reply writes a role marker": 1}
+
+
+def test_prompts_of_every_shape_and_once_only(tmp_path: Path) -> None:
+    facts = {"entity": 3}
+    files = [
+        write(
+            tmp_path / "prompts.jsonl", {"prompt": "One?", "facts": facts, "objective": "helpful"}, {"prompt": " one? "}
+        ),
+        write(
+            tmp_path / "messages.jsonl", {"messages": [*ASK, GOOD]}, {"messages": [{"role": "user", "content": "Two?"}]}
+        ),
+        write(tmp_path / "completions.jsonl", {"prompt": "Three?", "completion": "3"}),
+        write(tmp_path / "pairs.jsonl", {"prompt": ASK, "chosen": [GOOD], "rejected": [BAD]}),
+    ]
+    loaded = load_prompts([Source(source=file) for file in files], [])
+    assert [row.messages[-1]["content"] for row in loaded.rows] == ["One?", "Where is the key?", "Two?", "Three?"]
+    assert (loaded.rows[0].facts, loaded.rows[0].objective, loaded.rows[1].facts) == (facts, "helpful", {})
+    assert loaded.counts() == {
+        "read": 6,
+        "kept": 4,
+        "set_aside": {},
+        "left_out": {"duplicate prompt": 2},
+        "repaired": {},
+    }
+
+
+def test_facts_that_cannot_be_kept(tmp_path: Path) -> None:
+    good = {"prompt": "One?", "facts": {"deep": [{"שם": 1}]}}
+    path = write(
+        tmp_path / "prompts.jsonl", good, {"prompt": "Two?", "facts": [1]}, {"prompt": "3?", "facts": {"\ud800": 1}}
+    )
+    loaded = load_prompts([Source(source=path)], [])
+    assert [row.facts for row in loaded.rows] == [{"deep": [{"שם": 1}]}]
+    assert [item.reason for item in loaded.set_aside] == ["wrong type", "lone surrogate"]
+
+
+# --- recognising a format
+
+
+def test_the_first_whole_row_decides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "pairs.jsonl", {"chosen": None, "rejected": "x"}, {"prompt": "q", "chosen": "a", "rejected": "b"}
+    )
+    assert load_preferences([Source(source=path)]).counts()["set_aside"] == {"missing field": 1}
+
+
+def test_columns_that_fit_two_formats_are_not_guessed(tmp_path: Path) -> None:
+    row = {"prompt": "Where is the key?", "chosen": [*ASK, GOOD], "rejected": [*ASK, BAD], "messages": [*ASK, GOOD]}
+    path = write(tmp_path / "both.jsonl", row)
+    with pytest.raises(DataError, match=r"preference or messages.*'format'"):
+        load_preferences([Source(source=path)])
+    assert len(load_preferences([Source(source=path, format="preference")]).rows) == 1
+
+
+def test_an_unknown_shape_names_columns_and_formats(tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.jsonl", {"question": "q", "answer": "a"})
+    with pytest.raises(DataError, match=r"'question', 'answer'.*hh: .*prompt_completion: "):
+        load_demonstrations([Source(source=path)], [])
+
+
+def test_a_format_that_cannot_serve(tmp_path: Path) -> None:
+    path = write(tmp_path / "talks.jsonl", {"messages": [*ASK, GOOD]})
+    with pytest.raises(DataError, match=r"'messages', which cannot serve as preferences.*hh, preference"):
+        load_preferences([Source(source=path)])
+
+
+# --- limits, places, hubs
+
+
+def test_a_limit_keeps_the_same_rows_in_any_order(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i // 2}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(60)]
+    one = load_preferences([Source(source=write(tmp_path / "one.jsonl", *rows), limit=15)])
+    random.Random(0).shuffle(rows)
+    other = load_preferences([Source(source=write(tmp_path / "two.jsonl", *rows), limit=15)])
+    assert len(one.rows) == 15
+    assert {row.chosen for row in one.rows} == {row.chosen for row in other.rows}
+    assert [row.origin.row for row in one.rows] == sorted(row.origin.row for row in one.rows)
+    assert one.counts()["left_out"] == {"beyond the source's limit": 45}
+    more = load_preferences([Source(source=str(tmp_path / "one.jsonl"), limit=20)])
+    assert {row.chosen for row in one.rows} < {row.chosen for row in more.rows}
+
+
+def test_a_prompt_beyond_the_limit_may_come_from_the_next_source(tmp_path: Path) -> None:
+    path = write(tmp_path / "prompts.jsonl", *({"prompt": f"Question {i}?"} for i in range(10)))
+    loaded = load_prompts([Source(source=path, limit=4), Source(source=path)], [])
+    assert len(loaded.rows) == 10
+    assert loaded.left_out == {"beyond the source's limit": 6, "duplicate prompt": 4}
+
+
+def test_repairs_of_rows_beyond_the_limit_are_not_counted(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, GOOD]
+    path = write(tmp_path / "talks.jsonl", *({"messages": turns} for _ in range(5)))
+    loaded = load_demonstrations([Source(source=path, limit=2)], [])
+    assert loaded.repaired == {"turns of one role in a row joined": 2}
+
+
+def test_gzip_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "q"}).encode()
+    (tmp_path / "zipped.jsonl").write_bytes(gzip.compress(line))
+    (tmp_path / "plain.jsonl.gz").write_bytes(line)
+    for name in ("zipped.jsonl", "plain.jsonl.gz"):
+        assert len(load_prompts([Source(source=str(tmp_path / name))], []).rows) == 1
+
+
+def test_a_hub_dataset_is_asked_for_with_all_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def load_dataset(path: str, **keys: object) -> list[dict[str, str | None]]:
+        asked.update(keys, path=path)
+        return [{"prompt": "q", "completion": "a", "objective": None}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = Source(source="someone/pairs", subset="small", data_dir="part", split="test")
+    loaded = load_demonstrations([source], [])
+    assert asked == {"path": "someone/pairs", "name": "small", "data_dir": "part", "split": "test"}
+    assert loaded.rows[0].origin == Origin("someone/pairs", 1)
+
+
+def test_a_hub_dataset_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(path: str, **keys: object) -> None:
+        raise ConnectionError("Couldn't reach the hub\nand much more")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"'someone/pairs' \(split 'train'\).*reach the hub.*network") as error:
+        load_preferences([Source(source="someone/pairs")])
+    assert "much more" not in str(error.value)
+    assert error.value.__suppress_context__
+
+
+def test_a_folder_is_read_like_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pairs" / "part"
+    folder.mkdir(parents=True)
+    write(folder / "train.jsonl", {"prompt": "Where is the key?", "chosen": "Mat", "rejected": "Hat", "margin": None})
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    loaded = load_preferences([Source(source=str(tmp_path / "pairs"), data_dir="part")])
+    assert [prompt_of(row) for row in loaded.rows] == [ASK]
