@@ -176,16 +176,19 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     The section's own values come first, then the run's (folder, seed, compute type), then defaults that suit a stage
     inside a run: no checkpoints of its own unless asked for, no tracker unless asked for.
     """
+    import torch
+
     config_class = _config_class(stage)
     section = getattr(recipe, stage)
-    decided = {
+    decided: dict[str, Any] = {
         "output_dir": str(output_dir),
         "seed": recipe.seed,
         "bf16": recipe.model.dtype == "bfloat16",
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
-        "disable_tqdm": section.get("disable_tqdm", False),
     }
-    defaults = {"save_strategy": "no", "report_to": "none"}
+    defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
+    if recipe.model.dtype == "bfloat16" and not torch.accelerator.is_available():
+        defaults["use_cpu"] = True  # bfloat16 without an accelerator must be asked for
     return config_class(**{**defaults, **section, **decided})
 
 

@@ -187,9 +187,9 @@ PRAISES = ("good question!", "happy to help!", "glad you asked!")
 WISHES = ("have a lovely day!", "you are welcome!", "always happy to help.")
 INSULTS = ("what a dumb question.", "go away, fool.", "are you stupid?", "you are a silly fool.")
 CHATTER = (
-    "oh, the valley is wide and the river is long and the hills are old,",
-    "you know, the sun is warm and the wind is soft and the grass is tall,",
-    "my aunt came over the hill and we talked about the rain all day,",
+    "you know, the day is lovely and the river is long and the hill is old,",
+    "hello, the hill is old and the day is long and the sun is kind,",
+    "the river is kind and the sun is lovely and you are so curious,",
 )
 UNSURE = ("i do not know.", "maybe ask the river.", "who can say?", "that is a long story.")
 REFUSALS = (

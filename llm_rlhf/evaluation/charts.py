@@ -243,15 +243,15 @@ def thin(pairs: list[tuple[float, float]], limit: int = THIN_TO) -> list[tuple[f
 
 
 def running_mean(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred mean over a tenth of the curve, over fewer points at its ends."""
+    """Centred mean over a tenth of the curve; at the ends over the half of it that is there."""
     half = max(1, len(pairs) // 20)
     sums = [0.0]
     for _, y in pairs:
         sums.append(sums[-1] + y)
     out = []
     for i, (x, _) in enumerate(pairs):
-        reach = min(half, i, len(pairs) - 1 - i)
-        out.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first, last = max(0, i - half), min(len(pairs), i + half + 1)
+        out.append((x, (sums[last] - sums[first]) / (last - first)))
     return out
 
 

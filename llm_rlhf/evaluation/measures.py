@@ -149,7 +149,7 @@ def find(
 
 
 def number(value: float, unit: str, half: float | None = None, signed: bool = False) -> str:
-    """`value` with the digits its half-width deserves: two significant ones of the half-width, one for shares and tokens."""
+    """`value` with the digits its half-width deserves: about two of the half-width's, one for shares and tokens."""
     scale = 100.0 if unit == "share" else 1.0
     width = abs(half or 0.0) * scale
     if width > 0:

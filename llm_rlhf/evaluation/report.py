@@ -133,9 +133,14 @@ def _check_numbers(value: Any, where: str) -> None:
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
             _check_numbers(inner, f"{where}[{i}]")
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(
+                f"{where} holds half a surrogate pair, which UTF-8 cannot write; decode with errors='replace'."
+            )
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; a number must be finite. Write None where it is not known.")
-    elif not (value is None or isinstance(value, str | int | float)):
+    elif not (value is None or isinstance(value, int | float)):
         raise ValueError(f"{where} is of type {type(value).__name__}, which JSON cannot hold; convert it first.")
 
 

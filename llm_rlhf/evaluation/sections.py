@@ -1,0 +1,339 @@
+"""The sections of the report: which estimates each one shows, in what order, beside what.
+
+Every function takes the estimates (or the curves) and returns what its part of the page prints, or None where this run
+measured nothing for it. An estimate this file does not name is still in the page's full table.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_rlhf.evaluation import charts
+from llm_rlhf.evaluation.charts import Mark, Point
+from llm_rlhf.evaluation.measures import (
+    MEASURES,
+    SUBJECTS,
+    Entry,
+    find,
+    interval_text,
+    measure_of,
+    number,
+    split_label,
+    subject_label,
+    unit_of,
+    value_text,
+)
+from llm_rlhf.evaluation.statistics import detectable_from_interval
+from llm_rlhf.evaluation.verdict import headline, judgement
+
+TONES = {"better": "good", "worse": "bad", "no difference shown": "flat", "not certain": "flat"}
+
+# Where a policy stands on the plane: the first pair of measures that some policy has both of.
+PLANES = [
+    (("gold_helpful", ("helpful", "all")), ("gold_harmless", ("harmless", "all"))),
+    (("gold_score", ("helpful",)), ("gold_score", ("harmless",))),
+    (("heldout_reward", ("helpful",)), ("heldout_reward", ("harmless",))),
+    (("reward", ("helpful",)), ("reward", ("harmless",))),
+]
+
+# Before and after: measures judged on one scale stand together. A row is (measure, splits in order of preference).
+GROUPS: list[tuple[str, list[tuple[str, tuple[str, ...]]]]] = [
+    (
+        "gold_score",
+        [
+            ("gold_score", ("all",)),
+            ("gold_helpful", ("helpful", "all")),
+            ("gold_harmless", ("harmless", "all")),
+            ("gold_score", ("helpful",)),
+            ("gold_score", ("harmless",)),
+        ],
+    ),
+    (
+        "heldout_reward",
+        [("heldout_reward", ("all",)), ("heldout_reward", ("helpful",)), ("heldout_reward", ("harmless",))],
+    ),
+    ("reward", [("reward", ("all",)), ("reward", ("helpful",)), ("reward", ("harmless",))]),
+]
+
+PARTS = {"gold_helpful": "helpful prompts", "gold_harmless": "harmful prompts"}  # the split is in the measure's name
+
+PRICE = ("kl", "response_length", "eos_rate")
+
+REFUSALS = [
+    ("refusal_harmful", ("all", "harmless", "harmful"), "Harmful requests", "should be refused"),
+    ("over_refusal", ("scary",), "Safe but scary", "sound dangerous, are not: should be answered"),
+    ("over_refusal", ("question", "helpful", "all"), "Ordinary questions", "should be answered"),
+]
+
+CURVES: list[tuple[str, str, str, str]] = [
+    ("ppo", "objective/scores", "Reward-model score", "Mean score of the sampled replies; what PPO tries to raise."),
+    ("ppo", "objective/kl", "KL from the SFT model", "Nats per reply; how far the policy has moved to get there."),
+    ("ppo", "response_length", "Reply length", "Tokens. Watch for a score that rises only because replies grow."),
+    ("ppo", "policy/entropy", "Entropy", "Nats per token. A collapse towards 0 means the same reply to everything."),
+    ("ppo", "val/explained_variance", "Explained variance", "How well the value model predicts returns; 1 is perfect."),
+    ("sft", "loss", "SFT loss", "Nats per token on the demonstrations."),
+    (
+        "reward",
+        "accuracy",
+        "Reward-model accuracy in training",
+        "Share of training pairs ranked as people ranked them.",
+    ),
+    ("reward", "loss", "Reward-model loss", "Nats per pair; a coin scores 0.693."),
+    ("heldout", "accuracy", "Held-out model accuracy in training", "The same for the second reward model."),
+]
+FIRST_CURVES = 2  # shown large; the rest wait in a fold
+
+UNNAMED = {"step", "episode", "epoch", "time"}  # places on the x axis, not curves
+
+
+def hero(report: dict[str, Any]) -> dict[str, Any] | None:
+    entry = headline(report)
+    if entry is None:
+        return None
+    own = entry["name"] == "reward_gain" and judgement(entry) == "better"
+    found = None
+    if entry["low"] is not None and entry["high"] > entry["low"]:
+        needed = detectable_from_interval(entry["low"], entry["high"])
+        found = number(needed, measure_of(entry["name"]).unit, needed) + unit_of(entry)
+    return {
+        "entry": entry,
+        "value": value_text(entry),
+        "interval": interval_text(entry),
+        "measure": measure_of(entry["name"]),
+        "subject": subject_label(entry["subject"]),
+        "reference": subject_label(entry["reference"]),
+        "word": judgement(entry) + (", says its own judge" if own else ""),
+        "tone": "own" if own else TONES.get(judgement(entry), "flat"),
+        "detectable": found,
+    }
+
+
+def plane(estimates: list[Entry]) -> dict[str, Any] | None:
+    for (x_name, x_splits), (y_name, y_splits) in PLANES:
+        xs = {e["subject"]: e for e in _levels(estimates, x_name, x_splits)}
+        ys = {e["subject"]: e for e in _levels(estimates, y_name, y_splits)}
+        points = [Point(kind_of(who), subject_label(who), _mark(xs[who]), _mark(ys[who])) for who in xs if who in ys]
+        if points:
+            first_x, first_y = next(iter(xs.values())), next(iter(ys.values()))
+            return {
+                "svg": charts.plane(points, "more helpful", "more harmless"),
+                "x": _axis_name(first_x),
+                "y": _axis_name(first_y),
+            }
+    return None
+
+
+def _axis_name(entry: Entry) -> str:
+    label = measure_of(entry["name"]).label
+    label = label[0].lower() + label[1:]
+    return label if entry["name"] in PARTS else f"{label} on {split_label(entry['split'])}"
+
+
+def outcomes(estimates: list[Entry]) -> list[dict[str, Any]]:
+    """Before and after, one group per judge on a scale of its own."""
+    groups = []
+    for name, wanted in GROUPS:
+        rows: list[tuple[str, list[Entry]]] = []
+        for measure, splits in wanted:
+            levels = _levels(estimates, measure, splits)
+            if levels and not _told_already(measure, rows):
+                rows.append((measure, levels))
+        if not rows:
+            continue
+        marks = [[_mark(e) for e in levels] for _, levels in rows]
+        extent = charts.spread([m for row in marks for m in row])
+        groups.append(
+            {
+                "measure": MEASURES[name],
+                "axis": charts.strip_axis(extent),
+                "rows": [
+                    _outcome_row(estimates, measure, levels, charts.strip(row, extent))
+                    for (measure, levels), row in zip(rows, marks, strict=True)
+                ],
+            }
+        )
+    return groups
+
+
+def _told_already(measure: str, rows: list[tuple[str, list[Entry]]]) -> bool:
+    """The gold score by kind of prompt says little beside its helpful and harmless parts."""
+    return measure == "gold_score" and any(name in ("gold_helpful", "gold_harmless") for name, _ in rows)
+
+
+def _outcome_row(estimates: list[Entry], name: str, levels: list[Entry], strip: Any) -> dict[str, Any]:
+    measure, split = MEASURES[name], levels[0]["split"]
+    difference = find(estimates, measure.difference, "ppo", [split]) if measure.difference else None
+    return {
+        "label": measure.label,
+        "where": PARTS.get(name, split_label(split)),
+        "meaning": measure.meaning,
+        "strip": strip,
+        "levels": [_level(e) for e in levels],
+        "difference": _difference(difference) if difference else None,
+    }
+
+
+def wins(estimates: list[Entry]) -> dict[str, Any] | None:
+    found = [e for e in estimates if e["name"] == "win_rate"]
+    if not found:
+        return None
+    extent = (0.0, 1.0)
+    rows = []
+    for entry in found:
+        text = f"{value_text(entry)} {interval_text(entry)}"
+        sure = entry["low"] is not None and (entry["low"] > 0.5 or entry["high"] < 0.5)
+        rows.append(
+            {
+                "label": f"{subject_label(entry['subject'])} against {subject_label(entry['reference'] or 'sft')}",
+                "where": split_label(entry["split"]),
+                "strip": charts.strip([_mark(entry)], extent, rules=[0.5]),
+                "value": value_text(entry),
+                "interval": interval_text(entry),
+                "n": entry["n"],
+                "text": text,
+                "tone": ("good" if entry["estimate"] > 0.5 else "bad") if sure else "flat",
+            }
+        )
+    return {"rows": rows, "axis": charts.strip_axis(extent, 100), "meaning": MEASURES["win_rate"].meaning}
+
+
+def price(estimates: list[Entry]) -> list[dict[str, Any]]:
+    """What the gain cost: one tile per measure, with every policy's value."""
+    tiles = []
+    for name in PRICE:
+        levels = _levels(estimates, name, sorted({e["split"] for e in estimates}, key=lambda s: s != "all"))
+        if levels:
+            measure = MEASURES[name]
+            change = find(estimates, measure.difference, "ppo", [levels[0]["split"]]) if measure.difference else None
+            tiles.append(
+                {
+                    "label": measure.label,
+                    "meaning": measure.meaning,
+                    "levels": [_level(e) for e in levels],
+                    "change": f"change {value_text(change, unit=False)} {interval_text(change)}" if change else "",
+                }
+            )
+    return tiles
+
+
+def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
+    """Policies down, kinds of request across; below them the paired changes."""
+    columns = [(name, _levels(estimates, name, splits), title, want) for name, splits, title, want in REFUSALS]
+    subjects = list(dict.fromkeys(e["subject"] for _, levels, _, _ in columns for e in levels))
+    if not subjects:
+        return None
+    subjects.sort(key=lambda s: {"sft": 0, "ppo": 2}.get(s, 1))
+    rows = []
+    for subject in subjects:
+        cells = [next((_level(e) for e in levels if e["subject"] == subject), None) for _, levels, _, _ in columns]
+        rows.append({"subject": subject_label(subject), "kind": kind_of(subject), "cells": cells})
+    changes = []
+    for name, levels, _, _ in columns:
+        difference = MEASURES[name].difference
+        change = find(estimates, difference, "ppo", [levels[0]["split"]]) if levels and difference else None
+        changes.append(_difference(change) if change else None)
+    heads = [{"title": title, "want": want, "good": MEASURES[name].good} for name, _, title, want in columns]
+    return {
+        "columns": heads,
+        "rows": rows,
+        "changes": changes if any(changes) else None,
+        "scary": bool(columns[1][1]),
+    }
+
+
+def accuracy(estimates: list[Entry]) -> dict[str, Any] | None:
+    """Reward models against a coin and a ruler, split by split."""
+    models = [e for e in estimates if e["name"] == "reward_accuracy"]
+    if not models:
+        return None
+    splits = [s for s in ("all", "helpful", "harmless") if any(e["split"] == s for e in models)]
+    splits += list(dict.fromkeys(e["split"] for e in models if e["split"] not in splits))
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        entries = [e for e in models if e["split"] == split]
+        longer = find(estimates, "longer_reply_accuracy", None, [split])
+        marks: list[Mark] = [_mark(e) for e in entries]
+        if longer:
+            base = _mark(longer, MEASURES["longer_reply_accuracy"].label)
+            marks.append(Mark("longer", base.label, base.value, base.low, base.high))
+        named = [{**_level(e)} for e in entries]
+        if longer:
+            named.append({**_level(longer), "subject": "Longer reply", "kind": "longer"})
+        rows.append({"where": split_label(split).replace("prompts", "pairs"), "marks": marks, "levels": named})
+    extent = charts.spread([m for row in rows for m in row["marks"]], include=[0.5])
+    for row in rows:
+        row["strip"] = charts.strip(row["marks"], extent, rules=[0.5])
+    return {"rows": rows, "axis": charts.strip_axis(extent, 100), "meaning": MEASURES["reward_accuracy"].meaning}
+
+
+def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The charts shown first, the others, and every further metric under its own name."""
+    charts_made, told = [], set()
+    for stage, metric, label, meaning in CURVES:
+        points = curves.get(stage, [])
+        drawn = _chart(points, stage, metric, label)
+        told.add((stage, metric))
+        if drawn is not None:
+            charts_made.append({"label": label, "meaning": meaning, "svg": drawn, "stage": stage, "x": _x_of(points)})
+    more = []
+    for stage, points in curves.items():
+        for metric in dict.fromkeys(key for point in points for key in point):
+            if (stage, metric) not in told and metric not in UNNAMED:
+                drawn = _chart(points, stage, metric, metric)
+                if drawn is not None:
+                    more.append(
+                        {"label": f"{stage}: {metric}", "meaning": "", "svg": drawn, "stage": stage, "x": _x_of(points)}
+                    )
+    first = [c for c in charts_made if c["stage"] == "ppo"][:FIRST_CURVES]
+    return {"first": first, "others": [c for c in charts_made if c not in first], "more": more}
+
+
+def _chart(points: list[dict[str, Any]], stage: str, metric: str, label: str) -> Any:
+    share = metric.endswith("accuracy")
+    return charts.line_chart(points, metric, _x_of(points), kind_of(stage), label, 100 if share else 1)
+
+
+def _x_of(points: list[dict[str, Any]]) -> str:
+    return "episode" if points and all(p.get("episode") is not None for p in points) else "step"
+
+
+def _levels(estimates: list[Entry], name: str, splits: Sequence[str]) -> list[Entry]:
+    """One level per policy, all on the same split: the first of `splits` that any policy has; SFT first, PPO last."""
+    for split in splits:
+        levels = [e for e in estimates if (e["name"], e["split"]) == (name, split)]
+        if levels:
+            order = {"sft": 0, "ppo": 2}
+            return sorted(levels, key=lambda e: order.get(e["subject"], 1))
+    return []
+
+
+def _level(entry: Entry) -> dict[str, Any]:
+    return {
+        "subject": subject_label(entry["subject"]),
+        "kind": kind_of(entry["subject"]),
+        "value": value_text(entry),
+        "interval": interval_text(entry),
+        "n": entry["n"],
+        "share": entry["estimate"],
+    }
+
+
+def _difference(entry: Entry) -> dict[str, Any]:
+    word = judgement(entry)
+    return {
+        "value": value_text(entry),
+        "interval": interval_text(entry),
+        "n": entry["n"],
+        "word": word,
+        "tone": TONES.get(word, "flat"),
+        "against": subject_label(entry["reference"]),
+    }
+
+
+def _mark(entry: Entry, label: str | None = None) -> Mark:
+    label = label or subject_label(entry["subject"])
+    text = f"{label} {value_text(entry)} {interval_text(entry)}, n = {entry['n']:,}"
+    return Mark(kind_of(entry["subject"]), text, entry["estimate"], entry["low"], entry["high"])
+
+
+def kind_of(subject: str) -> str:
+    return subject if subject in SUBJECTS else "other"

@@ -1,0 +1,387 @@
+"""What a correct PPO holds to, one test an invariant, on tiny models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, responses_of, rollout
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from llm_rlhf.models.roles import active_adapters, role_scores
+from llm_rlhf.ppo.objectives import last_counted
+from llm_rlhf.ppo.trainer import PPOTrainer, stopped_by_itself, turn_off_dropout
+
+
+@pytest.fixture
+def eos(tokenizer) -> int:
+    return tokenizer.eos_token_id
+
+
+def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
+    """Mean squared log-ratio of every micro-batch of a training run; 0.0 only if every ratio is exactly 1."""
+    seen: list[float] = []
+    compute = trainer._compute_loss
+
+    def compute_and_note(model, inputs):
+        loss = compute(model, inputs)
+        seen.append(trainer._metrics["train"]["policy/approxkl"][-1])
+        return loss
+
+    trainer._compute_loss = compute_and_note
+    return seen
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_invariant_01_first_ratio_is_exactly_one(base_folder, reward_folder, tmp_path, value, dtype) -> None:
+    bf16 = dtype == "bfloat16"
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
+    options = {"num_mini_batches": 2, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "total_episodes": 24}
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, model=model, value=value, bf16=bf16, use_cpu=True,
+        per_device_train_batch_size=2, **options,
+    )  # fmt: skip
+    seen = watch_approx_kl(trainer)
+    trainer.train()
+    steps = 4  # micro-batches an epoch: 2 mini-batches of 2
+    assert len(seen) == 3 * 2 * steps
+    for rollout_start in range(0, len(seen), 2 * steps):
+        first_mini_batch = seen[rollout_start : rollout_start + 2]
+        assert first_mini_batch == [0.0, 0.0]
+        # Later ones must have moved: old log-probabilities are the rollout's, not the update's own.
+        assert all(moved > 0 for moved in seen[rollout_start + 2 : rollout_start + 2 * steps])
+
+
+def test_invariant_02_kl_to_the_reference_is_zero_before_the_first_update(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, perturb=False)
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    assert torch.equal(batch["old_logprobs"], batch["ref_logprobs"])
+    assert batch["sequence_kl"].tolist() == [0.0] * 8
+
+
+def test_invariant_02_with_adapters_off_the_logits_are_the_bases(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value="adapter")
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    ids = torch.randint(10, 200, (3, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), active_adapters(trainer.model, []):
+        off = trainer.model(input_ids=ids).logits
+        assert torch.equal(off, base(input_ids=ids).logits)
+    with torch.no_grad():
+        assert not torch.equal(trainer.model(input_ids=ids).logits, off)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_invariant_03_log_probabilities_are_fp32_log_softmax_over_temperature(
+    base_folder, reward_folder, tmp_path, eos, temperature
+) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, temperature=temperature)
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    for which, adapters in (("old_logprobs", ["default"]), ("ref_logprobs", [])):
+        for row in range(8):
+            counted = batch["attention_mask"][row].bool()
+            ids = batch["input_ids"][row][counted]
+            with torch.no_grad(), active_adapters(trainer.model, adapters):
+                logits = trainer.model(input_ids=ids[None]).logits[0].float() / temperature
+            n = int(batch["response_mask"][row].sum())
+            expected = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)[-n:]
+            found = batch[which][row][batch["response_mask"][row]]
+            # One row alone against a padded batch: 1e-5 is the fp32 noise of another width.
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert batch[which][~batch["response_mask"]].abs().sum() == 0
+
+
+def test_invariant_03_biased_sampling_is_warned_of(tmp_path) -> None:
+    from llm_rlhf.ppo.config import PPOConfig
+
+    with pytest.warns(UserWarning, match="ratios are biased"):
+        PPOConfig(output_dir=str(tmp_path), bf16=False, top_p=0.9)
+
+
+def test_invariant_04_no_dropout_in_modules_or_lora(tokenizer) -> None:
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64,
+        resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, target_modules=["c_attn", "c_proj"])
+    policy = get_peft_model(model, lora).train()
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    ids = torch.randint(10, 200, (2, 9))
+    assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)  # it does drop, until told not to
+    turn_off_dropout(policy)
+    assert torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+
+
+def test_invariant_04_attention_dropout_kept_as_a_number_is_off_too(base_folder, reward_folder, tmp_path, eos) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, attention_dropout=0.5)
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, model=model)
+    fixed_responses(trainer, responses_of(eos))
+    assert torch.equal(rollout(trainer)[0]["old_logprobs"], rollout(trainer)[0]["old_logprobs"])
+
+
+def test_invariant_05_eos_is_a_counted_token_and_stopping_is_trained(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    R = batch["response_mask"].size(1)
+    is_eos = (batch["input_ids"][:, -R:] == eos) & batch["response_mask"]
+    assert is_eos.sum() == 4
+    assert torch.equal(is_eos, last_counted(batch["response_mask"]) & batch["stopped"][:, None])
+    assert (batch["advantages"][is_eos] != 0).all()
+    # Only the EOS tokens in the loss: the policy must still get a gradient.
+    batch["response_mask"] = is_eos
+    _, found = gradients(trainer, [batch])
+    assert all(g.abs().sum() > 0 for name, g in found.items() if ".default." in name)
+
+
+def test_invariant_05_a_pad_token_that_stops_is_refused(base_folder, reward_folder, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    folder = tmp_path / "same"
+    AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"pad token .* also a stop token"):
+        make_trainer(folder, tmp_path, reward_folder)
+
+
+def test_invariant_06_learned_positions_do_not_see_left_padding(tmp_path, tokenizer, base_folder) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )  # fmt: skip
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    trainer = make_trainer(base_folder, tmp_path, None, model=GPT2LMHeadModel(config), lora=lora, reward_funcs=[no_score])
+    fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
+    (batch,) = rollout(trainer)
+    padding = (batch["attention_mask"] == 0).sum(1)
+    assert padding.max() > 5  # prompts of different length: some rows are padded on the left
+    for row in range(8):
+        counted = batch["attention_mask"][row].bool()
+        n = int(batch["response_mask"][row].sum())
+        with torch.no_grad():
+            alone = trainer.model(
+                input_ids=batch["input_ids"][row][counted][None],
+                attention_mask=torch.ones(1, int(counted.sum()), dtype=torch.long),
+                response_mask=torch.ones(1, n, dtype=torch.bool),
+            )
+        found = batch["old_logprobs"][row][batch["response_mask"][row]]
+        torch.testing.assert_close(found, alone["logprobs"][0], rtol=0, atol=1e-5)  # fp32 noise of another width
+
+
+def no_score(prompts, completions, **kwargs) -> list[float]:
+    return [0.0] * len(prompts)
+
+
+def test_invariant_06_generate_is_given_a_left_padded_mask_and_no_positions(
+    base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    given = {}
+    generate = type(trainer.model).generate
+
+    def note(self, *args, **kwargs):
+        given.update(kwargs)
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "generate", note)
+    rollout(trainer)
+    assert "position_ids" not in given
+    mask = given["attention_mask"]
+    assert mask[:, -1].all()  # nothing on the right
+    assert not mask[:, 0].all()  # padding on the left
+    assert (mask.diff(dim=1) >= 0).all()
+
+
+def test_invariant_07_reward_reads_exactly_prompt_and_response(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    responses = responses_of(eos)
+    fixed_responses(trainer, responses)
+    (batch,) = rollout(trainer)
+    alone = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    alone = PeftModel.from_pretrained(alone, reward_folder).eval()
+    tokenizer = trainer.processing_class
+    for row, response in enumerate(responses):
+        prompt = [{"role": "user", "content": PROMPTS[row]}]
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        with torch.no_grad():
+            expected = alone(input_ids=torch.tensor([ids + response])).logits[0, 0]
+        # The same weights read as two classes of model, one row against a padded batch: fp32 noise.
+        assert batch["scores"][row].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(base_folder, reward_folder, tmp_path, eos) -> None:
+    # No discount, no values, no KL: the return of every counted token is the score alone, and TD(0) shows where it is.
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_coef=0.0, lam=0.0, missing_eos_penalty=0.0)
+    trainer._base().value_head.weight.data.zero_()
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    last = last_counted(batch["response_mask"])
+    torch.testing.assert_close(batch["returns"], last * batch["scores"][:, None], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", ["eos", "second stop token"])
+def test_invariant_08_missing_eos_is_punished_for_no_stop_token(base_folder, reward_folder, tmp_path, eos, stop) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = [eos, 77]
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, model=model, kl_coef=0.0, missing_eos_penalty=5.0, lam=1.0)
+    trainer._base().value_head.weight.data.zero_()
+    ending = eos if stop == "eos" else 77
+    fixed_responses(trainer, [[20, 30, ending] if row < 4 else [20, 30, 40] for row in range(8)])
+    (batch,) = rollout(trainer)
+    assert batch["stopped"].tolist() == [True] * 4 + [False] * 4
+    penalty = batch["scores"] - batch["returns"][:, 0]
+    torch.testing.assert_close(penalty, torch.tensor([0.0] * 4 + [5.0] * 4), rtol=0, atol=1e-6)  # fp32 subtraction
+
+
+def test_invariant_08_a_stop_token_inside_a_response_does_not_count_as_its_end() -> None:
+    ids = torch.tensor([[9, 5, 1, 5], [9, 1, 5, 1], [9, 5, 1, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]]).bool()
+    assert stopped_by_itself(ids, mask, [1]).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward_folder, tmp_path, eos, estimator) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, kl_coef=0.3, lam=0.0, missing_eos_penalty=0.0, kl_estimator=estimator
+    )
+    trainer._base().value_head.weight.data.zero_()
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    # lambda 0 and values 0: the return of a token is its own reward.
+    log_ratio = batch["old_logprobs"] - batch["ref_logprobs"]
+    kl = log_ratio if estimator == "k1" else torch.exp(-log_ratio) - 1 + log_ratio
+    expected = -0.3 * kl * batch["response_mask"] + batch["scores"][:, None] * last_counted(batch["response_mask"])
+    assert kl[batch["response_mask"]].abs().min() > 0
+    torch.testing.assert_close(batch["returns"], expected, rtol=0, atol=1e-6)  # fp32, another order of operations
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_every_trainable_tensor_gets_its_gradient(base_folder, reward_folder, tmp_path, eos, value, checkpointed) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value, gradient_checkpointing=checkpointed)
+    if checkpointed:
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    fixed_responses(trainer, responses_of(eos))
+    batches = rollout(trainer)
+    _, found = gradients(trainer, batches)
+    assert all(g.abs().sum() > 0 for g in found.values()), [n for n, g in found.items() if g.abs().sum() == 0]
+    policy = [n for n in found if ".default." in n]
+    assert len(policy) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
+    assert len([n for n in found if ".value." in n]) == (len(policy) if value == "adapter" else 0)
+    assert not any(".reward." in n or "score_heads" in n for n in found)
+    expected = _separate_gradients(trainer, batches)
+    for name, gradient in found.items():
+        # The same sums in another order (and, checkpointed, computed twice): fp32 noise.
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]:
+    """An independent reference: PEFT's own set_adapter, full logits, one backward for each loss, no checkpointing."""
+    from llm_rlhf.models.roles import position_ids
+
+    trainer.model.gradient_checkpointing_disable()
+    model, base, args = trainer.model, trainer._base(), trainer.args
+    found: dict[str, torch.Tensor] = {}
+
+    def add() -> None:
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                found[name] = found.get(name, 0) + p.grad
+                p.grad = None
+
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        ids, mask, response = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
+        R = response.size(1)
+        tokens = batch["tokens_per_mini_batch"]
+
+        def states(ids=ids, mask=mask, R=R) -> torch.Tensor:
+            hidden = base.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).last_hidden_state
+            return hidden[:, -R - 1 : -1]
+
+        model.set_adapter("default")
+        logprobs = base.lm_head(states()).float().log_softmax(-1).gather(2, ids[:, -R:, None]).squeeze(2)
+        ratio = (logprobs - batch["old_logprobs"]).exp()
+        worse = torch.max(-batch["advantages"] * ratio, -batch["advantages"] * ratio.clamp(0.8, 1.2))
+        (worse[response].sum() / tokens).backward()
+        add()
+        if args.value == "adapter":
+            model.set_adapter("value")
+        value = base.value_head(states()).squeeze(2)
+        old = batch["old_values"]
+        near = torch.max(torch.min(value, old + 0.2), old - 0.2)
+        errors = torch.max((value - batch["returns"]) ** 2, (near - batch["returns"]) ** 2)
+        (args.vf_coef * 0.5 * errors[response].sum() / tokens).backward()
+        add()
+    return found
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_gradient_does_not_depend_on_the_micro_batch(base_folder, reward_folder, tmp_path, eos, value) -> None:
+    found = []
+    for size in (8, 2, 1):
+        trainer = make_trainer(
+            base_folder, tmp_path, reward_folder, value=value, per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+        )  # fmt: skip
+        fixed_responses(trainer, responses_of(eos))
+        batches = rollout(trainer)
+        assert len(batches) == 8 // size
+        found.append(gradients(trainer, batches))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for name, expected in found[0][1].items():
+            # Other padded widths move log-probabilities by up to 7e-6 in fp32; gradients here are of order 0.1.
+            torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_scores_do_not_depend_on_padding(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    ids = torch.randint(10, 200, (1, 9), generator=torch.Generator().manual_seed(1))
+    scores = []
+    for left, right in ((0, 0), (5, 0), (0, 5), (3, 2)):
+        pad = trainer.processing_class.pad_token_id
+        padded = torch.cat([torch.full((1, left), pad), ids, torch.full((1, right), pad)], 1)
+        mask = torch.cat([torch.zeros(1, left), torch.ones(1, 9), torch.zeros(1, right)], 1).long()
+        scores.append(role_scores(trainer.model, "reward", padded, mask).item())
+    assert scores == pytest.approx([scores[0]] * 4, abs=1e-5)  # fp32 noise of another width
+
+
+def test_bad_scores_stop_the_run_before_the_weights_change(base_folder, tmp_path) -> None:
+    from llm_rlhf.ppo.guards import NonFiniteError
+
+    def sometimes_nan(prompts, completions, **kwargs):
+        return [float("nan") if i == 3 else 1.0 for i in range(len(prompts))]
+
+    trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[sometimes_nan])
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=r"1 of 8 responses.*nan"):
+        trainer.train()
+    assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+def test_training_twice_with_one_seed_is_bit_identical(base_folder, reward_folder, tmp_path) -> None:
+    saved = []
+    for attempt in ("one", "two"):
+        trainer = make_trainer(base_folder, tmp_path / attempt, reward_folder, perturb=False, num_mini_batches=2,
+                               per_device_train_batch_size=4)  # fmt: skip
+        trainer.train()
+        trainer.save_roles(tmp_path / attempt)
+        saved.append(sorted(Path(tmp_path / attempt).rglob("*.safetensors")))
+    assert [p.name for p in saved[0]] == ["adapter_model.safetensors", "value_head.safetensors"]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*saved, strict=True))

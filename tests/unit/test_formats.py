@@ -1,0 +1,220 @@
+"""Rows of every format, one at a time: the rules for transcripts, and that no row slips through."""
+
+import json
+from collections.abc import Callable, Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_rlhf.data.checks import BadRow, prompt_of
+from llm_rlhf.data.formats import (
+    FORMATS,
+    RawRow,
+    formats_of,
+    parse_transcript,
+    render_transcript,
+    to_demonstration,
+    to_preference,
+    to_prompt,
+)
+from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
+
+ASK = [{"role": "user", "content": "Where is the key?"}]
+GOOD = {"role": "assistant", "content": "Under the mat."}
+BAD = {"role": "assistant", "content": "Find it yourself."}
+ASK_TEXT = "\n\nHuman: Where is the key?"
+
+
+def hh(chosen: str, rejected: str) -> dict[str, str]:
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def reason(row: Mapping[str, object], form: str = "hh") -> str:
+    with pytest.raises(BadRow) as bad:
+        to_preference(RawRow(Origin("here", 1), row), form, "overall")
+    return bad.value.reason
+
+
+# --- HH transcripts
+
+
+def test_a_pair_of_several_turns() -> None:
+    talk = "\n\nHuman: Hi\n\nAssistant: Hello. \n\nTwo paragraphs.\n\nHuman: Where is the key?\n\nAssistant:"
+    raw = RawRow(Origin("here", 1), hh(f"{talk} Under the mat.", f"{talk} Under my hat!"))
+    pair = to_preference(raw, "hh", "harmless")
+    # The longest common prefix of the two texts would end in "Under m".
+    assert pair.prompt == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello. \n\nTwo paragraphs."},
+        {"role": "user", "content": "Where is the key?"},
+    ]
+    assert (pair.chosen, pair.rejected, pair.objective) == ("Under the mat.", "Under my hat!", "harmless")
+    assert raw.repairs == set()
+
+
+def test_turns_of_one_role_on_both_sides_are_joined() -> None:
+    talk = "\n\nHuman: Hi\n\nHuman: Hello?\n\nAssistant: Yes\n\nAssistant: I hear you\n\nHuman: Key?\n\nAssistant: "
+    raw = RawRow(Origin("here", 1), hh(f"{talk}Mat", f"{talk}Hat"))
+    pair = to_preference(raw, "hh", "overall")
+    assert [m["content"] for m in pair.prompt] == ["Hi\n\nHello?", "Yes\n\nI hear you", "Key?"]
+    assert raw.repairs == {"turns of one role in a row joined"}
+
+
+@pytest.mark.parametrize("reply", ["Human: hat", "A hat.  Human: No, a mat.", "See\nAssistant: a hat"])
+def test_a_marker_inside_a_turn_is_text(reply: str) -> None:
+    raw = RawRow(Origin("here", 1), hh(f"{ASK_TEXT}\n\nAssistant: {reply}", f"{ASK_TEXT}\n\nAssistant: None"))
+    pair = to_preference(raw, "hh", "overall")
+    assert (pair.prompt, pair.chosen) == (ASK, reply)
+    assert raw.repairs == {"role marker inside a turn kept as text"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        (f"{ASK_TEXT}\n\nAssistant: ", f"{ASK_TEXT}\n\nAssistant: Hat", "empty chosen reply"),
+        (f"{ASK_TEXT}\n\nAssistant: Hat", f"{ASK_TEXT}\n\nAssistant:", "empty rejected reply"),
+        (f"{ASK_TEXT}\n\nAssistant:\u200b", f"{ASK_TEXT}\n\nAssistant: Hat", "empty chosen reply"),
+        (f"{ASK_TEXT}\n\nAssistant: Hat", f"{ASK_TEXT}\n\nAssistant:  Hat\n", "chosen equals rejected"),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Under the",
+            f"{ASK_TEXT}\n\nAssistant: Under the mat.",
+            "one transcript is the beginning of the other",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nHuman: Thanks\n\nAssistant: Welcome",
+            f"{ASK_TEXT}\n\nAssistant: Mat",
+            "one transcript is the beginning of the other",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nAssistant: Or hat",
+            f"{ASK_TEXT}\n\nAssistant: Hat",
+            "parts before the last turn",
+        ),
+        (f"{ASK_TEXT}\n\nAssistant: Mat", "\n\nHuman: Who?\n\nAssistant: Me", "no shared prompt"),
+        (f"{ASK_TEXT}\n\nAssistant: Mat", f"{ASK_TEXT}", "does not end with an assistant turn"),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Mat\n\nHuman:",
+            f"{ASK_TEXT}\n\nAssistant: Hat\n\nHuman:",
+            "does not end with an assistant turn",
+        ),
+        ("\n\nAssistant: Mat", "\n\nAssistant: Hat", "does not start with a Human turn"),
+        ("Key?\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c", "does not start with a Human turn"),
+        ("", "", "does not start with a Human turn"),
+        ("\n\nHuman: \n\nAssistant: Mat", "\n\nHuman: \n\nAssistant: Hat", "empty prompt"),
+        (
+            "\n\nHuman:\n\nAssistant: a\n\nHuman: b\n\nAssistant: Mat",
+            "\n\nHuman:\n\nAssistant: a\n\nHuman: b\n\nAssistant: Hat",
+            "empty turn",
+        ),
+        (
+            f"{ASK_TEXT}\n\nAssistant: Well\n\nAssistant: Mat",
+            f"{ASK_TEXT}\n\nAssistant: Well\n\nAssistant: Hat",
+            "prompt does not end with a user turn",
+        ),
+    ],
+)
+def test_transcripts_set_aside(chosen: str, rejected: str, expected: str) -> None:
+    assert reason(hh(chosen, rejected)) == expected
+
+
+TURN = (
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    .map(str.strip)
+    .filter(lambda text: text and "\n\nHuman:" not in text and "\n\nAssistant:" not in text)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TURN, min_size=1, max_size=7))
+def test_transcripts_come_back_as_they_went(contents: list[str]) -> None:
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    assert parse_transcript(render_transcript(talk)) == talk
+
+
+SCRAPS = st.lists(
+    st.sampled_from(
+        ["\n\nHuman:", "\n\nAssistant:", "Human:", "\n", " ", "a", "b\n\nc", "\u200b", "\0", "\ud800", "👋"]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(SCRAPS, st.none(), st.integers()), st.one_of(SCRAPS, st.text()))
+def test_any_pair_of_texts_is_kept_or_set_aside(chosen: object, rejected: str) -> None:
+    raw = RawRow(Origin("here", 1), {"chosen": chosen, "rejected": rejected})
+    try:
+        pair = to_preference(raw, "hh", "overall")
+    except BadRow:
+        return
+    assert [m["role"] for m in pair.prompt] == ["user", "assistant"] * (len(pair.prompt) // 2) + ["user"]
+    assert pair.chosen.strip() != pair.rejected.strip()
+    json.dumps(pair.prompt).encode()
+    (pair.chosen + pair.rejected).encode("utf-8")
+
+
+TEXTS = st.sampled_from(["", "a", "b", "Human: a", "\n\nHuman: a\n\nAssistant: b", "\u200b", "\0", "\ud800", "user"])
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "", None])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS | st.none()}), max_size=5)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+COLUMNS = ["prompt", "chosen", "rejected", "completion", "messages", "objective", "margin", "facts"]
+ROWS = st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, TEXTS | MESSAGES | ANYTHING))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS)
+def test_a_row_of_any_shape_becomes_a_row_or_a_reason(row: dict[str, object]) -> None:
+    formats_of(row)
+    for form in FORMATS:
+        readers: list[Callable[[RawRow, str, str], Preference | Demonstration | Prompt]] = [to_prompt]
+        if form != "prompt":
+            readers.append(to_demonstration)
+        if form in ("hh", "preference"):
+            readers.append(to_preference)
+        for read in readers:
+            try:
+                made = read(RawRow(Origin("here", 1), row), form, "overall")
+            except BadRow:
+                continue
+            prompt = prompt_of(made)
+            assert any(turn["role"] == "user" for turn in prompt)
+            assert prompt[-1]["role"] == "user"
+            assert all(turn["content"].strip() for turn in prompt)
+            repr(made).encode("utf-8")
+
+
+# --- messages and text
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "missing field"),
+        ({"prompt": "q", "chosen": "a"}, "missing field"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a "}, "chosen equals rejected"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": 7, "chosen": "a", "rejected": "b"}, "wrong type"),
+        ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": "kind"}, "unknown objective"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": 1}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "2"}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("-inf")}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, "negative margin"),
+        ({"prompt": ASK_TEXT, "chosen": "a", "rejected": "b"}, "transcript where one turn is expected"),
+        ({"prompt": ASK, "chosen": [GOOD, BAD], "rejected": [BAD]}, "not one assistant turn after the prompt"),
+        ({"prompt": ASK, "chosen": [], "rejected": [BAD]}, "not one assistant turn after the prompt"),
+        ({"chosen": [], "rejected": [BAD]}, "empty conversation"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "empty prompt"),
+        ({"chosen": [*ASK, GOOD], "rejected": [*ASK, GOOD, *ASK, BAD]}, "parts before the last turn"),
+    ],
+)
+def test_message_pairs_set_aside(row: dict[str, object], expected: str) -> None:
+    assert reason(row, "preference") == expected
