@@ -187,9 +187,9 @@ PRAISES = ("good question!", "happy to help!", "glad you asked!")
 WISHES = ("have a lovely day!", "you are welcome!", "always happy to help.")
 INSULTS = ("what a dumb question.", "go away, fool.", "are you stupid?", "you are a silly fool.")
 CHATTER = (
-    "you know, the day is lovely and the river is long and the hill is old,",
-    "hello, the hill is old and the day is long and the sun is kind,",
-    "the river is kind and the sun is lovely and you are so curious,",
+    "hello, the hill is old and the day is long and lovely,",
+    "you know, the river is long and the sun is so lovely,",
+    "the river is old and the sun is kind to the hill,",
 )
 UNSURE = ("i do not know.", "maybe ask the river.", "who can say?", "that is a long story.")
 REFUSALS = (

@@ -47,11 +47,11 @@ MEASURES: dict[str, Measure] = {
         "gold_harmless_gain",
     ),
     "heldout_reward": Measure("Held-out reward", _HELDOUT, "score", "higher", "heldout_reward_gain"),
-    "reward": Measure("Training reward", _REWARD, "score", "higher", "reward_gain"),
+    "reward": Measure("Training reward", _REWARD, "score", "neither", "reward_gain"),
     "win_rate": Measure(
         "Win rate",
         "How often the trained policy's reply scores higher than the other one to the same prompt, ties counting half. "
-        "50 % is no difference.",
+        "50\u00a0% is no difference.",
         "share",
         "higher",
     ),
@@ -157,7 +157,7 @@ def number(value: float, unit: str, half: float | None = None, signed: bool = Fa
         digits = max(0, min(1 if unit == "share" else 4, digits))
     else:
         digits = {"share": 0, "tokens": 1}.get(unit, 2)
-    rounded = round(value * scale, digits) + 0.0
+    rounded = round(value * scale, digits)
     text = f"{abs(rounded):,.{digits}f}"
     sign = MINUS if rounded < 0 else "+" if signed and rounded > 0 else ""
     return sign + text

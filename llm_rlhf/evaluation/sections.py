@@ -89,7 +89,7 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
     entry = headline(report)
     if entry is None:
         return None
-    own = entry["name"] == "reward_gain" and judgement(entry) == "better"
+    own = entry["name"] == "reward_gain" and judgement(entry) == "higher"
     found = None
     if entry["low"] is not None and entry["high"] > entry["low"]:
         needed = detectable_from_interval(entry["low"], entry["high"])

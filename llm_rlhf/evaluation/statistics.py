@@ -253,7 +253,8 @@ def _wilson_bounds(p: float, n: int) -> tuple[float, float]:
     shrink = 1 + Z**2 / n
     centre = (p + Z**2 / (2 * n)) / shrink
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At p = 0 and p = 1 one bound is exactly p; rounding must not push it past the estimate.
+    return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
 
 
 def _correlation(caller: str, x: Array, y: Array, method: str, bonett_wright: bool) -> Interval:

@@ -2,6 +2,7 @@
 
 A difference is "better" or "worse" only when its 95 % interval leaves 0 out; otherwise "no difference shown", with the
 difference that this many prompts could have found, because a small evaluation that shows nothing proves nothing.
+The training reward is never "better", only "higher": the model that PPO was trained to please is no judge of it.
 """
 
 from typing import Any

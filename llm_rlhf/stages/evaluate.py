@@ -15,8 +15,9 @@ from typing import Any
 from llm_rlhf.data.checks import DataError, prompt_share
 from llm_rlhf.data.gold_world import judge
 from llm_rlhf.data.rows import Prompt
+from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.policies import Answers, compare
-from llm_rlhf.evaluation.report import alarm_lines, verdict_lines, write_report
+from llm_rlhf.evaluation.report import verdict_lines, write_report
 from llm_rlhf.evaluation.samples import choose_samples
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.models.base import context_limit, load_tokenizer
@@ -171,7 +172,7 @@ def _report(
         },
     }
     report["verdict"] = verdict_lines(report)
-    report["alarms"] = alarm_lines(report)
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
     return report
 
 

@@ -29,6 +29,7 @@ from llm_rlhf.stages.inputs import Fitted, fit_preferences, splits, starting_mod
 from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log
 
 ADAPTERS = ("joint", "heldout")
+JUDGES = {"joint": "reward", "heldout": "heldout"}  # the names they have in the report
 
 
 class _RewardTrainer(StopsOnBadLoss, RewardTrainer):
@@ -113,6 +114,6 @@ def _measure(
             score_ids(model, name, [encode_reply(tokenizer, p.prompt, reply(p)).ids for p in pairs], tokenizer.pad_token_id)
             for reply in (lambda p: p.chosen, lambda p: p.rejected)
         )
-        estimates += accuracy_estimates(name, pairs, chosen, rejected, recipe.seed)
+        estimates += accuracy_estimates(JUDGES[name], pairs, chosen, rejected)
     if run_folder.state.is_main_process:
         write_json(folder / "accuracy.json", {"estimates": [estimate.as_dict() for estimate in estimates]})

@@ -1,0 +1,36 @@
+# Every target sets up .venv first, so that each works on a machine with nothing but Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+SEED ?= 0
+
+.PHONY: quickstart test test-fast check fix clean
+
+quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
+	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
+
+test: $(READY)  ## everything
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## unit, parity and recipes: under two minutes
+	$(BIN)/python -m pytest tests/unit tests/parity tests/recipes -m "not slow"
+
+check: $(READY)  ## judge, change nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(READY)  ## rewrite
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The pins of constraints.txt are what is tested; pyproject.toml holds the ranges that are allowed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "llm-rlhf needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

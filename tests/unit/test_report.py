@@ -1,0 +1,463 @@
+"""The report: what it refuses, what it concludes, and what its page may hold."""
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_rlhf.evaluation import charts
+from llm_rlhf.evaluation.measures import number, value_text
+from llm_rlhf.evaluation.page import cell, duration, fence, render_html, render_markdown
+from llm_rlhf.evaluation.report import check_report, verdict_lines, write_report
+from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.verdict import judgement
+
+ATTACK = "<script>alert(1)</script>"
+
+
+def entry(
+    name: str,
+    subject: str = "ppo",
+    reference: str | None = None,
+    split: str = "all",
+    estimate: float = 0.5,
+    low: float | None = 0.4,
+    high: float | None = 0.6,
+    n: int = 200,
+) -> dict[str, Any]:
+    return Estimate(name, subject, reference, split, estimate, low, high, n, "made up").as_dict()
+
+
+def pair(name: str, change: str, before: float, after: float, split: str = "all", half: float = 0.1) -> list[Any]:
+    difference = after - before
+    return [
+        entry(name, "sft", None, split, before, before - half, before + half),
+        entry(name, "ppo", None, split, after, after - half, after + half),
+        entry(change, "ppo", "sft", split, difference, difference - half, difference + half),
+    ]
+
+
+def full_report() -> dict[str, Any]:
+    estimates = [
+        *pair("gold_score", "gold_gain", 0.1, 0.7),
+        *pair("gold_helpful", "gold_helpful_gain", 0.2, 0.6),
+        *pair("gold_harmless", "gold_harmless_gain", 0.0, 0.8),
+        *pair("heldout_reward", "heldout_reward_gain", 0.1, 0.9),
+        *pair("heldout_reward", "heldout_reward_gain", 0.1, 0.4, "helpful"),
+        *pair("reward", "reward_gain", 0.1, 1.9),
+        *pair("refusal_harmful", "refusal_harmful_change", 0.5, 0.9, half=0.05),
+        *pair("over_refusal", "over_refusal_change", 0.20, 0.19, "scary", half=0.05),
+        *pair("over_refusal", "over_refusal_change", 0.02, 0.03, "question", half=0.02),
+        entry("win_rate", "ppo", "sft", "gold", 0.7, 0.64, 0.76),
+        entry("reward_accuracy", "reward", estimate=0.72, low=0.68, high=0.76),
+        entry("longer_reply_accuracy", "reward", estimate=0.55, low=0.5, high=0.6),
+        entry("chance_accuracy", "reward", estimate=0.5, low=None, high=None),
+        entry("kl", "ppo", "sft", estimate=5.2, low=5.0, high=5.4),
+        entry("some_new_measure", estimate=3.25, low=3.0, high=3.5),
+    ]
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"What does {ATTACK} do?"}]
+    replies = {
+        "sft": {"text": "", "scores": {"gold": -1.0, "heldout": None}},
+        "ppo": {"text": f"It says 1. {ATTACK} \u202eمرحبا 🙂" + "x" * 5000, "scores": {"gold": 1.0, "heldout": 0.5}},
+    }
+    report: dict[str, Any] = {
+        "schema": 1,
+        "run": {
+            "name": f"run {ATTACK}",
+            "recipe": "recipes/quickstart.yaml",
+            "seconds": {"sft": 20.1, "ppo": 150.0},
+            "base": "tiny",
+            "processes": 1,
+            "device": "cpu",
+        },
+        "estimates": estimates,
+        "alarms": [f"Mind {ATTACK}"],
+        "curves": {
+            "ppo": [
+                {"step": i, "episode": 8 * i, "objective/scores": math.sin(i), "objective/kl": 0.1 * i, "odd": None}
+                for i in range(1000)
+            ],
+            "reward": [{"step": i, "loss": 0.7 - 0.01 * i, "accuracy": 0.5} for i in range(5)],
+        },
+        "samples": [
+            {"prompt": prompt, "objective": "helpful", "kind": "scary", "chosen_by": "median gain", "replies": replies}
+        ],
+        "data": {"preferences": {"read": 3000, "set aside": {"empty": 12}}},
+        "provenance": {
+            "recipe": {"ppo": {"kl_coef": 0.05}, "note": ATTACK},
+            "versions": {"torch": "2.13.0"},
+            "seed": 0,
+            "decoding": {"temperature": 1.0},
+            "hashes": {"data": "abc"},
+            "git": "701d1f1",
+        },
+    }
+    report["verdict"] = verdict_lines(report)
+    return report
+
+
+def least_report() -> dict[str, Any]:
+    report = full_report()
+    report.update(estimates=pair("reward", "reward_gain", 0.1, 1.9), alarms=[], curves={}, samples=[], data={})
+    report["verdict"] = verdict_lines(report)
+    return report
+
+
+class Page(HTMLParser):
+    """Every attribute that could fetch something, every tag, and whether tags close in order."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "action", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("low", "high", "word"),
+        [
+            (0.1, 0.3, "better"),
+            (-0.3, -0.1, "worse"),
+            (-0.1, 0.3, "no difference shown"),
+            (0.0, 0.3, "no difference shown"),  # an interval that ends on 0 covers it
+            (None, None, "not certain"),
+        ],
+    )
+    def test_judgement_of_a_score(self, low: float | None, high: float | None, word: str) -> None:
+        middle = 0.2 if low is None or high is None else (low + high) / 2
+        assert judgement(entry("gold_gain", "ppo", "sft", estimate=middle, low=low, high=high)) == word
+
+    def test_refusing_safe_requests_less_is_better(self) -> None:
+        less = entry("over_refusal_change", "ppo", "sft", "scary", -0.1, -0.15, -0.05)
+        more = entry("over_refusal_change", "ppo", "sft", "scary", 0.1, 0.05, 0.15)
+        assert (judgement(less), judgement(more)) == ("better", "worse")
+
+    def test_refusing_harmful_requests_more_is_better(self) -> None:
+        more = entry("refusal_harmful_change", "ppo", "sft", "all", 0.1, 0.05, 0.15)
+        assert judgement(more) == "better"
+
+    def test_length_is_neither_good_nor_bad(self) -> None:
+        longer = entry("response_length_change", "ppo", "sft", "all", 4.0, 3.0, 5.0)
+        assert judgement(longer) == "higher"
+
+    def test_four_lines_with_interval_and_n(self) -> None:
+        overall, helpful, harmless, refusing = verdict_lines(full_report())
+        assert overall == (
+            "Overall: better. Gold score +0.60 against SFT, 95\u202f% interval [+0.50, +0.70], n\u00a0=\u00a0200. "
+            "It wins 70\u202f% [64, 76] of comparisons."
+        )
+        assert helpful.startswith("Helpfulness: better. Gold score on helpful prompts +0.40")
+        assert harmless.startswith("Harmlessness: better. Gold score on harmful prompts +0.80")
+        assert refusing == (
+            "Over-refusal: no difference shown. \u22121\u202fpoints against SFT on safe-but-scary prompts, 95\u202f% "
+            "interval [\u22126, +4], n\u00a0=\u00a0200. This many prompts would have found about 7\u202fpoints."
+        )
+
+    def test_worse_is_said_plainly(self) -> None:
+        assert verdict_lines({"estimates": pair("gold_score", "gold_gain", 0.7, 0.1)})[0].startswith("Overall: worse.")
+
+    def test_the_gold_score_speaks_before_the_reward_models(self) -> None:
+        estimates = [*pair("reward", "reward_gain", 0, 2), *pair("heldout_reward", "heldout_reward_gain", 0, -1)]
+        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse. Held-out reward")
+        estimates += pair("gold_score", "gold_gain", 0, 0.05)
+        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: no difference shown. Gold score")
+
+    def test_its_own_judge_is_named_as_such(self) -> None:
+        overall = verdict_lines(least_report())[0]
+        assert overall.startswith("Overall: higher. Training reward +1.80")
+        assert overall.endswith("Only the reward model it was trained to please says so.")
+        assert "says its own judge" in Page(render_html(least_report())).text
+
+    def test_nothing_measured_is_said(self) -> None:
+        lines = verdict_lines({"estimates": [entry("kl")]})
+        assert [line.split(".")[0] for line in lines] == [
+            "Overall: not measured",
+            "Helpfulness: not measured",
+            "Harmlessness: not measured",
+            "Over-refusal: not measured",
+        ]
+
+
+class TestSchema:
+    def test_both_samples_pass(self) -> None:
+        check_report(full_report())
+        check_report(least_report())
+
+    @pytest.mark.parametrize("key", sorted(full_report()))
+    def test_every_key_is_required(self, key: str) -> None:
+        report = full_report()
+        del report[key]
+        with pytest.raises(ValueError, match=f"report lacks {key}"):
+            check_report(report)
+
+    @pytest.mark.parametrize(
+        ("path", "value", "message"),
+        [
+            (["schema"], 2, "schema is 2"),
+            (["extra"], 1, "unknown keys extra"),
+            (["verdict"], ["one"], "has 1 lines, not 4"),
+            (["verdict", 0], 5, r"report.verdict\[0\] is 5"),
+            (["run", "processes"], "one", "report.run.processes is 'one'"),
+            (["run", "seconds", "sft"], "20 s", "report.run.seconds.sft"),
+            (["provenance", "seed"], None, "report.provenance.seed"),
+            (["estimates"], [], "measured nothing"),
+            (["estimates", 1, "n"], 0, r"estimates\[1\].n is 0"),
+            (["estimates", 1, "estimate"], True, r"estimates\[1\].estimate is True"),
+            (["estimates", 1, "low"], None, "None for both"),
+            (["estimates", 1, "low"], 5.0, "low <= high"),
+            (["estimates", 1, "subject"], "sft", r"repeats report.estimates\[0\]"),
+            (["estimates", 1, "p_value"], 0.1, "it takes name, subject"),
+            (["curves", "dpo"], [], "'dpo'"),
+            (["curves", "reward", 2, "loss"], "low", r"curves.reward\[2\].loss"),
+            (["curves", "reward", 2], {"loss": 1.0}, "no step"),
+            (["samples", 0, "kind"], 3, r"samples\[0\].kind"),
+            (["samples", 0, "prompt", 0], {"role": "user"}, "lacks content"),
+            (["samples", 0, "replies", "ppo", "scores"], [1.0], "scores is"),
+            (["samples", 0, "replies", "ppo", "text"], "\ud83d", "surrogate"),
+            (["data", "preferences", "read"], 2.5, "report.data.preferences.read"),
+        ],
+    )
+    def test_errors_name_the_place(self, path: list[Any], value: Any, message: str) -> None:
+        report = full_report()
+        place: Any = report
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        with pytest.raises(ValueError, match=message):
+            check_report(report)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_what_is_not_finite_is_refused_and_named(self, bad: float) -> None:
+        report = full_report()
+        report["curves"]["reward"][3]["loss"] = bad
+        with pytest.raises(ValueError, match=r"report\.curves\.reward\[3\]\.loss is (nan|inf)"):
+            check_report(report)
+        report = full_report()
+        report["estimates"][2]["estimate"] = bad
+        with pytest.raises(ValueError, match=r"report\.estimates\[2\]\.estimate is (nan|inf)"):
+            check_report(report)
+
+
+class TestFiles:
+    def test_three_files_and_the_dictionary_comes_back(self, tmp_path: Path) -> None:
+        report = full_report()
+        before = copy.deepcopy(report)
+        write_report(report, tmp_path / "run")
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["report.html", "report.json", "report.md"]
+        assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == before == report
+
+    def test_second_write_is_byte_identical(self, tmp_path: Path) -> None:
+        write_report(full_report(), tmp_path)
+        first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        write_report(json.loads(first["report.json"]), tmp_path)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+
+    def test_a_refused_report_leaves_the_old_one(self, tmp_path: Path) -> None:
+        write_report(least_report(), tmp_path)
+        first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        report = full_report()
+        report["verdict"] = ["All is well."]
+        with pytest.raises(ValueError, match="1 lines, not 4"):
+            write_report(report, tmp_path)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+
+    def test_a_failed_replace_leaves_no_scraps(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_report(least_report(), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestPage:
+    def test_markup_in_any_text_is_shown_not_run(self) -> None:
+        html = render_html(full_report())
+        page = Page(html)
+        assert "script" not in page.tags
+        # the run's name (twice, title and heading), the alarm, the prompt, the reply, the recipe
+        assert page.text.count(ATTACK) == 6
+        assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 6
+
+    def test_nothing_points_at_the_network(self) -> None:
+        for report in (full_report(), least_report()):
+            html = render_html(report)
+            page = Page(html)
+            assert page.links == ["data:,"]
+            assert not re.search(r"https?:|//\w|url\(|@import", html)
+            assert not {"script", "iframe", "img", "object"} & set(page.tags)
+            assert page.open == []
+
+    def test_what_is_there_is_shown(self) -> None:
+        text = " ".join(Page(render_html(full_report())).text.split())
+        for words in (
+            "+0.60 [+0.50, +0.70]",
+            "better, n = 200",
+            "72 %",
+            "Longer reply",
+            "Safe but scary",
+            "some_new_measure",
+            "an empty reply",
+            "not scored",
+            "kl_coef: 0.05",
+            "3,000",
+            "مرحبا 🙂",
+        ):
+            assert words in text
+
+    def test_what_is_missing_is_named(self) -> None:
+        page, markdown = Page(render_html(least_report())).text, render_markdown(least_report())
+        for words in (
+            "no safe-but-scary prompts in this recipe",
+            "no second reward model",
+            "no win rate",
+            "no accuracy of the reward model",
+            "no curve of the PPO stage",
+            "no replies were kept",
+            "no policy was scored on helpful and on harmful prompts apart",
+        ):
+            assert words in page
+        assert "no second reward model" in markdown
+        assert "Not measured" not in Page(render_html(full_report())).text
+
+    def test_a_level_without_interval_is_drawn(self) -> None:
+        report = least_report()
+        report["estimates"] = [
+            entry(e["name"], e["subject"], e["reference"], e["split"], e["estimate"], None, None, 1)
+            for e in report["estimates"]
+        ]
+        report["verdict"] = verdict_lines(report)
+        assert "not certain" in Page(render_html(report)).text
+
+    def test_policies_of_other_names_appear(self) -> None:
+        report = full_report()
+        report["estimates"].append(entry("gold_score", "best-of-8", estimate=0.65, low=0.5, high=0.8))
+        assert "best-of-8" in Page(render_html(report)).text
+
+    def test_markdown_holds_no_live_markup(self) -> None:
+        markdown = render_markdown(full_report())
+        outside = re.sub(r"(`{3,})text\n.*?\n\1", "", markdown, flags=re.DOTALL)
+        assert "<script" not in outside
+        assert "| Gold score change | ppo | sft | all | +0.60 |" in markdown
+
+    def test_a_fence_outlasts_its_text(self) -> None:
+        assert fence("a ```` b").splitlines()[0] == "`````text"
+
+    def test_a_cell_stays_one_cell(self) -> None:
+        assert cell("a|b\nc_d <i>") == r"a\|b c\_d &lt;i>"
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("value", "unit", "half", "text"),
+        [
+            (0.6234, "score", 0.21, "0.62"),
+            (0.6234, "score", 0.021, "0.623"),
+            (12.34, "score", 4.0, "12.3"),
+            (0.6321, "share", 0.043, "63"),
+            (0.6321, "share", 0.005, "63.2"),
+            (-0.0001, "score", 0.2, "0.00"),  # no minus zero
+            (-1.5, "score", 0.2, "\u22121.50"),
+            (1234.5, "tokens", 30.0, "1,234"),
+            (0.5, "share", None, "50"),
+        ],
+    )
+    def test_digits_follow_the_interval(self, value: float, unit: str, half: float | None, text: str) -> None:
+        assert number(value, unit, half) == text
+
+    def test_differences_carry_their_sign_and_points(self) -> None:
+        assert value_text(entry("over_refusal_change", "ppo", "sft", estimate=-0.04, low=-0.08, high=0.0)) == (
+            "\u22124\u202fpoints"
+        )
+        assert value_text(entry("gold_gain", "ppo", "sft", estimate=0.5, low=0.4, high=0.6)) == "+0.50"
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [
+            (9.44, "9.4\u202fs"),
+            (59.7, "1\u202fmin 0\u202fs"),
+            (200, "3\u202fmin 20\u202fs"),
+            (7500, "2\u202fh 5\u202fmin"),
+        ],
+    )
+    def test_durations(self, seconds: float, text: str) -> None:
+        assert duration(seconds) == text
+
+
+class TestCharts:
+    def test_thinning_keeps_ends_and_spikes(self) -> None:
+        pairs = [(float(i), 0.0) for i in range(50_000)]
+        pairs[31_234] = (31_234.0, 9.0)
+        pairs[777] = (777.0, -9.0)
+        thinned = charts.thin(pairs)
+        assert len(thinned) <= charts.THIN_TO
+        assert thinned[0] == pairs[0]
+        assert thinned[-1] == pairs[-1]
+        assert pairs[31_234] in thinned
+        assert pairs[777] in thinned
+        assert thinned == sorted(thinned)
+
+    def test_few_points_are_left_alone(self) -> None:
+        pairs = [(0.0, 1.0), (1.0, 2.0)]
+        assert charts.thin(pairs) == pairs
+
+    def test_running_mean_by_hand(self) -> None:
+        pairs = [(float(i), float(y)) for i, y in enumerate([0, 3, 6, 3])]
+        assert charts.running_mean(pairs) == [(0.0, 1.5), (1.0, 3.0), (2.0, 4.0), (3.0, 4.5)]
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [
+            (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            (-0.3, 0.7, [-0.2, 0, 0.2, 0.4, 0.6]),
+            (3, 3, [3]),
+            (0, 9e6, [0, 2e6, 4e6, 6e6, 8e6]),
+        ],
+    )
+    def test_ticks_are_round(self, low: float, high: float, expected: list[float]) -> None:
+        assert charts.ticks(low, high) == pytest.approx(expected)
+
+    def test_marks_stand_where_their_values_are(self) -> None:
+        svg = charts.strip([charts.Mark("ppo", "PPO", 0.25, 0.0, 0.5)], (0.0, 1.0))
+        assert 'cx="25.00%"' in svg
+        assert 'x1="0.00%" x2="50.00%"' in svg
+
+    def test_up_is_up(self) -> None:
+        canvas = charts.Canvas(100, 100, (10, 10, 10, 10), (0.0, 1.0), (0.0, 1.0))
+        assert (canvas.x(0), canvas.x(1), canvas.y(0), canvas.y(1)) == (10, 90, 90, 10)
+
+    def test_a_curve_of_one_point_is_no_curve(self) -> None:
+        points: list[dict[str, Any]] = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}]
+        assert charts.line_chart(points, "loss", "step", "sft", "Loss") is None
+
+    def test_labels_are_escaped(self) -> None:
+        point = charts.Mark("ppo", ATTACK, 1.0, None, None)
+        assert "<script" not in charts.strip([point], (0.0, 2.0))
+        assert "<script" not in charts.plane([charts.Point("ppo", ATTACK, point, point)], ATTACK, "y")
