@@ -187,8 +187,7 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if recipe.model.dtype == "bfloat16" and not torch.accelerator.is_available():
-        defaults["use_cpu"] = True  # bfloat16 without an accelerator must be asked for
+    defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
     return config_class(**{**defaults, **section, **decided})
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
+from llm_rlhf.processes import processes
 from filelock import FileLock, Timeout
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.state = PartialState()
+        self.state = processes()
         if self.state.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from llm_rlhf.evaluation.statistics import (
     win_rate,
 )
 
-OBJECTIVES = ("helpful", "harmless", "overall")
+OBJECTIVES = ("helpful", "harmless")
 
 
 @dataclass
@@ -77,11 +77,10 @@ def compare(
 
 
 def groups(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Row numbers by split: "all", each objective where there are several, each kind of prompt a world names."""
+    """Row numbers by split: "all", each objective that occurs, each kind of prompt a world names."""
     found: dict[str, list[int]] = {"all": list(range(len(prompts)))}
-    objectives = {prompt.objective for prompt in prompts}
     for i, prompt in enumerate(prompts):
-        if len(objectives) > 1:
+        if prompt.objective != "overall":
             found.setdefault(prompt.objective, []).append(i)
         if "kind" in prompt.facts:
             found.setdefault(prompt.facts["kind"], []).append(i)

@@ -7,7 +7,7 @@ import numpy as np
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.statistics import Estimate, accuracy
 
-OBJECTIVES = ("helpful", "harmless", "overall")
+OBJECTIVES = ("helpful", "harmless")
 
 
 def accuracy_estimates(
@@ -36,9 +36,9 @@ def accuracy_estimates(
 
 
 def _by_objective(pairs: Sequence[Preference]) -> dict[str, list[int]]:
-    """Row numbers of all pairs and of each objective that occurs, where there is more than one."""
+    """Row numbers of all pairs and of each objective that occurs."""
     groups = {"all": list(range(len(pairs)))}
-    present = [o for o in OBJECTIVES if any(pair.objective == o for pair in pairs)]
-    for objective in present if len(present) > 1 else []:
-        groups[objective] = [i for i, pair in enumerate(pairs) if pair.objective == objective]
+    for objective in OBJECTIVES:
+        if rows := [i for i, pair in enumerate(pairs) if pair.objective == objective]:
+            groups[objective] = rows
     return groups

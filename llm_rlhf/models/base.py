@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from llm_rlhf.processes import processes
 from accelerate.logging import get_logger
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -76,7 +76,7 @@ def loading_arguments(section: ModelSection, quantized: bool = True) -> dict[str
     if quantized and section.quantization != "none":
         arguments["quantization_config"] = quantization_config(section)
         # Quantised weights cannot be moved afterwards, so every process loads them onto its own device.
-        arguments["device_map"] = {"": PartialState().device}
+        arguments["device_map"] = {"": processes().device}
     return arguments
 
 
@@ -129,7 +129,7 @@ def context_limit(section: ModelSection, model_config: Any) -> int:
 
 def announce(message: str) -> None:
     """Say something once, on the main process."""
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(f"  note: {message}", flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from llm_rlhf.processes import processes
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
@@ -51,7 +51,7 @@ def load_roles(
     add_role_forward(model.get_base_model())
     model.requires_grad_(False)
     if section.quantization == "none":
-        model.to(PartialState().device)
+        model.to(processes().device)
     return model.eval()
 
 
@@ -92,7 +92,7 @@ def sample_replies(
     def sample(batch: list[list[int]]) -> list[Reply]:
         nonlocal batches
         batches += 1
-        torch.manual_seed(seed + 1000 * PartialState().process_index + batches)
+        torch.manual_seed(seed + 1000 * processes().process_index + batches)
         ids, mask = left_padded(batch, tokenizer.pad_token_id, model.device)
         with torch.no_grad(), active_adapters(model, adapters):
             out = model.generate(
@@ -145,7 +145,7 @@ def in_batches(
     progress: str | None = None,
 ) -> list[Result]:
     """`function` over batches of items of like length, shared out over the processes; results in the items' order."""
-    state = PartialState()
+    state = processes()
     mine = range(state.process_index, len(items), state.num_processes)
     by_length = sorted(mine, key=lambda i: length(items[i]), reverse=True)  # the largest first: memory fails early
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]

@@ -1,0 +1,44 @@
+"""Run by test_processes.py under torchrun: one rollout shared out over the processes, its loss and gradients.
+
+Arguments: base folder, reward folder, scratch folder, value role, file to write (main process).
+"""
+
+import sys
+from pathlib import Path
+
+import conftest  # noqa: F401 - offline, one thread
+import torch
+from ppo_helpers import PROMPTS, fixed_responses, make_trainer, responses_of
+
+base, reward, scratch, value, out = sys.argv[1:]
+ROWS = 8
+
+
+def main() -> None:
+    from llm_rlhf.processes import processes
+
+    world, rank = processes().num_processes, processes().process_index
+    mine = ROWS // world
+    trainer = make_trainer(
+        Path(base), Path(scratch), Path(reward), rows=ROWS, value=value, per_device_train_batch_size=2,
+        gradient_accumulation_steps=mine // 2, use_cpu=True,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id)[rank * mine : (rank + 1) * mine])
+    batches = trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[rank * mine : (rank + 1) * mine]])
+    model = trainer.accelerator.prepare(trainer.model) if world > 1 else trainer.model
+    assert (world > 1) == isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    loss = torch.zeros(())
+    for i, batch in enumerate(batches):
+        # As the Trainer does: DDP averages gradients over processes at the last micro-batch of an optimizer step.
+        with trainer.accelerator.no_sync(model) if i < len(batches) - 1 and world > 1 else torch.enable_grad():
+            part = trainer._compute_loss(model, batch)
+            part.backward()
+        loss += part.detach()
+    metrics = {name: sum(values) / len(values) for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
+    gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
+    mean_loss = trainer.accelerator.reduce(loss, reduction="mean").item()
+    if rank == 0:
+        torch.save({"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics}, out)
+
+
+main()

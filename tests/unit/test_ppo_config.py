@@ -1,0 +1,66 @@
+"""PPOConfig: TRL's old names laid over the online trainer's."""
+
+import pytest
+
+from llm_rlhf.ppo.config import PPOConfig
+
+
+def config(tmp_path, **options) -> PPOConfig:
+    return PPOConfig(output_dir=str(tmp_path), bf16=False, **options)
+
+
+def test_names_are_mapped_onto_the_parents(tmp_path) -> None:
+    c = config(
+        tmp_path, kl_coef=0.1, num_ppo_epochs=3, num_mini_batches=2, gradient_accumulation_steps=4, response_length=7,
+        cliprange=0.3, per_device_train_batch_size=5, total_episodes=81,
+    )  # fmt: skip
+    assert (c.beta, c.num_iterations, c.max_completion_length, c.epsilon) == (0.1, 3, 7, 0.3)
+    assert c.steps_per_generation == 8
+    assert c.generation_batch_size == 40  # 5 x 8
+    assert c.max_steps == 3 * 3 * 2  # 81 responses are three rollouts of 40, each of 3 epochs of 2 steps
+    assert c.logging_steps == 6  # once a rollout
+
+
+def test_the_parents_names_work_too(tmp_path) -> None:
+    c = config(tmp_path, beta=0.1, num_iterations=3, max_completion_length=7, epsilon=0.3, steps_per_generation=6)
+    assert (c.kl_coef, c.num_ppo_epochs, c.response_length, c.cliprange, c.num_mini_batches) == (0.1, 3, 7, 0.3, 6)
+
+
+def test_defaults(tmp_path) -> None:
+    c = config(tmp_path)
+    assert (c.kl_coef, c.num_ppo_epochs, c.response_length, c.cliprange, c.num_mini_batches) == (0.05, 2, 256, 0.2, 1)
+    assert (c.num_generations, c.adam_epsilon, c.gamma, c.lam, c.value) == (1, 1e-5, 1.0, 0.95, "shared")
+
+
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
+    c = config(tmp_path, per_device_train_batch_size=size)
+    assert (c.num_generations, c.generation_batch_size) == (1, size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_coef": 0.1, "beta": 0.2}, "two names of one setting"),
+        ({"num_ppo_epochs": 1, "num_iterations": 2}, "two names of one setting"),
+        ({"response_length": 1, "max_completion_length": 2}, "two names of one setting"),
+        ({"cliprange": 0.1, "epsilon": 0.2}, "two names of one setting"),
+        ({"num_mini_batches": 2, "steps_per_generation": 2}, "both set the size"),
+        ({"num_mini_batches": 2, "generation_batch_size": 16}, "both set the size"),
+        ({"total_episodes": 8, "max_steps": 2}, "both say how long"),
+        ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of"),
+        ({"num_generations": 3}, "must divide"),
+        ({"per_device_train_batch_size": 1}, "cannot be whitened"),
+        ({"disable_dropout": False}, "dropout"),
+        ({"mask_truncated_completions": True}, "missing_eos_penalty"),
+        ({"normalize_advantages": True}, "always whitens"),
+        ({"epsilon_high": 0.3}, "symmetric"),
+        ({"kl_coef": -1.0}, "at least 0"),
+        ({"lam": 1.1}, "between 0 and 1"),
+        ({"temperature": 0.0}, "over 0"),
+        ({"kl_estimator": "k2"}, "'k1' or 'k3'"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)

@@ -1,0 +1,98 @@
+"""What PPOTrainer assumes of TRL, PEFT and transformers. When one of these fails, read what upstream changed."""
+
+import inspect
+
+import torch
+import trl
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+from trl import RLOOConfig, RLOOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from llm_rlhf.models.roles import active_adapters
+from llm_rlhf.ppo.trainer import PPOTrainer
+
+OVERRIDDEN = {
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_compute_loss": ["self", "model", "inputs"],
+}
+CALLED = {
+    "_generate": ["self", "prompts"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+}
+
+
+def test_trl_is_the_minor_version_this_was_written_for() -> None:
+    assert trl.__version__.startswith("1.16.")
+
+
+def test_overridden_and_called_methods_have_the_signatures_they_had() -> None:
+    for name, parameters in {**OVERRIDDEN, **CALLED}.items():
+        assert list(inspect.signature(getattr(RLOOTrainer, name)).parameters) == parameters, name
+
+
+def test_everything_overridden_still_exists_in_a_parent() -> None:
+    own = {n for n, f in vars(PPOTrainer).items() if inspect.isfunction(f) and n in ("_prepare_inputs", "_compute_loss",
+           "_save", "train")}  # fmt: skip
+    assert own == {"_prepare_inputs", "_compute_loss", "_save", "train"}
+    assert all(any(n in vars(parent) for parent in PPOTrainer.__mro__[1:]) for n in own)
+
+
+def test_the_parent_calls_what_is_overridden() -> None:
+    assert "self._compute_loss(model, inputs)" in inspect.getsource(RLOOTrainer.compute_loss)
+    assert "self._prepare_inputs" in inspect.getsource(RLOOTrainer.training_step) + inspect.getsource(
+        super(RLOOTrainer, RLOOTrainer).training_step
+    )
+    log = inspect.getsource(RLOOTrainer.log)
+    assert "self._metrics[mode]" in log
+    assert "sum(valid) / len(valid)" in log  # our per-token means rely on this plain average
+
+
+def test_the_parent_counts_micro_steps_in_step() -> None:
+    assert "self._step += 1" in inspect.getsource(RLOOTrainer.training_step)
+
+
+def test_config_fields_of_the_pairs_exist() -> None:
+    fields = RLOOConfig.__dataclass_fields__
+    names = ("beta", "num_iterations", "steps_per_generation", "max_completion_length", "epsilon", "max_steps",
+             "generation_batch_size", "num_generations", "num_generations_eval", "reward_clip_range")  # fmt: skip
+    assert all(name in fields for name in names)
+
+
+def test_fused_head_scores_shifted_labels_of_a_sliced_trunk(base_folder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
+    ids = torch.randint(10, 200, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.log_softmax(-1)[:, 3:6].gather(2, ids[:, 4:, None]).squeeze(2)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+
+        def cut(_module, _args, output):
+            output.last_hidden_state = output.last_hidden_state[:, 3:6]
+            return output
+
+        hook = model.base_model.register_forward_hook(cut)
+        found = model(input_ids=ids, shift_labels=ids[:, 4:], fused_lm_head=True)
+        hook.remove()
+    torch.testing.assert_close(found.log_probs, expected, rtol=0, atol=1e-6)  # fp32, another order of sums
+    assert found.entropy.shape == (2, 3)
+
+
+def test_peft_layers_read_the_private_active_adapter(base_folder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    model.add_adapter("other", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if "lora_B.other" in name:
+            parameter.data.normal_()
+    trainable = {n: p.requires_grad for n, p in model.named_parameters()}
+    ids = torch.randint(10, 200, (1, 5), generator=torch.Generator().manual_seed(0))
+    plain = model(input_ids=ids).logits  # a fresh default adapter adds nothing
+    with active_adapters(model, ["other"]):
+        inside = model(input_ids=ids).logits
+        assert all(m.active_adapters == ["other"] for m in model.modules() if isinstance(m, BaseTunerLayer))
+    assert not torch.allclose(inside, plain)
+    assert torch.equal(model(input_ids=ids).logits, plain)
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == trainable
+    model.set_adapter("other")
+    assert torch.equal(model(input_ids=ids).logits, inside)  # what PEFT's own switch gives
