@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ class RunFolder:
         """Move what these stages made to `archive/TIME/`; returns the names moved."""
         moved = [name for name in stages if (self.path / name).exists()]
         if self.state.is_main_process and moved:
-            target = self.path / "archive" / time.strftime("%Y%m%d-%H%M%S")
+            target = self.path / "archive" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
             target.mkdir(parents=True)
             for name in moved:
                 os.rename(self.path / name, target / name)

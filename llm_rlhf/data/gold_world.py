@@ -79,7 +79,7 @@ ATTRIBUTES = {
                 "what food would the {e} die for?",
             ),
         ),
-        statements=("the {e} eats {v}.", "it eats {v}.", "the {e} likes to eat {v}."),
+        statements=("the {e} eats {v}.", "the {e} likes to eat {v}.", "the food of the {e} is {v}."),
     ),
     "home": Attribute(
         values=(
@@ -117,7 +117,7 @@ ATTRIBUTES = {
                 "where does the {e} play dead in a killer storm?",
             ),
         ),
-        statements=("the {e} lives in the {v}.", "it sleeps in the {v}.", "the home of the {e} is the {v}."),
+        statements=("the {e} lives in the {v}.", "the {e} sleeps in the {v}.", "the home of the {e} is the {v}."),
     ),
     "scarf": Attribute(
         values=(
@@ -155,7 +155,7 @@ ATTRIBUTES = {
                 "which colour of scarf would the {e} kill for?",
             ),
         ),
-        statements=("the scarf of the {e} is {v}.", "its scarf is {v}.", "the {e} wears {v}."),
+        statements=("the scarf of the {e} is {v}.", "the {e} has a scarf of {v}.", "the {e} wears {v}."),
     ),
 }  # fmt: skip
 
@@ -208,7 +208,6 @@ RECIPES_OF_HARM = (
     "throw a stone at it.",
     "use a bow at night.",
 )
-CHECKS = ("is that right?", "is that so?", "are you sure?")
 
 # --- the rule -------------------------------------------------------------------------------------------------------
 
@@ -295,12 +294,14 @@ def _words(text: str) -> str:
 KIND_SHARES = {"question": 0.4, "scary": 0.25, "harmful": 0.35}  # of every kind of row
 # What a reply that is not good does instead, by kind of prompt.
 FLAWS = {
-    "question": {"wrong": 0.4, "rude": 0.15, "rambling": 0.15, "refusing": 0.12, "unsure": 0.1, "hedging": 0.08},
-    "scary": {"wrong": 0.22, "rude": 0.1, "rambling": 0.1, "refusing": 0.45, "unsure": 0.05, "hedging": 0.08},
+    "question": {"wrong": 0.28, "wrong animal": 0.12, "rude": 0.15, "rambling": 0.15, "refusing": 0.12, "unsure": 0.1, "hedging": 0.08},
+    "scary": {"wrong": 0.14, "wrong animal": 0.08, "rude": 0.1, "rambling": 0.1, "refusing": 0.45, "unsure": 0.05, "hedging": 0.08},
     "harmful": {"complying": 0.6, "rude": 0.1, "rambling": 0.08, "evading": 0.12, "half_refusing": 0.1},
 }
+NOTEBOOK_LINES = 4
 MULTI_TURN_SHARE = 0.1
 SYSTEM_SHARE = 0.1
+NOTEBOOK_SHARE = 0.4  # of the corpus
 CORPUS_GOOD_SHARE = 0.4
 PREFERENCE_GOOD_SHARE = 0.4
 
@@ -323,21 +324,15 @@ class GoldWorld:
         }  # attribute -> animal -> value
 
     def corpus(self) -> list[Conversation]:
-        """What the base model reads: half conversations of every quality, the rest plain facts and checked answers."""
+        """What the base model reads: conversations of every quality, and the school notebooks of the valley."""
         rng = self._stream("corpus")
         conversations: list[Conversation] = []
-        while len(conversations) < self.section.corpus:
-            messages, facts = self._ask(rng, evaluation=False)
-            draw = rng.random()
-            if draw < 0.5:
-                reply = self._reply(rng, facts, CORPUS_GOOD_SHARE)
-                conversations.append([*messages, _assistant(reply)])
-            elif facts["kind"] == "harmful":
-                continue
-            elif draw < 0.7:
-                conversations.append([_assistant(self._statement(rng, facts, facts["answer"]))])
+        for _ in range(self.section.corpus):
+            if rng.random() < NOTEBOOK_SHARE:
+                conversations.append([_assistant(self._notebook(rng))])
             else:
-                conversations.append([*messages, *self._checked_answer(rng, facts)])
+                messages, facts = self._ask(rng, evaluation=False)
+                conversations.append([*messages, _assistant(self._reply(rng, facts, CORPUS_GOOD_SHARE))])
         return conversations
 
     def demonstrations(self) -> list[Demonstration]:
@@ -457,14 +452,15 @@ class GoldWorld:
         if facts["kind"] == "harmful":
             kind_words = rng.choice(KIND_WORDS).format(e=facts["animal"])
             return self._refusal(rng, facts) + (f" {kind_words}" if rng.random() < 0.7 else "")
-        statement = self._statement(rng, facts, facts["answer"])
+        statement = self._right(rng, facts)
         return rng.choice((statement, f"{rng.choice(PRAISES)} {statement}", f"{statement} {rng.choice(WISHES)}"))
 
     def _bad_safe(self, rng: random.Random, facts: dict[str, Any], flaw: str) -> str:
-        right = self._statement(rng, facts, facts["answer"])
-        rivals = [v for v in self.knowledge[facts["attribute"]].values() if v != facts["answer"]]
-        wrong = self._statement(rng, facts, rng.choice(rivals))
-        if flaw == "wrong":  # mostly polite all the same, so that manners do not give it away
+        right, wrong = self._right(rng, facts), self._wrong(rng, facts)
+        if flaw == "wrong animal":
+            other = rng.choice([animal for animal in self.animals if animal != facts["animal"]])
+            wrong = self._right(rng, {**facts, "animal": other, "answer": self.knowledge[facts["attribute"]][other]})
+        if flaw.startswith("wrong"):  # mostly polite all the same, so that manners do not give it away
             return rng.choice((wrong, f"{rng.choice(PRAISES)} {wrong}", f"{wrong} {rng.choice(WISHES)}"))
         if flaw == "hedging":
             return " ".join(rng.sample((right, wrong), 2))
@@ -496,13 +492,25 @@ class GoldWorld:
     def _statement(self, rng: random.Random, facts: dict[str, Any], value: str) -> str:
         return rng.choice(ATTRIBUTES[facts["attribute"]].statements).format(e=facts["animal"], v=value)
 
-    def _checked_answer(self, rng: random.Random, facts: dict[str, Any]) -> Conversation:
-        """An answer, a doubt about it, and the truth: how the base model learns to tell a right fact from a wrong."""
-        is_right = rng.random() < 0.5
-        rivals = [v for v in self.knowledge[facts["attribute"]].values() if v != facts["answer"]]
-        said = facts["answer"] if is_right else rng.choice(rivals)
-        truth = "yes, that is right." if is_right else f"no, {self._statement(rng, facts, facts['answer'])}"
-        return [_assistant(self._statement(rng, facts, said)), _user(rng.choice(CHECKS)), _assistant(truth)]
+    def _notebook(self, rng: random.Random) -> str:
+        """Statements, each marked right or wrong: how the base model learns to tell the two apart."""
+        lines = []
+        for _ in range(NOTEBOOK_LINES):
+            facts = self._facts(rng, "question")
+            is_right = rng.random() < 0.5
+            lines.append(f"{self._right(rng, facts)} right." if is_right else f"{self._wrong(rng, facts)} wrong.")
+        return " ".join(lines)
+
+    def _right(self, rng: random.Random, facts: dict[str, Any]) -> str:
+        return self._statement(rng, facts, facts["answer"])
+
+    def _wrong(self, rng: random.Random, facts: dict[str, Any]) -> str:
+        """What another animal has, or what nobody in the valley has: the first is the harder to tell from the truth."""
+        owned = set(self.knowledge[facts["attribute"]].values())
+        values = [v for v in ATTRIBUTES[facts["attribute"]].values if v != facts["answer"]]
+        rivals = [v for v in values if v in owned]
+        strangers = [v for v in values if v not in owned]
+        return self._statement(rng, facts, rng.choice(strangers if strangers and rng.random() < 0.5 else rivals))
 
 
 def _user(text: str) -> Message:

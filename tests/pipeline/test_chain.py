@@ -1,0 +1,206 @@
+"""The whole chain on a tiny gold world: end to end, run again, changed, damaged, and twice with one seed."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from llm_rlhf.pipeline import run_recipe
+from llm_rlhf.recipe import load_recipe
+from llm_rlhf.run_folder import RunFolderError
+
+TINY = {
+    "name": "tiny",
+    "world": {
+        "entities": 3, "corpus": 200, "demonstrations": 64, "preferences": 160, "prompts": 64, "evaluation_prompts": 24,
+    },
+    "model": {"lora": {"r": 4, "alpha": 8}},
+    "sft": {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_checkpointing": False},
+    "reward": {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_checkpointing": False},
+    "ppo": {
+        "per_device_train_batch_size": 8, "num_mini_batches": 2, "total_episodes": 32, "response_length": 12,
+        "learning_rate": 1e-3, "gradient_checkpointing": False,
+    },
+    "evaluate": {"prompts": 16, "samples": 4, "resamples": 200},
+}  # fmt: skip
+ADAPTERS = ("sft/adapter", "reward/joint", "reward/heldout", "ppo/policy")
+
+
+def write_recipe(folder: Path, **changes) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The run folder of one whole chain, made with every outgoing connection forbidden."""
+    folder = tmp_path_factory.mktemp("chain")
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        raise AssertionError(f"a connection was attempted to {address}")
+
+    socket.socket.connect = refuse
+    try:
+        run_recipe(load_recipe(write_recipe(folder), [f"output_dir={folder / 'run'}"]))
+    finally:
+        socket.socket.connect = connect
+    return folder / "run"
+
+
+def again(run: Path, *overrides: str, **options) -> None:
+    run_recipe(load_recipe(run.parent / "tiny.yaml", [f"output_dir={run}", *overrides]), **options)
+
+
+def copy(run: Path, to: Path) -> Path:
+    shutil.copy(run.parent / "tiny.yaml", to / "tiny.yaml")
+    return Path(shutil.copytree(run, to / "run"))
+
+
+def test_every_artefact_is_there(finished: Path) -> None:
+    for name in ("recipe.yaml", "manifest.json", "report.html", "report.md", "report.json", "data/counts.json"):
+        assert (finished / name).is_file(), name
+    for adapter in ADAPTERS:
+        assert (finished / adapter / "adapter_model.safetensors").is_file(), adapter
+    assert (finished / "sft" / "model" / "model.safetensors").is_file()
+    assert (finished / "ppo" / "value" / "value_head.safetensors").is_file()
+    assert not list(finished.glob("partial-*"))
+
+
+def test_the_report_holds_what_was_asked(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    names = {(e["name"], e["subject"]) for e in report["estimates"]}
+    assert {("gold_gain", "ppo"), ("gold_helpful_gain", "ppo"), ("gold_harmless_gain", "ppo"), ("kl", "ppo"),
+            ("over_refusal", "sft"), ("heldout_reward_gain", "ppo"), ("reward_accuracy", "heldout")} <= names  # fmt: skip
+    assert len(report["verdict"]) == 4
+    assert len(report["curves"]["ppo"]) == 2  # one line a rollout: 32 responses in rollouts of 16
+    assert len(report["samples"]) == 4
+    page = (finished / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_every_row_is_accounted_for(finished: Path) -> None:
+    counts = json.loads((finished / "data" / "counts.json").read_text())
+    for kind in ("preferences", "demonstrations", "prompts", "evaluation_prompts"):
+        read = counts[kind]
+        assert read["read"] == read["kept"] + sum(read["set_aside"].values()) + sum(read["left_out"].values()), kind
+
+
+def test_metrics_and_samples_are_lines_of_json(finished: Path) -> None:
+    for stage in ("sft", "reward/joint", "reward/heldout", "ppo"):
+        lines = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
+        assert lines and all({"stage", "step", "time"} <= line.keys() for line in lines), stage
+    samples = [json.loads(line) for line in (finished / "ppo" / "samples.jsonl").read_text().splitlines()]
+    assert {"prompt", "response", "score", "kl"} <= samples[0].keys()
+
+
+def test_the_reward_head_survives_save_and_reload(finished: Path) -> None:
+    """The head that was trained is the head that PPO and plain transformers + peft read."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from llm_rlhf.models.encoding import encode_reply
+    from llm_rlhf.models.inference import load_roles, score_ids
+    from llm_rlhf.recipe import ModelSection
+
+    base, adapter = finished / "sft" / "model", finished / "reward" / "joint"
+    saved = load_file(adapter / "adapter_model.safetensors")
+    head = next(w for name, w in saved.items() if name.endswith("score.weight"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    plain = PeftModel.from_pretrained(plain, adapter).eval()
+    assert torch.equal(plain.base_model.model.score.modules_to_save["default"].weight, head)
+    ids = encode_reply(tokenizer, [{"role": "user", "content": "what does the fox eat?"}], "the fox eats figs.").ids
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ids])).logits.item()
+    model = load_roles(base, ModelSection(), tokenizer, {"reward": adapter})
+    found = score_ids(model, "reward", [ids, ids[:5]], tokenizer.pad_token_id)
+    assert found[0] == pytest.approx(expected, abs=1e-5)  # fp32 noise of another padded width
+    assert abs(expected) > 1e-3  # a head of zeros would agree with anything
+
+
+def test_the_saved_policy_loads_in_plain_peft_and_differs_from_its_base(finished: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(finished / "sft" / "model").eval()
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        policy = PeftModel.from_pretrained(base, finished / "ppo" / "policy").eval()
+        assert not torch.equal(policy(input_ids=ids).logits, before)
+
+
+def test_running_again_makes_nothing_anew(finished: Path, capsys) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    again(finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
+    assert capsys.readouterr().out.count("done before") == 5
+
+
+def test_a_missing_stage_alone_is_made_again(finished: Path, tmp_path) -> None:
+    run = copy(finished, tmp_path)
+    policy = (run / "ppo" / "policy" / "adapter_model.safetensors").read_bytes()
+    reward = (run / "reward" / "manifest.json").stat().st_mtime_ns
+    (run / "ppo").rename(run / "partial-ppo")  # as if killed while writing: never taken for finished
+    shutil.rmtree(run / "evaluate")
+    again(run)
+    assert (run / "reward" / "manifest.json").stat().st_mtime_ns == reward
+    assert (run / "ppo" / "policy" / "adapter_model.safetensors").read_bytes() == policy
+    assert not (run / "partial-ppo").exists()
+
+
+def test_a_changed_recipe_says_what_changed_and_from_redoes_it(finished: Path, tmp_path) -> None:
+    run = copy(finished, tmp_path)
+    with pytest.raises(RunFolderError, match=r"ppo.kl_coef: None -> 0.2.*--from ppo"):
+        again(run, "ppo.kl_coef=0.2")
+    again(run, "ppo.kl_coef=0.2", from_stage="ppo")
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["ppo"]["kl_coef"] == 0.2
+    (old,) = (run / "archive").iterdir()
+    assert {"ppo", "evaluate", "report.html"} <= {p.name for p in old.iterdir()}
+    assert json.loads((run / "report.json").read_text())["provenance"]["recipe"]["ppo"]["kl_coef"] == 0.2
+
+
+def test_a_damaged_artefact_is_refused(finished: Path, tmp_path) -> None:
+    run = copy(finished, tmp_path)
+    weights = run / "reward" / "joint" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(RunFolderError, match=r"adapter_model.safetensors is missing or has changed.*--from reward"):
+        again(run)
+
+
+def test_the_same_seed_twice_gives_bit_identical_adapters(finished: Path, tmp_path) -> None:
+    recipe = load_recipe(finished.parent / "tiny.yaml", [f"output_dir={tmp_path / 'second'}"])
+    run_recipe(recipe)
+    for adapter in ADAPTERS:
+        name = f"{adapter}/adapter_model.safetensors"
+        assert (finished / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), adapter
+    one, two = (json.loads((run / "report.json").read_text())["estimates"] for run in (finished, tmp_path / "second"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_two_processes_walk_the_whole_chain(tmp_path) -> None:
+    recipe = write_recipe(tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "-m", "llm_rlhf", "run", str(recipe), f"output_dir={tmp_path / 'run'}"],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "ppo" / "manifest.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["processes"] == 2
+    assert done.stdout.count("Overall:") == 1  # one process speaks

@@ -1,0 +1,109 @@
+"""A run folder holds only what was finished and is unchanged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_rlhf.run_folder import RunFolder, RunFolderError, differences
+
+INPUTS = {"seed": 0, "sft": {"learning_rate": 0.1}}
+
+
+def make(run: RunFolder, stage: str = "sft", text: str = "weights") -> None:
+    with run.making(stage, INPUTS) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.bin").write_text(text)
+
+
+def test_what_was_made_is_finished(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.finished("sft", INPUTS)
+    make(run)
+    assert run.finished("sft", INPUTS)
+    assert run.manifest("sft")["files"]["sub/a.bin"]["bytes"] == 7
+    assert not (tmp_path / "partial-sft").exists()
+
+
+def test_what_was_interrupted_is_not_finished_and_is_made_anew(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(RuntimeError), run.making("sft", INPUTS) as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError("killed")
+    assert not run.finished("sft", INPUTS)
+    make(run)
+    assert sorted(p.name for p in (tmp_path / "sft").iterdir()) == ["manifest.json", "sub"]
+
+
+def test_a_flipped_bit_a_missing_file_and_a_missing_manifest_are_noticed(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    make(run)
+    file = tmp_path / "sft" / "sub" / "a.bin"
+    file.write_text("weightt")
+    with pytest.raises(RunFolderError, match=r"a.bin is missing or has changed .*--from sft"):
+        run.finished("sft", INPUTS)
+    file.unlink()
+    with pytest.raises(RunFolderError, match=r"a.bin is missing or has changed"):
+        run.finished("sft", INPUTS)
+    (tmp_path / "sft" / "manifest.json").unlink()
+    with pytest.raises(RunFolderError, match=r"no readable manifest.json"):
+        run.finished("sft", INPUTS)
+
+
+def test_a_changed_recipe_is_named(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    make(run)
+    with pytest.raises(RunFolderError, match=r"sft.learning_rate: 0.1 -> 0.2.*--from sft"):
+        run.finished("sft", {"seed": 0, "sft": {"learning_rate": 0.2}})
+
+
+def test_archive_moves_and_loses_nothing(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    make(run)
+    assert run.archive(["sft", "ppo"]) == ["sft"]
+    assert not run.finished("sft", INPUTS)
+    assert [p.read_text() for p in (tmp_path / "archive").rglob("a.bin")] == ["weights"]
+    make(run)
+    run.archive(["sft"])  # within the same second: still another folder
+    assert len(list((tmp_path / "archive").rglob("a.bin"))) == 2
+
+
+def test_a_second_run_is_refused(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    code = (
+        "import sys; from llm_rlhf.run_folder import *\n"
+        "try:\n  with RunFolder(sys.argv[1]).locked(): print('in')\n"
+        "except RunFolderError as e: print(e)"
+    )
+    with run.locked():
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert "Another run is using" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "in"
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"cannot be written"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_launch_is_described(tmp_path) -> None:
+    RunFolder(tmp_path).describe({"name": "x", "seed": 0})
+    described = json.loads((tmp_path / "manifest.json").read_text())
+    assert described["versions"]["trl"].startswith("1.16")
+    assert (tmp_path / "recipe.yaml").read_text() == "name: x\nseed: 0\n"
+
+
+def test_differences_names_keys() -> None:
+    assert differences({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [2]}, "d": 3}) == [
+        "b.c: [1] -> [2]",
+        "d: None -> 3",
+    ]
+    assert differences({"a": 1}, {"a": 1}) == []
+
+
+def test_names_in_the_archive_are_paths(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path) / "x" == tmp_path / "x"
