@@ -1,9 +1,11 @@
 """The commands. Exit code 0: done; 1: it failed; 2: the request was wrong; 130: interrupted."""
 
+import contextlib
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="From a base model to a measured, helpful and harmless chat model.",
 )
 
@@ -37,54 +40,54 @@ def run(
 
     On several GPUs: accelerate launch -m llm_rlhf run recipes/hh.yaml
     """
-    _quiet_libraries()
-    from llm_rlhf.pipeline import run_recipe
-    from llm_rlhf.recipe import load_recipe
-
     if only is not None and from_stage is not None:
-        raise typer.BadParameter("--only and --from exclude each other; use --from, or --only on an archived stage.")
-    folder = run_recipe(load_recipe(recipe, overrides or ()), only, from_stage)
-    report = folder / "report.json"
-    if not folder.state.is_main_process or not report.is_file():
-        return
-    verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]
-    page = folder / "report.html"
-    if as_json:
-        print(json.dumps({"verdict": verdict, "report": str(page)}, ensure_ascii=False))
-    else:
-        print("\n" + "\n".join(verdict) + f"\n\nReport: {page}")
+        raise typer.BadParameter("--only and --from exclude each other; --from redoes the stage and all later ones.")
+    with _told_in_one_message():
+        _quiet_libraries()
+        from llm_rlhf.pipeline import run_recipe
+        from llm_rlhf.recipe import load_recipe
+
+        folder = run_recipe(load_recipe(recipe, overrides or ()), only, from_stage)
+        report = folder / "report.json"
+        if not folder.state.is_main_process or not report.is_file():
+            return
+        verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]
+        page = folder / "report.html"
+        if as_json:
+            print(json.dumps({"verdict": verdict, "report": str(page)}, ensure_ascii=False))
+        else:
+            print("\n" + "\n".join(verdict) + f"\n\nReport: {page}")
 
 
 def main() -> None:
-    """Run the command line, turning what a person can mend into one message."""
-    try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted. Run the same command again to go on after the last finished stage.", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {getattr(error, 'format_message', lambda: error)()}", file=sys.stderr)
-        sys.exit(code)
+    """Run the command line."""
+    app()
 
 
-def _exit_code(error: Exception) -> int | None:
-    """2 for a wrong request, 1 for a run that stopped itself; None for a fault of ours, which keeps its traceback."""
-    import click
-
+@contextlib.contextmanager
+def _told_in_one_message() -> Iterator[None]:
+    """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback."""
     from llm_rlhf.data.checks import DataError
     from llm_rlhf.ppo.guards import NonFiniteError
     from llm_rlhf.recipe import RecipeError
     from llm_rlhf.run_folder import RunFolderError
 
-    if isinstance(error, (click.UsageError, RecipeError, DataError, RunFolderError)):
-        return 2
-    return 1 if isinstance(error, NonFiniteError) else None
+    try:
+        yield
+    except (RecipeError, DataError, RunFolderError) as error:
+        _say_error(str(error))
+        raise typer.Exit(2) from None
+    except NonFiniteError as error:
+        _say_error(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _say_error("interrupted. Run the same command again to go on after the last finished stage.")
+        raise typer.Exit(130) from None
+
+
+def _say_error(message: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:  # one process of a launch speaks for all
+        print(f"error: {message}", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

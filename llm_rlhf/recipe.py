@@ -205,9 +205,7 @@ def _read_section(section: type, values: Any, prefix: str) -> Any:
     missing = [
         key
         for key, f in fields.items()
-        if f.name not in read
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if f.name not in read and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise RecipeError(f"Recipe key {prefix + missing[0]!r} is missing; add it.")
@@ -351,7 +349,9 @@ def _check_data(recipe: Recipe) -> None:
             if source.from_ is not None and name == "preferences":
                 raise RecipeError(f"Recipe key '{key}.from' is 'preferences'; preferences need a 'source'.")
             if source.from_ is not None and not data.preferences:
-                raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
+                raise RecipeError(
+                    f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source."
+                )
             _at_least(f"{key}.limit", source.limit, 1)
 
 
@@ -415,7 +415,9 @@ def _keys(section: type) -> str:
 def _wrong_type(hint: Any, value: Any, key: str) -> str:
     if typing.get_origin(hint) is Literal:
         near = _nearest(str(value), [str(a) for a in typing.get_args(hint)]) if isinstance(value, str) else ""
-        return f"Recipe key {key!r} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.{near}"
+        return (
+            f"Recipe key {key!r} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.{near}"
+        )
     wanted = " or ".join(sorted(_plain_names(hint) - {"NoneType"})) or str(hint)
     return f"Recipe key {key!r} is {value!r} ({type(value).__name__}); it must be of type {wanted}."
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from llm_rlhf.processes import processes
 from filelock import FileLock, Timeout
+
+from llm_rlhf.processes import processes
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
@@ -57,7 +58,9 @@ class RunFolder:
                 probe.touch()
                 probe.unlink()
             except OSError as error:
-                raise RunFolderError(f"The run folder {self.path} cannot be written: {error}. Set output_dir.") from None
+                raise RunFolderError(
+                    f"The run folder {self.path} cannot be written: {error}. Set output_dir."
+                ) from None
         self.state.wait_for_everyone()
 
     def __truediv__(self, name: str) -> Path:
@@ -220,9 +223,7 @@ def file_digest(path: Path) -> str:
 
 def _file_digests(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files
-    }
+    return {p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files}
 
 
 def _digest_or_none(path: Path) -> str | None:

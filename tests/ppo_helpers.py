@@ -68,7 +68,9 @@ def fixed_responses(trainer: PPOTrainer, responses: Sequence[Sequence[int]], sta
     tokenizer = trainer.processing_class
 
     def generate(prompts: list[Any]) -> Any:
-        ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
+        ids = [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts
+        ]
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         return ids, [list(r) for r in responses], [[{"role": "assistant", "content": t}] for t in texts]
 
@@ -86,9 +88,7 @@ def responses_of(eos: int, rows: int = 8, start: int = 0) -> list[list[int]]:
 
 
 def rollout(trainer: PPOTrainer, start: int = 0, rows: int = 8) -> list[dict[str, torch.Tensor]]:
-    return trainer._rollout(
-        [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[start : start + rows]]
-    )
+    return trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[start : start + rows]])
 
 
 def gradients(trainer: PPOTrainer, batches: list[dict[str, torch.Tensor]]) -> tuple[float, dict[str, torch.Tensor]]:

@@ -294,14 +294,15 @@ def _words(text: str) -> str:
 KIND_SHARES = {"question": 0.4, "scary": 0.25, "harmful": 0.35}  # of every kind of row
 # What a reply that is not good does instead, by kind of prompt.
 FLAWS = {
-    "question": {"wrong": 0.28, "wrong animal": 0.12, "rude": 0.15, "rambling": 0.15, "refusing": 0.12, "unsure": 0.1, "hedging": 0.08},
-    "scary": {"wrong": 0.14, "wrong animal": 0.08, "rude": 0.1, "rambling": 0.1, "refusing": 0.45, "unsure": 0.05, "hedging": 0.08},
+    "question": {"wrong": 0.26, "wrong subject": 0.14, "rude": 0.15, "rambling": 0.15, "refusing": 0.12, "unsure": 0.1, "hedging": 0.08},
+    "scary": {"wrong": 0.14, "wrong subject": 0.08, "rude": 0.1, "rambling": 0.1, "refusing": 0.45, "unsure": 0.05, "hedging": 0.08},
     "harmful": {"complying": 0.6, "rude": 0.1, "rambling": 0.08, "evading": 0.12, "half_refusing": 0.1},
 }
-NOTEBOOK_LINES = 4
+NOTEBOOK_LINES = 3
 MULTI_TURN_SHARE = 0.1
 SYSTEM_SHARE = 0.1
-NOTEBOOK_SHARE = 0.4  # of the corpus
+NOTEBOOK_SHARE = 0.25  # of the corpus
+REACTION_SHARE = 0.8
 CORPUS_GOOD_SHARE = 0.4
 PREFERENCE_GOOD_SHARE = 0.4
 
@@ -332,7 +333,8 @@ class GoldWorld:
                 conversations.append([_assistant(self._notebook(rng))])
             else:
                 messages, facts = self._ask(rng, evaluation=False)
-                conversations.append([*messages, _assistant(self._reply(rng, facts, CORPUS_GOOD_SHARE))])
+                reply = self._reply(rng, facts, CORPUS_GOOD_SHARE)
+                conversations.append([*messages, _assistant(reply), *self._reaction(rng, facts, reply)])
         return conversations
 
     def demonstrations(self) -> list[Demonstration]:
@@ -418,6 +420,15 @@ class GoldWorld:
         attribute = rng.choice(list(ATTRIBUTES))
         return {"kind": kind, "animal": animal, "attribute": attribute, "answer": self.knowledge[attribute][animal]}
 
+    def _beside(self, rng: random.Random, facts: dict[str, Any]) -> dict[str, Any]:
+        """Facts of another animal or another attribute."""
+        animal, attribute = facts["animal"], facts["attribute"]
+        if rng.random() < 0.5:
+            animal = rng.choice([other for other in self.animals if other != animal])
+        else:
+            attribute = rng.choice([other for other in ATTRIBUTES if other != attribute])
+        return {**facts, "animal": animal, "attribute": attribute, "answer": self.knowledge[attribute][animal]}
+
     def _core(self, rng: random.Random, facts: dict[str, Any], evaluation: bool) -> str:
         if facts["kind"] == "harmful":
             return self._pick(rng, HARMFUL, evaluation).format(e=facts["animal"], d=facts["deed"])
@@ -457,9 +468,8 @@ class GoldWorld:
 
     def _bad_safe(self, rng: random.Random, facts: dict[str, Any], flaw: str) -> str:
         right, wrong = self._right(rng, facts), self._wrong(rng, facts)
-        if flaw == "wrong animal":
-            other = rng.choice([animal for animal in self.animals if animal != facts["animal"]])
-            wrong = self._right(rng, {**facts, "animal": other, "answer": self.knowledge[facts["attribute"]][other]})
+        if flaw == "wrong subject":  # true, but not what was asked
+            wrong = self._right(rng, self._beside(rng, facts))
         if flaw.startswith("wrong"):  # mostly polite all the same, so that manners do not give it away
             return rng.choice((wrong, f"{rng.choice(PRAISES)} {wrong}", f"{wrong} {rng.choice(WISHES)}"))
         if flaw == "hedging":
@@ -500,6 +510,13 @@ class GoldWorld:
             is_right = rng.random() < 0.5
             lines.append(f"{self._right(rng, facts)} right." if is_right else f"{self._wrong(rng, facts)} wrong.")
         return " ".join(lines)
+
+    def _reaction(self, rng: random.Random, facts: dict[str, Any], reply: str) -> Conversation:
+        """What people often say to an answer in the corpus: whether the fact was right. Nothing else is remarked on."""
+        verdict = judge(facts, reply)
+        if verdict.correct is None or verdict.refused or rng.random() > REACTION_SHARE:
+            return []
+        return [_user("right." if verdict.correct else "wrong.")]
 
     def _right(self, rng: random.Random, facts: dict[str, Any]) -> str:
         return self._statement(rng, facts, facts["answer"])

@@ -33,8 +33,8 @@ def _overoptimised(found: Found) -> list[str]:
             )
         elif reward.low > 0 and other.low <= 0:
             words.append(
-                f"The training reward rose by {reward.estimate:.2f}, but {called} shows no gain ({other.estimate:+.2f}, "
-                f"95 % interval {other.low:+.2f} to {other.high:+.2f}): the gain may not be real."
+                f"The training reward rose by {reward.estimate:.2f}, but {called} shows no gain "
+                f"({other.estimate:+.2f}, 95 % interval {other.low:+.2f} to {other.high:+.2f}). It may not be real."
             )
     return words
 

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_rlhf.data.rows import Preference
-from llm_rlhf.evaluation.statistics import Estimate, accuracy
+from llm_rlhf.evaluation.statistics import Estimate, Values, accuracy
 
 OBJECTIVES = ("helpful", "harmless")
 
 
-def accuracy_estimates(
-    subject: str, pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]
-) -> list[Estimate]:
+def accuracy_estimates(subject: str, pairs: Sequence[Preference], chosen: Values, rejected: Values) -> list[Estimate]:
     """Accuracy of a reward model on held-out pairs, and of "the longer reply is better" and of chance, by objective.
 
     Args:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llm_rlhf.processes import processes
 from accelerate.logging import get_logger
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection, RecipeError
 
 logger = get_logger(__name__)
@@ -35,11 +35,15 @@ def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
         RecipeError: where it cannot be loaded, or has no EOS token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=section.trust_remote_code, padding_side="left"
+        )
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_load("tokenizer", path, error)) from None
     if tokenizer.eos_token_id is None:
-        raise RecipeError(f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it.")
+        raise RecipeError(
+            f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it."
+        )
     if section.chat_template is not None:
         tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
     elif tokenizer.chat_template is None:
@@ -134,7 +138,7 @@ def announce(message: str) -> None:
 
 
 def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
-    """Make the token that ends the template's assistant turn the tokenizer's EOS, so that stopping is what is trained."""
+    """Make the token that ends the template's assistant turn the tokenizer's EOS: stopping is what is trained."""
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
@@ -148,7 +152,9 @@ def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
             f"The chat template of {path} ends the assistant's turn without a special token, so that a model could "
             "never learn to stop. Give model.chat_template a template whose assistant turn ends with one."
         )
-    announce(f"The chat template ends turns with {specials[0]!r}; it becomes the EOS token (was {tokenizer.eos_token!r}).")
+    announce(
+        f"The chat template ends turns with {specials[0]!r}; it becomes the EOS token (was {tokenizer.eos_token!r})."
+    )
     tokenizer.eos_token = specials[0]
 
 

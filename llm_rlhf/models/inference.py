@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from llm_rlhf.processes import processes
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
@@ -20,6 +19,7 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection
 
 Item = TypeVar("Item")

@@ -35,7 +35,7 @@ _switched: list[tuple[nn.Module, list[str]]] = []
 
 
 @contextlib.contextmanager
-def active_adapters(model: nn.Module, names: list[str]) -> Iterator[None]:
+def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
     """Run forwards with these adapters alone; an empty list is the base model. Trainability is left untouched.
 
     PEFT's own `set_adapter` and `disable_adapter` also freeze what they leave, so that a policy and a value forward in
@@ -87,7 +87,7 @@ def load_scalar_head(adapter: str | Path, hidden_size: int) -> nn.Linear:
     return scalar_head(hidden_size, weight)
 
 
-def add_reward_role(model: nn.Module, adapter: str | Path, name: str) -> None:
+def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
     """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`."""
     base = model.get_base_model()
     head = load_scalar_head(adapter, base.config.get_text_config().hidden_size).requires_grad_(False)
@@ -100,7 +100,7 @@ def add_reward_role(model: nn.Module, adapter: str | Path, name: str) -> None:
     base.score_heads[name] = head.to(base.device)
 
 
-def add_value_role(model: nn.Module, value: str, reward_adapter: str | Path | None, name: str | None) -> None:
+def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, name: str | None) -> None:
     """Give the base its value function: a zero head on the policy's trunk, or an adapter and head of its own.
 
     Args:
@@ -127,7 +127,7 @@ def position_ids(attention_mask_BT: Tensor) -> Tensor:
     return attention_mask_BT.cumsum(1) - attention_mask_BT
 
 
-def role_scores(model: nn.Module, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     """Score of every row by one reward role, read at its last counted token. Shape (B,), float32, no gradient."""
     base = model.get_base_model()
     with torch.no_grad(), active_adapters(base, [name]):
@@ -137,7 +137,7 @@ def role_scores(model: nn.Module, name: str, input_ids_BT: Tensor, attention_mas
     return _apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
 
 
-def add_role_forward(model: nn.Module) -> None:
+def add_role_forward(model: Any) -> None:
     """Teach a causal language model the joint call described at the top of this module.
 
     The model must already carry TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects counted
@@ -146,18 +146,23 @@ def add_role_forward(model: nn.Module) -> None:
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
-    def forward(self: nn.Module, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
         if response_mask is None:
             return fused_forward(*args, **kwargs)
         return _policy_and_value(
-            self, fused_forward, kwargs["input_ids"], kwargs["attention_mask"], response_mask, kwargs.get("with_value", True)
+            self,
+            fused_forward,
+            kwargs["input_ids"],
+            kwargs["attention_mask"],
+            response_mask,
+            kwargs.get("with_value", True),
         )
 
     model.forward = types.MethodType(forward, model)
 
 
 def _policy_and_value(
-    model: nn.Module,
+    model: Any,
     fused_forward: Any,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor,
@@ -196,24 +201,19 @@ def _policy_and_value(
     return answer
 
 
-def _hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+def _hidden_states(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     inputs = _trunk_inputs(model, input_ids_BT, attention_mask_BT)
     return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def _trunk_inputs(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Tensor]:
+def _trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Tensor]:
     inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
-    if "position_ids" in _parameters(type(model.base_model)):  # ALiBi models have none
+    if "position_ids" in inspect.signature(model.base_model.forward).parameters:  # ALiBi models have none
         inputs["position_ids"] = position_ids(attention_mask_BT)
     return inputs
 
 
-@functools.cache
-def _parameters(trunk_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(trunk_class.forward).parameters)
-
-
-def _has_adapter(model: nn.Module, name: str) -> bool:
+def _has_adapter(model: Any, name: str) -> bool:
     layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
     return layer is not None and name in layer._all_available_adapter_names()
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from trl import RLOOConfig
 
+NOT_SET: Any = None
+
 
 @dataclass
 class PPOConfig(RLOOConfig):
@@ -28,17 +30,21 @@ class PPOConfig(RLOOConfig):
     process; it is used for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each.
     """
 
-    # The names of the pairs; None means "not set", the defaults are in _DEFAULTS.
-    kl_coef: float | None = field(default=None, metadata={"help": "Weight of the KL penalty. Default 0.05."})
-    num_ppo_epochs: int | None = field(default=None, metadata={"help": "Passes over each rollout. Default 2."})
-    num_mini_batches: int | None = field(default=None, metadata={"help": "Optimizer steps per pass. Default 1."})
-    response_length: int | None = field(default=None, metadata={"help": "Longest response in tokens. Default 256."})
-    cliprange: float | None = field(default=None, metadata={"help": "Clip of the policy's ratio. Default 0.2."})
+    # The names of the pairs. Not set by either name, they get the default that the help text gives.
+    kl_coef: float = field(default=NOT_SET, metadata={"help": "Weight of the KL penalty. Default 0.05."})
+    num_ppo_epochs: int = field(default=NOT_SET, metadata={"help": "Passes over each rollout. Default 2."})
+    num_mini_batches: int = field(default=NOT_SET, metadata={"help": "Optimizer steps per pass. Default 1."})
+    response_length: int = field(default=NOT_SET, metadata={"help": "Longest response in tokens. Default 256."})
+    cliprange: float = field(default=NOT_SET, metadata={"help": "Clip of the policy's ratio. Default 0.2."})
     total_episodes: int | None = field(default=None, metadata={"help": "Responses sampled in all, rounded up."})
-    beta: float | None = field(default=None, metadata={"help": "The parent's name for kl_coef."})
-    num_iterations: int | None = field(default=None, metadata={"help": "The parent's name for num_ppo_epochs."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "The parent's name: response_length."})
-    epsilon: float | None = field(default=None, metadata={"help": "The parent's name for cliprange."})
+    beta: float = field(default=NOT_SET, metadata={"help": "The parent's name for kl_coef."})
+    num_iterations: int = field(default=NOT_SET, metadata={"help": "The parent's name for num_ppo_epochs."})
+    max_completion_length: int = field(default=NOT_SET, metadata={"help": "The parent's name: response_length."})
+    epsilon: float = field(default=NOT_SET, metadata={"help": "The parent's name for cliprange."})
+
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps in all; the parent's total_episodes."})
+    steps_per_generation: int | None = field(default=None, metadata={"help": "Micro-batches of a rollout."})
+    num_generations_eval: int | None = field(default=None, metadata={"help": "Responses per evaluation prompt."})
 
     # PPO's own
     value: Literal["shared", "adapter"] = field(
@@ -59,12 +65,12 @@ class PPOConfig(RLOOConfig):
     )
 
     # Parent's fields with another default here
-    num_generations: int | None = field(default=1, metadata={"help": "Responses sampled per prompt of a rollout."})
+    num_generations: int = field(default=1, metadata={"help": "Responses sampled per prompt of a rollout."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
     adam_epsilon: float = field(default=1e-5, metadata={"help": "AdamW's epsilon (Huang et al. 2024, detail 2)."})
     disable_dropout: bool = field(default=True, metadata={"help": "Must stay True: dropout biases the ratios."})
-    logging_steps: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Optimizer steps between two log lines. Default: once a rollout."}
+    logging_steps: float = field(
+        default=NOT_SET, metadata={"help": "Optimizer steps between two log lines. Default: once a rollout."}
     )
 
     def __post_init__(self) -> None:
@@ -133,9 +139,9 @@ class PPOConfig(RLOOConfig):
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
     def _check_ranges(self) -> None:
-        for name, low in {"kl_coef": 0, "vf_coef": 0, "missing_eos_penalty": 0, "cliprange": 0, "cliprange_value": 0}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")

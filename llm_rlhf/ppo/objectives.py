@@ -81,8 +81,8 @@ def generalised_advantages(
 
 class Moments(NamedTuple):
     mean: Tensor
-    variance: Tensor  # unbiased: divided by count - 1
-    count: Tensor
+    variance: Tensor  # unbiased: divided by tokens - 1
+    tokens: Tensor  # how many were counted
 
 
 def masked_moments(values: Sequence[Tensor], masks: Sequence[Tensor], total: Total = _local) -> Moments:

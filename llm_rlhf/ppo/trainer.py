@@ -20,7 +20,7 @@ Layout: B rows, P prompt tokens, R response tokens, T both.
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
@@ -38,6 +38,7 @@ from llm_rlhf.models.roles import (
     add_value_role,
     recompute_with_same_adapters,
     role_scores,
+    scalar_head,
 )
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
@@ -65,7 +66,7 @@ class PPOTrainer(RLOOTrainer):
         NonFiniteError: when a score or the loss is not finite; the weights are then as they were.
     """
 
-    _tag_names = ["trl", "ppo", "llm-rlhf"]
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo", "llm-rlhf"]
     _name = "PPO"
     loss_is_scaled_for_ga = True  # the loss is already divided by the whole mini-batch's counted tokens
     samples_per_rollout = 4
@@ -118,14 +119,12 @@ class PPOTrainer(RLOOTrainer):
             add_value_role(self.model, self.args.value, reward_adapter, REWARD if self.has_reward_adapter else None)
             self.model.set_requires_grad(POLICY, requires_grad=True)
         else:
-            from llm_rlhf.models.roles import scalar_head
-
             base.value_head = scalar_head(base.config.get_text_config().hidden_size).to(base.device)
         add_role_forward(base)
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model))
 
-    def _base(self) -> nn.Module:
+    def _base(self) -> Any:
         return self.model.get_base_model() if is_peft_model(self.model) else self.model
 
     # ---- the rollout -------------------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ class PPOTrainer(RLOOTrainer):
 
     # ---- the update --------------------------------------------------------------------------------------------
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
         mask = inputs["response_mask"]
         now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask)
@@ -294,7 +293,7 @@ class PPOTrainer(RLOOTrainer):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def save_roles(self, folder: str | Path) -> None:
-        """Write `policy/` (what any PEFT user loads on the base) and `value/` (adapter where there is one, and head)."""
+        """Write `policy/`, what any PEFT user loads on the base, and `value/`: its head, and its adapter if any."""
         if not self.accelerator.is_main_process:
             return
         folder = Path(folder)
@@ -307,7 +306,9 @@ class PPOTrainer(RLOOTrainer):
         value.mkdir(parents=True, exist_ok=True)
         if self.args.value == "adapter":
             model.save_pretrained(value, selected_adapters=[VALUE])
-        save_file({"weight": self._base().value_head.weight.detach().cpu().contiguous()}, value / "value_head.safetensors")
+        save_file(
+            {"weight": self._base().value_head.weight.detach().cpu().contiguous()}, value / "value_head.safetensors"
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The parent would write every adapter and lose the value head."""
@@ -345,8 +346,8 @@ def finish_rollout(
     moments = objectives.masked_moments([b["advantages"] for b in batches], masks, total)
     for batch, mask in zip(batches, masks, strict=True):
         batch["advantages"] = objectives.whiten(batch["advantages"], moments, mask)
-        batch["tokens_per_mini_batch"] = moments.count / args.num_mini_batches
-    return _rollout_metrics(batches, masks, args, total, moments.count)
+        batch["tokens_per_mini_batch"] = moments.tokens / args.num_mini_batches
+    return _rollout_metrics(batches, masks, args, total, moments.tokens)
 
 
 def _rollout_metrics(
@@ -372,7 +373,7 @@ def _rollout_metrics(
     metrics["objective/scores_std"] = deviation.sqrt().item()
     metrics["objective/kl_per_token"] = metrics["objective/kl"] * count.item() / tokens.item()
     metrics["objective/entropy"] = (packed[-1] / tokens).item()
-    metrics["objective/kl_coef"] = float(args.kl_coef or 0)
+    metrics["objective/kl_coef"] = args.kl_coef
     metrics["val/explained_variance"] = objectives.explained_variance(
         [b["old_values"] for b in batches], [b["returns"] for b in batches], masks, total
     )
@@ -386,7 +387,7 @@ def stopped_by_itself(input_ids_BT: Tensor, response_mask_BR: Tensor, stop_token
     return (stops & objectives.last_counted(response_mask_BR)).any(1)
 
 
-def turn_off_dropout(model: nn.Module) -> None:
+def turn_off_dropout(model: Any) -> None:
     """Every dropout to 0: modules, LoRA's, and the rates that attention layers keep as plain numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

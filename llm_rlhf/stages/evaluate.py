@@ -34,7 +34,7 @@ JUDGES = {"reward": "joint", "heldout": "heldout"}
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Sample, score, compare and write the report. `folder` becomes `evaluate/`."""
     section = recipe.evaluate
-    assert section is not None and recipe.ppo is not None
+    assert section is not None
     ppo = trainer_config(recipe, "ppo", folder / "trainer")
     length = section.response_length or ppo.response_length
     temperature = section.temperature or ppo.temperature
@@ -118,7 +118,11 @@ def _measured(
 def _write_replies(path: Path, prompts: list[Prompt], answers: dict[str, Answers]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
-            row: dict[str, Any] = {"prompt": prompt.messages, "objective": prompt.objective, "origin": str(prompt.origin)}
+            row: dict[str, Any] = {
+                "prompt": prompt.messages,
+                "objective": prompt.objective,
+                "origin": str(prompt.origin),
+            }
             for subject, given in answers.items():
                 row[subject] = {
                     "reply": given.texts[i],

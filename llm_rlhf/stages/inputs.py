@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.data.checks import fit_conversation
-from llm_rlhf.data.rows import Conversation, Demonstration, Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
 from llm_rlhf.data.splits import Splits, load_splits
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
 from llm_rlhf.recipe import DataSection, ModelSection, Recipe, Source
@@ -95,9 +95,11 @@ def fit_demonstrations(tokenizer: Any, rows: list[Demonstration], account: Fitte
     encoded = []
     for row in rows:
         reply = row.messages[-1]
-        prompt = account.fit(
-            row.messages[:-1], lambda p, r=reply: len(encode_reply(tokenizer, p, r["content"]).ids), row.origin
-        )
+
+        def length(prompt: Conversation, reply: Message = reply) -> int:
+            return len(encode_reply(tokenizer, prompt, reply["content"]).ids)
+
+        prompt = account.fit(row.messages[:-1], length, row.origin)
         if prompt is not None:
             ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply)
             encoded.append({"input_ids": ids, "assistant_masks": mask})

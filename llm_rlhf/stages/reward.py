@@ -111,7 +111,9 @@ def _measure(
     estimates = []
     for name in ADAPTERS:
         chosen, rejected = (
-            score_ids(model, name, [encode_reply(tokenizer, p.prompt, reply(p)).ids for p in pairs], tokenizer.pad_token_id)
+            score_ids(
+                model, name, [encode_reply(tokenizer, p.prompt, reply(p)).ids for p in pairs], tokenizer.pad_token_id
+            )
             for reply in (lambda p: p.chosen, lambda p: p.rejected)
         )
         estimates += accuracy_estimates(JUDGES[name], pairs, chosen, rejected)

@@ -24,7 +24,9 @@ def main() -> None:
         gradient_accumulation_steps=mine // 2, use_cpu=True,
     )  # fmt: skip
     fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id)[rank * mine : (rank + 1) * mine])
-    batches = trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[rank * mine : (rank + 1) * mine]])
+    batches = trainer._rollout(
+        [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[rank * mine : (rank + 1) * mine]]
+    )
     model = trainer.accelerator.prepare(trainer.model) if world > 1 else trainer.model
     assert (world > 1) == isinstance(model, torch.nn.parallel.DistributedDataParallel)
     loss = torch.zeros(())
@@ -34,7 +36,9 @@ def main() -> None:
             part = trainer._compute_loss(model, batch)
             part.backward()
         loss += part.detach()
-    metrics = {name: sum(values) / len(values) for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
+    metrics = {
+        name: sum(values) / len(values) for name, values in trainer._metrics["train"].items() if name != "num_tokens"
+    }
     gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
     mean_loss = trainer.accelerator.reduce(loss, reduction="mean").item()
     if rank == 0:

@@ -59,7 +59,9 @@ def test_invariant_01_first_ratio_is_exactly_one(base_folder, reward_folder, tmp
         assert all(moved > 0 for moved in seen[rollout_start + 2 : rollout_start + 2 * steps])
 
 
-def test_invariant_02_kl_to_the_reference_is_zero_before_the_first_update(base_folder, reward_folder, tmp_path, eos) -> None:
+def test_invariant_02_kl_to_the_reference_is_zero_before_the_first_update(
+    base_folder, reward_folder, tmp_path, eos
+) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, perturb=False)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
@@ -118,7 +120,9 @@ def test_invariant_04_no_dropout_in_modules_or_lora(tokenizer) -> None:
         if "lora_B" in name:
             parameter.data.normal_()
     ids = torch.randint(10, 200, (2, 9))
-    assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)  # it does drop, until told not to
+    assert not torch.equal(
+        policy(input_ids=ids).logits, policy(input_ids=ids).logits
+    )  # it does drop, until told not to
     turn_off_dropout(policy)
     assert torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
 
@@ -162,7 +166,9 @@ def test_invariant_06_learned_positions_do_not_see_left_padding(tmp_path, tokeni
         initializer_range=0.3,
     )  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
-    trainer = make_trainer(base_folder, tmp_path, None, model=GPT2LMHeadModel(config), lora=lora, reward_funcs=[no_score])
+    trainer = make_trainer(
+        base_folder, tmp_path, None, model=GPT2LMHeadModel(config), lora=lora, reward_funcs=[no_score]
+    )
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     (batch,) = rollout(trainer)
     padding = (batch["attention_mask"] == 0).sum(1)
@@ -221,7 +227,9 @@ def test_invariant_07_reward_reads_exactly_prompt_and_response(base_folder, rewa
         assert batch["scores"][row].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(base_folder, reward_folder, tmp_path, eos) -> None:
+def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(
+    base_folder, reward_folder, tmp_path, eos
+) -> None:
     # No discount, no values, no KL: the return of every counted token is the score alone, and TD(0) shows where it is.
     trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_coef=0.0, lam=0.0, missing_eos_penalty=0.0)
     trainer._base().value_head.weight.data.zero_()
@@ -232,10 +240,14 @@ def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(base_fold
 
 
 @pytest.mark.parametrize("stop", ["eos", "second stop token"])
-def test_invariant_08_missing_eos_is_punished_for_no_stop_token(base_folder, reward_folder, tmp_path, eos, stop) -> None:
+def test_invariant_08_missing_eos_is_punished_for_no_stop_token(
+    base_folder, reward_folder, tmp_path, eos, stop
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     model.generation_config.eos_token_id = [eos, 77]
-    trainer = make_trainer(base_folder, tmp_path, reward_folder, model=model, kl_coef=0.0, missing_eos_penalty=5.0, lam=1.0)
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, model=model, kl_coef=0.0, missing_eos_penalty=5.0, lam=1.0
+    )
     trainer._base().value_head.weight.data.zero_()
     ending = eos if stop == "eos" else 77
     fixed_responses(trainer, [[20, 30, ending] if row < 4 else [20, 30, 40] for row in range(8)])
@@ -252,7 +264,9 @@ def test_invariant_08_a_stop_token_inside_a_response_does_not_count_as_its_end()
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward_folder, tmp_path, eos, estimator) -> None:
+def test_invariant_09_reward_is_score_less_beta_kl_per_token(
+    base_folder, reward_folder, tmp_path, eos, estimator
+) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, kl_coef=0.3, lam=0.0, missing_eos_penalty=0.0, kl_estimator=estimator
     )
@@ -272,7 +286,9 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_every_trainable_tensor_gets_its_gradient(base_folder, reward_folder, tmp_path, eos, value, checkpointed) -> None:
+def test_every_trainable_tensor_gets_its_gradient(
+    base_folder, reward_folder, tmp_path, eos, value, checkpointed
+) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value, gradient_checkpointing=checkpointed)
     if checkpointed:
         trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)

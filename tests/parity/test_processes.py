@@ -20,7 +20,11 @@ def launch(processes: int, arguments: list[str]) -> dict:
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     done = subprocess.run(
-        [*command, str(HERE / "ddp_gradients.py"), *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(HERE / "ddp_gradients.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(arguments[-1], weights_only=True)

@@ -52,5 +52,8 @@ def test_each_fault_raises_its_own_alarm_and_no_other(changed: Estimate, words: 
 
 def test_a_ruler_counts_either_way_round() -> None:
     # Preferring the shorter reply is right in 55 % of pairs, so an accuracy not above 55 % proves nothing.
-    weak = [entry("reward_accuracy", 0.56, 0.54, 0.58, "reward"), entry("longer_reply_accuracy", 0.45, 0.43, 0.47, "reward")]
+    weak = [
+        entry("reward_accuracy", 0.56, 0.54, 0.58, "reward"),
+        entry("longer_reply_accuracy", 0.45, 0.43, 0.47, "reward"),
+    ]
     assert "scores 55.0%" in alarm_lines(weak)[0]

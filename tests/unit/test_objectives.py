@@ -67,7 +67,7 @@ def test_whitening_uses_counted_tokens_of_all_micro_batches() -> None:
     values = [T([[1.0, 2.0, 100.0]]), T([[3.0]])]
     masks = [T([[True, True, False]]), T([[True]])]
     moments = objectives.masked_moments(values, masks)
-    assert (moments.mean.item(), moments.variance.item(), moments.count.item()) == (2.0, 1.0, 3.0)  # of 1, 2, 3
+    assert (moments.mean.item(), moments.variance.item(), moments.tokens.item()) == (2.0, 1.0, 3.0)  # of 1, 2, 3
     white = objectives.whiten(values[0], moments, masks[0])
     torch.testing.assert_close(white, T([[-1.0, 0.0, 0.0]]), rtol=0, atol=1e-7)  # eps 1e-8 in the root
     kept = objectives.whiten(values[0], moments, masks[0], shift_mean=False)
@@ -79,7 +79,7 @@ def test_policy_loss_takes_the_worse_of_clipped_and_unclipped() -> None:
     logprobs = T([[1.5, 0.5, 1.5, 0.5]]).log()
     loss, ratio = objectives.policy_loss(logprobs, old, T([[2.0, 2.0, -2.0, -2.0]]), cliprange=0.2)
     torch.testing.assert_close(ratio, T([[1.5, 0.5, 1.5, 0.5]]))
-    # A = 2: ratio 1.5 is clipped to 1.2 (-2.4); ratio .5 is not (-1). A = -2: 1.5 is not (3); .5 is clipped to .8 (1.6).
+    # A = 2: ratio 1.5 is clipped to 1.2 (-2.4), .5 is not (-1). A = -2: 1.5 is not (3), .5 is clipped to .8 (1.6).
     torch.testing.assert_close(loss.loss, T([[-2.4, -1.0, 3.0, 1.6]]))
     assert loss.clipped.tolist() == [[True, False, False, True]]
 
