@@ -1,10 +1,29 @@
 """llm-rlhf: from a base model to a measured, helpful and harmless chat model."""
 
 import os
+from typing import TYPE_CHECKING, Any
 
 # TRL's trainers and the hub client report usage when they are built. Off, unless the user said otherwise; this must
 # be set before either is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if TYPE_CHECKING:
+    from llm_rlhf.ppo.config import PPOConfig
+    from llm_rlhf.ppo.trainer import PPOTrainer
+
 __version__ = "0.1.0"
+__all__ = ["PPOConfig", "PPOTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The trainer's imports take seconds, so they wait until they are asked for."""
+    if name == "PPOConfig":
+        from llm_rlhf.ppo.config import PPOConfig
+
+        return PPOConfig
+    if name == "PPOTrainer":
+        from llm_rlhf.ppo.trainer import PPOTrainer
+
+        return PPOTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
