@@ -76,7 +76,7 @@ class WorldSection:
     """The gold world (llm_rlhf/data/gold_world.py): data, base model and true score, all made on the spot."""
 
     entities: int = 8  # how many things can be asked about
-    corpus: int = 12000  # conversations the base model is pretrained on
+    corpus: int = 14000  # conversations the base model is pretrained on
     demonstrations: int = 1200  # conversations shown to supervised fine-tuning
     good_share: float = 0.4  # share of demonstrations whose reply is good
     preferences: int = 3000  # pairs, both objectives together

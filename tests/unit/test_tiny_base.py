@@ -14,7 +14,7 @@ from llm_rlhf.models.encoding import encode_prompt, encode_reply
 from llm_rlhf.models.tiny_base import make_tiny_base
 from llm_rlhf.recipe import WorldSection
 
-SMALL = {"layers": 1, "width": 32, "epochs": 1, "batch_size": 16}
+SMALL = {"layers": 1, "width": 32, "epochs": 3, "batch_size": 8}
 TALK: Conversation = [
     {"role": "system", "content": "answer in few words."},
     {"role": "user", "content": "what does the fox eat?"},
@@ -106,12 +106,14 @@ def test_one_seed_gives_one_model_and_another_seed_another(
     assert same[0] == same[1] == same[2]  # the tokenizer depends on the conversations alone
 
 
-def test_training_lowers_the_loss_below_guessing(folder: Path, tokenizer: Any, conversations: list[Conversation]) -> None:
-    """Ten steps take the loss well below ln(512) = 6.24, what a uniform guess over the vocabulary costs."""
+def test_training_lowers_the_loss_below_guessing(
+    folder: Path, tokenizer: Any, conversations: list[Conversation]
+) -> None:
+    """Sixty steps take the loss well below ln(512) = 6.24, what a uniform guess over the vocabulary costs."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(conversations[0], return_dict=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        assert model(input_ids=ids, labels=ids).loss < 5.5
+        assert model(input_ids=ids, labels=ids).loss < 5
 
 
 def test_a_conversation_too_long_for_the_model_is_refused(tmp_path: Path) -> None:
