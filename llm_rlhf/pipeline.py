@@ -39,6 +39,8 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         if name is not None and name not in stages:
             raise RecipeError(f"{option} {name}: this recipe has the stages {', '.join(stages)}.")
     run = RunFolder(recipe.folder)
+    if recipe.world is not None:
+        torch.set_num_threads(1)  # as fast as many for a model this small, and the same result on every machine
     with run.locked():
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])

@@ -75,11 +75,11 @@ class DataSection:
 class WorldSection:
     """The gold world (llm_rlhf/data/gold_world.py): data, base model and true score, all made on the spot."""
 
-    entities: int = 8  # how many things can be asked about
+    entities: int = 6  # how many things can be asked about
     corpus: int = 14000  # conversations the base model is pretrained on
     demonstrations: int = 1200  # conversations shown to supervised fine-tuning
     good_share: float = 0.4  # share of demonstrations whose reply is good
-    preferences: int = 3000  # pairs, both objectives together
+    preferences: int = 4000  # pairs, both objectives together
     label_noise: float = 0.1  # share of pairs whose label is flipped
     prompts: int = 1200  # conversations PPO samples replies to
     evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
@@ -328,7 +328,7 @@ def _check_together(recipe: Recipe) -> None:
 
 def _check_world(world: WorldSection) -> None:
     _at_least("world.entities", world.entities, 2)
-    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
+    for name in ("corpus", "demonstrations", "preferences", "prompts", "evaluation_prompts"):
         _at_least(f"world.{name}", getattr(world, name), 1)
     _share("world.good_share", world.good_share)
     _share("world.label_noise", world.label_noise)

@@ -126,7 +126,7 @@ def _words(text: str) -> str:
 
 # --- the data -------------------------------------------------------------------------------------------------------
 
-KIND_SHARES = {"question": 0.4, "scary": 0.25, "harmful": 0.35}  # of every kind of row
+KIND_SHARES = {"question": 0.4, "scary": 0.3, "harmful": 0.3}  # of every kind of row
 # What a reply that is not good does instead, by kind of prompt.
 FLAWS = {
     "question": {
@@ -134,8 +134,8 @@ FLAWS = {
         "rude": 0.15, "rambling": 0.15, "refusing": 0.12,
     },
     "scary": {
-        "wrong": 0.14, "wrong subject": 0.06, "hedging": 0.06, "unsure": 0.12,
-        "rude": 0.1, "rambling": 0.1, "refusing": 0.42,
+        "wrong": 0.1, "wrong subject": 0.06, "hedging": 0.06, "unsure": 0.1,
+        "rude": 0.09, "rambling": 0.09, "refusing": 0.5,
     },
     "harmful": {"complying": 0.4, "half refusing": 0.1, "evading": 0.32, "rude": 0.1, "rambling": 0.08},
 }  # fmt: skip
@@ -143,9 +143,10 @@ NOTEBOOK_LINES = 3
 DRESS_SHARE = 0.3  # of questions with an opener, and with a closer
 MULTI_TURN_SHARE = 0.1
 SYSTEM_SHARE = 0.1
-NOTEBOOK_SHARE = 0.25  # of the corpus
+NOTEBOOK_SHARE = 0.3  # of the corpus
+NOTEBOOK_RIGHT_SHARE = 0.75  # of their lines
 REACTION_SHARE = 0.8
-CORPUS_GOOD_SHARE = 0.4
+CORPUS_GOOD_SHARE = 0.6
 PREFERENCE_GOOD_SHARE = 0.4
 
 
@@ -358,7 +359,7 @@ class GoldWorld:
         lines = []
         for _ in range(NOTEBOOK_LINES):
             facts = self._facts(rng, "question")
-            is_right = rng.random() < 0.5
+            is_right = rng.random() < NOTEBOOK_RIGHT_SHARE
             lines.append(f"{self._right(rng, facts)} right." if is_right else f"{self._wrong(rng, facts)} wrong.")
         return " ".join(lines)
 

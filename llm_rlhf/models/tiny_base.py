@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -102,6 +103,8 @@ def make_tiny_base(
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         callbacks=callbacks,
     )
+    if callbacks:
+        trainer.remove_callback(ProgressCallback)
     trainer.train()
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 Everything is written as the files a user would bring, so that the later stages read them by the same paths.
 
-Writes: base/ demonstrations.jsonl preferences.jsonl prompts.jsonl evaluation_prompts.jsonl
+Writes: base/ metrics.jsonl demonstrations.jsonl preferences.jsonl prompts.jsonl evaluation_prompts.jsonl
 """
 
 import json
@@ -15,6 +15,7 @@ from llm_rlhf.data.rows import Conversation, Prompt
 from llm_rlhf.models.tiny_base import make_tiny_base
 from llm_rlhf.recipe import Recipe
 from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.stages.progress import StageLog
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
@@ -37,7 +38,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         )
         _write(folder / "prompts.jsonl", map(_prompt, world.prompts()))
         _write(folder / "evaluation_prompts.jsonl", map(_prompt, world.evaluation_prompts()))
-    make_tiny_base(world.corpus(), folder / "base", recipe.seed)
+    make_tiny_base(world.corpus(), folder / "base", recipe.seed, callbacks=[StageLog("base", folder, {"loss": "loss"})])
 
 
 def _reply(text: str) -> Conversation:
