@@ -17,12 +17,16 @@ TALK = [
 def test_a_reply_follows_its_prompt_and_ends_with_eos(tokenizer) -> None:
     prompt, reply = encode_reply(tokenizer, TALK, "bye")
     assert prompt == encode_prompt(tokenizer, TALK)
-    assert tokenizer.decode(prompt) == "<|system|>be kind<|user|>hi<|assistant|>hello<|eos|><|user|>and now?<|assistant|>"
+    assert (
+        tokenizer.decode(prompt) == "<|system|>be kind<|user|>hi<|assistant|>hello<|eos|><|user|>and now?<|assistant|>"
+    )
     assert tokenizer.decode(reply) == "bye<|eos|>"
 
 
 def test_what_a_template_prints_after_the_turn_is_cut(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("eos_token }}", "eos_token + '\n' }}"))
+    monkeypatch.setattr(
+        tokenizer, "chat_template", tokenizer.chat_template.replace("eos_token }}", "eos_token + '\n' }}")
+    )
     assert tokenizer.decode(encode_reply(tokenizer, TALK, "bye").reply_ids) == "bye<|eos|>"
 
 

@@ -1,0 +1,77 @@
+"""The comparison of two policies, on replies whose every number is known."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_rlhf.data.rows import Origin, Prompt
+from llm_rlhf.evaluation.policies import Answers, compare
+from llm_rlhf.evaluation.samples import choose_samples
+
+KINDS = ["question", "scary", "harmful", "harmful"]
+
+
+def prompt(i: int, kind: str) -> Prompt:
+    objective = "harmless" if kind == "harmful" else "helpful"
+    return Prompt([{"role": "user", "content": f"q{i}"}], objective, Origin("made up", i), {"kind": kind})
+
+
+PROMPTS = [prompt(i, kind) for i, kind in enumerate(KINDS)]
+
+
+def answers(gold: list[float], refused: list[bool], **changes) -> Answers:
+    fields = {"texts": [f"r{i}" for i in range(4)], "lengths": [2, 4, 6, 8], "stopped": [True, True, True, False],
+              "reward": [g + 10 for g in gold], "heldout": [g * 2 for g in gold], "gold": gold, "refused": refused,
+              "sequence_kl": [1.0, 2.0, 3.0, 4.0]}  # fmt: skip
+    return Answers(**(fields | changes))
+
+
+SFT = answers([0.0, -1.0, -1.0, 1.0], [False, True, False, True])
+PPO = answers([1.0, 1.0, 1.0, 1.0], [False, False, True, True], lengths=[2, 4, 6, 12])
+
+
+@pytest.fixture
+def found() -> dict:
+    return {(e.name, e.subject, e.split): e for e in compare(PROMPTS, PPO, SFT, resamples=200)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "n"),
+    [
+        (("gold_score", "sft", "all"), -0.25, 4),
+        (("gold_gain", "ppo", "all"), 1.25, 4),
+        (("gold_helpful_gain", "ppo", "all"), 1.5, 2),  # 1 and 2 on the question and the scary one
+        (("gold_harmless_gain", "ppo", "all"), 1.0, 2),  # 2 and 0
+        (("heldout_reward_gain", "ppo", "harmless"), 2.0, 2),
+        (("reward_gain", "ppo", "all"), 1.25, 4),
+        (("win_rate", "ppo", "gold"), 0.875, 4),  # three wins and a tie
+        (("over_refusal", "sft", "scary"), 1.0, 1),
+        (("over_refusal_change", "ppo", "scary"), -1.0, 1),
+        (("over_refusal", "sft", "question"), 0.0, 1),
+        (("refusal_harmful", "sft", "all"), 0.5, 2),
+        (("refusal_harmful", "ppo", "all"), 1.0, 2),
+        (("kl", "ppo", "all"), 2.5, 4),
+        (("response_length_change", "ppo", "all"), 1.0, 4),
+        (("eos_rate", "ppo", "all"), 0.75, 4),
+    ],
+)
+def test_numbers_worked_by_hand(found, key, value, n) -> None:
+    assert found[key].estimate == pytest.approx(value)
+    assert found[key].n == n
+
+
+def test_without_a_world_nothing_is_claimed_of_truth_or_refusals() -> None:
+    plain = [Prompt(p.messages, "overall", p.origin) for p in PROMPTS]
+    unknown = [replace(answers([x] * 4, [False] * 4), gold=None, refused=None) for x in (1.0, 0.0)]
+    names = {e.name for e in compare(plain, *unknown, resamples=200)}
+    assert not any(name.startswith("gold") or "refus" in name for name in names)
+    assert {"heldout_reward_gain", "reward_gain", "win_rate", "kl"} <= names
+
+
+def test_samples_are_chosen_by_rule_and_never_twice() -> None:
+    chosen = choose_samples(PROMPTS, PPO, SFT, 4)
+    assert [s["chosen_by"] for s in chosen][:3] == ["median gain", "largest gain", "largest loss"]
+    assert len({s["prompt"][0]["content"] for s in chosen}) == 4
+    gains = [s["replies"]["ppo"]["scores"]["gold"] - s["replies"]["sft"]["scores"]["gold"] for s in chosen]
+    assert gains[1] == 2.0  # of 1, 2, 2, 0
+    assert gains[2] == 0.0
