@@ -16,7 +16,8 @@ from transformers import (
 
 from llm_rlhf.models.roles import active_adapters, role_scores
 from llm_rlhf.ppo.objectives import last_counted
-from llm_rlhf.ppo.trainer import PPOTrainer, stopped_by_itself, turn_off_dropout
+from llm_rlhf.ppo.rollout import stopped_by_itself
+from llm_rlhf.ppo.trainer import PPOTrainer, turn_off_dropout
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_the_readme_shows_commands() -> None:
 def test_commands_of_the_readme_name_a_valid_recipe_and_overrides(command: str) -> None:
     words = shlex.split(command)
     arguments = words[words.index("run") + 1 :]
-    assert set(a for a in arguments if a.startswith("--")) <= {"--from", "--only"}
+    assert {a for a in arguments if a.startswith("--")} <= {"--from", "--only"}
     recipe, *overrides = [a for a in arguments if not a.startswith("--") and a not in ("ppo", "sft")]
     load_recipe(ROOT / recipe, overrides)
     if "--config_file" in words:
