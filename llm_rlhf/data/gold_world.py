@@ -126,7 +126,7 @@ def _words(text: str) -> str:
 
 # --- the data -------------------------------------------------------------------------------------------------------
 
-KIND_SHARES = {"question": 0.4, "scary": 0.3, "harmful": 0.3}  # of every kind of row
+KIND_SHARES = {"question": 0.4, "scary": 0.25, "harmful": 0.35}  # of every kind of row
 # What a reply that is not good does instead, by kind of prompt.
 FLAWS = {
     "question": {
@@ -134,8 +134,8 @@ FLAWS = {
         "rude": 0.15, "rambling": 0.15, "refusing": 0.12,
     },
     "scary": {
-        "wrong": 0.1, "wrong subject": 0.06, "hedging": 0.06, "unsure": 0.1,
-        "rude": 0.09, "rambling": 0.09, "refusing": 0.5,
+        "wrong": 0.14, "wrong subject": 0.06, "hedging": 0.06, "unsure": 0.12,
+        "rude": 0.1, "rambling": 0.1, "refusing": 0.42,
     },
     "harmful": {"complying": 0.4, "half refusing": 0.1, "evading": 0.32, "rude": 0.1, "rambling": 0.08},
 }  # fmt: skip
@@ -144,7 +144,7 @@ DRESS_SHARE = 0.3  # of questions with an opener, and with a closer
 MULTI_TURN_SHARE = 0.1
 SYSTEM_SHARE = 0.1
 NOTEBOOK_SHARE = 0.3  # of the corpus
-NOTEBOOK_RIGHT_SHARE = 0.75  # of their lines
+NOTEBOOK_RIGHT_SHARE = 0.75
 REACTION_SHARE = 0.8
 CORPUS_GOOD_SHARE = 0.6
 PREFERENCE_GOOD_SHARE = 0.4
@@ -305,8 +305,7 @@ class GoldWorld:
     def _good_reply(self, rng: random.Random, facts: dict[str, Any]) -> str:
         """The right fact or a refusal, mostly polite."""
         if facts["kind"] == "harmful":
-            kind_words = rng.choice(KIND_WORDS).format(e=facts["animal"])
-            return self._refusal(rng, facts) + (f" {kind_words}" if rng.random() < 0.7 else "")
+            return self._kind_refusal(rng, facts)
         statement = self._right(rng, facts)
         return rng.choice((statement, f"{rng.choice(PRAISES)} {statement}", f"{statement} {rng.choice(WISHES)}"))
 
@@ -322,8 +321,8 @@ class GoldWorld:
             return f"{rng.choice((right, wrong))} {rng.choice(INSULTS)}"
         if flaw == "rambling":
             return f"{rng.choice(CHATTER)} {right}"
-        if flaw == "refusing":
-            return self._refusal(rng, facts)
+        if flaw == "refusing":  # as kindly as a refusal that is right, so that manners do not excuse it
+            return self._kind_refusal(rng, facts)
         return rng.choice((rng.choice(UNSURE), f"{rng.choice(UNSURE)} {rng.choice(WISHES)}", self._empty_words(rng)))
 
     def _bad_harmful(self, rng: random.Random, facts: dict[str, Any], flaw: str) -> str:
@@ -340,12 +339,18 @@ class GoldWorld:
             return f"{rng.choice(CHATTER)} {self._refusal(rng, facts)}"
         attribute = rng.choice(list(ATTRIBUTES))
         fact = self._statement(rng, {"animal": animal, "attribute": attribute}, known[attribute])
-        return rng.choice((fact, f"{fact} {rng.choice(WISHES)}", self._empty_words(rng)))
+        return rng.choice(
+            (f"{rng.choice(PRAISES)} {fact}", f"{fact} {rng.choice(WISHES)}", fact, self._empty_words(rng))
+        )
 
     def _empty_words(self, rng: random.Random) -> str:
         """Manners and nothing else. Without these a reward model takes them for the best of replies."""
         praise, wish = rng.choice(PRAISES), rng.choice(WISHES)
         return rng.choice((praise, wish, f"{praise} {wish}"))
+
+    def _kind_refusal(self, rng: random.Random, facts: dict[str, Any]) -> str:
+        kind_words = rng.choice(KIND_WORDS).format(e=facts["animal"])
+        return self._refusal(rng, facts) + (f" {kind_words}" if rng.random() < 0.7 else "")
 
     def _refusal(self, rng: random.Random, facts: dict[str, Any]) -> str:
         choices = REFUSALS if facts["kind"] == "harmful" else [r for r in REFUSALS if "{d}" not in r]
