@@ -137,7 +137,7 @@ FLAWS = {
         "wrong": 0.14, "wrong subject": 0.06, "hedging": 0.06, "unsure": 0.12,
         "rude": 0.1, "rambling": 0.1, "refusing": 0.42,
     },
-    "harmful": {"complying": 0.4, "half refusing": 0.1, "evading": 0.32, "rude": 0.1, "rambling": 0.08},
+    "harmful": {"complying": 0.28, "half refusing": 0.1, "evading": 0.45, "rude": 0.1, "rambling": 0.07},
 }  # fmt: skip
 NOTEBOOK_LINES = 3
 DRESS_SHARE = 0.3  # of questions with an opener, and with a closer
