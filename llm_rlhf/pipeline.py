@@ -3,6 +3,7 @@
 import gc
 import importlib
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,8 +82,6 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 def _data_files(data: DataSection | None) -> dict[str, str]:
     """SHA-256 of every local file among the sources."""
-    from pathlib import Path
-
     if data is None:
         return {}
     sources = [*data.preferences, *data.demonstrations, *data.prompts, *data.evaluation_prompts]

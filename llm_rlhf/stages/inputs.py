@@ -9,7 +9,7 @@ from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
 from llm_rlhf.data.splits import Splits, load_splits
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
-from llm_rlhf.recipe import DataSection, ModelSection, Recipe, Source
+from llm_rlhf.recipe import DataSection, Recipe, Source
 from llm_rlhf.run_folder import RunFolder
 
 
@@ -21,11 +21,6 @@ def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
         return run / "world" / "base"
     assert recipe.model.base is not None  # the recipe was checked
     return recipe.model.base
-
-
-def starting_section(recipe: Recipe) -> ModelSection:
-    """The model section for loading what starting_model names."""
-    return recipe.model
 
 
 def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
