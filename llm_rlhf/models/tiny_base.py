@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -104,6 +105,7 @@ def make_tiny_base(
         callbacks=callbacks,
     )
     if callbacks:
+        trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
     trainer.train()
     if trainer.is_world_process_zero():
