@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from llm_rlhf.data.checks import write_quarantine
-from llm_rlhf.data.splits import load_splits
 from llm_rlhf.recipe import DataSection, Recipe, RecipeError
-from llm_rlhf.run_folder import RunFolder, file_digest, write_json, write_text
-from llm_rlhf.stages.inputs import data_section
+from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
+from llm_rlhf.stages.inputs import read_data
 
 STAGES = ("world", "sft", "reward", "ppo", "evaluate")
 REPORTS = ("report.html", "report.md", "report.json")
@@ -56,12 +55,12 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
 
 
 def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
-    if stage != "world":
-        _account_for_data(recipe, run)
     inputs = stage_inputs(recipe, stage)
     if run.finished(stage, inputs):
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
+        if stage != "world":
+            _account_for_data(recipe, run)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
         with run.making(stage, inputs) as folder:
@@ -82,25 +81,23 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 def _data_files(data: DataSection | None) -> dict[str, str]:
     """SHA-256 of every local file among the sources."""
-    if data is None:
-        return {}
-    sources = [*data.preferences, *data.demonstrations, *data.prompts, *data.evaluation_prompts]
-    files = {s.source for s in sources if s.source is not None and Path(s.source).is_file()}
-    return {name: file_digest(Path(name)) for name in sorted(files)}
+    return {} if data is None else {name: file_digest(Path(name)) for name in data.local_files()}
 
 
 def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
-    """Read every source once before anything is trained: errors come early, and every row is accounted for."""
-    folder = run / "data"
-    if (folder / "counts.json").is_file():
-        return
-    splits, set_aside = load_splits(data_section(recipe, run))
-    if run.state.is_main_process:
-        folder.mkdir(exist_ok=True)
-        write_quarantine(set_aside, folder / "quarantine.jsonl")
-        write_json(folder / "counts.json", splits.counts)
+    """Read every source before anything is trained: errors come early, and every row is accounted for.
+
+    What is on the disk decides nothing here: a process that came late and saw the counts of a faster one would not
+    wait where the others wait.
+    """
+    splits, set_aside = read_data(recipe, run)
+    path = run / "data" / "counts.json"
+    if run.state.is_main_process and read_json(path) != splits.counts:
+        path.parent.mkdir(exist_ok=True)
+        write_quarantine(set_aside, path.parent / "quarantine.jsonl")
+        write_json(path, splits.counts)
         sizes = ", ".join(f"{name} {count}" for name, count in splits.counts["splits"].items())
-        say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({folder / 'counts.json'})")
+        say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({path})")
     run.state.wait_for_everyone()
 
 

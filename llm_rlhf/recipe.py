@@ -70,6 +70,11 @@ class DataSection:
     held_out: float = 0.1  # share of preference prompts kept for evaluation, by hash of the prompt
     judge_share: float = 0.5  # share of the training pairs given to the held-out judge, by hash of the prompt
 
+    def local_files(self) -> list[str]:
+        """The sources that are files here, each once, in order of their names."""
+        sources = [*self.preferences, *self.demonstrations, *self.prompts, *self.evaluation_prompts]
+        return sorted({s.source for s in sources if s.source is not None and Path(s.source).is_file()})
+
 
 @dataclass
 class WorldSection:

@@ -91,7 +91,7 @@ class RunFolder:
         folder = self.path / stage
         if not folder.exists():
             return False
-        manifest = _read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST)
         again = f"Run with --from {stage} to make it again (the old one moves to {self.path / 'archive'})"
         if manifest is None:
             raise RunFolderError(f"{folder} has no readable {MANIFEST}, so it was not finished here. {again}.")
@@ -145,7 +145,7 @@ class RunFolder:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a finished stage."""
-        manifest = _read_json(self.path / stage / MANIFEST)
+        manifest = read_json(self.path / stage / MANIFEST)
         if manifest is None:
             raise RunFolderError(f"{self.path / stage} is not finished; run the recipe without --only first.")
         return manifest
@@ -201,6 +201,14 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix.rstrip('.')}: {old!r} -> {new!r}"]
 
 
+def read_json(path: Path) -> Any:
+    """What the file holds; None where there is no readable JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -228,13 +236,6 @@ def _file_digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _digest_or_none(path: Path) -> str | None:
     return file_digest(path) if path.is_file() else None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _plain(value: Any) -> Any:

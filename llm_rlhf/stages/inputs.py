@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.data.checks import fit_conversation
+from llm_rlhf.data.checks import SetAside, fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
 from llm_rlhf.data.splits import Splits, load_splits
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
@@ -40,8 +40,25 @@ def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
     )
 
 
+def read_data(recipe: Recipe, run: RunFolder) -> tuple[Splits, list[SetAside]]:
+    """The splits of the recipe's data and the rows set aside; read by the first stage that asks, kept for the others.
+
+    A local file that was written anew since is read anew.
+    """
+    section = data_section(recipe, run)
+    stamps = {name: (stat.st_mtime_ns, stat.st_size) for name in section.local_files() for stat in (Path(name).stat(),)}
+    key = repr((section, stamps))
+    if key not in _data_read:
+        _data_read.clear()
+        _data_read[key] = load_splits(section)
+    return _data_read[key]
+
+
+_data_read: dict[str, tuple[Splits, list[SetAside]]] = {}  # of the last recipe only
+
+
 def splits(recipe: Recipe, run: RunFolder) -> Splits:
-    return load_splits(data_section(recipe, run))[0]
+    return read_data(recipe, run)[0]
 
 
 class Fitted:

@@ -7,15 +7,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from llm_rlhf import pipeline
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe import load_recipe
-from llm_rlhf.run_folder import RunFolderError
+from llm_rlhf.run_folder import RunFolder, RunFolderError
 
 TINY = {
     "name": "tiny",
@@ -205,3 +207,23 @@ def test_two_processes_walk_the_whole_chain(tmp_path) -> None:
     assert json.loads((tmp_path / "run" / "ppo" / "manifest.json").read_text())["processes"] == 2
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["processes"] == 2
     assert done.stdout.count("Overall:") == 1  # one process speaks
+
+
+def test_a_process_that_comes_late_waits_like_the_others(finished: Path, tmp_path) -> None:
+    """Nothing a faster process has written may let a slower one skip a barrier: both would then wait for ever."""
+    run = RunFolder(copy(finished, tmp_path))
+    recipe = load_recipe(finished.parent / "tiny.yaml", [f"output_dir={run.path}"])
+    for counts_are_there in (True, False):
+        if not counts_are_there:
+            (run / "data" / "counts.json").unlink()
+        run.state = Mock(is_main_process=False)
+        pipeline._account_for_data(recipe, run)
+        assert run.state.wait_for_everyone.call_count == 1
+
+
+def test_counts_follow_the_data_of_the_stages_made_last(finished: Path, tmp_path) -> None:
+    run = copy(finished, tmp_path)
+    stale = json.loads((run / "data" / "counts.json").read_text()) | {"splits": {"prompts": 1}}
+    (run / "data" / "counts.json").write_text(json.dumps(stale))
+    again(run, from_stage="evaluate")
+    assert json.loads((run / "data" / "counts.json").read_text())["splits"]["prompts"] > 1
