@@ -69,7 +69,7 @@ def _told_in_one_message() -> Iterator[None]:
     """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback."""
     from llm_rlhf.data.checks import DataError
     from llm_rlhf.ppo.guards import NonFiniteError
-    from llm_rlhf.recipe import RecipeError
+    from llm_rlhf.recipe_values import RecipeError
     from llm_rlhf.run_folder import RunFolderError
 
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from llm_rlhf.data.checks import write_quarantine
-from llm_rlhf.recipe import DataSection, Recipe, RecipeError
+from llm_rlhf.recipe import DataSection, Recipe
+from llm_rlhf.recipe_values import RecipeError
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.stages.inputs import read_data
 

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llm_rlhf.processes import processes
-from llm_rlhf.recipe import ModelSection, RecipeError
+from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe_values import RecipeError
 
 logger = get_logger(__name__)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_rlhf.recipe import DECIDED_ELSEWHERE, RecipeError, load_recipe, trainer_config
+from llm_rlhf.recipe import DECIDED_ELSEWHERE, load_recipe, trainer_config
+from llm_rlhf.recipe_values import RecipeError
 
 GOOD = {
     "name": "tiny",
