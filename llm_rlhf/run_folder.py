@@ -124,7 +124,7 @@ class RunFolder:
                 "seconds": round(time.time() - started, 3),
                 "processes": self.state.num_processes,
                 "inputs": _plain(inputs),
-                "files": _file_digests(partial),
+                "files": digests(partial),
             }
             write_json(partial / MANIFEST, manifest)
             _sync(partial)
@@ -229,8 +229,9 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _file_digests(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+def digests(folder: Path, but: str = "") -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file under a folder, by its name there; `but` one that is left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / but)
     return {p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files}
 
 

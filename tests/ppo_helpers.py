@@ -88,7 +88,12 @@ def responses_of(eos: int, rows: int = 8, start: int = 0) -> list[list[int]]:
 
 
 def rollout(trainer: PPOTrainer, start: int = 0, rows: int = 8) -> list[dict[str, torch.Tensor]]:
-    return trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[start : start + rows]])
+    """One rollout over PROMPTS[start:]; where it is a single micro-batch, its rows are in the prompts' order."""
+    batches = trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[start : start + rows]])
+    if len(batches) > 1:
+        return batches
+    order = batches[0]["rows"].argsort()
+    return [{name: x[order] if x.dim() else x for name, x in batches[0].items()}]
 
 
 def gradients(trainer: PPOTrainer, batches: list[dict[str, torch.Tensor]]) -> tuple[float, dict[str, torch.Tensor]]:

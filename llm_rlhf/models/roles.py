@@ -26,10 +26,15 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
+
+from llm_rlhf.models.architecture import check_logits, hidden_width
 
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 VALUE = "value"
+
+_OPTIONS = ("with_value", "detach_value", "ptx_input_ids", "ptx_attention_mask", "ptx_mask")  # of the joint call
 
 _switched: list[tuple[nn.Module, list[str]]] = []
 
@@ -40,7 +45,7 @@ def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
 
     PEFT's own `set_adapter` and `disable_adapter` also freeze what they leave, so that a policy and a value forward in
     one loss lose gradients without a word. This sets PEFT's private `_active_adapter` and nothing else;
-    tests/unit/test_roles.py fails when PEFT stops reading it.
+    tests/unit/test_trl_contract.py fails when PEFT stops reading it.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [layer._active_adapter for layer in layers]
@@ -77,22 +82,40 @@ def scalar_head(hidden_size: int, weight: Tensor | None = None) -> nn.Linear:
 
 def load_scalar_head(adapter: str | Path, hidden_size: int) -> nn.Linear:
     """The score head that RewardTrainer saved with an adapter. ValueError where the file holds none that fits."""
-    weights = load_peft_weights(str(adapter), device="cpu")
-    heads = {key: w for key, w in weights.items() if key.endswith(("score.weight", "classifier.weight"))}
-    if len(heads) != 1:
-        raise ValueError(f"The reward adapter at {adapter} holds {len(heads)} score heads ({sorted(heads)}), not one.")
+    heads = {key: w for key, w in load_peft_weights(str(adapter), device="cpu").items() if _is_head(key)}
+    if len(heads) != 1 or not next(iter(heads)).endswith(".weight"):
+        raise ValueError(
+            f"The reward adapter at {adapter} holds {sorted(heads) or 'no score head'}; a reward role needs one "
+            f"linear head without a bias, called {' or '.join(SEQ_CLS_HEAD_NAMES)}."
+        )
     (weight,) = heads.values()
     if weight.shape != (1, hidden_size):
         raise ValueError(f"The score head at {adapter} has shape {tuple(weight.shape)}, not (1, {hidden_size}).")
     return scalar_head(hidden_size, weight)
 
 
+def _is_head(key: str) -> bool:
+    """Whether a key of an adapter's file belongs to a score head: `...score.weight`, but no LoRA inside it."""
+    return key.split(".")[-2] in SEQ_CLS_HEAD_NAMES
+
+
 def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
-    """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`."""
+    """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`.
+
+    Raises:
+        ValueError: where its head does not fit, or some of its weights have no place in this base (or the other way
+            round): PEFT would leave them out, and the scores would be another model's.
+    """
     base = model.get_base_model()
-    head = load_scalar_head(adapter, base.config.get_text_config().hidden_size).requires_grad_(False)
+    head = load_scalar_head(adapter, hidden_width(base)).requires_grad_(False)
     was_training = model.training
-    model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+    found = model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+    astray = [key for key in (*found.missing_keys, *found.unexpected_keys) if not _is_head(key)]
+    if astray:
+        raise ValueError(
+            f"The reward adapter at {adapter} was trained on another base than {type(base).__name__}: {len(astray)} "
+            f"weights do not fit, {astray[0]} the first. Train it on the base that PPO starts from."
+        )
     model.train(was_training)
     model.set_requires_grad(name, requires_grad=False)
     if not hasattr(base, "score_heads"):
@@ -116,7 +139,7 @@ def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, na
             model.load_adapter(str(reward_adapter), adapter_name=VALUE, is_trainable=True)
         model.set_requires_grad(VALUE, requires_grad=True)
     start = base.score_heads[name].weight if value == "adapter" and name is not None else None
-    base.value_head = scalar_head(base.config.get_text_config().hidden_size, start).to(base.device)
+    base.value_head = scalar_head(hidden_width(base), start).to(base.device)
 
 
 def position_ids(attention_mask_BT: Tensor) -> Tensor:
@@ -134,7 +157,7 @@ def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: 
         hidden_BTH = _hidden_states(base, input_ids_BT, attention_mask_BT)
     last_B = (attention_mask_BT * torch.arange(attention_mask_BT.size(1), device=hidden_BTH.device)).argmax(1)
     rows_B = torch.arange(hidden_BTH.size(0), device=hidden_BTH.device)
-    return _apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
+    return apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
 
 
 def add_role_forward(model: Any) -> None:
@@ -142,7 +165,11 @@ def add_role_forward(model: Any) -> None:
 
     The model must already carry TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects counted
     positions in tiles and never holds logits of the whole vocabulary. Calls without `response_mask` are unchanged.
+
+    Raises:
+        ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
+    check_logits(model, functools.partial(_trunk_inputs, model))
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
@@ -155,7 +182,7 @@ def add_role_forward(model: Any) -> None:
             kwargs["input_ids"],
             kwargs["attention_mask"],
             response_mask,
-            kwargs.get("with_value", True),
+            **{name: kwargs[name] for name in _OPTIONS if name in kwargs},
         )
 
     model.forward = types.MethodType(forward, model)
@@ -167,12 +194,18 @@ def _policy_and_value(
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor,
     response_mask_BR: Tensor,
-    with_value: bool,
+    with_value: bool = True,
+    detach_value: bool = False,
+    ptx_input_ids: Tensor | None = None,
+    ptx_attention_mask: Tensor | None = None,
+    ptx_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`logprobs` and `entropies` of the response tokens and `value_estimates` of the states before them, (B, R) each.
 
     The log-probabilities are an fp32 log-softmax of the logits divided by the sampling temperature that the fused head
-    was given. Uncounted positions hold 0.
+    was given. Uncounted positions hold 0. `detach_value` keeps the value's gradient in its head (and its adapter).
+    Demonstrations (`ptx_input_ids` and both masks, right-padded) add `ptx_logprobs` of their tokens that `ptx_mask`
+    counts, in the same call for DDP's sake.
     """
     R = response_mask_BR.size(1)
     before_response = slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)
@@ -197,7 +230,13 @@ def _policy_and_value(
         if _has_adapter(model, VALUE):
             with active_adapters(model, [VALUE]):
                 hidden_BRH = _hidden_states(model, input_ids_BT, attention_mask_BT)[:, before_response]
-        answer["value_estimates"] = _apply_head(model.value_head, hidden_BRH) * response_mask_BR
+        elif detach_value:
+            hidden_BRH = hidden_BRH.detach()
+        answer["value_estimates"] = apply_head(model.value_head, hidden_BRH) * response_mask_BR
+    if ptx_input_ids is not None and ptx_attention_mask is not None and ptx_mask is not None:
+        labels = ptx_input_ids.masked_fill(~ptx_mask.bool(), -100)
+        inputs = _trunk_inputs(model, ptx_input_ids, ptx_attention_mask)
+        answer["ptx_logprobs"] = fused_forward(**inputs, labels=labels, fused_lm_head=True).log_probs
     return answer
 
 
@@ -218,7 +257,7 @@ def _has_adapter(model: Any, name: str) -> bool:
     return layer is not None and name in layer._all_available_adapter_names()
 
 
-def _apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
+def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
     """One float32 number per hidden state; autocast would round it to bfloat16."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float()).squeeze(-1)

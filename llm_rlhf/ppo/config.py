@@ -12,10 +12,11 @@ The parent names the same things differently. Each pair below may be set by eith
 | total_episodes     | max_steps (optimizer steps)  |
 """
 
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from trl import RLOOConfig
 
@@ -64,6 +65,91 @@ class PPOConfig(RLOOConfig):
         default=1.0, metadata={"help": "Subtracted from the score of a response cut before it stopped by itself."}
     )
 
+    # The KL's coefficient and its limits
+    adaptive_kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mean KL to the reference, in nats per response, that kl_coef is steered to (Ziegler et al. 2019). "
+            "None: kl_coef stays fixed."
+        },
+    )
+    adaptive_kl_horizon: int = field(default=10000, metadata={"help": "Responses over which kl_coef adapts."})
+    kl_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "Training stops before it learns from a rollout whose mean KL, in nats per response, is over."
+        },
+    )
+    ratio_limit: float | None = field(
+        default=10.0,
+        metadata={"help": "An optimizer step whose mean ratio of policy to old policy is over is skipped."},
+    )
+    update_kl_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "Once a step's mean approximate KL to the old policy, in nats per token, is over, this step and "
+            "the rollout's remaining ones are skipped."
+        },
+    )
+
+    # Scores
+    score_combination: Literal["weighted", "minimum", "mean_minus_spread"] = field(
+        default="weighted",
+        metadata={
+            "help": "How several reward models become one score: sum weighted by reward_weights, the least, or the "
+            "mean less score_spread_coef times the standard deviation. Scores of Python functions are added to it."
+        },
+    )
+    score_spread_coef: float = field(default=1.0, metadata={"help": "Weight of the models' disagreement."})
+    score_normalization: Literal["none", "scale", "whiten"] = field(
+        default="none",
+        metadata={
+            "help": "'scale' divides scores by their running standard deviation, 'whiten' also subtracts their running "
+            "mean. reward_clip_range applies after it, missing_eos_penalty after that."
+        },
+    )
+
+    # The value function and mixed-in supervised loss
+    value_warmup_rollouts: int = field(
+        default=0, metadata={"help": "Rollouts at the start from which only the value function learns."}
+    )
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the supervised loss on ptx_dataset added to PPO's (Ouyang et al. 2022, gamma)."},
+    )
+
+    # Log-probabilities of the rollout
+    old_logprobs: Literal["rescored", "rollout"] = field(
+        default="rescored",
+        metadata={
+            "help": "'rescored': old log-probabilities from a forward in the update's own shapes, so that the first "
+            "ratio is exactly 1. 'rollout': those that sampling computed, and the values of its hidden states; saves a "
+            "forward, at rounding's price (1e-6 in float32, up to 0.1 in bfloat16). Only with transformers' generate "
+            "and value: shared."
+        },
+    )
+    importance_cap: float = field(
+        default=2.0,
+        metadata={
+            "help": "Cap of the importance weights old policy / sampling engine, per token, where an engine of its own "
+            "(vLLM, continuous batching) sampled the responses."
+        },
+    )
+
+    # Evaluation and checkpoints happen between rollouts
+    eval_rollouts: int | None = field(default=None, metadata={"help": "Evaluate every so many rollouts."})
+    save_rollouts: int | None = field(default=None, metadata={"help": "Write a checkpoint every so many rollouts."})
+    keep: Literal["last", "best"] = field(
+        default="last",
+        metadata={
+            "help": "The policy that is left at the end: the last one, or the snapshot with the best score by the "
+            "held-out judge (without one: by the training reward) on eval_dataset."
+        },
+    )
+    keep_kl_limit: float | None = field(
+        default=None, metadata={"help": "Snapshots over this KL, in nats per response, are not chosen as the best."}
+    )
+
     # Parent's fields with another default here
     num_generations: int = field(default=1, metadata={"help": "Responses sampled per prompt of a rollout."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
@@ -93,12 +179,19 @@ class PPOConfig(RLOOConfig):
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}); set num_mini_batches instead."
             )
-        steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         if self.total_episodes is not None:
-            self.max_steps = -(-self.total_episodes // self.generation_batch_size) * steps_per_rollout
+            self.max_steps = -(-self.total_episodes // self.generation_batch_size) * self.steps_per_rollout
         if self.logging_steps is None:
-            self.logging_steps = steps_per_rollout
+            self.logging_steps = self.steps_per_rollout
+        self._between_rollouts("eval")
+        self._between_rollouts("save")
+        self._check_choices()
         self._check_ranges()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that one rollout is used for."""
+        return self.num_ppo_epochs * self.num_mini_batches
 
     def _parent_post_init(self) -> None:
         """RLOO compares responses of one prompt and so refuses one response per prompt; PPO has a value function.
@@ -119,6 +212,19 @@ class PPOConfig(RLOOConfig):
         super().__post_init__()
         self.num_generations, self.logging_steps = num_generations, logging_steps
 
+    def _between_rollouts(self, what: str) -> None:
+        """eval_steps and save_steps, rounded up to rollout boundaries: a run resumed inside a rollout would diverge."""
+        rollouts, steps = getattr(self, f"{what}_rollouts"), getattr(self, f"{what}_steps")
+        if rollouts is not None:
+            if rollouts < 1:
+                raise ValueError(f"{what}_rollouts is {rollouts}; it must be at least 1.")
+            setattr(self, f"{what}_strategy", type(getattr(self, f"{what}_strategy"))("steps"))
+        elif steps is not None:
+            steps = steps if steps >= 1 else steps * max(self.max_steps, 1)  # under 1 it is a share of the run
+            rollouts = math.ceil(steps / self.steps_per_rollout)
+        if rollouts is not None:
+            setattr(self, f"{what}_steps", rollouts * self.steps_per_rollout)
+
     def _pair(self, name: str, parent: str, default: Any) -> Any:
         ours, theirs = getattr(self, name), getattr(self, parent)
         if ours is not None and theirs is not None and ours != theirs:
@@ -138,20 +244,45 @@ class PPOConfig(RLOOConfig):
         if not self.disable_dropout:
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
+    def _check_choices(self) -> None:
+        for name in ("value", "kl_estimator", "score_combination", "score_normalization", "old_logprobs", "keep"):
+            allowed = get_args(type(self).__annotations__[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, allowed))}."
+                )
+        if self.old_logprobs == "rollout":
+            if self.value != "shared":
+                raise ValueError("old_logprobs 'rollout' takes the values from sampling too; it needs value: shared.")
+            if self.use_vllm or self.use_transformers_continuous_batching:
+                raise ValueError(
+                    "old_logprobs is 'rollout', but an engine of its own samples; leave it 'rescored': the engine's "
+                    "log-probabilities then become importance weights."
+                )
+        if self.score_combination != "weighted" and self.reward_weights is not None:
+            raise ValueError(
+                f"reward_weights is set, but score_combination {self.score_combination!r} takes the scores as they "
+                "are; remove one."
+            )
+        if self.keep == "best" and self.eval_strategy == "no":
+            raise ValueError("keep is 'best', but nothing is evaluated in training; set eval_rollouts.")
+
     def _check_ranges(self) -> None:
-        for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value"):
+        for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value", "ptx_coef",
+                     "score_spread_coef", "value_warmup_rollouts"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        for name in ("adaptive_kl_target", "adaptive_kl_horizon", "kl_limit", "ratio_limit", "update_kl_limit",
+                     "keep_kl_limit", "importance_cap"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be over 0.")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")
         for name in ("num_ppo_epochs", "response_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.value not in ("shared", "adapter"):
-            raise ValueError(f"value is {self.value!r}; it must be 'shared' or 'adapter'.")
-        if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"kl_estimator is {self.kl_estimator!r}; it must be 'k1' or 'k3'.")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be over 0.")
         if self.top_p < 1 or self.top_k > 0 or self.min_p or self.repetition_penalty != 1:

@@ -105,16 +105,32 @@ class TokenLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, cliprange: float
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    cliprange: float,
+    importance_BR: Tensor | None = None,
 ) -> tuple[TokenLoss, Tensor]:
     """Clipped surrogate per token, max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), and the ratio rho (both (B, R)).
 
-    Schulman et al. 2017, eq. 7, negated because it is minimised. The log-ratio is clamped to +-20.
+    Schulman et al. 2017, eq. 7, negated because it is minimised. The log-ratio is clamped to +-20. `importance_BR`
+    multiplies the loss where the tokens were sampled by another engine than the old log-probabilities are of.
     """
     ratio = torch.exp((logprobs_BR - old_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     unclipped = -advantages_BR * ratio
     clipped = -advantages_BR * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return TokenLoss(torch.max(unclipped, clipped), clipped > unclipped), ratio
+    loss = torch.max(unclipped, clipped)
+    return TokenLoss(loss if importance_BR is None else loss * importance_BR, clipped > unclipped), ratio
+
+
+def importance_weights(old_logprobs_BR: Tensor, engine_logprobs_BR: Tensor, mask_BR: Tensor, cap: float) -> Tensor:
+    """min(pi_old / pi_engine, cap) per counted token, 1 elsewhere; shape (B, R), a value, never differentiated.
+
+    The engine samples with weights of its own precision and kernels, so its tokens are slightly off-policy. Truncated
+    importance sampling: Ionides 2008; Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL".
+    """
+    log_ratio = (old_logprobs_BR - engine_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.where(mask_BR.bool(), log_ratio.exp().clamp(max=cap), torch.ones_like(log_ratio))
 
 
 def value_loss(values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, cliprange_value: float) -> TokenLoss:

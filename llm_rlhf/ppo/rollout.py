@@ -1,6 +1,7 @@
-"""From scored responses to what the update needs: rewards, whitened advantages, returns, and the rollout's statistics.
+"""From responses to what the update needs: micro-batches, rewards, whitened advantages, returns, and statistics.
 
-A rollout is a list of micro-batches, dictionaries of tensors. Layout: B rows, R response tokens.
+A rollout is a list of micro-batches, dictionaries of tensors. Layout: B rows, P prompt tokens, R response tokens,
+T both.
 """
 
 from collections import defaultdict
@@ -12,20 +13,66 @@ from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 
 
-def finish_rollout(batches: list[dict[str, Tensor]], args: PPOConfig, total: objectives.Total) -> dict[str, float]:
+def micro_batch_rows(lengths: list[int], mini_batches: int, micro_batches: int) -> list[list[int]]:
+    """Which rows of a rollout form each micro-batch, `mini_batches x micro_batches` lists in the update's order.
+
+    Rows of one mini-batch stand together as they came, in random order; inside it, rows of like length share a
+    micro-batch, so that little is padded.
+    """
+    if len(lengths) % (mini_batches * micro_batches):
+        raise ValueError(
+            f"A rollout of {len(lengths)} responses does not split into {mini_batches * micro_batches} micro-batches."
+        )
+    rows_each, size = len(lengths) // mini_batches, len(lengths) // (mini_batches * micro_batches)
+    found = []
+    for start in range(0, len(lengths), rows_each):
+        by_length = sorted(range(start, start + rows_each), key=lambda row: lengths[row], reverse=True)
+        found += [by_length[i : i + size] for i in range(0, rows_each, size)]
+    return found
+
+
+def pad_rows(
+    prompt_ids: list[list[int]], response_ids: list[list[int]], pad_token_id: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Left-padded prompts joined to right-padded responses, no wider than the longest of each."""
+    P = max(len(ids) for ids in prompt_ids)
+    rows = list(zip(prompt_ids, response_ids, strict=True))
+    R = max(len(ids) for ids in response_ids)
+    ids = [[pad_token_id] * (P - len(p)) + list(p) + list(r) + [pad_token_id] * (R - len(r)) for p, r in rows]
+    mask = [[0] * (P - len(p)) + [1] * (len(p) + len(r)) + [0] * (R - len(r)) for p, r in rows]
+    attention_mask = torch.tensor(mask, device=device)
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": attention_mask,
+        "response_mask": attention_mask[:, P:].bool(),
+    }
+
+
+def pad_tokens(rows: list[list[float]], like_BR: Tensor) -> Tensor:
+    """One number a response token, zero after the response's end; shape (B, R) and device of `like_BR`."""
+    R = like_BR.size(1)
+    return torch.tensor([list(row) + [0.0] * (R - len(row)) for row in rows], device=like_BR.device)
+
+
+def finish_rollout(
+    batches: list[dict[str, Tensor]], args: PPOConfig, total: objectives.Total, kl_coef: float | None = None
+) -> dict[str, float]:
     """Rewards, whitened advantages and returns of a scored rollout, added to its micro-batches; returns statistics.
 
     Args:
-        batches: micro-batches with `response_mask`, `old_logprobs`, `ref_logprobs`, `old_values` (B, R), `scores` and
-            `stopped` (B,); they gain `advantages`, `returns`, `sequence_kl` and `tokens_per_mini_batch`.
+        batches: micro-batches with `response_mask`, `old_logprobs`, `ref_logprobs`, `old_values`, `entropies` (B, R),
+            `scores` and `stopped` (B,); they gain `advantages`, `returns`, `sequence_kl` and `tokens_per_mini_batch`.
+            `raw_scores` (B,), where given, are what is reported: the scores before normalisation.
         total: adds a tensor over all processes.
+        kl_coef: weight of the KL penalty now; None: the configured one.
     """
+    kl_coef = args.kl_coef if kl_coef is None else kl_coef
     masks = [b["response_mask"] for b in batches]
     rewards = []
     for batch, mask in zip(batches, masks, strict=True):
         kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], args.kl_estimator) * mask
-        scores = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"])
-        rewards.append(objectives.token_rewards(scores, kl, mask, args.kl_coef))
+        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"])
+        rewards.append(objectives.token_rewards(batch["final_scores"], kl, mask, kl_coef))
         batch["sequence_kl"] = kl.sum(1)
     if args.whiten_rewards:
         moments = objectives.masked_moments(rewards, masks, total)
@@ -37,37 +84,46 @@ def finish_rollout(batches: list[dict[str, Tensor]], args: PPOConfig, total: obj
     for batch, mask in zip(batches, masks, strict=True):
         batch["advantages"] = objectives.whiten(batch["advantages"], moments, mask)
         batch["tokens_per_mini_batch"] = moments.tokens / args.num_mini_batches
-    return _rollout_metrics(batches, masks, args, total, moments.tokens)
+    return _statistics(batches, masks, kl_coef, total)
 
 
-def _rollout_metrics(
-    batches: list[dict[str, Tensor]], masks: list[Tensor], args: PPOConfig, total: objectives.Total, tokens: Tensor
+def _statistics(
+    batches: list[dict[str, Tensor]], masks: list[Tensor], kl_coef: float, total: objectives.Total
 ) -> dict[str, float]:
-    """Statistics of a rollout over all processes: means per response, or over counted tokens where it says so."""
+    """Means of a rollout over all processes: per response, or over counted tokens where the name says so."""
     columns: dict[str, list[Tensor]] = defaultdict(list)
+    token_sums: dict[str, list[Tensor]] = defaultdict(list)
     for batch, mask in zip(batches, masks, strict=True):
-        columns["objective/scores"].append(batch["scores"])
+        columns["objective/scores"].append(batch.get("raw_scores", batch["scores"]))
         columns["objective/kl"].append(batch["sequence_kl"])
-        columns["objective/rlhf_reward"].append(
-            batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]) - args.kl_coef * batch["sequence_kl"]
-        )
+        columns["objective/rlhf_reward"].append(batch["final_scores"] - kl_coef * batch["sequence_kl"])
         columns["response_length"].append(mask.sum(1).float())
         columns["eos_rate"].append(batch["stopped"].float())
+        for name, values in batch.items():
+            if name.startswith("scores/"):
+                columns[name].append(values)
+        token_sums["objective/entropy"].append((batch["entropies"] * mask).sum().float())
+        if "engine_logprobs" in batch:
+            difference = (batch["old_logprobs"] - batch["engine_logprobs"]).abs() * mask
+            token_sums["sampling/logprob_difference"].append(difference.sum())
+            token_sums["sampling/importance"].append((batch["importance"] * mask).sum())
     rows = torch.cat(columns["objective/scores"])
-    sums = torch.stack([torch.cat(parts).sum().float() for parts in columns.values()])
-    entropy = torch.stack([(b["entropies"] * m).sum().float() for b, m in zip(batches, masks, strict=True)]).sum()
-    packed = total(torch.cat([sums, torch.stack([torch.tensor(float(len(rows)), device=rows.device), entropy])]))
-    count = packed[-2]
-    metrics = {name: (packed[i] / count).item() for i, name in enumerate(columns)}
-    deviation = total(((rows - metrics["objective/scores"]) ** 2).sum()) / (count - 1).clamp(min=1)
+    per_row = torch.stack([torch.cat(parts).sum().float() for parts in columns.values()])
+    per_token = torch.stack([torch.stack(parts).sum() for parts in token_sums.values()])
+    counts = torch.tensor([float(len(rows)), float(sum(mask.sum() for mask in masks))], device=rows.device)
+    sums = total(torch.cat([per_row, per_token, counts])).tolist()
+    count, tokens = sums[-2:]
+    metrics = {name: value / count for name, value in zip(columns, sums, strict=False)}
+    metrics |= {name: value / tokens for name, value in zip(token_sums, sums[len(columns) :], strict=False)}
+    deviation = total(((rows - metrics["objective/scores"]) ** 2).sum()) / max(count - 1, 1)
     metrics["objective/scores_std"] = deviation.sqrt().item()
-    metrics["objective/kl_per_token"] = metrics["objective/kl"] * count.item() / tokens.item()
-    metrics["objective/entropy"] = (packed[-1] / tokens).item()
-    metrics["objective/kl_coef"] = args.kl_coef
+    metrics["objective/kl_per_token"] = metrics["objective/kl"] * count / tokens
+    metrics["objective/sqrt_kl"] = max(metrics["objective/kl"], 0.0) ** 0.5
+    metrics["objective/kl_coef"] = kl_coef
     metrics["val/explained_variance"] = objectives.explained_variance(
         [b["old_values"] for b in batches], [b["returns"] for b in batches], masks, total
     )
-    return metrics
+    return metrics | {"episodes": count}
 
 
 def stopped_by_itself(input_ids_BT: Tensor, response_mask_BR: Tensor, stop_token_ids: list[int]) -> Tensor:

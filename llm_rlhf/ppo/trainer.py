@@ -5,28 +5,39 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
 
 1. `_rollout` samples a response to every prompt and cuts the rollout into the micro-batches of the update.
 2. Each micro-batch is scored once in exactly the shapes the update will use: log-probabilities and values of the
-   policy, log-probabilities of the reference, score of the response.
+   policy, log-probabilities of the reference, scores of the response.
 3. Rewards, advantages and returns follow; advantages are whitened over the counted tokens of the whole rollout.
 4. `_compute_loss` adds up a micro-batch's clipped policy and value losses, divided by the counted tokens of the
    rollout over the mini-batches: one number for all processes, so that neither their count nor the micro-batch size
    changes the gradient.
+5. Between rollouts the trainer evaluates on held-out prompts, keeps snapshots, and writes checkpoints that a killed run
+   goes on from as if nothing had happened.
 
-Private methods of the parent that are overridden, each guarded by tests/unit/test_trl_contract.py: `_prepare_inputs`,
-`_compute_loss`, `_save`. Called: `_generate`, `_calculate_rewards`.
+Private methods of the parents that are overridden, each guarded by tests/unit/test_trl_contract.py: `_prepare_inputs`,
+`_generate_single_turn`, `_compute_loss`, `_get_train_sampler`, `_save`, `_save_checkpoint`, `_load_from_checkpoint`.
+Called: `_generate`, `_calculate_rewards`.
 
-Layout: B rows, P prompt tokens, R response tokens, T both.
+Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 """
 
+import copy
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from safetensors.torch import save_file
+from peft import set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from trl import RLOOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.models.roles import (
     POLICY,
@@ -39,24 +50,33 @@ from llm_rlhf.models.roles import (
     role_scores,
     scalar_head,
 )
-from llm_rlhf.ppo import objectives
+from llm_rlhf.ppo import checkpoint, objectives
 from llm_rlhf.ppo.config import PPOConfig
-from llm_rlhf.ppo.guards import check_loss, check_scores
-from llm_rlhf.ppo.rollout import finish_rollout, stopped_by_itself
+from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
+from llm_rlhf.ppo.kl import KLController
+from llm_rlhf.ppo.rollout import finish_rollout, micro_batch_rows, pad_rows, pad_tokens, stopped_by_itself
+from llm_rlhf.ppo.sampling import Sampled, continuous_batches, keep_engine_logprobs, watch_generate, without_heads
+from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
+from llm_rlhf.ppo.snapshots import Snapshots, best
 
-REWARD = "reward"
+HELDOUT = "heldout"
 
 
 class PPOTrainer(RLOOTrainer):
-    """Trains a policy by PPO against a reward adapter, reward functions, or both (their scores are added).
+    """Trains a policy by PPO against reward adapters, reward models of their own, Python functions, or all of them.
 
     Args:
         model: hub id, folder or model of a causal language model: the base of every role, and the reference.
-        reward_adapter: folder of an adapter and score head saved by RewardTrainer on the same base.
-        reward_funcs: reward models or functions, as in trl.RLOOTrainer.
+        reward_adapter: folder of an adapter and score head saved by RewardTrainer on the same base, or several by name.
+        reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family (the
+            response is decoded and put into their own chat template), Python functions, or their `module:function`.
+            `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
-        train_dataset: rows with a `prompt`, text or messages.
+        train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
+        eval_dataset: the same; evaluated every `args.eval_rollouts`.
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
+        heldout_adapter: a judge that is never trained against; it scores in evaluation only.
+        ptx_dataset: demonstrations for `args.ptx_coef`, rows of `input_ids` and `assistant_masks` (1: trained on).
         samples_file: JSON lines of sampled rollouts are appended here (prompt, response, score, KL), some per rollout.
 
     Everything else is as in trl.RLOOTrainer.
@@ -74,49 +94,77 @@ class PPOTrainer(RLOOTrainer):
     def __init__(
         self,
         model: Any,
-        reward_adapter: str | Path | None = None,
+        reward_adapter: str | Path | Mapping[str, str | Path] | None = None,
         reward_funcs: Any = None,
         args: PPOConfig | None = None,
         train_dataset: Dataset | None = None,
+        heldout_adapter: str | Path | None = None,
+        ptx_dataset: Dataset | None = None,
         samples_file: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
-        reward_funcs = [] if reward_funcs is None else reward_funcs
-        if reward_adapter is None and reward_funcs == []:
-            raise ValueError("There is nothing to score responses with; give reward_adapter, reward_funcs or both.")
+        adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
+        self.scores = ScoreSources(adapters, reward_funcs, args)
+        _check_before_loading(args, train_dataset, ptx_dataset, kwargs)
         if args.gradient_checkpointing and args.value == "adapter":
             _checkpoint_with_adapters(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
-        if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
-            raise ValueError(
-                f"There are {len(train_dataset)} prompts, but one rollout takes "
-                f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
-                "num_mini_batches, or give more prompts."
+        reference = self._copy_for_reference(model, args, kwargs)
+        with self.scores.parent_weights(args):
+            super().__init__(
+                model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        self.scores.bind(self.reward_funcs, self.reward_func_names)
+        if reference is not None:
+            self._take_reference(reference)
         if self._tokenizer.pad_token_id in self.eos_token_ids:
             raise ValueError(
                 f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
                 "told from padding; give the tokenizer a pad token of its own."
             )
-        self.has_reward_adapter = reward_adapter is not None
-        self._add_roles(reward_adapter)
+        self._add_roles(adapters, heldout_adapter)
         turn_off_dropout(self.model)
         self.samples_file = Path(samples_file) if samples_file is not None else None
+        self.ptx_dataset = ptx_dataset
+        self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+        self.score_moments = RunningMoments()
+        self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
+        self.add_callback(_GuardCallback(self))
+        self.snapshots: Snapshots | None = None
+        if self.eval_dataset is not None:
+            self.snapshots = Snapshots(Path(args.output_dir), self.save_policy)
+            self.add_callback(self.snapshots)
+        if self.use_vllm:
+            keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
+            without_heads(self.vllm_generation)
+        self._sampled: Sampled | None = None
         self._micro_batches: list[dict[str, Tensor]] = []
         self._order: list[int] = []
+        self._step_sums: Tensor | None = None
+        self._eval_parts: list[dict[str, float]] = []
 
-    def _add_roles(self, reward_adapter: str | Path | None) -> None:
+    # ---- the roles ---------------------------------------------------------------------------------------------
+
+    def _copy_for_reference(self, model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
+        """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
+        if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
+            return None
+        return copy.deepcopy(model).requires_grad_(False).eval()
+
+    def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
         base = self._base()
-        if not is_peft_model(self.model) and (reward_adapter is not None or self.args.value == "adapter"):
+        named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
+        if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
             raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
-        if reward_adapter is not None:
-            add_reward_role(self.model, reward_adapter, REWARD)
+        for name, folder in named.items():
+            add_reward_role(self.model, folder, name)
+        self.has_heldout = heldout_adapter is not None
         if is_peft_model(self.model):
-            add_value_role(self.model, self.args.value, reward_adapter, REWARD if self.has_reward_adapter else None)
+            first = next(iter(adapters), None)
+            add_value_role(self.model, self.args.value, adapters[first] if first else None, first)
             self.model.set_requires_grad(POLICY, requires_grad=True)
         else:
             base.value_head = scalar_head(base.config.get_text_config().hidden_size).to(base.device)
@@ -125,9 +173,15 @@ class PPOTrainer(RLOOTrainer):
             add_role_forward(self.accelerator.unwrap_model(self.ref_model))
 
     def _base(self) -> Any:
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
 
     # ---- the rollout -------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """The parent's sampler draws each pass from where the last one left its generator; a resumed run could not."""
+        sampler = super()._get_train_sampler(dataset)
+        return _SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The next micro-batch; a new rollout when the last one has been used for all its epochs.
@@ -136,10 +190,10 @@ class PPOTrainer(RLOOTrainer):
         to 0.1 in bf16), so the first ratio is exactly 1 only in the shapes that the old ones were computed in. Each
         epoch after the first goes through them in another order, which also regroups them into mini-batches.
         """
-        if not self.model.training:
-            return self._rollout(generation_batch)[0]
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or not self._micro_batches:
+            self.guard.new_rollout()
+            self._micro_batches = []  # the old rollout's memory is free before the new one is sampled
             self._micro_batches = self._rollout(generation_batch)
             self._order = list(range(steps))
         elif self._step % steps == 0:
@@ -150,93 +204,186 @@ class PPOTrainer(RLOOTrainer):
     @torch.no_grad()
     def _rollout(self, inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Sample, score and turn into micro-batches that hold everything the update needs."""
+        training = self.model.training
         prompts = [row["prompt"] for row in inputs]
+        self._sampled = None
         with active_adapters(self._base(), [POLICY]):
             prompt_ids, response_ids, responses = self._generate(prompts)
-        extra_scores = self._function_scores(inputs, prompts, responses, response_ids)
-        count = self.args.steps_per_generation if self.model.training else 1
-        if len(prompts) % count:
-            raise ValueError(f"A rollout of {len(prompts)} responses does not split into {count} micro-batches.")
-        size = len(prompts) // count
+        function_scores = self._function_scores(inputs, prompts, responses, response_ids)
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+        if training:
+            rows_of = micro_batch_rows(lengths, self.args.num_mini_batches, self.args.gradient_accumulation_steps)
+        else:
+            rows_of = [list(range(len(lengths)))]
         batches = []
-        for start in range(0, len(prompts), size):
-            rows = slice(start, start + size)
-            batch = self._pad(prompt_ids[rows], response_ids[rows])
-            batch |= self._score(batch, extra_scores[rows])
-            batches.append(batch)
-        scores = torch.cat([b["scores"] for b in batches])
+        for rows in rows_of:
+            batch = pad_rows(
+                [prompt_ids[i] for i in rows],
+                [response_ids[i] for i in rows],
+                self._tokenizer.pad_token_id,
+                self.accelerator.device,
+            )
+            batches.append(batch | self._score(batch, function_scores[rows], rows) | {"rows": torch.tensor(rows)})
+        order = [i for rows in rows_of for i in rows]
+        prompts, responses = [prompts[i] for i in order], [responses[i] for i in order]
+        scores = torch.cat([b["raw_scores"] for b in batches])
         check_scores(scores, prompts, responses)
-        metrics = finish_rollout(batches, self.args, self._total)
-        mode = "train" if self.model.training else "eval"
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+        if training:
+            self.score_moments.update(scores, self._total)
+        for batch in batches:
+            batch["scores"] = self._normalised(batch["raw_scores"])
+        metrics = finish_rollout(batches, self.args, self._total, self.kl_controller.value)
         self._record(prompts, responses, scores, torch.cat([b["sequence_kl"] for b in batches]))
+        if training:
+            self._after_rollout(batches, metrics)
+        else:
+            self._eval_parts.append(metrics)
         return batches
 
-    def _pad(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> dict[str, Tensor]:
-        """Left-padded prompts joined to right-padded responses, no wider than the longest of each."""
-        P = max(len(ids) for ids in prompt_ids)
-        R = max(len(ids) for ids in response_ids)
-        pad = self._tokenizer.pad_token_id
-        ids = [
-            [pad] * (P - len(p)) + list(p) + list(r) + [pad] * (R - len(r))
-            for p, r in zip(prompt_ids, response_ids, strict=True)
-        ]
-        mask = [
-            [0] * (P - len(p)) + [1] * (len(p) + len(r)) + [0] * (R - len(r))
-            for p, r in zip(prompt_ids, response_ids, strict=True)
-        ]
-        device = self.accelerator.device
-        attention_mask = torch.tensor(mask, device=device)
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": attention_mask,
-            "response_mask": attention_mask[:, P:].bool(),
-        }
+    def _after_rollout(self, batches: list[dict[str, Tensor]], metrics: dict[str, float]) -> None:
+        """Log, steer the KL's coefficient, stop where the KL is beyond its limit, mix in demonstrations."""
+        episodes = int(metrics.pop("episodes"))
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        kl = metrics["objective/kl"]
+        self.kl_controller.update(kl, episodes)
+        if self.args.kl_limit is not None and kl > self.args.kl_limit:
+            self.guard.rest_is_skipped = self.control.should_training_stop = True
+            self.accelerator.print(
+                f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
+                f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
+            )
+        if self.args.ptx_coef:
+            self._add_demonstrations(batches)
 
-    def _score(self, batch: dict[str, Tensor], extra_scores_B: Tensor) -> dict[str, Tensor]:
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
+        """The parent's, keeping the log-probabilities that sampling computed."""
+        response_ids: list[list[int]]
+        if self.use_transformers_continuous_batching:
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                response_ids, self._sampled = continuous_batches(
+                    model, prompt_ids, self.generation_config, self.continuous_batching_config
+                )
+            self.model.train(self.model.training)
+            return response_ids
+        if self.use_vllm or self.args.old_logprobs == "rescored":
+            response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+            return response_ids
+        with watch_generate(self._base(), self.args.temperature) as watch:
+            response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        self._sampled = watch.rows(response_ids)
+        return response_ids
+
+    def _keep_engine_logprobs(self, rows: list[list[float]]) -> None:
+        self._sampled = Sampled(rows)
+
+    def _score(self, batch: dict[str, Tensor], function_scores_BF: Tensor, rows: list[int]) -> dict[str, Tensor]:
         """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")}
+        scored: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            policy = self.model(**inputs)
+            if self._sampled is not None and self._sampled.values is not None:
+                mask = batch["response_mask"]
+                seen = self._sampled
+                for name, numbers in (
+                    ("old_logprobs", seen.logprobs),
+                    ("old_values", seen.values),
+                    ("entropies", seen.entropies),
+                ):
+                    assert numbers is not None
+                    scored[name] = pad_tokens([numbers[i] for i in rows], mask)
+            else:
+                policy = self.model(**inputs)
+                scored = {
+                    "old_logprobs": policy["logprobs"],
+                    "old_values": policy["value_estimates"],
+                    "entropies": policy["entropies"],
+                }
             if is_peft_model(self.model):
                 with active_adapters(self._base(), []):
                     reference = self.model(**inputs, with_value=False)
             else:
                 reference = (self.ref_model or self.model)(**inputs, with_value=False)
-            scores = extra_scores_B.clone()
-            if self.has_reward_adapter:
-                scores += role_scores(self.model, REWARD, batch["input_ids"], batch["attention_mask"])
-        if self.reward_clip_range:
-            scores = scores.clamp(*self.reward_clip_range)
-        stopped = stopped_by_itself(batch["input_ids"], batch["response_mask"], self.eos_token_ids)
-        return {
-            "old_logprobs": policy["logprobs"],
-            "old_values": policy["value_estimates"],
-            "ref_logprobs": reference["logprobs"],
-            "entropies": policy["entropies"],
-            "scores": scores,
-            "stopped": stopped,
-        }
+            adapter_scores = {
+                name: role_scores(self.model, name, batch["input_ids"], batch["attention_mask"])
+                for name in [
+                    *self.scores.adapters,
+                    *([HELDOUT] if self.has_heldout and not self.model.training else []),
+                ]
+            }
+        scored["ref_logprobs"] = reference["logprobs"]
+        scored["stopped"] = stopped_by_itself(batch["input_ids"], batch["response_mask"], self.eos_token_ids)
+        if HELDOUT in adapter_scores:
+            scored["scores/heldout"] = adapter_scores.pop(HELDOUT)
+        scored |= self.scores.of_batch(adapter_scores, function_scores_BF)
+        if self._sampled is not None and self._sampled.values is None:  # another engine's kernels sampled
+            mask = batch["response_mask"]
+            scored["engine_logprobs"] = pad_tokens([self._sampled.logprobs[i] for i in rows], mask)
+            scored["importance"] = objectives.importance_weights(
+                scored["old_logprobs"], scored["engine_logprobs"], mask, self.args.importance_cap
+            )
+        return scored
 
     def _function_scores(self, inputs: list[Any], prompts: list[Any], responses: list[Any], ids: list[Any]) -> Tensor:
-        """Weighted sum of the reward functions' scores, shape (rows of this process,)."""
+        """Unweighted scores of `reward_funcs` for this process's rows, shape (rows, functions)."""
         if not self.reward_funcs:
-            return torch.zeros(len(prompts), device=self.accelerator.device)
-        gathered = self._calculate_rewards(inputs, prompts, responses, ids) * self.reward_weights.to(
-            self.accelerator.device
-        )
+            return torch.zeros(len(prompts), 0, device=self.accelerator.device)
+        gathered: Tensor = self._calculate_rewards(inputs, prompts, responses, ids)
         start = self.accelerator.process_index * len(prompts)
-        return gathered[start : start + len(prompts)].sum(1)
+        return gathered[start : start + len(prompts)]
+
+    def _normalised(self, scores_B: Tensor) -> Tensor:
+        if self.args.score_normalization != "none" and self.score_moments.count:
+            scores_B = self.score_moments.normalised(scores_B, self.args.score_normalization)
+        return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
+
+    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> None:
+        """As many demonstrations as a micro-batch has rows, drawn anew for every rollout by its number and process."""
+        assert self.ptx_dataset is not None
+        number = self._step // (self.args.steps_per_generation * self.num_iterations)
+        generator = torch.Generator().manual_seed(hash((self.args.seed, number, self.accelerator.process_index)))
+        pad, device = self._tokenizer.pad_token_id, self.accelerator.device
+        for batch in batches:
+            size = len(batch["input_ids"])
+            rows = [
+                self.ptx_dataset[i] for i in torch.randint(len(self.ptx_dataset), (size,), generator=generator).tolist()
+            ]
+            T = max(len(row["input_ids"]) for row in rows)
+            batch["ptx_input_ids"] = torch.tensor(
+                [row["input_ids"] + [pad] * (T - len(row["input_ids"])) for row in rows]
+            )
+            counted = [list(row.get("assistant_masks") or [1] * len(row["input_ids"])) for row in rows]
+            batch["ptx_mask"] = torch.tensor([mask + [0] * (T - len(mask)) for mask in counted])
+            batch["ptx_attention_mask"] = torch.tensor(
+                [[1] * len(row["input_ids"]) + [0] * (T - len(row["input_ids"])) for row in rows]
+            )
+            for name in ("ptx_input_ids", "ptx_mask", "ptx_attention_mask"):
+                batch[name] = batch[name].to(device)
+        tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
+        for batch in batches:
+            batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
 
     # ---- the update --------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The parent's, less the steps of a rollout that the guard has ended."""
+        starts_rollout = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        if self.guard.rest_is_skipped and not starts_rollout:
+            self._step += 1
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
         mask = inputs["response_mask"]
-        now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask)
+        rollout = self._step // (self.args.steps_per_generation * self.num_iterations)
+        warming_up = rollout < self.args.value_warmup_rollouts
+        extra: dict[str, Any] = {"detach_value": True} if warming_up else {}
+        if "ptx_input_ids" in inputs:
+            extra |= {name: inputs[name] for name in ("ptx_input_ids", "ptx_attention_mask", "ptx_mask")}
+        now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask, **extra)
         policy, ratio = objectives.policy_loss(
-            now["logprobs"], inputs["old_logprobs"], inputs["advantages"], self.args.cliprange
+            now["logprobs"], inputs["old_logprobs"], inputs["advantages"], self.args.cliprange, inputs.get("importance")
         )
         value = objectives.value_loss(
             now["value_estimates"], inputs["old_values"], inputs["returns"], self.args.cliprange_value
@@ -244,80 +391,244 @@ class PPOTrainer(RLOOTrainer):
         # DDP averages gradients over processes, so each process' share is scaled back up to a sum.
         share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]
         policy_sum, value_sum = (policy.loss * mask).sum(), (value.loss * mask).sum()
-        loss = (policy_sum + self.args.vf_coef * value_sum) * share
+        loss = (policy_sum * (0.0 if warming_up else 1.0) + self.args.vf_coef * value_sum) * share
+        if "ptx_logprobs" in now:
+            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / inputs["ptx_tokens_per_mini_batch"]
+            loss = loss + (0.0 if warming_up else self.args.ptx_coef) * ptx
         check_loss(loss.detach(), "ppo", self.state.global_step)
         with torch.no_grad():
-            moved = objectives.approx_kl(now["logprobs"], inputs["old_logprobs"])
-            self._log_token_means(
-                share * self.args.gradient_accumulation_steps,
-                mask,
-                {
-                    "loss/policy": policy.loss,
-                    "loss/value": value.loss,
-                    "policy/approxkl": moved,
-                    "policy/clipfrac": policy.clipped,
-                    "policy/entropy": now["entropies"],
-                    "policy/ratio": ratio,
-                    "val/clipfrac": value.clipped,
-                },
-            )
+            numbers = {
+                "loss/policy": policy.loss,
+                "loss/value": value.loss,
+                "policy/approxkl": objectives.approx_kl(now["logprobs"], inputs["old_logprobs"]),
+                "policy/clipfrac": policy.clipped,
+                "policy/entropy": now["entropies"],
+                "policy/ratio": ratio,
+                "val/clipfrac": value.clipped,
+                "tokens": mask,
+            }
+            sums = torch.stack([(x * mask).sum().float() for x in numbers.values()]) * share
+            if "ptx_logprobs" in now:
+                numbers["loss/ptx"] = ptx
+                sums = torch.cat([sums, ptx.detach().float().reshape(1)])
+            self._step_sums = sums if self._step_sums is None else self._step_sums + sums
+            self._step_names = list(numbers)
         return loss
 
-    def _log_token_means(self, share: Tensor, mask: Tensor, values: dict[str, Tensor]) -> None:
-        """Means over counted tokens. Averaged by the parent's `log` over the micro-batches, they add up exactly."""
-        sums = torch.stack([(value * mask).sum().float() for value in values.values()]) * share
-        means = self.accelerator.reduce(sums, reduction="mean").tolist()
-        mode = "train" if self.model.training else "eval"
-        for name, mean in zip(values, means, strict=True):
-            self._metrics[mode][name].append(mean)
+    def finish_step(self) -> bool:
+        """Log the optimizer step's means over counted tokens, over all processes; whether the guard skips the step.
+
+        Sums are over the mini-batch's own tokens, divided by the rollout's tokens per mini-batch: averaged by the
+        parent's `log` over an epoch's steps they add up exactly.
+        """
+        if self._step_sums is None:
+            return self.guard.rest_is_skipped
+        means = dict(
+            zip(self._step_names, self.accelerator.reduce(self._step_sums, reduction="mean").tolist(), strict=True)
+        )
+        self._step_sums = None
+        share = max(means.pop("tokens"), 1e-8)  # this mini-batch's tokens over those of the average one
+        skipped = self.guard.skips(means["policy/ratio"] / share, means["policy/approxkl"] / share)
+        for name, mean in {**means, "policy/skipped": float(skipped)}.items():
+            self._metrics["train"][name].append(mean)
+        return skipped
 
     def _total(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x, reduction="sum")
+
+    # ---- evaluation in training --------------------------------------------------------------------------------
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """A rollout without an update; its statistics are the evaluation."""
+        self._rollout(inputs)
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, with the same random numbers every time, and its statistics weighted by their responses."""
+        self._eval_parts = []
+        devices = [self.accelerator.device] if self.accelerator.device.type != "cpu" else []
+        with torch.random.fork_rng(devices=devices, device_type=self.accelerator.device.type):
+            torch.manual_seed(self.args.seed + self.accelerator.process_index)
+            output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        episodes = sum(part["episodes"] for part in self._eval_parts)
+        for name in self._eval_parts[0]:
+            if name != "episodes":
+                mean = sum(part[name] * part["episodes"] for part in self._eval_parts) / episodes
+                output.metrics[f"{prefix}_{name.replace('scores/heldout', 'heldout/scores')}"] = mean
+        self._metrics["eval"].clear()
+        return output
 
     # ---- records and files -------------------------------------------------------------------------------------
 
     def _record(self, prompts: list[Any], responses: list[Any], scores: Tensor, kls: Tensor) -> None:
         """Sampled rollouts for the parent's completion table and for `samples_file`."""
-        rows = zip(prompts, responses, scores.tolist(), kls.tolist(), strict=True)
-        rows = gather_object(list(rows))
+        rows = gather_object(list(zip(prompts, responses, scores.tolist(), kls.tolist(), strict=True)))
         for prompt, response, score, _ in rows:
             self._logs["prompt"].append(prompt)
             self._logs["completion"].append(response)
             self._logs["rewards"]["score"].append(score)
             self._logs["advantages"].append(score)
-        if self.samples_file is None or not self.accelerator.is_main_process or not self.model.training:
+        if self.samples_file is None or not self.accelerator.is_main_process:
             return
+        split = "train" if self.model.training else "eval"
         with self.samples_file.open("a", encoding="utf-8") as file:
             for prompt, response, score, kl in rows[: self.samples_per_rollout]:
-                row = {"step": self.state.global_step, "prompt": prompt, "response": response, "score": score, "kl": kl}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                row = {"step": self.state.global_step, "split": split, "prompt": prompt, "response": response}
+                file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
 
-    def save_roles(self, folder: str | Path) -> None:
-        """Write `policy/`, what any PEFT user loads on the base, and `value/`: its head, and its adapter if any."""
+    def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what any PEFT user loads on the base; without LoRA, the whole model."""
+        if not self.accelerator.is_main_process:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            model.save_pretrained(folder, selected_adapters=[POLICY], state_dict=state_dict)
+        else:
+            weights = model.state_dict() if state_dict is None else state_dict
+            model.save_pretrained(
+                folder, state_dict={k: w for k, w in weights.items() if not k.startswith("value_head")}
+            )
+
+    def save_roles(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write `policy/` and `value/`: its head, and its adapter if any."""
         if not self.accelerator.is_main_process:
             return
         folder = Path(folder)
-        model = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(model):
-            model.save_pretrained(folder / "policy", selected_adapters=[POLICY])
-        else:
-            model.save_pretrained(folder / "policy")
+        self.save_policy(folder / "policy", state_dict)
         value = folder / "value"
         value.mkdir(parents=True, exist_ok=True)
         if self.args.value == "adapter":
-            model.save_pretrained(value, selected_adapters=[VALUE])
-        save_file(
-            {"weight": self._base().value_head.weight.detach().cpu().contiguous()}, value / "value_head.safetensors"
-        )
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                value, selected_adapters=[VALUE], state_dict=state_dict
+            )
+        weights = self._base().state_dict() if state_dict is None else state_dict
+        (head,) = (w for name, w in weights.items() if name.endswith("value_head.weight"))
+        save_file({"weight": head.detach().cpu().contiguous()}, value / "value_head.safetensors")
+
+    def load_roles(self, folder: str | Path) -> None:
+        """Read back what `save_roles` wrote, into the roles that are there, keeping what is trainable."""
+        folder = Path(folder)
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            adapters = {POLICY: folder / "policy"} | (
+                {VALUE: folder / "value" / VALUE} if self.args.value == "adapter" else {}
+            )
+            for name, path in adapters.items():
+                set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"), adapter_name=name)
+        else:
+            super()._load_from_checkpoint(str(folder / "policy"))
+        head = load_file(folder / "value" / "value_head.safetensors")["weight"]
+        with torch.no_grad():
+            self._base().value_head.weight.copy_(head)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The parent would write every adapter and lose the value head."""
-        self.save_roles(output_dir or self.args.output_dir)
+        self.save_roles(output_dir or self.args.output_dir, state_dict)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        if resume_from_checkpoint:
-            raise ValueError("PPO cannot yet be resumed inside training; start it again from its beginning.")
-        return super().train(**kwargs)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The parent would load adapters by folders it does not find, and leave them untrainable."""
+        self.load_roles(resume_from_checkpoint)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            checkpoint.seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
+            checkpoint.rotate(folder, limit)
+        self.accelerator.wait_for_everyone()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "kl_coef": self.kl_controller.value,
+            "score_moments": self.score_moments.state_dict(),
+            "micro_steps": self._step,
+            "processes": self.accelerator.num_processes,
+            "rollout": self.args.generation_batch_size,
+        }
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None, **kwargs: Any) -> Any:
+        """Train to the end, from the start or from a checkpoint (True: the newest whole one in output_dir).
+
+        A resumed run ends with the very bits of one that was never interrupted: same machine, versions and processes.
+        """
+        found = self._checkpoint_to_resume(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+        if self.args.keep == "best" and self.snapshots is not None:
+            chosen = best(self.snapshots.rows(), self.args.keep_kl_limit)
+            self.accelerator.print(
+                f"  note: the best snapshot is that of step {chosen['step']}; the policy is set to it."
+            )
+            self._load_policy(Path(self.args.output_dir) / "snapshots" / f"step-{chosen['step']}")
+        return output
+
+    def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
+        if not asked:
+            return None
+        found = checkpoint.latest(Path(self.args.output_dir)) if asked is True else Path(asked)
+        state = checkpoint.sealed_state(found) if found is not None else None
+        if found is None or state is None:
+            raise ValueError(f"There is no whole checkpoint at {self.args.output_dir if asked is True else asked}.")
+        here = {"processes": self.accelerator.num_processes, "rollout": self.args.generation_batch_size}
+        for name, value in here.items():
+            if state[name] != value:
+                raise ValueError(f"The checkpoint {found} was made with {name} = {state[name]}, now it is {value}.")
+        self.kl_controller.value = state["kl_coef"]
+        self.score_moments.load_state_dict(state["score_moments"])
+        self._step = state["micro_steps"]
+        if self.accelerator.is_main_process:
+            self._forget_after(checkpoint.step_of(found))
+        self.accelerator.wait_for_everyone()
+        return found
+
+    def _forget_after(self, step: int) -> None:
+        """Undo what was written after the checkpoint: it will be written again."""
+        logs = [self.samples_file] if self.samples_file is not None else []
+        if self.snapshots is not None:
+            logs.append(self.snapshots.log)
+        for log in logs:
+            checkpoint.forget_after(log, step)
+        for later in checkpoint.checkpoints(Path(self.args.output_dir)):
+            if checkpoint.step_of(later) > step:
+                shutil.rmtree(later)
+
+    def _load_policy(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=POLICY)
+        else:
+            super()._load_from_checkpoint(str(folder))
+
+
+class _SeededSampler(RepeatSampler):
+    """The parent's sampler with each pass over the prompts a function of the seed and the pass alone."""
+
+    def __init__(self, like: RepeatSampler) -> None:
+        super().__init__(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)
+
+
+class _GuardCallback(TrainerCallback):
+    """Ends the optimizer step: logs it, and takes the gradients away where the guard skips it."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.finish_step():
+            for parameter in self.trainer.model.parameters():
+                parameter.grad = None  # AdamW passes over it: no momentum, no decay
 
 
 def turn_off_dropout(model: Any) -> None:
@@ -328,6 +639,21 @@ def turn_off_dropout(model: Any) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def _check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
+    if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
+        raise ValueError(
+            f"There are {len(train_dataset)} prompts, but one rollout takes "
+            f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
+            "num_mini_batches, or give more prompts."
+        )
+    if args.ptx_coef and not ptx_dataset:
+        raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
+    if args.keep == "best" and kwargs.get("eval_dataset") is None:
+        raise ValueError("keep is 'best', but there is nothing to evaluate on; give an eval_dataset.")
+    if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
+        raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
 
 
 def _checkpoint_with_adapters(args: PPOConfig) -> None:

@@ -31,8 +31,10 @@ def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
     compute = trainer._compute_loss
 
     def compute_and_note(model, inputs):
+        before = trainer._step_sums
         loss = compute(model, inputs)
-        seen.append(trainer._metrics["train"]["policy/approxkl"][-1])
+        after = trainer._step_sums if before is None else trainer._step_sums - before
+        seen.append(after[trainer._step_names.index("policy/approxkl")].item())
         return loss
 
     trainer._compute_loss = compute_and_note

@@ -58,7 +58,7 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"kl_coef": -1.0}, "at least 0"),
         ({"lam": 1.1}, "between 0 and 1"),
         ({"temperature": 0.0}, "over 0"),
-        ({"kl_estimator": "k2"}, "'k1' or 'k3'"),
+        ({"kl_estimator": "k2"}, "'k1', 'k3'"),
     ],
 )
 def test_contradictions_are_refused(tmp_path, options, message) -> None:

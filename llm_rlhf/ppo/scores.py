@@ -1,0 +1,167 @@
+"""From what several judges say to one score per response.
+
+1. Reward models (adapters on the base, or models of their own) are combined: weighted, the least, or the mean less
+   their disagreement.
+2. Python functions are added to it, each with its weight.
+3. The sum may be divided by its running deviation and clipped.
+
+Layout: B rows, K reward models, F reward functions and models of their own.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.objectives import Total
+
+_FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+class ScoreSources:
+    """What scores a response: reward adapters first, then `reward_funcs`, each with its weight.
+
+    Raises:
+        ValueError: where there is no source, or `reward_weights` has another length.
+    """
+
+    def __init__(self, adapters: dict[str, Any], reward_funcs: Any, args: PPOConfig) -> None:
+        given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        self.adapters = list(adapters)
+        self.functions = [load_function(f) if isinstance(f, str) and _FUNCTION.match(f) else f for f in given]
+        self.functions = [_none_adds_nothing(f) if inspect.isroutine(f) else f for f in self.functions]
+        count = len(self.adapters) + len(self.functions)
+        if count == 0:
+            raise ValueError("There is nothing to score responses with; give reward_adapter, reward_funcs or both.")
+        if args.reward_weights is not None and len(args.reward_weights) != count:
+            raise ValueError(
+                f"reward_weights has {len(args.reward_weights)} numbers, but there are {count} sources of scores: "
+                f"{len(self.adapters)} adapters, then {len(self.functions)} reward_funcs."
+            )
+        self.weights = [1.0] * count if args.reward_weights is None else list(args.reward_weights)
+        self.how, self.spread_coef = args.score_combination, args.score_spread_coef
+        self.names = list(self.adapters)
+        self.is_model = [True] * len(self.adapters)
+
+    @contextlib.contextmanager
+    def parent_weights(self, args: PPOConfig) -> Iterator[None]:
+        """While TRL's trainer is made, show it the weights of the sources it knows: `reward_funcs`."""
+        own = args.reward_weights
+        args.reward_weights = None if own is None else self.weights[len(self.adapters) :]
+        try:
+            yield
+        finally:
+            args.reward_weights = own
+
+    def bind(self, reward_funcs: Sequence[Any], names: Sequence[str]) -> None:
+        """Take in what TRL's trainer made of `reward_funcs`: loaded models, and a name for each."""
+        self.names += [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+        self.is_model += [isinstance(f, nn.Module) for f in reward_funcs]
+
+    def of_batch(self, adapter_scores: dict[str, Tensor], function_scores_BF: Tensor) -> dict[str, Tensor]:
+        """`raw_scores` of the rows, shape (B,), and `scores/NAME` of every source where there are several."""
+        columns = [adapter_scores[name].float() for name in self.adapters] + list(function_scores_BF.float().unbind(1))
+        weights = torch.tensor(self.weights, device=columns[0].device)
+        models = [i for i, is_model in enumerate(self.is_model) if is_model]
+        total = torch.zeros_like(columns[0])
+        if models:
+            total = combine(torch.stack([columns[i] for i in models], 1), self.how, weights[models], self.spread_coef)
+        for i, is_model in enumerate(self.is_model):
+            if not is_model:
+                total = total + weights[i] * columns[i]
+        found = {"raw_scores": total}
+        if len(columns) > 1:
+            found |= {f"scores/{name}": column for name, column in zip(self.names, columns, strict=True)}
+        if len(models) > 1:
+            found["scores/spread"] = torch.stack([columns[i] for i in models], 1).std(1, correction=0)
+        return found
+
+
+def combine(scores_BK: Tensor, how: str, weights_K: Tensor, spread_coef: float) -> Tensor:
+    """One score per response from K reward models, shape (B,).
+
+    `weighted` is the weighted sum. `minimum` is the least: the policy must please every model. `mean_minus_spread` is
+    mean - spread_coef * standard deviation (divided by K) over an ensemble: the uncertainty-weighted objective of Coste
+    et al. 2024 (arXiv:2310.02743), with the deviation in place of the variance.
+    """
+    if how == "weighted":
+        return scores_BK @ weights_K
+    if how == "minimum":
+        return scores_BK.min(1).values
+    return scores_BK.mean(1) - spread_coef * scores_BK.std(1, correction=0)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function called `module:function`.
+
+    Raises:
+        ValueError: where the module cannot be imported or has no such function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The reward function {name!r} cannot be loaded: {error}.") from None
+    if not callable(function):
+        raise ValueError(f"The reward function {name!r} is {type(function).__name__}, which cannot be called.")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _none_adds_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward function may return None for rows it does not speak of (as in TRL); a NaN still stops the run."""
+
+    def without_none(scores: Any) -> list[Any]:
+        return [0.0 if score is None else score for score in scores]
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(*args: Any, **kwargs: Any) -> list[Any]:
+            return without_none(await function(*args, **kwargs))
+
+        return asynchronous
+
+    @functools.wraps(function)
+    def synchronous(*args: Any, **kwargs: Any) -> list[Any]:
+        return without_none(function(*args, **kwargs))
+
+    return synchronous
+
+
+class RunningMoments:
+    """Mean and variance of everything seen so far, taken in batch by batch and over all processes.
+
+    Chan, Golub and LeVeque 1979, as one pooled update per rollout; kept in Python floats, which JSON stores exactly.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0  # squares: sum of squared deviations from the mean
+
+    def update(self, values_B: Tensor, total: Total) -> None:
+        values = values_B.double()
+        count = total(torch.tensor(float(len(values)), device=values.device, dtype=torch.float64)).item()
+        mean = total(values.sum()).item() / count
+        squares = total(((values - mean) ** 2).sum()).item()
+        delta, together = mean - self.mean, self.count + count
+        self.squares += squares + delta**2 * self.count * count / together
+        self.mean += delta * count / together
+        self.count = together
+
+    def normalised(self, values_B: Tensor, how: str) -> Tensor:
+        """`values` divided by the running deviation; `whiten` first subtracts the running mean."""
+        deviation = max(self.squares / max(self.count - 1, 1), 1e-8) ** 0.5
+        return (values_B - self.mean if how == "whiten" else values_B) / deviation
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
