@@ -97,7 +97,20 @@ def quantization_config(section: ModelSection) -> BitsAndBytesConfig:
 
 
 def lora_config(section: ModelSection, task_type: str, **options: Any) -> LoraConfig:
-    """The LoRA of every role. No dropout: it would make the ratios of PPO noise."""
+    """The LoRA of every role. No dropout: it would make the ratios of PPO noise.
+
+    `all-linear` in mixtures of experts, whose experts transformers 5 holds as fused 3-D parameters:
+
+    - Mixtral, Qwen3-MoE, OLMoE, DeepSeek and others that transformers builds on these (its conversion mapping): PEFT
+      adapts attention, router and every routed expert; the expert's gate and up projections are one parameter, of twice
+      the rank and alpha. Each forward adds the update to a layer's experts as a whole, so it needs room for a copy of
+      them. Shared experts and dense MLP layers are left out.
+    - The others (GPT-OSS, Qwen2-MoE, GraniteMoE): PEFT adapts what is a linear layer; routed experts and router stay
+      as they are.
+
+    bitsandbytes quantises linear layers only, so fused experts stay in the compute type. Neither PPO nor reward
+    modelling adds the router's load-balancing loss; SFT does, with the model's own coefficient (TRL's default).
+    """
     lora = section.lora
     return LoraConfig(
         task_type=task_type,

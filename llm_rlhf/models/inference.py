@@ -46,12 +46,12 @@ def load_roles(
         model = get_peft_model(model, lora_config(section, "CAUSAL_LM"))  # a fresh adapter adds nothing
     else:
         model = PeftModel.from_pretrained(model, policy, adapter_name=POLICY)
+    if section.quantization == "none":
+        model.to(processes().device)
     for name, adapter in rewards.items():
         add_reward_role(model, adapter, name)
     add_role_forward(model.get_base_model())
     model.requires_grad_(False)
-    if section.quantization == "none":
-        model.to(processes().device)
     return model.eval()
 
 

@@ -245,10 +245,12 @@ def _hidden_states(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) 
     return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def _trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Tensor]:
-    inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
+def _trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
     if "position_ids" in inspect.signature(model.base_model.forward).parameters:  # ALiBi models have none
         inputs["position_ids"] = position_ids(attention_mask_BT)
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        inputs["output_router_logits"] = False  # the router's load-balancing loss is no part of PPO
     return inputs
 
 

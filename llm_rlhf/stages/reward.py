@@ -20,6 +20,7 @@ from trl import RewardTrainer
 from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.reward_accuracy import accuracy_estimates
+from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import context_limit, load_tokenizer, loading_arguments, lora_config, make_room_for
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
@@ -42,6 +43,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, "reward", folder / "trainer")
     model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
+    score_head_name(model_config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
     pairs = splits(recipe, run_folder)
     sets = {}
@@ -74,12 +76,13 @@ def _train(
     set_seed(seed)  # the head starts random
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **loading_arguments(recipe.model))
     make_room_for(tokenizer, model)
+    head = score_head_name(model.config, recipe.model.trust_remote_code)
     trainer = _RewardTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(_encode(tokenizer, pairs)),
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "SEQ_CLS", modules_to_save=["score"]),
+        peft_config=lora_config(recipe.model, "SEQ_CLS", modules_to_save=[head]),
     )
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)

@@ -1,0 +1,118 @@
+"""What an architecture must offer to carry the roles: found out by asking the model, not from a list of names.
+
+Before reward modelling reads its data: is there a sequence-classification class with one linear head? When a model
+gets the joint call (roles.py): does the fused head of TRL give the model's own log-probabilities, and does nothing
+depend on what stands under the left padding? Where the answer is no, an error names the architecture.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from llm_rlhf.recipe_values import RecipeError
+
+
+def hidden_width(model: Any) -> int:
+    """Size of the hidden states that every head reads: some models (OPT-350m) narrow them at the end."""
+    head = model.get_output_embeddings()
+    return int(getattr(head, "in_features", model.config.get_text_config().hidden_size))
+
+
+def score_head_name(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """What the architecture's ForSequenceClassification calls its head: `score`, mostly.
+
+    Raises:
+        RecipeError: where transformers has no such class, or its head is more than one linear map without a bias, which
+            is what a reward role reads from an adapter's file.
+    """
+    family = f"{type(config).__name__.removesuffix('Config')} (model type {config.model_type!r})"
+    try:
+        with init_empty_weights():
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise RecipeError(
+            f"Recipe key 'reward': transformers has no sequence-classification class for {family}, so that it cannot "
+            "be a reward model. Take a base of another family, or use the PPO trainer by itself with reward_funcs."
+        ) from None
+    heads = [name for name, part in model.named_children() if part is not model.base_model and list(part.parameters())]
+    head = getattr(model, heads[0]) if len(heads) == 1 and heads[0] in SEQ_CLS_HEAD_NAMES else None
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise RecipeError(
+            f"Recipe key 'reward': the sequence-classification class of {family} scores with {', '.join(heads)}; a "
+            f"reward role needs one linear head without a bias, called {' or '.join(SEQ_CLS_HEAD_NAMES)}. Take a base "
+            "of another family."
+        )
+    return heads[0]
+
+
+@torch.no_grad()
+def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
+    """Read two short rows and compare TRL's fused head with the model's own logits.
+
+    The fused head projects hidden states itself, so it must repeat what the model does to its logits. It knows scales
+    and caps by the names of the configurations that have them (Gemma, Cohere, Granite, Falcon-H1), but not all of them
+    (RecurrentGemma's is called otherwise), and a model with code of its own may do anything.
+
+    The rows are equal but for a token that the mask leaves out; recurrent models may let it through.
+
+    Args:
+        trunk_inputs: what the joint call gives the trunk for ids and a mask.
+
+    Raises:
+        ValueError: naming the architecture and how far its log-probabilities are off, in nats.
+    """
+    name = type(model).__name__
+    if model.base_model is model:
+        raise ValueError(f"{name} names no trunk (base_model_prefix), so that its hidden states cannot be read.")
+    if not _can_be_read(model):
+        return
+    ids_BT = torch.tensor([[5, 1, 2, 3, 4], [6, 1, 2, 3, 4]], device=model.device)
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[:, 0] = 0
+    inputs = trunk_inputs(ids_BT, mask_BT)
+    forward, was_training = model.forward, model.training
+    model.eval()
+    try:
+        logprobs_BTV = model(**inputs).logits.float().log_softmax(-1)
+        add_fused_lm_head(model)  # on top, without a temperature
+        fused_BT = model(**inputs, labels=ids_BT.masked_fill(mask_BT == 0, -100), fused_lm_head=True).log_probs[:, 1:]
+    finally:
+        model.forward = forward
+        model.train(was_training)
+    own_BT = logprobs_BTV[:, 1:-1].gather(2, ids_BT[:, 2:, None]).squeeze(2)
+    exactly = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
+    # The same product in another kernel: 5e-7 was measured in float32 and up to 0.01 in bfloat16, on small logits. A
+    # missed scale or cap is off by more than a nat on real ones.
+    off, most = (fused_BT - own_BT).abs().max().item(), 1e-4 if exactly else 0.25
+    if not off <= most:
+        raise ValueError(
+            f"TRL's fused head does not give {name}'s log-probabilities (off by {off:.2g} nats): the model changes its "
+            "logits in a way that the head does not know. This architecture cannot be trained here."
+        )
+    # Equal shapes and masks: 0 in every architecture that masks, bfloat16 too. The rest is for kernels that sort rows
+    # by their content (experts).
+    leak, most = (own_BT[0] - own_BT[1]).abs().max().item(), 1e-4 if exactly else 0.05
+    if not leak <= most:
+        raise ValueError(
+            f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
+            "a row would depend on the others of its batch. This architecture cannot be trained here."
+        )
+
+
+def _can_be_read(model: Any) -> bool:
+    """Whether one process can run the model as it stands: its weights are here, whole.
+
+    Quantised weights on a CPU are left alone: bitsandbytes repacks them for good in the first forward without gradient.
+    """
+    if model.device.type == "cpu" and getattr(model, "hf_quantizer", None) is not None:
+        return False
+    return not any(p.is_meta or isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
