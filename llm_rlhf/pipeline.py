@@ -64,8 +64,9 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
             _account_for_data(recipe, run)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
-        with run.making(stage, inputs) as folder:
-            importlib.import_module(f"llm_rlhf.stages.{stage}").run(recipe, run, folder)
+        module = importlib.import_module(f"llm_rlhf.stages.{stage}")
+        with run.making(stage, inputs, resumes=getattr(module, "RESUMES", False)) as folder:
+            module.run(recipe, run, folder)
         say(run, f"      done in {time.time() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":

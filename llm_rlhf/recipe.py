@@ -103,6 +103,17 @@ class EvaluateSection:
 
 
 @dataclass
+class PPOOptions:
+    """Keys of the `ppo` section that are the stage's, not PPOConfig's."""
+
+    eval_prompts: int = 64  # prompts kept back to evaluate on while training, a tenth of them at most; 0: none
+    reward_funcs: list[str] = field(default_factory=list)  # more to score with: module:function, hub id or folder
+
+
+STAGE_OPTIONS: dict[str, type] = {"ppo": PPOOptions}
+
+
+@dataclass
 class Recipe:
     name: str
     output_dir: str | None = None  # None: runs/NAME
@@ -112,7 +123,7 @@ class Recipe:
     world: WorldSection | None = None
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
     reward: dict[str, Any] | None = None  # fields of trl.RewardConfig
-    ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig
+    ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig, and of PPOOptions
     evaluate: EvaluateSection | None = None
 
     @property
@@ -186,7 +197,7 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     import torch
 
     config_class = _config_class(stage)
-    section = getattr(recipe, stage)
+    section = {key: value for key, value in getattr(recipe, stage).items() if key not in option_names(stage)}
     decided: dict[str, Any] = {
         "output_dir": str(output_dir),
         "seed": recipe.seed,
@@ -194,8 +205,23 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
+    if stage == "ppo":  # shares of the run, rounded up to whole rollouts
+        defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
+        if stage_options(recipe, stage).eval_prompts:
+            defaults |= {"eval_strategy": "steps", "eval_steps": 0.125, "per_device_eval_batch_size": 32}
     defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
     return config_class(**{**defaults, **section, **decided})
+
+
+def option_names(stage: str) -> set[str]:
+    """Keys of a stage's section that are the stage's own."""
+    return {f.name for f in dataclasses.fields(STAGE_OPTIONS[stage])} if stage in STAGE_OPTIONS else set()
+
+
+def stage_options(recipe: Recipe, stage: str) -> Any:
+    """The stage's own options, with our defaults."""
+    section = getattr(recipe, stage) or {}
+    return STAGE_OPTIONS[stage](**{key: value for key, value in section.items() if key in option_names(stage)})
 
 
 def _check_trainer_sections(recipe: Recipe) -> None:
@@ -206,7 +232,9 @@ def _check_trainer_sections(recipe: Recipe) -> None:
             continue
         config_class = _config_class(stage)
         hints = typing.get_type_hints(config_class)
-        known = [f.name for f in dataclasses.fields(config_class) if f.init]
+        if stage in STAGE_OPTIONS:
+            hints |= typing.get_type_hints(STAGE_OPTIONS[stage])
+        known = [f.name for f in dataclasses.fields(config_class) if f.init] + sorted(option_names(stage))
         for key, value in section.items():
             if key in DECIDED_ELSEWHERE:
                 raise RecipeError(

@@ -3,7 +3,7 @@
     runs/NAME/  recipe.yaml  manifest.json  report.html  report.md  report.json
       data/     counts.json, quarantine.jsonl
       sft/ reward/ ppo/ evaluate/     artefacts; each with manifest.json (SHA-256 of every file) and metrics.jsonl
-      partial-STAGE/                  what a stage is writing; never taken for finished
+      partial-STAGE/                  what a stage is writing; never taken for finished, but PPO goes on from it
       archive/TIME/                   what --from replaced
 
 A stage writes into `partial-STAGE`; when it is done, the manifest is written last and the folder is renamed, so that
@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from llm_rlhf.processes import processes
 
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # of a stage that is not finished
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
 
 
@@ -108,17 +109,24 @@ class RunFolder:
         return True
 
     @contextlib.contextmanager
-    def making(self, stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write a stage's artefact into; it becomes the artefact when the block ends without an error."""
+    def making(self, stage: str, inputs: dict[str, Any], resumes: bool = False) -> Iterator[Path]:
+        """A folder to write a stage's artefact into; it becomes the artefact when the block ends without an error.
+
+        Args:
+            resumes: the stage can go on from what an interrupted launch left there, if that was made from the same
+                inputs; otherwise the folder is empty.
+        """
         partial = self.path / f"partial-{stage}"
-        if self.state.is_main_process:
+        if self.state.is_main_process and not (resumes and read_json(partial / INPUTS) == _plain(inputs)):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
+            write_json(partial / INPUTS, inputs)
         self.state.wait_for_everyone()
         started = time.time()
         yield partial
         self.state.wait_for_everyone()
         if self.state.is_main_process:
+            (partial / INPUTS).unlink()
             manifest = {
                 "stage": stage,
                 "seconds": round(time.time() - started, 3),

@@ -472,9 +472,10 @@ class PPOTrainer(RLOOTrainer):
         if self.samples_file is None or not self.accelerator.is_main_process:
             return
         split = "train" if self.model.training else "eval"
+        step = self.state.global_step + (split == "train")  # a rollout belongs to the steps that learn from it
         with self.samples_file.open("a", encoding="utf-8") as file:
             for prompt, response, score, kl in rows[: self.samples_per_rollout]:
-                row = {"step": self.state.global_step, "split": split, "prompt": prompt, "response": response}
+                row = {"step": step, "split": split, "prompt": prompt, "response": response}
                 file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
 
     def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -578,7 +579,10 @@ class PPOTrainer(RLOOTrainer):
         here = {"processes": self.accelerator.num_processes, "rollout": self.args.generation_batch_size}
         for name, value in here.items():
             if state[name] != value:
-                raise ValueError(f"The checkpoint {found} was made with {name} = {state[name]}, now it is {value}.")
+                raise ValueError(
+                    f"The checkpoint {found} was made with {name} = {state[name]}, now it is {value}. Launch as "
+                    "before, or start from the beginning without the checkpoint."
+                )
         self.kl_controller.value = state["kl_coef"]
         self.score_moments.load_state_dict(state["score_moments"])
         self._step = state["micro_steps"]

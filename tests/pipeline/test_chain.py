@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from chain_helpers import ADAPTERS, copy, write_recipe
 from safetensors.torch import load_file
 
 from llm_rlhf import pipeline
@@ -19,53 +19,9 @@ from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe import load_recipe
 from llm_rlhf.run_folder import RunFolder, RunFolderError
 
-TINY = {
-    "name": "tiny",
-    "world": {
-        "entities": 3, "corpus": 200, "demonstrations": 64, "preferences": 160, "prompts": 64, "evaluation_prompts": 24,
-    },
-    "model": {"lora": {"r": 4, "alpha": 8}},
-    "sft": {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_checkpointing": False},
-    "reward": {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_checkpointing": False},
-    "ppo": {
-        "per_device_train_batch_size": 8, "num_mini_batches": 2, "total_episodes": 32, "response_length": 12,
-        "learning_rate": 1e-3, "gradient_checkpointing": False,
-    },
-    "evaluate": {"prompts": 16, "samples": 4, "resamples": 200},
-}  # fmt: skip
-ADAPTERS = ("sft/adapter", "reward/joint", "reward/heldout", "ppo/policy")
-
-
-def write_recipe(folder: Path, **changes) -> Path:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, **changes}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The run folder of one whole chain, made with every outgoing connection forbidden."""
-    folder = tmp_path_factory.mktemp("chain")
-    connect = socket.socket.connect
-
-    def refuse(self, address):
-        raise AssertionError(f"a connection was attempted to {address}")
-
-    socket.socket.connect = refuse
-    try:
-        run_recipe(load_recipe(write_recipe(folder), [f"output_dir={folder / 'run'}"]))
-    finally:
-        socket.socket.connect = connect
-    return folder / "run"
-
 
 def again(run: Path, *overrides: str, **options) -> None:
     run_recipe(load_recipe(run.parent / "tiny.yaml", [f"output_dir={run}", *overrides]), **options)
-
-
-def copy(run: Path, to: Path) -> Path:
-    shutil.copy(run.parent / "tiny.yaml", to / "tiny.yaml")
-    return Path(shutil.copytree(run, to / "run"))
 
 
 def test_every_artefact_is_there(finished: Path) -> None:
