@@ -14,15 +14,14 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
    goes on from as if nothing had happened.
 
 Private methods of the parents that are overridden, each guarded by tests/unit/test_trl_contract.py: `_prepare_inputs`,
-`_generate_single_turn`, `_compute_loss`, `_get_train_sampler`, `_save`, `_save_checkpoint`, `_load_from_checkpoint`.
-Called: `_generate`, `_calculate_rewards`.
+`_generate_single_turn`, `_compute_loss`, `_get_train_sampler`; those that know files are in saving.py. Called:
+`_generate`, `_calculate_rewards`.
 
 Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 """
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,18 +29,13 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from peft import set_peft_model_state_dict
-from peft.utils import load_peft_weights
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.models.roles import (
     POLICY,
-    VALUE,
     active_adapters,
     add_reward_role,
     add_role_forward,
@@ -50,19 +44,20 @@ from llm_rlhf.models.roles import (
     role_scores,
     scalar_head,
 )
-from llm_rlhf.ppo import checkpoint, objectives
+from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.rollout import finish_rollout, micro_batch_rows, pad_rows, pad_tokens, stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, keep_engine_logprobs, watch_generate, without_heads
+from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
-from llm_rlhf.ppo.snapshots import Snapshots, best
+from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
 
 
-class PPOTrainer(RLOOTrainer):
+class PPOTrainer(SavedRoles):
     """Trains a policy by PPO against reward adapters, reward models of their own, Python functions, or all of them.
 
     Args:
@@ -155,7 +150,7 @@ class PPOTrainer(RLOOTrainer):
         return copy.deepcopy(model).requires_grad_(False).eval()
 
     def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
-        base = self._base()
+        base = self.base_model()
         named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
         if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
             raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
@@ -171,10 +166,6 @@ class PPOTrainer(RLOOTrainer):
         add_role_forward(base)
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model))
-
-    def _base(self) -> Any:
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if is_peft_model(model) else model
 
     # ---- the rollout -------------------------------------------------------------------------------------------
 
@@ -207,7 +198,7 @@ class PPOTrainer(RLOOTrainer):
         training = self.model.training
         prompts = [row["prompt"] for row in inputs]
         self._sampled = None
-        with active_adapters(self._base(), [POLICY]):
+        with active_adapters(self.base_model(), [POLICY]):
             prompt_ids, response_ids, responses = self._generate(prompts)
         function_scores = self._function_scores(inputs, prompts, responses, response_ids)
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
@@ -269,7 +260,7 @@ class PPOTrainer(RLOOTrainer):
         if self.use_vllm or self.args.old_logprobs == "rescored":
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
             return response_ids
-        with watch_generate(self._base(), self.args.temperature) as watch:
+        with watch_generate(self.base_model(), self.args.temperature) as watch:
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         self._sampled = watch.rows(response_ids)
         return response_ids
@@ -300,7 +291,7 @@ class PPOTrainer(RLOOTrainer):
                     "entropies": policy["entropies"],
                 }
             if is_peft_model(self.model):
-                with active_adapters(self._base(), []):
+                with active_adapters(self.base_model(), []):
                     reference = self.model(**inputs, with_value=False)
             else:
                 reference = (self.ref_model or self.model)(**inputs, with_value=False)
@@ -477,137 +468,6 @@ class PPOTrainer(RLOOTrainer):
             for prompt, response, score, kl in rows[: self.samples_per_rollout]:
                 row = {"step": step, "split": split, "prompt": prompt, "response": response}
                 file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
-
-    def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what any PEFT user loads on the base; without LoRA, the whole model."""
-        if not self.accelerator.is_main_process:
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(model):
-            model.save_pretrained(folder, selected_adapters=[POLICY], state_dict=state_dict)
-        else:
-            weights = model.state_dict() if state_dict is None else state_dict
-            model.save_pretrained(
-                folder, state_dict={k: w for k, w in weights.items() if not k.startswith("value_head")}
-            )
-
-    def save_roles(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write `policy/` and `value/`: its head, and its adapter if any."""
-        if not self.accelerator.is_main_process:
-            return
-        folder = Path(folder)
-        self.save_policy(folder / "policy", state_dict)
-        value = folder / "value"
-        value.mkdir(parents=True, exist_ok=True)
-        if self.args.value == "adapter":
-            self.accelerator.unwrap_model(self.model).save_pretrained(
-                value, selected_adapters=[VALUE], state_dict=state_dict
-            )
-        weights = self._base().state_dict() if state_dict is None else state_dict
-        (head,) = (w for name, w in weights.items() if name.endswith("value_head.weight"))
-        save_file({"weight": head.detach().cpu().contiguous()}, value / "value_head.safetensors")
-
-    def load_roles(self, folder: str | Path) -> None:
-        """Read back what `save_roles` wrote, into the roles that are there, keeping what is trainable."""
-        folder = Path(folder)
-        model = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(model):
-            adapters = {POLICY: folder / "policy"} | (
-                {VALUE: folder / "value" / VALUE} if self.args.value == "adapter" else {}
-            )
-            for name, path in adapters.items():
-                set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"), adapter_name=name)
-        else:
-            super()._load_from_checkpoint(str(folder / "policy"))
-        head = load_file(folder / "value" / "value_head.safetensors")["weight"]
-        with torch.no_grad():
-            self._base().value_head.weight.copy_(head)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The parent would write every adapter and lose the value head."""
-        self.save_roles(output_dir or self.args.output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The parent would load adapters by folders it does not find, and leave them untrainable."""
-        self.load_roles(resume_from_checkpoint)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
-            checkpoint.seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
-            checkpoint.rotate(folder, limit)
-        self.accelerator.wait_for_everyone()
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "kl_coef": self.kl_controller.value,
-            "score_moments": self.score_moments.state_dict(),
-            "micro_steps": self._step,
-            "processes": self.accelerator.num_processes,
-            "rollout": self.args.generation_batch_size,
-        }
-
-    def train(self, resume_from_checkpoint: bool | str | Path | None = None, **kwargs: Any) -> Any:
-        """Train to the end, from the start or from a checkpoint (True: the newest whole one in output_dir).
-
-        A resumed run ends with the very bits of one that was never interrupted: same machine, versions and processes.
-        """
-        found = self._checkpoint_to_resume(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
-        if self.args.keep == "best" and self.snapshots is not None:
-            chosen = best(self.snapshots.rows(), self.args.keep_kl_limit)
-            self.accelerator.print(
-                f"  note: the best snapshot is that of step {chosen['step']}; the policy is set to it."
-            )
-            self._load_policy(Path(self.args.output_dir) / "snapshots" / f"step-{chosen['step']}")
-        return output
-
-    def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
-        if not asked:
-            return None
-        found = checkpoint.latest(Path(self.args.output_dir)) if asked is True else Path(asked)
-        state = checkpoint.sealed_state(found) if found is not None else None
-        if found is None or state is None:
-            raise ValueError(f"There is no whole checkpoint at {self.args.output_dir if asked is True else asked}.")
-        here = {"processes": self.accelerator.num_processes, "rollout": self.args.generation_batch_size}
-        for name, value in here.items():
-            if state[name] != value:
-                raise ValueError(
-                    f"The checkpoint {found} was made with {name} = {state[name]}, now it is {value}. Launch as "
-                    "before, or start from the beginning without the checkpoint."
-                )
-        self.kl_controller.value = state["kl_coef"]
-        self.score_moments.load_state_dict(state["score_moments"])
-        self._step = state["micro_steps"]
-        if self.accelerator.is_main_process:
-            self._forget_after(checkpoint.step_of(found))
-        self.accelerator.wait_for_everyone()
-        return found
-
-    def _forget_after(self, step: int) -> None:
-        """Undo what was written after the checkpoint: it will be written again."""
-        logs = [self.samples_file] if self.samples_file is not None else []
-        if self.snapshots is not None:
-            logs.append(self.snapshots.log)
-        for log in logs:
-            checkpoint.forget_after(log, step)
-        for later in checkpoint.checkpoints(Path(self.args.output_dir)):
-            if checkpoint.step_of(later) > step:
-                shutil.rmtree(later)
-
-    def _load_policy(self, folder: Path) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(model):
-            set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=POLICY)
-        else:
-            super()._load_from_checkpoint(str(folder))
 
 
 class _SeededSampler(RepeatSampler):

@@ -235,7 +235,7 @@ def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(
 ) -> None:
     # No discount, no values, no KL: the return of every counted token is the score alone, and TD(0) shows where it is.
     trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_coef=0.0, lam=0.0, missing_eos_penalty=0.0)
-    trainer._base().value_head.weight.data.zero_()
+    trainer.base_model().value_head.weight.data.zero_()
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     last = last_counted(batch["response_mask"])
@@ -251,7 +251,7 @@ def test_invariant_08_missing_eos_is_punished_for_no_stop_token(
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, model=model, kl_coef=0.0, missing_eos_penalty=5.0, lam=1.0
     )
-    trainer._base().value_head.weight.data.zero_()
+    trainer.base_model().value_head.weight.data.zero_()
     ending = eos if stop == "eos" else 77
     fixed_responses(trainer, [[20, 30, ending] if row < 4 else [20, 30, 40] for row in range(8)])
     (batch,) = rollout(trainer)
@@ -273,7 +273,7 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, kl_coef=0.3, lam=0.0, missing_eos_penalty=0.0, kl_estimator=estimator
     )
-    trainer._base().value_head.weight.data.zero_()
+    trainer.base_model().value_head.weight.data.zero_()
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     # lambda 0 and values 0: the return of a token is its own reward.
@@ -314,7 +314,7 @@ def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]
     from llm_rlhf.models.roles import position_ids
 
     trainer.model.gradient_checkpointing_disable()
-    model, base, args = trainer.model, trainer._base(), trainer.args
+    model, base, args = trainer.model, trainer.base_model(), trainer.args
     found: dict[str, torch.Tensor] = {}
 
     def add() -> None:

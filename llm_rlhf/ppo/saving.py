@@ -1,0 +1,171 @@
+"""Saving, loading and resuming PPO: what makes a killed run end as if nothing had happened.
+
+A checkpoint at a rollout boundary holds the adapters, the heads, the optimizer, its schedule, the random states, the KL
+controller and the scores' running moments. The data position and the order of micro-batches are functions of the step.
+
+Private methods of transformers' Trainer that are overridden, guarded by tests/unit/test_trl_contract.py: `_save`,
+`_save_checkpoint`, `_load_from_checkpoint`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from trl import RLOOTrainer
+
+from llm_rlhf.models.roles import POLICY, VALUE
+from llm_rlhf.ppo import checkpoint
+from llm_rlhf.ppo.kl import KLController
+from llm_rlhf.ppo.scores import RunningMoments
+from llm_rlhf.ppo.snapshots import Snapshots, best
+
+
+class SavedRoles(RLOOTrainer):
+    """The part of PPOTrainer that knows files."""
+
+    kl_controller: KLController
+    score_moments: RunningMoments
+    snapshots: Snapshots | None
+    samples_file: Path | None
+
+    def base_model(self) -> Any:
+        """The causal language model that carries the roles, without PEFT's and the launcher's wrappers."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what any PEFT user loads on the base; without LoRA, the whole model."""
+        if not self.accelerator.is_main_process:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            model.save_pretrained(folder, selected_adapters=[POLICY], state_dict=state_dict)
+        else:
+            weights = model.state_dict() if state_dict is None else state_dict
+            model.save_pretrained(
+                folder, state_dict={k: w for k, w in weights.items() if not k.startswith("value_head")}
+            )
+
+    def save_roles(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write `policy/` and `value/`: its head, and its adapter if any."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(folder)
+        self.save_policy(folder / "policy", state_dict)
+        value = folder / "value"
+        value.mkdir(parents=True, exist_ok=True)
+        if self.args.value == "adapter":
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                value, selected_adapters=[VALUE], state_dict=state_dict
+            )
+        weights = self.base_model().state_dict() if state_dict is None else state_dict
+        (head,) = (w for name, w in weights.items() if name.endswith("value_head.weight"))
+        save_file({"weight": head.detach().cpu().contiguous()}, value / "value_head.safetensors")
+
+    def load_roles(self, folder: str | Path) -> None:
+        """Read back what `save_roles` wrote, into the roles that are there, keeping what is trainable."""
+        folder = Path(folder)
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            adapters = {POLICY: folder / "policy"} | (
+                {VALUE: folder / "value" / VALUE} if self.args.value == "adapter" else {}
+            )
+            for name, path in adapters.items():
+                set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"), adapter_name=name)
+        else:
+            super()._load_from_checkpoint(str(folder / "policy"))
+        head = load_file(folder / "value" / "value_head.safetensors")["weight"]
+        with torch.no_grad():
+            self.base_model().value_head.weight.copy_(head)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The parent would write every adapter and lose the value head."""
+        self.save_roles(output_dir or self.args.output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The parent would load adapters by folders it does not find, and leave them untrainable."""
+        self.load_roles(resume_from_checkpoint)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            checkpoint.seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
+            checkpoint.rotate(folder, limit)
+        self.accelerator.wait_for_everyone()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "kl_coef": self.kl_controller.value,
+            "score_moments": self.score_moments.state_dict(),
+            "micro_steps": self._step,
+            "processes": self.accelerator.num_processes,
+            "rollout": self.args.generation_batch_size,
+        }
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None, **kwargs: Any) -> Any:
+        """Train to the end, from the start or from a checkpoint (True: the newest whole one in output_dir).
+
+        A resumed run ends with the very bits of one that was never interrupted: same machine, versions and processes.
+        """
+        found = self._checkpoint_to_resume(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+        if self.args.keep == "best" and self.snapshots is not None:
+            chosen = best(self.snapshots.rows(), self.args.keep_kl_limit)
+            self.accelerator.print(
+                f"  note: the best snapshot is that of step {chosen['step']}; the policy is set to it."
+            )
+            self._load_policy(Path(self.args.output_dir) / "snapshots" / f"step-{chosen['step']}")
+        return output
+
+    def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
+        if not asked:
+            return None
+        found = checkpoint.latest(Path(self.args.output_dir)) if asked is True else Path(asked)
+        state = checkpoint.sealed_state(found) if found is not None else None
+        if found is None or state is None:
+            raise ValueError(f"There is no whole checkpoint at {self.args.output_dir if asked is True else asked}.")
+        here = {"processes": self.accelerator.num_processes, "rollout": self.args.generation_batch_size}
+        for name, value in here.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"The checkpoint {found} was made with {name} = {state[name]}, now it is {value}. Launch as "
+                    "before, or start from the beginning without the checkpoint."
+                )
+        self.kl_controller.value = state["kl_coef"]
+        self.score_moments.load_state_dict(state["score_moments"])
+        self._step = state["micro_steps"]
+        if self.accelerator.is_main_process:
+            self._forget_after(checkpoint.step_of(found))
+        self.accelerator.wait_for_everyone()
+        return found
+
+    def _forget_after(self, step: int) -> None:
+        """Undo what was written after the checkpoint: it will be written again."""
+        logs = [self.samples_file] if self.samples_file is not None else []
+        if self.snapshots is not None:
+            logs.append(self.snapshots.log)
+        for log in logs:
+            checkpoint.forget_after(log, step)
+        for later in checkpoint.checkpoints(Path(self.args.output_dir)):
+            if checkpoint.step_of(later) > step:
+                shutil.rmtree(later)
+
+    def _load_policy(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=POLICY)
+        else:
+            super()._load_from_checkpoint(str(folder))
