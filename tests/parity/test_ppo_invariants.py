@@ -15,8 +15,11 @@ from transformers import (
 )
 
 from llm_rlhf.models.roles import active_adapters, role_scores
-from llm_rlhf.ppo.objectives import last_counted
+from llm_rlhf.ppo import trainer as trainer_module
+from llm_rlhf.ppo.kl import KLController
+from llm_rlhf.ppo.objectives import importance_weights, last_counted
 from llm_rlhf.ppo.rollout import stopped_by_itself
+from llm_rlhf.ppo.sampling import Sampled
 from llm_rlhf.ppo.trainer import PPOTrainer, turn_off_dropout
 
 
@@ -404,3 +407,313 @@ def test_training_twice_with_one_seed_is_bit_identical(base_folder, reward_folde
         saved.append(sorted(Path(tmp_path / attempt).rglob("*.safetensors")))
     assert [p.name for p in saved[0]] == ["adapter_model.safetensors", "value_head.safetensors"]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*saved, strict=True))
+
+
+# ---- invariants of the run as a whole ------------------------------------------------------------------------------
+
+
+def test_invariant_10_adaptive_controller_by_hand() -> None:
+    """Ziegler et al. 2019, section 2.2: target 6, horizon 10000, rollouts of 64."""
+    controller = KLController(0.2, 6.0, 10000)
+    controller.update(6.6, 64)  # error 0.1
+    assert controller.value == pytest.approx(0.2 * (1 + 0.1 * 64 / 10000), rel=1e-12)
+    controller = KLController(0.2, 6.0, 10000)
+    controller.update(60.0, 64)  # error 9, clipped to 0.2
+    assert controller.value == pytest.approx(0.2 * (1 + 0.2 * 64 / 10000), rel=1e-12)
+    controller.update(0.0, 64)  # error -1, clipped to -0.2
+    assert controller.value == pytest.approx(0.2 * (1 + 0.2 * 64 / 10000) * (1 - 0.2 * 64 / 10000), rel=1e-12)
+
+
+def test_invariant_10_a_rollouts_kl_steers_the_next_one(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, kl_coef=0.3, adaptive_kl_target=0.5, adaptive_kl_horizon=80, lam=0.0
+    )
+    trainer.base_model().value_head.weight.data.zero_()
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    kl = batch["sequence_kl"].mean().item()
+    assert batch["returns"][0, 0].item() == pytest.approx(
+        -0.3 * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
+    )  # the first response is one token long and stopped; this rollout still pays the first coefficient
+    expected = 0.3 * (1 + min(max(kl / 0.5 - 1, -0.2), 0.2) * 8 / 80)
+    assert trainer.kl_controller.value == pytest.approx(expected, rel=1e-6)
+    (batch,) = rollout(trainer)
+    assert batch["returns"][0, 0].item() == pytest.approx(
+        -expected * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
+    )
+
+
+def test_invariant_10_the_coefficient_is_fixed_without_a_target(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_coef=0.3)
+    fixed_responses(trainer, responses_of(eos))
+    rollout(trainer)
+    assert trainer.kl_controller.value == 0.3
+
+
+def test_invariant_11_running_scale_and_clip(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, score_normalization="whiten", reward_clip_range=(-1.0, 1.0)
+    )
+    fixed_responses(trainer, responses_of(eos))
+    (first,) = rollout(trainer)
+    raw = first["raw_scores"]
+    expected = ((raw - raw.mean()) / raw.std()).clamp(-1, 1)
+    assert (expected.abs() == 1).any()
+    assert (expected.abs() < 1).any()
+    torch.testing.assert_close(first["scores"], expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
+    fixed_responses(trainer, responses_of(eos, start=3))
+    (second,) = rollout(trainer)
+    both = torch.cat([raw, second["raw_scores"]])
+    expected = ((second["raw_scores"] - both.mean()) / both.std()).clamp(-1, 1)
+    torch.testing.assert_close(second["scores"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_invariant_11_scale_keeps_the_mean(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, score_normalization="scale")
+    fixed_responses(trainer, responses_of(eos))
+    (batch,) = rollout(trainer)
+    torch.testing.assert_close(batch["scores"], batch["raw_scores"] / batch["raw_scores"].std(), rtol=1e-5, atol=1e-6)
+
+
+def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        num_mini_batches=2,
+    )  # fmt: skip
+    assert (trainer.args.gamma, trainer.args.lam) == (1.0, 0.95)
+    fixed_responses(trainer, responses_of(eos))
+    batches = rollout(trainer)
+    assert len(batches) == 4
+    counted = torch.cat([b["advantages"][b["response_mask"]] for b in batches])
+    assert counted.mean().item() == pytest.approx(0, abs=1e-6)
+    assert counted.var().item() == pytest.approx(1, abs=1e-5)
+    own = [b["advantages"][b["response_mask"]].mean().abs().item() for b in batches]
+    assert min(own) > 1e-3  # not each micro-batch by itself
+    tokens = sum(int(b["response_mask"].sum()) for b in batches)
+    assert all(b["tokens_per_mini_batch"].item() == tokens / 2 for b in batches)
+    for batch in batches:  # the value after the end is zero: the last delta is score - value alone
+        last = last_counted(batch["response_mask"])
+        final = batch["scores"] - (~batch["stopped"]) * 1.0
+        kl = batch["old_logprobs"] - batch["ref_logprobs"]
+        torch.testing.assert_close(batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
+
+
+def test_invariant_13_value_starts_from_the_reward_adapter_and_head(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value="adapter", perturb=False)
+    weights = dict(trainer.model.named_parameters())
+    value = [name for name in weights if ".value." in name]
+    assert len(value) == 2 * 7 * 2
+    assert all(torch.equal(weights[n], weights[n.replace(".value.", ".reward.")]) for n in value)
+    base = trainer.base_model()
+    assert torch.equal(base.value_head.weight, base.score_heads["reward"].weight)
+    assert all(weights[n].requires_grad for n in value)
+
+
+def test_invariant_13_shared_value_starts_at_zero(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value="shared", perturb=False)
+    assert trainer.base_model().value_head.weight.abs().sum() == 0
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_invariant_13_in_the_critics_warm_up_the_policy_stays(base_folder, reward_folder, tmp_path, value) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, value=value, value_warmup_rollouts=1, total_episodes=8, num_ppo_epochs=2
+    )
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    moved = {n for n, p in before.items() if not torch.equal(p, after[n])}
+    assert not any(".default." in n for n in moved)
+    assert any("value_head" in n for n in moved)
+    assert any(".value." in n for n in moved) == (value == "adapter")
+
+
+def test_invariant_13_after_the_warm_up_the_policy_learns(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value_warmup_rollouts=1, total_episodes=16)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if ".default." in n}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(not torch.equal(p, after[n]) for n, p in before.items())
+
+
+def test_invariant_13_explained_variance_is_logged(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "val/explained_variance" in line]
+    assert len(logged) == 2
+    assert all(line["val/explained_variance"] <= 1 for line in logged)
+
+
+def test_invariant_14_mini_batches_are_reshuffled_and_steps_are_epochs_times_mini_batches(
+    base_folder, reward_folder, tmp_path
+) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        num_mini_batches=4, num_ppo_epochs=3, total_episodes=16,
+    )  # fmt: skip
+    used: list[tuple[int, ...]] = []
+    compute = trainer._compute_loss
+
+    def note(model, inputs):
+        used.append(tuple(inputs["rows"].tolist()))
+        return compute(model, inputs)
+
+    trainer._compute_loss = note
+    trainer.train()
+    assert trainer.state.global_step == 2 * 3 * 4  # rollouts x epochs x mini-batches
+    assert len(used) == 2 * 3 * 8
+    epochs = [used[i : i + 8] for i in range(0, len(used), 8)]
+    assert all(sorted(epoch) == [(i,) for i in range(8)] for epoch in epochs)  # every row once an epoch
+    assert epochs[0] != epochs[1] != epochs[2]
+    pairs = [{frozenset(epoch[i : i + 2]) for i in range(0, 8, 2)} for epoch in epochs[:3]]
+    assert pairs[0] != pairs[1] != pairs[2]  # regrouped into other mini-batches, not only reordered
+
+
+def test_invariant_15_gradients_are_clipped_and_adams_epsilon_is_1e_5(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    assert trainer.args.max_grad_norm == 1.0
+    trainer.create_optimizer()
+    assert type(trainer.optimizer).__name__ == "AdamW"
+    assert all(group["eps"] == 1e-5 for group in trainer.optimizer.param_groups)
+
+
+def trainable(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_invariant_15_a_step_beyond_the_ratio_limit_is_skipped(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, ratio_limit=0.5, weight_decay=0.1)
+    before = trainable(trainer)
+    trainer.train()  # the mean ratio is about 1: over this limit in every step
+    assert all(torch.equal(p, before[n]) for n, p in trainable(trainer).items())  # no gradient, decay or momentum
+    assert all(line["policy/skipped"] == 1 for line in trainer.state.log_history if "policy/skipped" in line)
+
+
+def test_invariant_15_beyond_the_updates_kl_limit_the_rest_of_the_rollout_is_skipped(
+    base_folder, reward_folder, tmp_path
+) -> None:
+    options = {
+        "per_device_train_batch_size": 4, "num_mini_batches": 2, "num_ppo_epochs": 3, "total_episodes": 16,
+        "learning_rate": 0.05,
+    }  # fmt: skip
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, update_kl_limit=1e-8, **options)
+    seen = watch_approx_kl(trainer)
+    trainer.train()
+    # Of each rollout's 6 steps the first is taken (KL 0), the second is over the limit, the others are not computed.
+    assert len(seen) == 2 * 2
+    assert (seen[0], seen[2]) == (0.0, 0.0)
+    assert min(seen[1], seen[3]) > 1e-8
+    assert trainer.state.global_step == 12
+
+
+def test_invariant_15_training_stops_before_it_learns_from_a_rollout_beyond_the_kl_limit(
+    base_folder, reward_folder, tmp_path, capsys
+) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_limit=1e-6)
+    fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id))
+    before = trainable(trainer)
+    kl = rollout(trainer)[0]["sequence_kl"].mean().item()
+    assert kl > 1e-6  # the perturbed policy is away from its reference
+    trainer.control.should_training_stop = trainer.guard.rest_is_skipped = False
+    trainer.train()
+    assert all(torch.equal(p, before[n]) for n, p in trainable(trainer).items())
+    assert trainer.state.global_step < trainer.state.max_steps
+    assert "over kl_limit" in capsys.readouterr().out
+
+
+def test_invariant_16_truncated_importance_weights_by_hand() -> None:
+    old = torch.tensor([[-1.0, -2.0, -3.0]])
+    engine = torch.tensor([[-1.5, -1.0, -9.0]])
+    mask = torch.tensor([[True, True, False]])
+    weights = importance_weights(old, engine, mask, cap=1.5)
+    expected = [[1.5, 0.36787944117144233, 1.0]]  # exp(.5) = 1.65 is capped, exp(-1), and 1 where nothing counts
+    assert weights.tolist() == [pytest.approx(expected[0], rel=1e-6)]
+
+
+def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are_logged(
+    base_folder, reward_folder, tmp_path, eos
+) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    fixed_responses(trainer, responses_of(eos))
+    (plain,) = rollout(trainer)
+    assert "importance" not in plain
+    loss, _ = gradients(trainer, [plain])
+    shift = 0.3
+    generate = trainer._generate
+
+    def generate_elsewhere(prompts):
+        answer = generate(prompts)
+        rows = plain["old_logprobs"].tolist()
+        trainer._sampled = Sampled([[x - shift for x in row[: len(r)]] for row, r in zip(rows, answer[1], strict=True)])
+        return answer
+
+    trainer._generate = generate_elsewhere
+    (batch,) = rollout(trainer)
+    counted = batch["response_mask"]
+    torch.testing.assert_close(
+        batch["importance"][counted], torch.full_like(batch["importance"][counted], shift).exp(), rtol=1e-5, atol=0
+    )
+    assert trainer._metrics["train"]["sampling/importance"][-1] == pytest.approx(2.718281828**shift, rel=1e-5)
+    assert trainer._metrics["train"]["sampling/logprob_difference"][-1] == pytest.approx(shift, rel=1e-4)
+    # The policy's share of the loss is multiplied, the value's is not.
+    policy = -(plain["advantages"] * plain["response_mask"]).sum() / plain["tokens_per_mini_batch"]
+    weighted, _ = gradients(trainer, [batch])
+    assert weighted - loss == pytest.approx(policy.item() * (2.718281828**shift - 1), abs=1e-5)
+
+
+def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, tmp_path, eos) -> None:
+    found = []
+    for padded in (False, True):
+        trainer = make_trainer(base_folder, tmp_path, reward_folder)
+        fixed_responses(trainer, responses_of(eos))
+        if padded:
+            pad = trainer_module.pad_rows
+
+            def wider(prompts, responses, pad_token_id, device, pad=pad):
+                longest = max(len(r) for r in responses) + 3
+                rows = pad([*prompts, prompts[0]], [*responses, [eos] * longest], pad_token_id, device)
+                return {name: x[:-1] for name, x in rows.items()}
+
+            trainer_module.pad_rows = wider
+        try:
+            (batch,) = rollout(trainer)
+        finally:
+            if padded:
+                trainer_module.pad_rows = pad
+        trainer._step_sums = None
+        gradients(trainer, [batch])
+        trainer.finish_step()
+        found.append((batch["input_ids"].size(1), {n: v[-1] for n, v in trainer._metrics["train"].items()}))
+    (narrow, one), (wide, other) = found
+    assert wide == narrow + 3
+    for name, value in one.items():
+        if "time" not in name:
+            # Another padded width moves fp32 log-probabilities by up to 7e-6; sums over a response by some more.
+            assert other[name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_invariant_18_policy_and_value_survive_save_and_load(base_folder, reward_folder, tmp_path, value, eos) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value)
+    fixed_responses(trainer, responses_of(eos))
+    (expected,) = rollout(trainer)
+    trainer.save_roles(tmp_path / "saved")
+    other = make_trainer(base_folder, tmp_path, reward_folder, value=value, perturb=False)
+    fixed_responses(other, responses_of(eos))
+    assert not torch.equal(rollout(other)[0]["old_values"], expected["old_values"])
+    still_trainable = {n for n, p in other.model.named_parameters() if p.requires_grad}
+    other.load_roles(tmp_path / "saved")
+    (found,) = rollout(other)
+    for name in ("old_logprobs", "old_values", "ref_logprobs", "raw_scores"):
+        assert torch.equal(found[name], expected[name]), name
+    assert {n for n, p in other.model.named_parameters() if p.requires_grad} == still_trainable
+
+
+def test_invariant_18_the_policy_is_read_by_plain_peft(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    trainer.save_roles(tmp_path / "saved")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "saved" / "policy")
+    ids = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    trainer.model.eval()
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
