@@ -13,6 +13,7 @@ from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.trainer import PPOTrainer
 
 PROMPTS = ["a", "why not", "tell me", "x y z", "who?", "hello there", "go", "is it so"]
+LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
 
 
 def make_trainer(
@@ -21,14 +22,18 @@ def make_trainer(
     reward: Path | None,
     rows: int = 8,
     model: Any = None,
-    lora: LoraConfig | None = None,
+    lora: LoraConfig | bool | None = None,
     perturb: bool = True,
     reward_funcs: Any = None,
+    eval_dataset: Dataset | None = None,
+    heldout_adapter: Path | None = None,
+    ptx_dataset: Dataset | None = None,
     **options: Any,
 ) -> PPOTrainer:
     """A trainer of `rows` prompts a rollout. `perturb` gives the policy's adapter weights that do something.
 
-    A fresh LoRA adds nothing (B is zero) and gives A no gradient, which would hide most mistakes.
+    `lora=False` trains the whole model. A fresh LoRA adds nothing (B is zero) and gives A no gradient, which
+    would hide most mistakes.
     """
     options = {
         "per_device_train_batch_size": rows,
@@ -50,7 +55,10 @@ def make_trainer(
         args=PPOConfig(output_dir=str(folder), **options),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[:rows]]),
         processing_class=tokenizer,
-        peft_config=lora or LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"),
+        peft_config=None if lora is False else lora or LORA,
+        eval_dataset=eval_dataset,
+        heldout_adapter=heldout_adapter,
+        ptx_dataset=ptx_dataset,
     )
     if perturb:
         generator = torch.Generator().manual_seed(3)

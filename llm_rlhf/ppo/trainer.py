@@ -20,19 +20,20 @@ Private methods of the parents that are overridden, each guarded by tests/unit/t
 Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 """
 
+import contextlib
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.roles import (
     POLICY,
@@ -107,14 +108,15 @@ class PPOTrainer(SavedRoles):
             _checkpoint_with_adapters(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
-        reference = self._copy_for_reference(model, args, kwargs)
-        with self.scores.parent_weights(args):
+        reference = _copy_for_reference(model, args, kwargs)
+        with self.scores.parent_weights(args), _no_reference_of_the_parents(args, reference):
             super().__init__(
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )
         self.scores.bind(self.reward_funcs, self.reward_func_names)
         if reference is not None:
-            self._take_reference(reference)
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(turn_off_dropout(reference), evaluation_mode=True)
         if self._tokenizer.pad_token_id in self.eos_token_ids:
             raise ValueError(
                 f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
@@ -140,14 +142,9 @@ class PPOTrainer(SavedRoles):
         self._order: list[int] = []
         self._step_sums: Tensor | None = None
         self._eval_parts: list[dict[str, float]] = []
+        set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
 
     # ---- the roles ---------------------------------------------------------------------------------------------
-
-    def _copy_for_reference(self, model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
-        """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
-        if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
-            return None
-        return copy.deepcopy(model).requires_grad_(False).eval()
 
     def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
         base = self.base_model()
@@ -495,7 +492,28 @@ class _GuardCallback(TrainerCallback):
                 parameter.grad = None  # AdamW passes over it: no momentum, no decay
 
 
-def turn_off_dropout(model: Any) -> None:
+def _copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
+    """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
+    if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
+        return None
+    if args.deepspeed_plugin is not None or args.fsdp:
+        raise ValueError("Without LoRA, under DeepSpeed or FSDP, give the model by its name or folder, not in memory.")
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _no_reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
+    """The parent loads no reference where its beta is 0."""
+    beta = args.beta
+    if reference is not None:
+        args.beta = 0.0
+    try:
+        yield
+    finally:
+        args.beta = beta
+
+
+def turn_off_dropout(model: Any) -> Any:
     """Every dropout to 0: modules, LoRA's, and the rates that attention layers keep as plain numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -503,6 +521,7 @@ def turn_off_dropout(model: Any) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+    return model
 
 
 def _check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
