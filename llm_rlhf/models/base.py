@@ -108,8 +108,9 @@ def lora_config(section: ModelSection, task_type: str, **options: Any) -> LoraCo
     - The others (GPT-OSS, Qwen2-MoE, GraniteMoE): PEFT adapts what is a linear layer; routed experts and router stay
       as they are.
 
-    bitsandbytes quantises linear layers only, so fused experts stay in the compute type. Neither PPO nor reward
-    modelling adds the router's load-balancing loss; SFT does, with the model's own coefficient (TRL's default).
+    bitsandbytes quantises linear layers only, so fused experts, most of the weights, stay in the compute type. Neither
+    PPO nor reward modelling adds the router's load-balancing loss; SFT does, with the model's own coefficient (TRL's
+    default).
     """
     lora = section.lora
     return LoraConfig(

@@ -323,6 +323,30 @@ def test_a_reward_adapter_of_another_base_is_refused(tmp_path, tokenizer, reward
         add_reward_role(model, reward_folder, "reward")
 
 
+def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenizer) -> None:
+    torch.manual_seed(0)
+    stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    text = {**SIZES, **WINDOWS, **stop, "head_dim": 8, "vocab_size": len(tokenizer)}
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=image, mm_tokens_per_image=4, **stop)
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    recipe = one_recipe(base, tmp_path)
+    recipe.model.lora.target_modules = ".*language_model.*_proj"  # as the README says
+    reward_stage._train(recipe, RunFolder(tmp_path), base, tokenizer, PAIRS, tmp_path / "joint", seed=0)
+    lora = lora_config(recipe.model, "CAUSAL_LM")
+    trainer = make_trainer(base, tmp_path, tmp_path / "joint", lora=lora, value="adapter")
+    fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
+    batches = rollout(trainer)
+    _, found = gradients(trainer, batches)
+    assert len(found) == 2 * 2 * 2 * 7 + 1  # two adapters' A and B of seven layers in two blocks, and the value head
+    assert all(gradient.abs().sum() > 0 for gradient in found.values())
+    expected = alone_scores(base, tmp_path / "joint", [ids[0].tolist() for ids in rows_of(batches[0])])
+    assert batches[0]["scores"].tolist() == pytest.approx(expected, abs=CLOSE)
+
+
 # ---- logits that are scaled or capped, and padding that is read ----------------------------------------------------
 
 
