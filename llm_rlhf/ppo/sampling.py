@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
-from llm_rlhf.models.roles import apply_head
+from llm_rlhf.models.roles import POLICY, apply_head
 
 
 class SamplingError(RuntimeError):
@@ -140,16 +144,49 @@ def keep_engine_logprobs(vllm_generation: Any, keep: Any) -> None:
     vllm_generation.generate = generate_and_keep
 
 
-def without_heads(vllm_generation: Any) -> None:
-    """Keep our scalar heads from being sent to vLLM, whose model has no place for them.
+def send_policy_weights(vllm_generation: Any, model: Any) -> None:
+    """Send vLLM the language model with the policy's adapter added, and leave the base untouched.
 
-    Wraps TRL's private `_iter_named_params`; tests/unit/test_trl_contract.py fails when it goes.
+    TRL merges the adapter into the base and takes it out again at every synchronisation: in bfloat16 each round moves
+    the base, and with it the reference, by its rounding. It would also send our scalar heads, which vLLM has no place
+    for. Replaces TRL's private `_iter_named_params`; tests/unit/test_trl_contract.py fails when it goes. Under FSDP or
+    DeepSpeed, where the weights must be gathered, TRL's own way stays, without the heads.
     """
     every = vllm_generation._iter_named_params
+    distributed = vllm_generation._dist
+    plain = not distributed.is_fsdp and vllm_generation.accelerator.distributed_type != DistributedType.DEEPSPEED
 
-    def language_model_only() -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in every():
+    def language_model() -> Iterator[tuple[str, Tensor]]:
+        for name, weight in policy_weights(model) if plain else every():
             if not name.startswith(("value_head.", "score_heads.")):
-                yield name, parameter
+                yield name, weight
 
-    vllm_generation._iter_named_params = language_model_only
+    vllm_generation._iter_named_params = language_model
+
+
+@torch.no_grad()
+def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and full weight of every parameter of the language model, the policy's adapter added, one at a time.
+
+    Tied weights come once, as in `named_parameters`. A quantised layer is given in the adapter's compute type.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    seen: set[int] = set()
+    for module_name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer()
+            weight = dequantize_module_weight(layer)
+            if POLICY in module._all_available_adapter_names():
+                weight = (weight.float() + module.get_delta_weight(POLICY).float()).to(weight.dtype)
+            yield f"{module_name}.weight", weight
+            if getattr(layer, "bias", None) is not None:
+                yield f"{module_name}.bias", layer.bias.data
+        elif not _inside_an_adapter(module_name):
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{module_name}.{name}" if module_name else name, parameter.data
+
+
+def _inside_an_adapter(module_name: str) -> bool:
+    return any(part == "base_layer" or part.startswith("lora_") for part in module_name.split("."))

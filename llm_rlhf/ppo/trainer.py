@@ -50,7 +50,7 @@ from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.rollout import finish_rollout, micro_batch_rows, pad_rows, pad_tokens, stopped_by_itself
-from llm_rlhf.ppo.sampling import Sampled, continuous_batches, keep_engine_logprobs, watch_generate, without_heads
+from llm_rlhf.ppo.sampling import Sampled, continuous_batches, keep_engine_logprobs, send_policy_weights, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
@@ -136,7 +136,7 @@ class PPOTrainer(SavedRoles):
             self.add_callback(self.snapshots)
         if self.use_vllm:
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
-            without_heads(self.vllm_generation)
+            send_policy_weights(self.vllm_generation, self.model)
         self._sampled: Sampled | None = None
         self._micro_batches: list[dict[str, Tensor]] = []
         self._order: list[int] = []

@@ -1,0 +1,114 @@
+"""Rollouts from a vLLM server: what PPO asks, sends and makes of the answer, against a stand-in for the server.
+
+No vLLM runs here. TRL's client and generation are the real ones; the import check and the NCCL transport are replaced.
+"""
+
+import pytest
+import torch
+import trl.generation.vllm_client as client_module
+import trl.generation.vllm_generation as generation_module
+from ppo_helpers import PROMPTS, make_trainer, rollout
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_stand_in import StandIn
+
+from llm_rlhf.models.roles import active_adapters
+from llm_rlhf.ppo.objectives import importance_weights
+from llm_rlhf.ppo.sampling import SamplingError, policy_weights
+
+
+@pytest.fixture
+def server(base_folder, monkeypatch):
+    running = StandIn(AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32),
+                      AutoTokenizer.from_pretrained(base_folder), noise=0.05)  # fmt: skip
+
+    def update(self, metadata, named_params):
+        names, types, shapes = (list(field) for field in zip(*metadata, strict=True))
+        info = {"names": names, "dtype_names": types, "shapes": shapes}
+        self._post(f"{self.base_url}/update_weights", json={"update_info": info})
+        for name, weight in named_params:
+            running.receive(name, weight)
+
+    for module in (client_module, generation_module):
+        monkeypatch.setattr(module, "is_vllm_available", lambda *args, **kwargs: True)
+    monkeypatch.setattr("trl.trainer.rloo_trainer.is_vllm_available", lambda *args, **kwargs: True, raising=False)
+    monkeypatch.setattr(client_module.VLLMClient, "init_communicator", lambda self, device: None)
+    monkeypatch.setattr(client_module.VLLMClient, "update_named_params", update)
+    yield running
+    running.close()
+
+
+def trainer_on(server, base_folder, reward_folder, tmp_path, **options):
+    return make_trainer(
+        base_folder, tmp_path, reward_folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=server.url,
+        temperature=0.8, **options,
+    )  # fmt: skip
+
+
+def test_the_server_gets_prompts_and_the_policys_weights_and_the_base_stays(
+    server, base_folder, reward_folder, tmp_path
+) -> None:
+    trainer = trainer_on(server, base_folder, reward_folder, tmp_path)
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    rollout(trainer)
+    assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())  # no merging and unmerging
+    (request,) = [body for path, body in server.requests if path == "/v1/completions"]
+    tokenizer = trainer.processing_class
+    expected = [
+        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True)["input_ids"]
+        for p in PROMPTS
+    ]
+    assert request["prompt"] == expected
+    assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.8, 1.0, 6)
+    assert set(server.announced) == {n for n, _ in server.model.named_parameters()}  # no head, no adapter
+    ids = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), active_adapters(trainer.model, ["default"]):
+        ours = trainer.model(input_ids=ids).logits
+        # One product with the merged weight against two with the adapter beside it: fp32 noise.
+        torch.testing.assert_close(server.model(input_ids=ids).logits, ours, rtol=0, atol=1e-4)
+
+
+def test_its_log_probabilities_become_importance_weights(server, base_folder, reward_folder, tmp_path) -> None:
+    trainer = trainer_on(server, base_folder, reward_folder, tmp_path, importance_cap=1.02)
+    kept = []
+    keep = trainer._keep_engine_logprobs
+    generation = trainer.vllm_generation.generate
+
+    def note(*args, **kwargs):
+        answer = generation(*args, **kwargs)
+        kept.extend([token[0] for token in row] for row in answer[2])
+        return answer
+
+    trainer.vllm_generation.generate = note
+    assert keep is not None
+    (batch,) = rollout(trainer)
+    for row, logprobs in enumerate(kept):
+        n = len(logprobs)
+        torch.testing.assert_close(batch["engine_logprobs"][row, :n], torch.tensor(logprobs))
+        assert not batch["response_mask"][row, n:].any()
+    expected = importance_weights(batch["old_logprobs"], batch["engine_logprobs"], batch["response_mask"], 1.02)
+    assert torch.equal(batch["importance"], expected)
+    counted = batch["importance"][batch["response_mask"]]
+    assert counted.max() == pytest.approx(1.02)  # the noise made some ratios larger
+    assert counted.min() < 1
+
+
+def test_it_trains_and_the_server_follows_each_rollout(server, base_folder, reward_folder, tmp_path) -> None:
+    trainer = trainer_on(server, base_folder, reward_folder, tmp_path, total_episodes=24, learning_rate=0.01)
+    trainer.train()
+    paths = [path for path, _ in server.requests]
+    assert paths.count("/v1/completions") == 3
+    assert paths.count("/update_weights") == 3
+    for name, weight in policy_weights(trainer.model):
+        if "q_proj" in name:  # the server has the weights of the last rollout, not those the last update left
+            assert not torch.equal(dict(server.model.named_parameters())[name], weight)
+    logged = [line for line in trainer.state.log_history if "sampling/importance" in line]
+    assert len(logged) == 3
+    assert all(0.5 < line["sampling/importance"] < 1.5 for line in logged)
+
+
+def test_a_server_that_keeps_its_log_probabilities_is_refused(server, base_folder, reward_folder, tmp_path) -> None:
+    trainer = trainer_on(server, base_folder, reward_folder, tmp_path)
+    complete = server.complete
+    server.complete = lambda prompt, body: [{**choice, "logprobs": None} for choice in complete(prompt, body)]
+    with pytest.raises(SamplingError, match="no log-probabilities"):
+        rollout(trainer)
