@@ -110,7 +110,16 @@ class PPOOptions:
     reward_funcs: list[str] = field(default_factory=list)  # more to score with: module:function, hub id or folder
 
 
-STAGE_OPTIONS: dict[str, type] = {"ppo": PPOOptions}
+@dataclass
+class RewardOptions:
+    """Keys of the `reward` section that are the stage's, not RewardConfig's."""
+
+    reference_samples: int = 256  # replies of the starting model whose mean score becomes 0; 0: scores stay as they are
+    reference_length: int = 128  # tokens of such a reply at most
+    unit_deviation: bool = False  # their standard deviation becomes 1 as well
+
+
+STAGE_OPTIONS: dict[str, type] = {"reward": RewardOptions, "ppo": PPOOptions}
 
 
 @dataclass
@@ -122,7 +131,7 @@ class Recipe:
     data: DataSection | None = None
     world: WorldSection | None = None
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
-    reward: dict[str, Any] | None = None  # fields of trl.RewardConfig
+    reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
     ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig, and of PPOOptions
     evaluate: EvaluateSection | None = None
 
@@ -287,6 +296,10 @@ def _check_together(recipe: Recipe) -> None:
         ("model.context_length", recipe.model.context_length, 8),
     ):
         _at_least(key, value, low)
+    for stage, names in (("reward", ("reference_samples",)), ("ppo", ("eval_prompts",))):
+        if getattr(recipe, stage) is not None:
+            for name in names:
+                _at_least(f"{stage}.{name}", getattr(stage_options(recipe, stage), name), 0)
     if recipe.evaluate is not None:
         for name in ("prompts", "batch_size", "response_length", "resamples"):
             _at_least(f"evaluate.{name}", getattr(recipe.evaluate, name), 1)

@@ -118,3 +118,9 @@ def gradients(trainer: PPOTrainer, batches: list[dict[str, torch.Tensor]]) -> tu
             assert parameter.grad is not None, name
             found[name] = parameter.grad.clone()
     return total, found
+
+
+def zero_values(trainer: PPOTrainer) -> None:
+    """Make the value function say 0 everywhere."""
+    for parameter in trainer.base_model().value_head.parameters():
+        parameter.data.zero_()

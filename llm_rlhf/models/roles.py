@@ -16,8 +16,10 @@ right, so a row's response always starts at T - R.
 """
 
 import contextlib
+import copy
 import functools
 import inspect
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ from llm_rlhf.models.architecture import check_logits, hidden_width
 
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 VALUE = "value"
+NORMALISATION = "normalisation.json"
 
 _OPTIONS = ("with_value", "detach_value", "ptx_input_ids", "ptx_attention_mask", "ptx_mask")  # of the joint call
 
@@ -74,14 +77,22 @@ def recompute_with_same_adapters() -> tuple[Any, Any]:
 
 def scalar_head(hidden_size: int, weight: Tensor | None = None) -> nn.Linear:
     """A linear map from hidden states to one number, in float32; zero unless a weight of shape (1, hidden) is given."""
-    head = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
+    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
     with torch.no_grad():
         head.weight.copy_(torch.zeros_like(head.weight) if weight is None else weight.float())
+        head.bias.zero_()
     return head
 
 
 def load_scalar_head(adapter: str | Path, hidden_size: int) -> nn.Linear:
-    """The score head that RewardTrainer saved with an adapter. ValueError where the file holds none that fits."""
+    """The score head that RewardTrainer saved with an adapter, normalised where `normalisation.json` lies beside it.
+
+    That file holds the `mean` and the `deviation` of the scores of reference samples: a score of 0 is then what the
+    reference's replies get on average (Stiennon et al. 2020; Huang et al. 2024, detail 4).
+
+    Raises:
+        ValueError: where the adapter's file holds no head that fits.
+    """
     heads = {key: w for key, w in load_peft_weights(str(adapter), device="cpu").items() if _is_head(key)}
     if len(heads) != 1 or not next(iter(heads)).endswith(".weight"):
         raise ValueError(
@@ -91,7 +102,15 @@ def load_scalar_head(adapter: str | Path, hidden_size: int) -> nn.Linear:
     (weight,) = heads.values()
     if weight.shape != (1, hidden_size):
         raise ValueError(f"The score head at {adapter} has shape {tuple(weight.shape)}, not (1, {hidden_size}).")
-    return scalar_head(hidden_size, weight)
+    head = scalar_head(hidden_size, weight)
+    path = Path(adapter) / NORMALISATION
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        mean, deviation = known["mean"], known["deviation"]
+        with torch.no_grad():
+            head.weight.div_(deviation)
+            head.bias.copy_(-torch.tensor(mean) / deviation)
+    return head
 
 
 def _is_head(key: str) -> bool:
@@ -138,8 +157,9 @@ def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, na
         else:
             model.load_adapter(str(reward_adapter), adapter_name=VALUE, is_trainable=True)
         model.set_requires_grad(VALUE, requires_grad=True)
-    start = base.score_heads[name].weight if value == "adapter" and name is not None else None
-    base.value_head = scalar_head(hidden_width(base), start).to(base.device)
+    start = base.score_heads[name] if value == "adapter" and name is not None else None
+    head = scalar_head(hidden_width(base)) if start is None else copy.deepcopy(start).requires_grad_(True)
+    base.value_head = head.to(base.device)
 
 
 def position_ids(attention_mask_BT: Tensor) -> Tensor:

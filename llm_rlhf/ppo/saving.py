@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import is_peft_model
 from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -65,8 +64,8 @@ class SavedRoles(RLOOTrainer):
                 value, selected_adapters=[VALUE], state_dict=state_dict
             )
         weights = self.base_model().state_dict() if state_dict is None else state_dict
-        (head,) = (w for name, w in weights.items() if name.endswith("value_head.weight"))
-        save_file({"weight": head.detach().cpu().contiguous()}, value / "value_head.safetensors")
+        head = {n.split(".")[-1]: w.detach().cpu().contiguous() for n, w in weights.items() if "value_head." in n}
+        save_file(head, value / "value_head.safetensors")
 
     def load_roles(self, folder: str | Path) -> None:
         """Read back what `save_roles` wrote, into the roles that are there, keeping what is trainable."""
@@ -80,9 +79,7 @@ class SavedRoles(RLOOTrainer):
                 set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"), adapter_name=name)
         else:
             super()._load_from_checkpoint(str(folder / "policy"))
-        head = load_file(folder / "value" / "value_head.safetensors")["weight"]
-        with torch.no_grad():
-            self.base_model().value_head.weight.copy_(head)
+        self.base_model().value_head.load_state_dict(load_file(folder / "value" / "value_head.safetensors"))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The parent would write every adapter and lose the value head."""

@@ -5,8 +5,9 @@
    with a head on the same base. The judge is never trained against; it only measures.
 3. Both are read back from their files, as PPO and the evaluation will read them, and their accuracy on pairs that
    neither saw is written beside what the longer reply and chance would score.
+4. The mean score of the starting model's own replies is stored with each: PPO and the evaluation read scores less it.
 
-Writes: joint/ heldout/ (adapter, head, metrics.jsonl each) accuracy.json lengths.json
+Writes: joint/ heldout/ (adapter, head, normalisation.json, metrics.jsonl each) accuracy.json lengths.json
 """
 
 import gc
@@ -17,16 +18,17 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 from trl import RewardTrainer
 
-from llm_rlhf.data.checks import DataError
-from llm_rlhf.data.rows import Preference
+from llm_rlhf.data.checks import DataError, prompt_share
+from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation.reward_accuracy import accuracy_estimates
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import context_limit, load_tokenizer, loading_arguments, lora_config, make_room_for
 from llm_rlhf.models.encoding import encode_reply
-from llm_rlhf.models.inference import load_roles, score_ids
-from llm_rlhf.recipe import Recipe, trainer_config
+from llm_rlhf.models.inference import load_roles, sample_replies, score_ids
+from llm_rlhf.models.roles import NORMALISATION
+from llm_rlhf.recipe import Recipe, stage_options, trainer_config
 from llm_rlhf.run_folder import RunFolder, write_json
-from llm_rlhf.stages.inputs import Fitted, fit_preferences, splits, starting_model
+from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts, splits, starting_model
 from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log
 
 ADAPTERS = ("joint", "heldout")
@@ -58,7 +60,9 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         _train(recipe, run_folder, base, tokenizer, sets[what], folder / name, seed)
         gc.collect()
     run_folder.state.wait_for_everyone()
-    _measure(recipe, run_folder, base, tokenizer, sets["evaluation_pairs"], folder)
+    model = load_roles(base, recipe.model, tokenizer, {name: folder / name for name in ADAPTERS})
+    _measure(run_folder, model, tokenizer, sets["evaluation_pairs"], folder)
+    _normalise(recipe, run_folder, model, tokenizer, sets["reward_pairs"], folder)
 
 
 def _train(
@@ -107,10 +111,7 @@ def _encode(tokenizer: Any, pairs: list[Preference]) -> list[dict[str, Any]]:
     ]
 
 
-def _measure(
-    recipe: Recipe, run_folder: RunFolder, base: str | Path, tokenizer: Any, pairs: list[Preference], folder: Path
-) -> None:
-    model = load_roles(base, recipe.model, tokenizer, {name: folder / name for name in ADAPTERS})
+def _measure(run_folder: RunFolder, model: Any, tokenizer: Any, pairs: list[Preference], folder: Path) -> None:
     estimates = []
     for name in ADAPTERS:
         chosen, rejected = (
@@ -122,3 +123,41 @@ def _measure(
         estimates += accuracy_estimates(JUDGES[name], pairs, chosen, rejected)
     if run_folder.state.is_main_process:
         write_json(folder / "accuracy.json", {"estimates": [estimate.as_dict() for estimate in estimates]})
+
+
+def _normalise(
+    recipe: Recipe, run_folder: RunFolder, model: Any, tokenizer: Any, pairs: list[Preference], folder: Path
+) -> None:
+    """Store the scores of the starting model's own replies beside each adapter: their mean becomes the score 0."""
+    options = stage_options(recipe, "reward")
+    if not options.reference_samples:
+        return
+    room = context_limit(recipe.model, model.config) - options.reference_length
+    asked = [Prompt(pair.prompt, pair.objective, pair.origin) for pair in pairs]
+    prompts = fit_prompts(tokenizer, asked, Fitted(room, "reference prompts")) if room > 0 else []
+    prompts = sorted(prompts, key=lambda prompt: prompt_share(prompt.messages, "reference"))
+    if len(prompts) < 2:
+        raise DataError(
+            f"No two prompts leave room for reference replies of {options.reference_length} tokens; lower "
+            "reward.reference_length, or set reward.reference_samples to 0."
+        )
+    replies = sample_replies(
+        model,
+        tokenizer,
+        [prompt.messages for prompt in prompts[: options.reference_samples]],
+        [],
+        response_length=options.reference_length,
+        temperature=1.0,
+        seed=recipe.seed,
+        progress="reward: reference replies",
+    )
+    for name in ADAPTERS:
+        scores = score_ids(model, name, [r.prompt_ids + r.ids for r in replies], tokenizer.pad_token_id).astype(float)
+        known = {
+            "mean": scores.mean(),
+            "deviation": max(scores.std(ddof=1), 1e-8) if options.unit_deviation else 1.0,
+            "samples": len(replies),
+            "of": "replies sampled from the starting model at temperature 1",
+        }
+        if run_folder.state.is_main_process:
+            write_json(folder / name / NORMALISATION, known)

@@ -1,11 +1,14 @@
 """What a correct PPO holds to, one test an invariant, on tiny models."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, responses_of, rollout
+from peft.utils import load_peft_weights
+from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, responses_of, rollout, zero_values
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -17,7 +20,13 @@ from transformers import (
 from llm_rlhf.models.roles import active_adapters, role_scores
 from llm_rlhf.ppo import trainer as trainer_module
 from llm_rlhf.ppo.kl import KLController
-from llm_rlhf.ppo.objectives import importance_weights, last_counted
+from llm_rlhf.ppo.objectives import (
+    generalised_advantages,
+    importance_weights,
+    last_counted,
+    policy_loss,
+    value_loss,
+)
 from llm_rlhf.ppo.rollout import stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled
 from llm_rlhf.ppo.trainer import PPOTrainer, turn_off_dropout
@@ -238,7 +247,7 @@ def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(
 ) -> None:
     # No discount, no values, no KL: the return of every counted token is the score alone, and TD(0) shows where it is.
     trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_coef=0.0, lam=0.0, missing_eos_penalty=0.0)
-    trainer.base_model().value_head.weight.data.zero_()
+    zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     last = last_counted(batch["response_mask"])
@@ -254,7 +263,7 @@ def test_invariant_08_missing_eos_is_punished_for_no_stop_token(
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, model=model, kl_coef=0.0, missing_eos_penalty=5.0, lam=1.0
     )
-    trainer.base_model().value_head.weight.data.zero_()
+    zero_values(trainer)
     ending = eos if stop == "eos" else 77
     fixed_responses(trainer, [[20, 30, ending] if row < 4 else [20, 30, 40] for row in range(8)])
     (batch,) = rollout(trainer)
@@ -276,7 +285,7 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, kl_coef=0.3, lam=0.0, missing_eos_penalty=0.0, kl_estimator=estimator
     )
-    trainer.base_model().value_head.weight.data.zero_()
+    zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     # lambda 0 and values 0: the return of a token is its own reward.
@@ -354,7 +363,9 @@ def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_gradient_does_not_depend_on_the_micro_batch(base_folder, reward_folder, tmp_path, eos, value) -> None:
+def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
+    base_folder, reward_folder, tmp_path, eos, value
+) -> None:
     found = []
     for size in (8, 2, 1):
         trainer = make_trainer(
@@ -428,7 +439,7 @@ def test_invariant_10_a_rollouts_kl_steers_the_next_one(base_folder, reward_fold
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, kl_coef=0.3, adaptive_kl_target=0.5, adaptive_kl_horizon=80, lam=0.0
     )
-    trainer.base_model().value_head.weight.data.zero_()
+    zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     kl = batch["sequence_kl"].mean().item()
@@ -475,6 +486,24 @@ def test_invariant_11_scale_keeps_the_mean(base_folder, reward_folder, tmp_path,
     torch.testing.assert_close(batch["scores"], batch["raw_scores"] / batch["raw_scores"].std(), rtol=1e-5, atol=1e-6)
 
 
+def test_invariant_11_scores_are_centred_on_reference_samples(base_folder, reward_folder, tmp_path, eos) -> None:
+    normalised = tmp_path / "normalised"
+    shutil.copytree(reward_folder, normalised)
+    (normalised / "normalisation.json").write_text(json.dumps({"mean": 0.7, "deviation": 2.5}))
+    raw = []
+    for folder in (reward_folder, normalised):
+        trainer = make_trainer(base_folder, tmp_path, folder, value="adapter", perturb=False)
+        fixed_responses(trainer, responses_of(eos))
+        (batch,) = rollout(trainer)
+        raw.append(batch["raw_scores"])
+        base = trainer.base_model()  # the value function starts from the same head, its shift included
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(base.value_head.parameters(), base.score_heads["reward"].parameters(), strict=True)
+        )
+    torch.testing.assert_close(raw[1], (raw[0] - 0.7) / 2.5, rtol=0, atol=1e-6)
+
+
 def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, reward_folder, tmp_path, eos) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, per_device_train_batch_size=2, gradient_accumulation_steps=2,
@@ -496,6 +525,31 @@ def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, r
         final = batch["scores"] - (~batch["stopped"]) * 1.0
         kl = batch["old_logprobs"] - batch["ref_logprobs"]
         torch.testing.assert_close(batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
+
+
+def test_invariant_12_advantages_by_hand() -> None:
+    """gamma 0.5, lambda 0.8, three tokens of which the last does not count.
+
+    delta_1 = 4 + 0 - 3 = 1, delta_0 = 1 + 0.5 * 3 - 2 = 0.5; A_1 = 1, A_0 = 0.5 + 0.4 * 1 = 0.9; returns A + V.
+    """
+    rewards, values = torch.tensor([[1.0, 4.0, 9.0]]), torch.tensor([[2.0, 3.0, 7.0]])
+    found = generalised_advantages(rewards, values, torch.tensor([[True, True, False]]), gamma=0.5, lam=0.8)
+    torch.testing.assert_close(found.advantages, torch.tensor([[0.9, 1.0, 0.0]]))
+    torch.testing.assert_close(found.returns, torch.tensor([[2.9, 4.0, 0.0]]))
+
+
+def test_invariant_13_clipped_value_loss_by_hand() -> None:
+    """Old value 1, clip 0.2, return 2: a value of 1.5 counts as 1.2, whose error .8 is larger than .5."""
+    loss = value_loss(torch.tensor([[1.5, 0.5]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]]), 0.2)
+    torch.testing.assert_close(loss.loss, torch.tensor([[0.8**2 / 2, 1.5**2 / 2]]))  # below: the unclipped 1.5
+    assert loss.clipped.tolist() == [[True, False]]
+
+
+def test_clipped_surrogate_by_hand() -> None:
+    """Ratio 1.5, clip 0.2: a good token gains 1.2 times its advantage, a bad one loses 1.5 times its own."""
+    loss, ratio = policy_loss(torch.tensor([[1.5, 1.5]]).log(), torch.zeros(1, 2), torch.tensor([[2.0, -2.0]]), 0.2)
+    torch.testing.assert_close(loss.loss, torch.tensor([[-2.4, 3.0]]))
+    torch.testing.assert_close(ratio, torch.tensor([[1.5, 1.5]]))
 
 
 def test_invariant_13_value_starts_from_the_reward_adapter_and_head(base_folder, reward_folder, tmp_path, eos) -> None:
@@ -707,6 +761,12 @@ def test_invariant_18_policy_and_value_survive_save_and_load(base_folder, reward
     for name in ("old_logprobs", "old_values", "ref_logprobs", "raw_scores"):
         assert torch.equal(found[name], expected[name]), name
     assert {n for n, p in other.model.named_parameters() if p.requires_grad} == still_trainable
+
+
+def test_invariant_18_a_reward_head_is_the_one_in_the_file(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(base_folder, tmp_path, reward_folder)
+    (saved,) = (w for n, w in load_peft_weights(str(reward_folder), device="cpu").items() if n.endswith("score.weight"))
+    assert torch.equal(trainer.base_model().score_heads["reward"].weight, saved)
 
 
 def test_invariant_18_the_policy_is_read_by_plain_peft(base_folder, reward_folder, tmp_path) -> None:

@@ -31,7 +31,7 @@ def launch(processes: int, arguments: list[str]) -> dict:
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_two_processes_give_the_gradients_of_one(base_folder, reward_folder, tmp_path, value) -> None:
+def test_invariant_12_two_processes_give_the_gradients_of_one(base_folder, reward_folder, tmp_path, value) -> None:
     one, two = (
         launch(n, [str(base_folder), str(reward_folder), str(tmp_path / str(n)), value, str(tmp_path / f"{n}.pt")])
         for n in (1, 2)

@@ -1,0 +1,221 @@
+"""Faults planted in the code, one at a time: each must be caught by a test of the invariant that it breaks.
+
+`make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name or file holds one of the words. Every
+fault is a change of one line, made in a copy of the package; a fault counts as caught only if a test that carries the
+name of its invariant fails, and fails as a test (an import error or an unknown option does not count).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fault(NamedTuple):
+    invariant: str  # the test's name holds it
+    what: str
+    file: str  # under llm_rlhf/
+    old: str
+    new: str
+    tests: str = "tests/parity/test_ppo_invariants.py"
+
+
+FAULTS = [
+    Fault("invariant_01", "old log-probabilities are the update's own, detached", "ppo/trainer.py",
+          'now["logprobs"], inputs["old_logprobs"], inputs["advantages"]',
+          'now["logprobs"], inputs["old_logprobs"].copy_(now["logprobs"].detach()), inputs["advantages"]'),
+    Fault("invariant_01", "old log-probabilities from other padded shapes", "ppo/trainer.py",
+          "policy = self.model(**inputs)",
+          'policy = {k: v[:, :-8] if k != "x" else v for k, v in self.model(**{k: torch.nn.functional.pad(v, (0, 8)) '
+          "for k, v in inputs.items()}).items()}"),
+    Fault("invariant_02", "the reference reads with the reward adapter", "ppo/trainer.py",
+          "with active_adapters(self.base_model(), []):", 'with active_adapters(self.base_model(), ["reward"]):'),
+    Fault("invariant_02", "switching adapters off leaves them on", "models/roles.py",
+          "layer._active_adapter = names\n", "layer._active_adapter = names or layer._active_adapter\n"),
+    Fault("invariant_03", "the reference is the policy", "ppo/trainer.py",
+          "with active_adapters(self.base_model(), []):", "with active_adapters(self.base_model(), [POLICY]):"),
+    Fault("invariant_03", "log-probabilities one token late", "models/roles.py",
+          "slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)",
+          "slice(input_ids_BT.size(1) - R, input_ids_BT.size(1))"),
+    Fault("invariant_03", "biased sampling passes without a warning", "ppo/config.py", "if self.top_p < 1 or", "if"),
+    Fault("invariant_04", "dropout modules stay on", "ppo/trainer.py", "module.p = 0.0", "pass"),
+    Fault("invariant_04", "attention's dropout rate stays on", "ppo/trainer.py",
+          "setattr(module, name, 0.0)", "pass"),
+    Fault("invariant_05", "a pad token that stops is accepted", "ppo/trainer.py",
+          "if self._tokenizer.pad_token_id in self.eos_token_ids:", "if False:"),
+    Fault("invariant_05", "EOS is read as padding", "ppo/rollout.py",
+          "[1] * (len(p) + len(r)) + [0] * (R - len(r))", "[1] * (len(p) + len(r) - 1) + [0] * (R - len(r) + 1)"),
+    Fault("invariant_06", "positions count the padding", "models/roles.py",
+          "return attention_mask_BT.cumsum(1) - attention_mask_BT",
+          "return torch.ones_like(attention_mask_BT).cumsum(1) - 1"),
+    Fault("invariant_07", "the score is read one token early", "models/roles.py",
+          "device=hidden_BTH.device)).argmax(1)", "device=hidden_BTH.device)).argmax(1) - 1"),
+    Fault("invariant_07", "the score lands one token early", "ppo/objectives.py",
+          "return mask_BR.bool() & (counted_after == 0)", "return mask_BR.bool() & (counted_after == 1)"),
+    Fault("invariant_07", "the score lands past the end", "ppo/objectives.py",
+          "rewards + scores_B.unsqueeze(1) * last_counted(mask_BR)",
+          "rewards + scores_B.unsqueeze(1) * last_counted(mask_BR).roll(1, 1)"),
+    Fault("invariant_08", "only the tokenizer's EOS stops", "ppo/trainer.py",
+          'batch["response_mask"], self.eos_token_ids)', 'batch["response_mask"], self.eos_token_ids[:1])'),
+    Fault("invariant_08", "a stop token anywhere counts as the end", "ppo/rollout.py",
+          "(stops & objectives.last_counted(response_mask_BR)).any(1)", "stops.any(1)"),
+    Fault("invariant_08", "stopping is punished", "ppo/rollout.py",
+          'args.missing_eos_penalty * (~batch["stopped"])', 'args.missing_eos_penalty * batch["stopped"]'),
+    Fault("invariant_09", "the KL's sign is flipped", "ppo/objectives.py",
+          "rewards = -kl_coef * kl_BR", "rewards = kl_coef * kl_BR"),
+    Fault("invariant_09", "the KL is of reference and policy", "ppo/objectives.py",
+          "log_ratio = (logprobs_BR - ref_logprobs_BR)", "log_ratio = (ref_logprobs_BR - logprobs_BR)"),
+    Fault("invariant_09", "k3 with the other ratio", "ppo/objectives.py",
+          "return torch.exp(-log_ratio) - 1 + log_ratio", "return torch.exp(log_ratio) - 1 - log_ratio"),
+    Fault("invariant_10", "the controller is not clipped", "ppo/kl.py",
+          "min(max(kl / self.target - 1, -0.2), 0.2)", "kl / self.target - 1"),
+    Fault("invariant_10", "the controller steers away", "ppo/kl.py", "kl / self.target - 1", "1 - kl / self.target"),
+    Fault("invariant_10", "the coefficient that is steered is not the one paid", "ppo/trainer.py",
+          "finish_rollout(batches, self.args, self._total, self.kl_controller.value)",
+          "finish_rollout(batches, self.args, self._total)"),
+    Fault("invariant_11", "moments of the last rollout only", "ppo/scores.py",
+          "        count = total(torch", "        self.__init__()\n        count = total(torch"),
+    Fault("invariant_11", "clipped before it is scaled", "ppo/trainer.py",
+          'batch["scores"] = self._normalised(batch["raw_scores"])',
+          'batch["scores"] = self._normalised(batch["raw_scores"].clamp(*(self.reward_clip_range or (-1e9, 1e9))))'),
+    Fault("invariant_11", "scaling also centres", "ppo/scores.py",
+          'values_B - self.mean if how == "whiten" else values_B', "values_B - self.mean"),
+    Fault("invariant_11", "the reference mean is not taken off", "models/roles.py",
+          "head.bias.copy_(-torch.tensor(mean) / deviation)", "head.bias.zero_()"),
+    Fault("invariant_12", "lambda is dropped", "ppo/objectives.py",
+          "running = deltas[:, t] + gamma * lam * running", "running = deltas[:, t] + gamma * running"),
+    Fault("invariant_12", "values go on after the end", "ppo/objectives.py",
+          "    values = values_BR * mask\n", "    values = values_BR\n"),
+    Fault("invariant_12", "whitened per micro-batch", "ppo/rollout.py",
+          'batch["advantages"] = objectives.whiten(batch["advantages"], moments, mask)',
+          'batch["advantages"] = objectives.whiten(batch["advantages"], '
+          'objectives.masked_moments([batch["advantages"]], [mask], total), mask)'),
+    Fault("invariant_12", "each micro-batch divides by its own tokens", "ppo/trainer.py",
+          'share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]',
+          "share = self.accelerator.num_processes / mask.sum()"),
+    Fault("invariant_12", "DDP's mean is not undone", "ppo/trainer.py",
+          'share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]',
+          'share = 1 / inputs["tokens_per_mini_batch"]', "tests/parity/test_processes.py"),
+    Fault("invariant_12", "whitened per process", "ppo/rollout.py",
+          'masked_moments([b["advantages"] for b in batches], masks, total)',
+          'masked_moments([b["advantages"] for b in batches], masks)', "tests/parity/test_processes.py"),
+    Fault("invariant_13", "the value is not clipped", "ppo/objectives.py",
+          "clipped = (near_old - returns_BR) ** 2", "clipped = unclipped"),
+    Fault("invariant_13", "half is forgotten", "ppo/objectives.py",
+          "TokenLoss(0.5 * torch.max(unclipped, clipped)", "TokenLoss(torch.max(unclipped, clipped)"),
+    Fault("invariant_13", "the value head starts at zero", "models/roles.py",
+          'if value == "adapter" and name is not None else None', "if False else None"),
+    Fault("invariant_13", "the policy learns in the critic's warm-up", "ppo/trainer.py",
+          "policy_sum * (0.0 if warming_up else 1.0)", "policy_sum"),
+    Fault("invariant_13", "the warming critic moves the policy's trunk", "models/roles.py",
+          "hidden_BRH = hidden_BRH.detach()", "pass"),
+    Fault("invariant_13", "explained variance is not logged", "ppo/rollout.py",
+          'metrics["val/explained_variance"]', 'metrics["val/variance"]'),
+    Fault("invariant_14", "every epoch in the same order", "ppo/trainer.py",
+          "self._order = torch.randperm(steps, generator=generator).tolist()", "pass"),
+    Fault("invariant_14", "rows are used twice", "ppo/trainer.py",
+          "torch.randperm(steps, generator=generator)", "torch.randint(steps, (steps,), generator=generator)"),
+    Fault("invariant_15", "Adam's epsilon is torch's", "ppo/config.py", "default=1e-5, metadata={\"help\": \"AdamW's",
+          "default=1e-8, metadata={\"help\": \"AdamW's"),
+    Fault("invariant_15", "a skipped step still decays", "ppo/trainer.py",
+          "parameter.grad = None  #", "parameter.grad = None if parameter.grad is None else parameter.grad * 0  #"),
+    Fault("invariant_15", "the ratio is not watched", "ppo/guards.py",
+          "mean_ratio > self.ratio_limit)", "False)"),
+    Fault("invariant_15", "only the step beyond the limit is skipped", "ppo/guards.py",
+          "            self.rest_is_skipped = True\n", "            return True\n"),
+    Fault("invariant_15", "the KL limit does not stop", "ppo/trainer.py",
+          "self.guard.rest_is_skipped = self.control.should_training_stop = True", "pass"),
+    Fault("invariant_16", "weights upside down", "ppo/objectives.py",
+          "log_ratio = (old_logprobs_BR - engine_logprobs_BR)", "log_ratio = (engine_logprobs_BR - old_logprobs_BR)"),
+    Fault("invariant_16", "weights are not capped", "ppo/objectives.py",
+          "log_ratio.exp().clamp(max=cap)", "log_ratio.exp()"),
+    Fault("invariant_16", "weights are not applied", "ppo/objectives.py",
+          "loss if importance_BR is None else loss * importance_BR", "loss"),
+    Fault("invariant_17", "means over padding too", "ppo/rollout.py",
+          "float(sum(mask.sum() for mask in masks))", "float(sum(mask.numel() for mask in masks))"),
+    Fault("invariant_17", "the loss's means are over padding too", "ppo/trainer.py",
+          "torch.stack([(x * mask).sum().float() for x in numbers.values()])",
+          "torch.stack([(x + ~mask).sum().float() for x in numbers.values()])"),
+    Fault("invariant_18", "the value head is not loaded", "ppo/saving.py",
+          "self.base_model().value_head.load_state_dict(", "("),
+    Fault("invariant_18", "the value head is saved as zeros", "ppo/saving.py",
+          "w.detach().cpu().contiguous()", "w.detach().cpu().contiguous() * 0"),
+    Fault("invariant_18", "the reward head starts anew", "models/roles.py",
+          "head = scalar_head(hidden_size, weight)", "head = scalar_head(hidden_size, torch.randn_like(weight))"),
+    Fault("every_trainable", "adapters are switched as PEFT does", "models/roles.py",
+          "layer._active_adapter = names\n", "layer.set_adapter(names)\n"),
+    Fault("every_trainable", "recomputed with the adapters of the backward", "models/roles.py",
+          "return contextlib.nullcontext(), active_adapters(model, names)",
+          "return contextlib.nullcontext(), contextlib.nullcontext()"),
+    Fault("clipped_surrogate", "the surrogate is not clipped", "ppo/objectives.py",
+          "ratio.clamp(1 - cliprange, 1 + cliprange)", "ratio"),
+    Fault("clipped_surrogate", "the better of the two", "ppo/objectives.py",
+          "loss = torch.max(unclipped, clipped)", "loss = torch.min(unclipped, clipped)"),
+]  # fmt: skip
+
+
+def plant(fault: Fault | None, folder: Path) -> None:
+    """A copy of the package with the fault in it."""
+    shutil.copytree(ROOT / "llm_rlhf", folder / "llm_rlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    if fault is not None:
+        path = folder / "llm_rlhf" / fault.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(fault.old) != 1:
+            raise ValueError(
+                f"{fault.what!r}: its line stands {text.count(fault.old)} times in {fault.file}, not once."
+            )
+        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+
+
+def failures(folder: Path, tests: list[str], words: str) -> tuple[int, list[str]]:
+    """Exit code of pytest on the planted package, and the names of the tests that failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, *tests],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    return done.returncode, re.findall(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+
+
+def judge(fault: Fault) -> str | None:
+    """None where the fault is caught, else why not."""
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            plant(fault, Path(name))
+        except ValueError as error:
+            return str(error)
+        code, failed = failures(Path(name), [fault.tests], fault.invariant)
+    if code == 1 and any(fault.invariant in test for test in failed):
+        return None
+    return "no test failed" if code == 0 else f"pytest ended with code {code}, failing {failed or 'nothing'}"
+
+
+def main(words: list[str]) -> int:
+    chosen = [f for f in FAULTS if not words or any(w in f"{f.invariant} {f.what} {f.file}" for w in words)]
+    with tempfile.TemporaryDirectory() as name:
+        plant(None, Path(name))
+        sound = " or ".join(sorted({f.invariant for f in chosen}))
+        code, failed = failures(Path(name), sorted({f.tests for f in chosen}), sound)
+    if code != 0:
+        print(f"Without any fault the tests should pass; pytest ended with code {code}: {failed}")
+        return 1
+    missed = 0
+    with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 0)) as pool:
+        for fault, reason in zip(chosen, pool.map(judge, chosen), strict=True):
+            missed += reason is not None
+            print(f"{'caught' if reason is None else 'MISSED'}  {fault.invariant}  {fault.what}", flush=True)
+            if reason is not None:
+                print(f"        {reason}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} planted faults caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
