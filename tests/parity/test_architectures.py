@@ -131,6 +131,14 @@ def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 everything = pytest.mark.parametrize("family", [*FAMILIES, *POLICIES_ONLY], indirect=True, scope="module")
 both_ways = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
+# Training steps of the families whose code differs most; the others, half a minute in all, are for `make test`.
+DIFFERENT = ("llama", "gemma3_text", "phi", "gpt2", "opt", "bloom", "qwen3_moe")
+trained = pytest.mark.parametrize(
+    "family",
+    [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    indirect=True,
+    scope="module",
+)
 
 
 @everything
@@ -200,7 +208,7 @@ def test_reward_role_scores_as_the_sequence_classifier_does(family, tmp_path, to
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@both_ways
+@trained
 def test_every_trainable_tensor_gets_the_same_gradient_checkpointed_or_not(family, tmp_path, tokenizer, value) -> None:
     trainer = trainer_of(family, tmp_path, value=value, gradient_checkpointing=True)
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
@@ -244,7 +252,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@both_ways
+@trained
 def test_ppo_takes_optimizer_steps(family, tmp_path, value) -> None:
     # A fresh adapter's A has no gradient until its B has moved.
     train_on_one_rollout(trainer_of(family, tmp_path, value=value, num_ppo_epochs=2, **SHORT), steps=2)
@@ -274,7 +282,7 @@ PAIRS = [
 ]
 
 
-@both_ways
+@trained
 def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer) -> None:
     recipe = one_recipe(family.base, tmp_path)
     reward_stage._train(recipe, RunFolder(tmp_path), family.base, tokenizer, PAIRS, tmp_path / "joint", seed=0)
