@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 SEED ?= 0
 
-.PHONY: quickstart test test-fast mutants check fix clean
+.PHONY: quickstart test test-fast mutants bench check fix clean
 
 quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
@@ -18,6 +18,9 @@ test-fast: $(READY)  ## unit, parity and recipes: under two minutes
 
 mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (some minutes)
 	$(BIN)/python tests/mutants.py
+
+bench: $(READY)  ## against trl 1.12.0's PPO, in an environment of its own: benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/cpu.py
 
 check: $(READY)  ## judge, change nothing
 	$(BIN)/ruff format --check .

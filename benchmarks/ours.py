@@ -1,0 +1,55 @@
+"""One measured run of llm-rlhf's PPOTrainer. Columns: "shared", "adapter" (where the value function lives), "rollout"
+(shared, and old log-probabilities and values kept from sampling rather than computed again).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import transformers.models.llama.modeling_llama  # noqa: F401 - so that `imports` weighs it
+from datasets import Dataset
+from job import Job, Phases, Work, common_arguments, load, main, policy_lora, prompt_ids, tokenizer
+from transformers import AutoModelForCausalLM
+
+from llm_rlhf import PPOConfig, PPOTrainer
+
+
+def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
+    options: dict[str, Any] = {"value": "adapter" if job.column == "adapter" else "shared"}
+    if job.column == "rollout":
+        options["old_logprobs"] = "rollout"
+    trainer = PPOTrainer(
+        model=load(job, AutoModelForCausalLM),
+        reward_adapter=Path(job.folder) / "reward",
+        args=PPOConfig(**common_arguments(job), **options),
+        train_dataset=Dataset.from_list([{"prompt": " ".join(f"w{i}" for i in ids)} for ids in prompt_ids(job)]),
+        processing_class=tokenizer(job),
+        peft_config=policy_lora(job),
+    )
+    generate, prepare_inputs = trainer._generate, trainer._prepare_inputs
+
+    def timed_generate(*args: Any, **kwargs: Any) -> Any:
+        phases.begin("generate")
+        answer = generate(*args, **kwargs)
+        phases.begin("score")
+        prompts, responses = answer[:2]
+        assert all(len(ids) == job.prompt_tokens for ids in prompts), "a prompt is not as long as it should be"
+        work.tokens_generated += sum(len(ids) for ids in responses)
+        return answer
+
+    def timed_prepare_inputs(batch: Any) -> Any:
+        inputs = prepare_inputs(batch)
+        if phases.current == "score":
+            phases.begin("update")
+        return inputs
+
+    trainer._generate, trainer._prepare_inputs = timed_generate, timed_prepare_inputs
+    return trainer, trainer.model
+
+
+def has_rollout_logprobs() -> bool:
+    return "old_logprobs" in {field.name for field in dataclasses.fields(PPOConfig)}
+
+
+if __name__ == "__main__":
+    main(build)
