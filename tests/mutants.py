@@ -177,7 +177,7 @@ def plant(fault: Fault | None, folder: Path) -> None:
 def failures(folder: Path, tests: list[str], words: str) -> tuple[int, list[str]]:
     """Exit code of pytest on the planted package, and the names of the tests that failed."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, *tests],
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, *tests],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip

@@ -66,6 +66,7 @@ def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quan
         model = AutoModelForCausalLM.from_pretrained(path, **loading_arguments(section, quantized))
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_load("model", path, error)) from None
+    keep_unpacked(model)
     make_room_for(tokenizer, model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = stop_token_ids(tokenizer, model)
@@ -83,6 +84,27 @@ def loading_arguments(section: ModelSection, quantized: bool = True) -> dict[str
         # Quantised weights cannot be moved afterwards, so every process loads them onto its own device.
         arguments["device_map"] = {"": processes().device}
     return arguments
+
+
+def keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    There the first forward without gradients (sampling is one) repacks them for good, and every gradient after it is
+    silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def adapters_in_float32(model: Any) -> None:
+    """What is trained on a quantised base, in float32: TRL casts it to bfloat16, where steps of 1e-5 round to nothing.
+
+    Under bfloat16 autocast the products are computed in bfloat16 all the same.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def quantization_config(section: ModelSection) -> BitsAndBytesConfig:

@@ -237,6 +237,7 @@ class PPOConfig(RLOOConfig):
             "normalize_advantages": "PPO always whitens advantages over the rollout",
             "sync_ref_model": "the reference is the base with its adapters off",
             "epsilon_high": "PPO's clip is symmetric; set cliprange",
+            "router_aux_loss_coef": "PPO adds no loss for the balance of experts",
         }
         for name, reason in reasons.items():
             if getattr(self, name):

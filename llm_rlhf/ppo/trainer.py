@@ -35,6 +35,8 @@ from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_rlhf.models.architecture import hidden_width
+from llm_rlhf.models.base import adapters_in_float32
 from llm_rlhf.models.roles import (
     POLICY,
     active_adapters,
@@ -109,6 +111,8 @@ class PPOTrainer(SavedRoles):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
         reference = _copy_for_reference(model, args, kwargs)
+        if kwargs.get("peft_config") is not None:
+            kwargs["peft_config"] = copy.deepcopy(kwargs["peft_config"])  # PEFT writes the layers it finds into it
         with self.scores.parent_weights(args), _no_reference_of_the_parents(args, reference):
             super().__init__(
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
@@ -155,11 +159,13 @@ class PPOTrainer(SavedRoles):
             add_reward_role(self.model, folder, name)
         self.has_heldout = heldout_adapter is not None
         if is_peft_model(self.model):
+            if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
+                adapters_in_float32(self.model)
             first = next(iter(adapters), None)
             add_value_role(self.model, self.args.value, adapters[first] if first else None, first)
             self.model.set_requires_grad(POLICY, requires_grad=True)
         else:
-            base.value_head = scalar_head(base.config.get_text_config().hidden_size).to(base.device)
+            base.value_head = scalar_head(hidden_width(base)).to(base.device)
         add_role_forward(base)
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model))
@@ -490,6 +496,10 @@ class _GuardCallback(TrainerCallback):
         if self.trainer.finish_step():
             for parameter in self.trainer.model.parameters():
                 parameter.grad = None  # AdamW passes over it: no momentum, no decay
+
+
+def is_deepspeed_zero3(args: PPOConfig) -> bool:
+    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
 
 
 def _copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:

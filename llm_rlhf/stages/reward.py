@@ -22,7 +22,15 @@ from llm_rlhf.data.checks import DataError, prompt_share
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation.reward_accuracy import accuracy_estimates
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import context_limit, load_tokenizer, loading_arguments, lora_config, make_room_for
+from llm_rlhf.models.base import (
+    adapters_in_float32,
+    context_limit,
+    keep_unpacked,
+    load_tokenizer,
+    loading_arguments,
+    lora_config,
+    make_room_for,
+)
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, sample_replies, score_ids
 from llm_rlhf.models.roles import NORMALISATION
@@ -79,6 +87,7 @@ def _train(
     config.max_length = None  # every pair already fits; TRL would drop the others without a word
     set_seed(seed)  # the head starts random
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **loading_arguments(recipe.model))
+    keep_unpacked(model)
     make_room_for(tokenizer, model)
     head = score_head_name(model.config, recipe.model.trust_remote_code)
     trainer = _RewardTrainer(
@@ -88,6 +97,7 @@ def _train(
         processing_class=tokenizer,
         peft_config=lora_config(recipe.model, "SEQ_CLS", modules_to_save=[head]),
     )
+    adapters_in_float32(trainer.model)
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)
     run_folder.state.wait_for_everyone()

@@ -18,7 +18,14 @@ from transformers import AutoConfig
 from trl import SFTTrainer
 
 from llm_rlhf.data.checks import DataError
-from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.architecture import score_head_name
+from llm_rlhf.models.base import (
+    adapters_in_float32,
+    context_limit,
+    load_causal_lm,
+    load_tokenizer,
+    lora_config,
+)
 from llm_rlhf.recipe import Recipe, trainer_config
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, splits, starting_model
@@ -32,6 +39,8 @@ class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train and merge. `folder` becomes `sft/`."""
     base = starting_model(recipe, run_folder, before="sft")
+    if recipe.reward is not None:  # an architecture that cannot score is refused before anything is trained
+        score_head_name(AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code))
     tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
@@ -42,6 +51,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         processing_class=tokenizer,
         peft_config=lora_config(recipe.model, "CAUSAL_LM"),
     )
+    adapters_in_float32(trainer.model)
     attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
     trainer.train()
     if run_folder.state.is_main_process:

@@ -55,6 +55,11 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"mask_truncated_completions": True}, "missing_eos_penalty"),
         ({"normalize_advantages": True}, "always whitens"),
         ({"epsilon_high": 0.3}, "symmetric"),
+        ({"router_aux_loss_coef": 0.1}, "balance of experts"),
+        ({"kl_limit": 0.0}, "over 0"),
+        ({"eval_rollouts": 0}, "at least 1"),
+        ({"score_combination": "maximum"}, "'weighted', 'minimum'"),
+        ({"keep": "best"}, "nothing is evaluated"),
         ({"kl_coef": -1.0}, "at least 0"),
         ({"lam": 1.1}, "between 0 and 1"),
         ({"temperature": 0.0}, "over 0"),
@@ -64,3 +69,12 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
 def test_contradictions_are_refused(tmp_path, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **options)
+
+
+def test_evaluation_and_checkpoints_fall_on_rollout_boundaries(tmp_path) -> None:
+    c = config(tmp_path, num_ppo_epochs=2, num_mini_batches=3, eval_rollouts=5, save_strategy="steps", save_steps=100)
+    assert c.steps_per_rollout == 6
+    assert (c.eval_strategy, c.eval_steps) == ("steps", 30)
+    assert c.save_steps == 102  # the next boundary
+    share = config(tmp_path, num_ppo_epochs=2, num_mini_batches=2, max_steps=100, save_steps=0.1)
+    assert share.save_steps == 12  # a tenth of 100 is 10; a rollout has 4

@@ -1,0 +1,100 @@
+"""A quantised base under PPO: gradients are those of the weights it stands for, and its adapters stay in float32."""
+
+import pytest
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from ppo_helpers import fixed_responses, gradients, make_trainer, responses_of, rollout
+from transformers import AutoModelForCausalLM
+
+from llm_rlhf.models.base import load_causal_lm, load_tokenizer
+from llm_rlhf.ppo.sampling import policy_weights
+from llm_rlhf.recipe import ModelSection
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory, tokenizer):
+    """64 columns: what one NF4 block holds."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        initializer_range=0.1, tie_word_embeddings=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("wide")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def quantized(base, kind: str):
+    section = ModelSection(base=str(base), quantization=kind)
+    return load_causal_lm(base, section, load_tokenizer(base, section))
+
+
+def dequantized(base, kind: str):
+    """A float32 model with the very weights that the quantised one stands for."""
+    source = dict(quantized(base, kind).named_modules())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and type(source[name]) is not torch.nn.Linear:
+            module.weight.data = dequantize_module_weight(source[name]).float()
+    return model
+
+
+def score(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_nf4_gradients_equal_those_of_the_dequantized_model_after_sampling(
+    wide_base, tmp_path, tokenizer, value
+) -> None:
+    found, weights = [], None
+    for model in (quantized(wide_base, "nf4"), dequantized(wide_base, "nf4")):
+        trainer = make_trainer(wide_base, tmp_path, None, model=model, reward_funcs=[score], value=value)
+        own = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        weights = weights or own
+        for name, parameter in own.items():  # TRL rounds the first adapters on a quantised base to bfloat16
+            parameter.data.copy_(weights[name].data)
+        rollout(trainer)  # a real one first: sampling must leave the weights as they are
+        fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
+        found.append(gradients(trainer, rollout(trainer)))
+    (loss, one), (other_loss, other) = found
+    assert loss == pytest.approx(other_loss, abs=1e-5)
+    for name, gradient in other.items():
+        # The product with a dequantised block is taken in another order: fp32 noise on gradients of order 0.1.
+        torch.testing.assert_close(one[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_on_a_quantized_base_are_float32_and_small_steps_move_them(wide_base, tmp_path, kind) -> None:
+    trainer = make_trainer(
+        wide_base, tmp_path, None, model=quantized(wide_base, kind), reward_funcs=[score], learning_rate=1e-6
+    )
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(not torch.equal(p, after[n]) for n, p in before.items())
+
+
+def test_four_bit_weights_are_not_repacked_on_cpus(wide_base) -> None:
+    layers = [m for m in quantized(wide_base, "nf4").modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert len(layers) == 2 * 7
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_vllm_is_sent_what_a_quantized_base_stands_for(wide_base, tmp_path) -> None:
+    trainer = make_trainer(wide_base, tmp_path, None, model=quantized(wide_base, "nf4"), reward_funcs=[score])
+    plain = dequantized(wide_base, "nf4")
+    sent = dict(policy_weights(trainer.model))
+    sent = {n: w for n, w in sent.items() if not n.startswith(("value_head", "score_heads"))}
+    plain.load_state_dict({n: w.float() for n, w in sent.items()})
+    ids = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    trainer.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain.eval()(input_ids=ids).logits, trainer.model(input_ids=ids).logits, rtol=0, atol=1e-4
+        )
