@@ -58,13 +58,19 @@ from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
+MOVED = {  # arguments of trl.PPOTrainer, and where they went
+    "ref_model": "leave it out: the reference is the base with its adapters off, or a copy made here without LoRA",
+    "value_model": "leave it out: PPOConfig's `value` says where the value function lives",
+    "reward_model": "give reward_adapter the folder of a LoRA reward model, or put the model into reward_funcs",
+}
 
 
 class PPOTrainer(SavedRoles):
     """Trains a policy by PPO against reward adapters, reward models of their own, Python functions, or all of them.
 
     Args:
-        model: hub id, folder or model of a causal language model: the base of every role, and the reference.
+        model: hub id, folder or model of a causal language model: the base of every role, and the reference. A PEFT
+            model goes on from its own adapter, of which a copy is the reference.
         reward_adapter: folder of an adapter and score head saved by RewardTrainer on the same base, or several by name.
         reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family (the
             response is decoded and put into their own chat template), Python functions, or their `module:function`.
@@ -101,6 +107,8 @@ class PPOTrainer(SavedRoles):
         samples_file: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in MOVED.keys() & kwargs.keys():
+            raise TypeError(f"{name} is an argument of trl.PPOTrainer; here, {MOVED[name]}.")
         if args is None:
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
@@ -152,6 +160,8 @@ class PPOTrainer(SavedRoles):
 
     def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
         base = self.base_model()
+        # A model that came with an adapter: the parent has kept a copy of it, named "ref", as the reference.
+        self.reference_adapters = [n for n in ("ref",) if is_peft_model(self.model) and n in self.model.peft_config]
         named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
         if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
             raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
@@ -161,6 +171,8 @@ class PPOTrainer(SavedRoles):
         if is_peft_model(self.model):
             if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
                 adapters_in_float32(self.model)
+            if self.reference_adapters:
+                self.model.set_requires_grad(*self.reference_adapters, requires_grad=False)
             first = next(iter(adapters), None)
             add_value_role(self.model, self.args.value, adapters[first] if first else None, first)
             self.model.set_requires_grad(POLICY, requires_grad=True)
@@ -294,7 +306,7 @@ class PPOTrainer(SavedRoles):
                     "entropies": policy["entropies"],
                 }
             if is_peft_model(self.model):
-                with active_adapters(self.base_model(), []):
+                with active_adapters(self.base_model(), self.reference_adapters):
                     reference = self.model(**inputs, with_value=False)
             else:
                 reference = (self.ref_model or self.model)(**inputs, with_value=False)
