@@ -2,7 +2,6 @@
 (shared, and old log-probabilities and values kept from sampling rather than computed again).
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,6 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
 
     trainer._generate, trainer._prepare_inputs = timed_generate, timed_prepare_inputs
     return trainer, trainer.model
-
-
-def has_rollout_logprobs() -> bool:
-    return "old_logprobs" in {field.name for field in dataclasses.fields(PPOConfig)}
 
 
 if __name__ == "__main__":

@@ -23,13 +23,19 @@ from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.objectives import (
     generalised_advantages,
     importance_weights,
-    last_counted,
     policy_loss,
     value_loss,
 )
 from llm_rlhf.ppo.rollout import stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled
 from llm_rlhf.ppo.trainer import PPOTrainer, turn_off_dropout
+
+
+def last_counted(mask: torch.Tensor) -> torch.Tensor:
+    """True at each row's last counted token; the tests' own, so that a wrong one in the code is seen."""
+    last = torch.zeros_like(mask)
+    last[torch.arange(len(mask)), mask.sum(1) - 1] = True
+    return last
 
 
 @pytest.fixture
