@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
+from llm_rlhf.models.logprobs import token_logprobs
 from llm_rlhf.recipe_values import RecipeError
 
 
@@ -55,7 +56,7 @@ def score_head_name(config: PreTrainedConfig, trust_remote_code: bool = False) -
 
 
 @torch.no_grad()
-def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
+def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> bool:
     """Read two short rows and compare TRL's fused head with the model's own logits.
 
     The fused head projects hidden states itself, so it must repeat what the model does to its logits. It knows scales
@@ -67,6 +68,10 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
     Args:
         trunk_inputs: what the joint call gives the trunk for ids and a mask.
 
+    Returns:
+        Whether the model is on a CPU and its logits are its head's plain product with the hidden states, so that our
+        own tiled head may stand in for TRL's.
+
     Raises:
         ValueError: naming the architecture and how far its log-probabilities are off, in nats.
     """
@@ -74,7 +79,7 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
     if model.base_model is model:
         raise ValueError(f"{name} names no trunk (base_model_prefix), so that its hidden states cannot be read.")
     if not _can_be_read(model):
-        return
+        return False
     ids_BT = torch.tensor([[5, 1, 2, 3, 4], [6, 1, 2, 3, 4]], device=model.device)
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[:, 0] = 0
@@ -85,6 +90,7 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
         logprobs_BTV = model(**inputs).logits.float().log_softmax(-1)
         add_fused_lm_head(model)  # on top, without a temperature
         fused_BT = model(**inputs, labels=ids_BT.masked_fill(mask_BT == 0, -100), fused_lm_head=True).log_probs[:, 1:]
+        hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state
     finally:
         model.forward = forward
         model.train(was_training)
@@ -106,6 +112,12 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
             f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
             "a row would depend on the others of its batch. This architecture cannot be trained here."
         )
+    if model.device.type != "cpu":
+        return False
+    tiled_N, _ = token_logprobs(
+        hidden_BTH[:, 1:-1].flatten(0, 1), model.get_output_embeddings(), ids_BT[:, 2:].flatten(), 1.0
+    )
+    return (tiled_N - own_BT.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
 
 
 def _can_be_read(model: Any) -> bool:

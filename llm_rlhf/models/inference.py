@@ -50,7 +50,7 @@ def load_roles(
         model.to(processes().device)
     for name, adapter in rewards.items():
         add_reward_role(model, adapter, name)
-    add_role_forward(model.get_base_model())
+    add_role_forward(model.get_base_model(), temperature)
     model.requires_grad_(False)
     return model.eval()
 
@@ -131,6 +131,7 @@ def reply_logprobs(
                 attention_mask=torch.cat([prompt_mask, answer_mask], 1),
                 response_mask=answer_mask.bool(),
                 with_value=False,
+                with_entropy=False,
             )
         return answer["logprobs"].double().sum(1).tolist()
 

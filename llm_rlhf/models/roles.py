@@ -21,7 +21,7 @@ import functools
 import inspect
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,21 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 
 from llm_rlhf.models.architecture import check_logits, hidden_width
+from llm_rlhf.models.logprobs import token_logprobs
 
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 VALUE = "value"
 NORMALISATION = "normalisation.json"
+NOT_COUNTED = -100  # the label of a position whose log-probability is not wanted
 
-_OPTIONS = ("with_value", "detach_value", "ptx_input_ids", "ptx_attention_mask", "ptx_mask")  # of the joint call
+_OPTIONS = (
+    "with_value",
+    "with_entropy",
+    "detach_value",
+    "ptx_input_ids",
+    "ptx_attention_mask",
+    "ptx_mask",
+)  # of the joint call
 
 _switched: list[tuple[nn.Module, list[str]]] = []
 
@@ -122,10 +131,15 @@ def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
     """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`.
 
     Raises:
-        ValueError: where its head does not fit, or some of its weights have no place in this base (or the other way
-            round): PEFT would leave them out, and the scores would be another model's.
+        ValueError: where the name is part of a layer's name; where its head does not fit, or some of its weights
+            have no place in this base (or the other way round): PEFT would leave them out, and the scores would be
+            another model's.
     """
     base = model.get_base_model()
+    if any(f".{name}" in f".{layer}" for layer, _ in base.named_modules()):
+        raise ValueError(
+            f"{name!r} is part of a layer's name, which PEFT mistakes for the adapter's; call it otherwise."
+        )
     head = load_scalar_head(adapter, hidden_width(base)).requires_grad_(False)
     was_training = model.training
     found = model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
@@ -180,17 +194,19 @@ def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: 
     return apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
 
 
-def add_role_forward(model: Any) -> None:
+def add_role_forward(model: Any, temperature: float = 1.0) -> None:
     """Teach a causal language model the joint call described at the top of this module.
 
-    The model must already carry TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects counted
-    positions in tiles and never holds logits of the whole vocabulary. Calls without `response_mask` are unchanged.
+    The model must already carry TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`) with the same temperature.
+    It, or our own on CPUs, projects counted positions in tiles and never holds logits of the whole vocabulary. Calls
+    without `response_mask` are unchanged.
 
     Raises:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
-    check_logits(model, functools.partial(_trunk_inputs, model))
     fused_forward = model.forward
+    plain = check_logits(model, functools.partial(_trunk_inputs, model))
+    head = _tiled_head(model, temperature) if plain else _fused_head(model, fused_forward)
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
     def forward(self: Any, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -198,7 +214,7 @@ def add_role_forward(model: Any) -> None:
             return fused_forward(*args, **kwargs)
         return _policy_and_value(
             self,
-            fused_forward,
+            head,
             kwargs["input_ids"],
             kwargs["attention_mask"],
             response_mask,
@@ -210,11 +226,12 @@ def add_role_forward(model: Any) -> None:
 
 def _policy_and_value(
     model: Any,
-    fused_forward: Any,
+    head: "LanguageHead",
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor,
     response_mask_BR: Tensor,
     with_value: bool = True,
+    with_entropy: bool = True,
     detach_value: bool = False,
     ptx_input_ids: Tensor | None = None,
     ptx_attention_mask: Tensor | None = None,
@@ -229,24 +246,12 @@ def _policy_and_value(
     """
     R = response_mask_BR.size(1)
     before_response = slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)
-    targets_BR = input_ids_BT[:, -R:].masked_fill(~response_mask_BR.bool(), -100)
-    kept: list[Tensor] = []
-
-    def keep_predicting_positions(_module: nn.Module, _args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[:, before_response]
-        kept.append(output.last_hidden_state)
-        return output
-
-    hook = model.base_model.register_forward_hook(keep_predicting_positions)
-    try:
-        fused = fused_forward(
-            **_trunk_inputs(model, input_ids_BT, attention_mask_BT), shift_labels=targets_BR, fused_lm_head=True
-        )
-    finally:
-        hook.remove()
-    answer = {"logprobs": fused.log_probs, "entropies": fused.entropy}
+    labels_BR = input_ids_BT[:, -R:].masked_fill(~response_mask_BR.bool(), NOT_COUNTED)
+    logprobs, entropies, hidden_BRH = head(input_ids_BT, attention_mask_BT, labels_BR, before_response, with_entropy)
+    answer = {"logprobs": logprobs}
+    if entropies is not None:
+        answer["entropies"] = entropies
     if with_value:
-        hidden_BRH = kept[0]
         if _has_adapter(model, VALUE):
             with active_adapters(model, [VALUE]):
                 hidden_BRH = _hidden_states(model, input_ids_BT, attention_mask_BT)[:, before_response]
@@ -254,10 +259,51 @@ def _policy_and_value(
             hidden_BRH = hidden_BRH.detach()
         answer["value_estimates"] = apply_head(model.value_head, hidden_BRH) * response_mask_BR
     if ptx_input_ids is not None and ptx_attention_mask is not None and ptx_mask is not None:
-        labels = ptx_input_ids.masked_fill(~ptx_mask.bool(), -100)
-        inputs = _trunk_inputs(model, ptx_input_ids, ptx_attention_mask)
-        answer["ptx_logprobs"] = fused_forward(**inputs, labels=labels, fused_lm_head=True).log_probs
+        labels = ptx_input_ids.masked_fill(~ptx_mask.bool(), NOT_COUNTED)[:, 1:]
+        answer["ptx_logprobs"] = head(ptx_input_ids, ptx_attention_mask, labels, slice(0, -1), False)[0]
     return answer
+
+
+# Ids and mask (B, T), labels (B, S), the positions of the states that predict them, and whether entropies are wanted;
+# log-probabilities and entropies of the labels (B, S), 0 where none counts, and the states (B, S, H).
+LanguageHead = Callable[[Tensor, Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None, Tensor]]
+
+
+def _tiled_head(model: Any, temperature: float) -> LanguageHead:
+    """Our own, for CPUs (llm_rlhf/models/logprobs.py)."""
+
+    def head(ids: Tensor, mask: Tensor, labels: Tensor, positions: slice, with_entropy: bool) -> Any:
+        hidden_BSH = _hidden_states(model, ids, mask)[:, positions]
+        counted = labels != NOT_COUNTED
+        logprobs_N, entropies_N = token_logprobs(
+            hidden_BSH[counted], model.get_output_embeddings(), labels[counted], temperature, with_entropy
+        )
+        zeros = logprobs_N.new_zeros(labels.shape)
+        entropies = None if entropies_N is None else zeros.masked_scatter(counted, entropies_N)
+        return zeros.masked_scatter(counted, logprobs_N), entropies, hidden_BSH
+
+    return head
+
+
+def _fused_head(model: Any, fused_forward: Any) -> LanguageHead:
+    """TRL's, which knows Triton and what some architectures do to their logits; it runs the trunk by itself."""
+
+    def head(ids: Tensor, mask: Tensor, labels: Tensor, positions: slice, with_entropy: bool) -> Any:
+        kept: list[Tensor] = []
+
+        def keep_predicting_positions(_module: nn.Module, _args: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[:, positions]
+            kept.append(output.last_hidden_state)
+            return output
+
+        hook = model.base_model.register_forward_hook(keep_predicting_positions)
+        try:
+            fused = fused_forward(**_trunk_inputs(model, ids, mask), shift_labels=labels, fused_lm_head=True)
+        finally:
+            hook.remove()
+        return fused.log_probs, fused.entropy if with_entropy else None, kept[0]
+
+    return head
 
 
 def _hidden_states(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ class PPOTrainer(SavedRoles):
         if self.eval_dataset is not None:
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy)
             self.add_callback(self.snapshots)
+        if args.cache_implementation and self.accelerator.device.type == "cuda" and not self.use_vllm:
+            self.generation_config.disable_compile = False  # a static cache is asked for to be compiled; TRL says never
         if self.use_vllm:
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
             send_policy_weights(self.vllm_generation, self.model)
@@ -178,9 +180,9 @@ class PPOTrainer(SavedRoles):
             self.model.set_requires_grad(POLICY, requires_grad=True)
         else:
             base.value_head = scalar_head(hidden_width(base)).to(base.device)
-        add_role_forward(base)
+        add_role_forward(base, self.temperature)
         if self.ref_model is not None:
-            add_role_forward(self.accelerator.unwrap_model(self.ref_model))
+            add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
     # ---- the rollout -------------------------------------------------------------------------------------------
 
@@ -307,9 +309,9 @@ class PPOTrainer(SavedRoles):
                 }
             if is_peft_model(self.model):
                 with active_adapters(self.base_model(), self.reference_adapters):
-                    reference = self.model(**inputs, with_value=False)
+                    reference = self.model(**inputs, with_value=False, with_entropy=False)
             else:
-                reference = (self.ref_model or self.model)(**inputs, with_value=False)
+                reference = (self.ref_model or self.model)(**inputs, with_value=False, with_entropy=False)
             adapter_scores = {
                 name: role_scores(self.model, name, batch["input_ids"], batch["attention_mask"])
                 for name in [
@@ -384,7 +386,7 @@ class PPOTrainer(SavedRoles):
         mask = inputs["response_mask"]
         rollout = self._step // (self.args.steps_per_generation * self.num_iterations)
         warming_up = rollout < self.args.value_warmup_rollouts
-        extra: dict[str, Any] = {"detach_value": True} if warming_up else {}
+        extra: dict[str, Any] = {"with_entropy": False, "detach_value": warming_up}
         if "ptx_input_ids" in inputs:
             extra |= {name: inputs[name] for name in ("ptx_input_ids", "ptx_attention_mask", "ptx_mask")}
         now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask, **extra)
@@ -408,7 +410,6 @@ class PPOTrainer(SavedRoles):
                 "loss/value": value.loss,
                 "policy/approxkl": objectives.approx_kl(now["logprobs"], inputs["old_logprobs"]),
                 "policy/clipfrac": policy.clipped,
-                "policy/entropy": now["entropies"],
                 "policy/ratio": ratio,
                 "val/clipfrac": value.clipped,
                 "tokens": mask,

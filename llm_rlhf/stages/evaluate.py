@@ -184,7 +184,7 @@ PPO_CURVES = (
     "objective/scores",
     "objective/kl",
     "objective/rlhf_reward",
-    "policy/entropy",
+    "objective/entropy",
     "policy/approxkl",
     "policy/clipfrac",
     "val/explained_variance",

@@ -26,7 +26,7 @@ from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, fit_prompts, spli
 from llm_rlhf.stages.progress import METRICS, StageLog, attach_log
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
-SHOWN = {"objective/scores": "score", "objective/kl": "kl", "response_length": "length", "policy/entropy": "entropy"}
+SHOWN = {"objective/scores": "score", "objective/kl": "kl", "response_length": "length", "objective/entropy": "entropy"}
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:

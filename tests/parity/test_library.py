@@ -83,7 +83,7 @@ def test_callbacks_and_log_history_are_the_trainers(base_folder, reward_folder, 
     assert count.steps == trainer.state.global_step == 4
     names = {
         "objective/kl", "objective/kl_per_token", "objective/sqrt_kl", "objective/scores", "objective/rlhf_reward",
-        "objective/entropy", "objective/kl_coef", "policy/approxkl", "policy/clipfrac", "policy/entropy",
+        "objective/entropy", "objective/kl_coef", "policy/approxkl", "policy/clipfrac",
         "policy/ratio", "loss/policy", "loss/value", "val/clipfrac", "val/explained_variance", "response_length",
         "eos_rate",
     }  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_reward_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights
 from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, responses_of, rollout, zero_values
@@ -389,6 +390,47 @@ def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
             torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_gradient_does_not_depend_on_the_tokenizers_padding_side(base_folder, reward_folder, tmp_path, eos) -> None:
+    found = []
+    for side in ("left", "right"):
+        trainer = make_trainer(base_folder, tmp_path, reward_folder)
+        trainer.processing_class.padding_side = side
+        torch.manual_seed(5)
+        found.append(gradients(trainer, rollout(trainer)))  # sampled, not given: generate is told the side too
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(g, found[1][1][n]) for n, g in found[0][1].items())
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_gradient_does_not_depend_on_the_order_or_number_of_adapters(
+    base_folder, reward_folder, tmp_path, eos, value
+) -> None:
+    second = random_reward_adapter(base_folder, tmp_path / "second", seed=7)
+    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    first: dict[str, torch.Tensor] = {}
+    for adapters in (
+        {"one": reward_folder},
+        {"one": reward_folder, "two": second},
+        {"two": second, "one": reward_folder},
+    ):
+        weights = [1.0 if name == "one" else 0.0 for name in adapters]
+        trainer = make_trainer(base_folder, tmp_path, adapters, value=value, reward_weights=weights)
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:  # the value starts from the first reward adapter, which is another one here
+                parameter.data.copy_(first.setdefault(name, parameter.detach().clone()))
+        fixed_responses(trainer, responses_of(eos))
+        found.append(gradients(trainer, rollout(trainer)))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for name, expected in found[0][1].items():
+            torch.testing.assert_close(gradient[name], expected, rtol=1e-5, atol=1e-7, msg=name)  # 0 * two is added
+
+
+def test_a_reward_adapter_named_like_a_layer_is_refused(base_folder, reward_folder, tmp_path) -> None:
+    with pytest.raises(ValueError, match="call it otherwise"):
+        make_trainer(base_folder, tmp_path, {"mlp": reward_folder})
+
+
 def test_scores_do_not_depend_on_padding(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     ids = torch.randint(10, 200, (1, 9), generator=torch.Generator().manual_seed(1))
@@ -698,27 +740,30 @@ def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are
     (plain,) = rollout(trainer)
     assert "importance" not in plain
     loss, _ = gradients(trainer, [plain])
-    shift = 0.3
+    shift_B = torch.tensor([0.3, 0.0] * 4)  # not the same everywhere: whitened advantages add up to 0
     generate = trainer._generate
 
     def generate_elsewhere(prompts):
         answer = generate(prompts)
-        rows = plain["old_logprobs"].tolist()
-        trainer._sampled = Sampled([[x - shift for x in row[: len(r)]] for row, r in zip(rows, answer[1], strict=True)])
+        rows = (plain["old_logprobs"] - shift_B[:, None]).tolist()
+        trainer._sampled = Sampled([row[: len(r)] for row, r in zip(rows, answer[1], strict=True)])
         return answer
 
     trainer._generate = generate_elsewhere
     (batch,) = rollout(trainer)
-    counted = batch["response_mask"]
-    torch.testing.assert_close(
-        batch["importance"][counted], torch.full_like(batch["importance"][counted], shift).exp(), rtol=1e-5, atol=0
+    mask = batch["response_mask"]
+    expected = shift_B.exp()[:, None].expand(mask.shape)
+    torch.testing.assert_close(batch["importance"][mask], expected[mask], rtol=1e-5, atol=0)  # fp32 differences
+    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert logged["sampling/importance"] == pytest.approx(expected[mask].mean().item(), rel=1e-5)
+    assert logged["sampling/logprob_difference"] == pytest.approx(
+        shift_B[:, None].expand(mask.shape)[mask].mean().item(), rel=1e-4
     )
-    assert trainer._metrics["train"]["sampling/importance"][-1] == pytest.approx(2.718281828**shift, rel=1e-5)
-    assert trainer._metrics["train"]["sampling/logprob_difference"][-1] == pytest.approx(shift, rel=1e-4)
-    # The policy's share of the loss is multiplied, the value's is not.
-    policy = -(plain["advantages"] * plain["response_mask"]).sum() / plain["tokens_per_mini_batch"]
+    # The first ratio is 1: a token's policy loss is minus its advantage, times its weight; the value's loss has none.
+    more = -(plain["advantages"] * (expected - 1) * mask).sum() / plain["tokens_per_mini_batch"]
     weighted, _ = gradients(trainer, [batch])
-    assert weighted - loss == pytest.approx(policy.item() * (2.718281828**shift - 1), abs=1e-5)
+    assert abs(more.item()) > 1e-3
+    assert weighted - loss == pytest.approx(more.item(), abs=1e-5)
 
 
 def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, tmp_path, eos) -> None:

@@ -1,0 +1,96 @@
+"""Log-probabilities of given tokens from hidden states, never holding the logits of more than a tile of rows.
+
+TRL's fused head does this with Triton on GPUs; on CPUs its fallback makes several passes over wide tiles. This one is
+for CPUs: a tile that stays in the cache, worked on in place, and, where the head is frozen, its gradient taken at once,
+so that the backward needs no second product with the vocabulary.
+
+Layout: N tokens, H hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 2**21  # numbers a tile may hold: 8 MB in float32
+
+
+def token_logprobs(
+    hidden_NH: Tensor, head: torch.nn.Linear, labels_N: Tensor, temperature: float, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-softmax of `head(hidden) / temperature` at the labels, and perhaps its entropy in nats; (N,) each, float32.
+
+    Differentiable with respect to the hidden states and the head's weight, where they are trained; entropy is a value.
+    """
+    weight = head.weight.to(hidden_NH.dtype)  # under autocast the states are bfloat16, and the product with them
+    logprobs, entropies = _TokenLogprobs.apply(hidden_NH, weight, head.bias, labels_N, temperature, with_entropy)
+    return logprobs, entropies if with_entropy else None
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
+        entropies_N = torch.zeros_like(logprobs_N)
+        at_once = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        slope_NH = torch.empty_like(hidden_NH) if at_once else None  # of each log-probability by its own hidden state
+        for rows in _tiles(len(hidden_NH), len(weight_VH)):
+            logits = _logits(hidden_NH[rows], weight_VH, bias_V, temperature)
+            chosen = logits.gather(1, labels_N[rows, None]).squeeze(1)
+            largest = logits.amax(1, keepdim=True)
+            logits.sub_(largest)
+            exponents = logits.exp() if with_entropy else logits.exp_()
+            totals = exponents.sum(1)
+            logprobs_N[rows] = chosen - largest.squeeze(1) - totals.log()
+            if with_entropy:
+                entropies_N[rows] = totals.log() - torch.linalg.vecdot(exponents, logits) / totals
+            if slope_NH is not None:
+                expected = exponents.to(weight_VH.dtype) @ weight_VH / totals.unsqueeze(1)
+                slope_NH[rows] = ((weight_VH[labels_N[rows]] - expected) / temperature).to(slope_NH.dtype)
+        ctx.temperature, ctx.at_once = temperature, at_once
+        ctx.save_for_backward(*((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, logprobs_N)))
+        ctx.mark_non_differentiable(entropies_N)
+        return logprobs_N, entropies_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.at_once:
+            (slope_NH,) = ctx.saved_tensors
+            return gradient_N.unsqueeze(1).to(slope_NH.dtype) * slope_NH, None, None, None, None, None
+        hidden_NH, weight_VH, bias_V, labels_N, logprobs_N = ctx.saved_tensors
+        of_hidden, of_weight = torch.empty_like(hidden_NH), torch.zeros_like(weight_VH)
+        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        for rows in _tiles(len(hidden_NH), len(weight_VH)):
+            logits = _logits(hidden_NH[rows], weight_VH, bias_V, ctx.temperature)
+            chosen = logits.gather(1, labels_N[rows, None])
+            logits.sub_(chosen - logprobs_N[rows, None]).exp_().neg_()  # minus the probabilities
+            logits.scatter_add_(1, labels_N[rows, None], torch.ones_like(chosen))
+            logits.mul_(gradient_N[rows, None] / ctx.temperature)
+            slope = logits.to(weight_VH.dtype)
+            of_hidden[rows] = slope @ weight_VH
+            of_weight.addmm_(slope.t(), hidden_NH[rows])
+            if of_bias is not None:
+                of_bias.add_(logits.sum(0))
+        return of_hidden, of_weight, of_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+    logits = hidden @ weight_VH.t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias_V is not None:
+        logits.add_(bias_V)
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _tiles(rows: int, vocabulary: int) -> list[slice]:
+    step = max(16, TILE // vocabulary)
+    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -1,0 +1,47 @@
+"""The tiled log-probabilities against torch's own log_softmax, values and gradients."""
+
+import pytest
+import torch
+
+from llm_rlhf.models import logprobs
+from llm_rlhf.models.logprobs import token_logprobs
+
+
+@pytest.mark.parametrize("trained", ["hidden states", "hidden states and head"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 16, 37])  # tiles of 16 rows: less than one, one, and two and a part
+def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows) -> None:
+    monkeypatch.setattr(logprobs, "TILE", 16 * 11)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(7, 11, bias=bias, dtype=torch.float64).requires_grad_(trained != "hidden states")
+    hidden = torch.randn(rows, 7, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.randint(11, (rows,)), torch.randn(rows, dtype=torch.float64)
+    parameters = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+
+    whole = (head(hidden) / 0.7).log_softmax(-1)
+    expected = whole.gather(1, labels[:, None]).squeeze(1)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), parameters)
+    found, entropies = token_logprobs(hidden, head, labels, 0.7, with_entropy=True)
+    gradients = torch.autograd.grad((found * weights).sum(), parameters)
+
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64, another order of sums
+    torch.testing.assert_close(entropies, -(whole.exp() * whole).sum(1), rtol=1e-12, atol=1e-12)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-12)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    head = torch.nn.Linear(2, 3, bias=False)
+    head.weight.data = torch.tensor([[1e4, 0.0], [0.0, 1.0], [-1e4, 0.0]])
+    found, entropies = token_logprobs(torch.ones(2, 2), head, torch.tensor([0, 2]), 1.0, with_entropy=True)
+    assert found.tolist() == [0.0, -2e4]
+    assert entropies.tolist() == [0.0, 0.0]
+
+
+def test_bfloat16_states_give_float32_log_probabilities() -> None:
+    head = torch.nn.Linear(4, 9, bias=False)
+    hidden = torch.randn(5, 4).bfloat16()
+    found, _ = token_logprobs(hidden, head, torch.arange(5), 1.0)
+    assert found.dtype == torch.float32
+    expected = (hidden @ head.weight.bfloat16().t()).float().log_softmax(-1)[torch.arange(5), torch.arange(5)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
