@@ -193,6 +193,11 @@ class PPOConfig(RLOOConfig):
         """Optimizer steps that one rollout is used for."""
         return self.num_ppo_epochs * self.num_mini_batches
 
+    @property
+    def samples_with_bias(self) -> bool:
+        """Whether what is sampled is not the distribution whose log-probabilities PPO compares."""
+        return self.top_p < 1 or self.top_k > 0 or bool(self.min_p) or self.repetition_penalty != 1
+
     def _parent_post_init(self) -> None:
         """RLOO compares responses of one prompt and so refuses one response per prompt; PPO has a value function.
 
@@ -286,7 +291,7 @@ class PPOConfig(RLOOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be over 0.")
-        if self.top_p < 1 or self.top_k > 0 or self.min_p or self.repetition_penalty != 1:
+        if self.samples_with_bias:
             warnings.warn(
                 "top_p, top_k, min_p or repetition_penalty change what is sampled but not the log-probabilities that "
                 "PPO compares, so its ratios are biased; leave them at 1, 0, None and 1 unless that is intended.",

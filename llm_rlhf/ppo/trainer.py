@@ -52,7 +52,14 @@ from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.rollout import finish_rollout, micro_batch_rows, pad_rows, pad_tokens, stopped_by_itself
-from llm_rlhf.ppo.sampling import Sampled, continuous_batches, keep_engine_logprobs, send_policy_weights, watch_generate
+from llm_rlhf.ppo.sampling import (
+    Sampled,
+    continuous_batches,
+    drawing,
+    keep_engine_logprobs,
+    send_policy_weights,
+    watch_generate,
+)
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
@@ -151,6 +158,9 @@ class PPOTrainer(SavedRoles):
         if self.use_vllm:
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
             send_policy_weights(self.vllm_generation, self.model)
+        # On a CPU torch.multinomial takes longer than the model; Draw knows the plain distribution only.
+        on_cpu = self.accelerator.device.type == "cpu" and not self.use_vllm
+        self._draws = on_cpu and not args.samples_with_bias and not args.generation_kwargs
         self._sampled: Sampled | None = None
         self._micro_batches: list[dict[str, Tensor]] = []
         self._order: list[int] = []
@@ -274,12 +284,15 @@ class PPOTrainer(SavedRoles):
                 )
             self.model.train(self.model.training)
             return response_ids
-        if self.use_vllm or self.args.old_logprobs == "rescored":
+        with contextlib.ExitStack() as stack:
+            watch = None
+            if self.args.old_logprobs == "rollout":
+                watch = stack.enter_context(watch_generate(self.base_model(), self.args.temperature))
+            if self._draws:
+                stack.enter_context(drawing(self.base_model(), self.args.temperature))
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-            return response_ids
-        with watch_generate(self.base_model(), self.args.temperature) as watch:
-            response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        self._sampled = watch.rows(response_ids)
+        if watch is not None:
+            self._sampled = watch.rows(response_ids)
         return response_ids
 
     def _keep_engine_logprobs(self, rows: list[list[float]]) -> None:
