@@ -13,7 +13,7 @@ quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model
 test: $(READY)  ## everything
 	$(BIN)/python -m pytest
 
-test-fast: $(READY)  ## unit, parity and recipes: under two minutes
+test-fast: $(READY)  ## unit, parity and recipes, without the slow ones
 	$(BIN)/python -m pytest tests/unit tests/parity tests/recipes -m "not slow"
 
 mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (some minutes)

@@ -70,7 +70,7 @@ FAULTS = [
     Fault("invariant_08", "a stop token anywhere counts as the end", "ppo/rollout.py",
           "(stops & objectives.last_counted(response_mask_BR)).any(1)", "stops.any(1)"),
     Fault("invariant_08", "stopping is punished", "ppo/rollout.py",
-          'args.missing_eos_penalty * (~batch["stopped"])', 'args.missing_eos_penalty * batch["stopped"]'),
+          'args.missing_eos_penalty * (~batch["stopped"])', 'args.missing_eos_penalty * (batch["stopped"])'),
     Fault("invariant_09", "the KL's sign is flipped", "ppo/objectives.py",
           "rewards = -kl_coef * kl_BR", "rewards = kl_coef * kl_BR"),
     Fault("invariant_09", "the KL is of reference and policy", "ppo/objectives.py",

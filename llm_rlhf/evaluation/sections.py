@@ -67,6 +67,12 @@ REFUSALS = [
 CURVES: list[tuple[str, str, str, str]] = [
     ("ppo", "objective/scores", "Reward-model score", "Mean score of the sampled replies; what PPO tries to raise."),
     ("ppo", "objective/kl", "KL from the SFT model", "Nats per reply; how far the policy has moved to get there."),
+    (
+        "ppo",
+        "eval_heldout/scores",
+        "Held-out judge in training",
+        "Mean score by the model PPO never trains against. Falling while the other rises is over-optimisation.",
+    ),
     ("ppo", "response_length", "Reply length", "Tokens. Watch for a score that rises only because replies grow."),
     ("ppo", "objective/entropy", "Entropy", "Nats per token. A collapse towards 0 means the same reply to everything."),
     ("ppo", "val/explained_variance", "Explained variance", "How well the value model predicts returns; 1 is perfect."),

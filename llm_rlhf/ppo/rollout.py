@@ -71,7 +71,7 @@ def finish_rollout(
     rewards = []
     for batch, mask in zip(batches, masks, strict=True):
         kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], args.kl_estimator) * mask
-        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"])
+        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]).to(batch["scores"].dtype)
         rewards.append(objectives.token_rewards(batch["final_scores"], kl, mask, kl_coef))
         batch["sequence_kl"] = kl.sum(1)
     if args.whiten_rewards:

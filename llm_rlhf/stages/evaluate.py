@@ -182,6 +182,9 @@ def _report(
 
 PPO_CURVES = (
     "objective/scores",
+    "eval_objective/scores",
+    "eval_heldout/scores",
+    "eval_objective/kl",
     "objective/kl",
     "objective/rlhf_reward",
     "objective/entropy",
