@@ -5,6 +5,7 @@ T both.
 """
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,26 @@ def pad_tokens(rows: list[list[float]], like_BR: Tensor) -> Tensor:
     return torch.tensor([list(row) + [0.0] * (R - len(row)) for row in rows], device=like_BR.device)
 
 
+def add_demonstrations(batches: list[dict[str, Tensor]], dataset: Any, pad_token_id: int, seed: int) -> None:
+    """Give each micro-batch as many demonstrations as it has rows, drawn by the seed: `ptx_input_ids` and both masks.
+
+    Args:
+        dataset: rows of `input_ids` and, perhaps, `assistant_masks` (1: trained on); without it every token is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        drawn = torch.randint(len(dataset), (len(batch["input_ids"]),), generator=generator)
+        rows = [dataset[i] for i in drawn.tolist()]
+        T = max(len(row["input_ids"]) for row in rows)
+        columns: dict[str, list[list[int]]] = {"ptx_input_ids": [], "ptx_attention_mask": [], "ptx_mask": []}
+        for row in rows:
+            ids, missing = list(row["input_ids"]), T - len(row["input_ids"])
+            columns["ptx_input_ids"].append(ids + [pad_token_id] * missing)
+            columns["ptx_attention_mask"].append([1] * len(ids) + [0] * missing)
+            columns["ptx_mask"].append(list(row.get("assistant_masks") or [1] * len(ids)) + [0] * missing)
+        batch |= {name: torch.tensor(values, device=batch["input_ids"].device) for name, values in columns.items()}
+
+
 def finish_rollout(
     batches: list[dict[str, Tensor]], args: PPOConfig, total: objectives.Total, kl_coef: float | None = None
 ) -> dict[str, float]:
@@ -71,7 +92,9 @@ def finish_rollout(
     rewards = []
     for batch, mask in zip(batches, masks, strict=True):
         kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], args.kl_estimator) * mask
-        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]).to(batch["scores"].dtype)
+        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]).to(
+            batch["scores"].dtype
+        )
         rewards.append(objectives.token_rewards(batch["final_scores"], kl, mask, kl_coef))
         batch["sequence_kl"] = kl.sum(1)
     if args.whiten_rewards:

@@ -23,14 +23,14 @@ Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 import contextlib
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
@@ -43,7 +43,6 @@ from llm_rlhf.models.roles import (
     add_reward_role,
     add_role_forward,
     add_value_role,
-    recompute_with_same_adapters,
     role_scores,
     scalar_head,
 )
@@ -51,7 +50,14 @@ from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
-from llm_rlhf.ppo.rollout import finish_rollout, micro_batch_rows, pad_rows, pad_tokens, stopped_by_itself
+from llm_rlhf.ppo.rollout import (
+    add_demonstrations,
+    finish_rollout,
+    micro_batch_rows,
+    pad_rows,
+    pad_tokens,
+    stopped_by_itself,
+)
 from llm_rlhf.ppo.sampling import (
     Sampled,
     continuous_batches,
@@ -62,14 +68,19 @@ from llm_rlhf.ppo.sampling import (
 )
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
+from llm_rlhf.ppo.setup import (
+    MOVED,
+    SeededSampler,
+    check_before_loading,
+    checkpoint_with_adapters,
+    copy_for_reference,
+    is_deepspeed_zero3,
+    no_reference_of_the_parents,
+    turn_off_dropout,
+)
 from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
-MOVED = {  # arguments of trl.PPOTrainer, and where they went
-    "ref_model": "leave it out: the reference is the base with its adapters off, or a copy made here without LoRA",
-    "value_model": "leave it out: PPOConfig's `value` says where the value function lives",
-    "reward_model": "give reward_adapter the folder of a LoRA reward model, or put the model into reward_funcs",
-}
 
 
 class PPOTrainer(SavedRoles):
@@ -120,15 +131,15 @@ class PPOTrainer(SavedRoles):
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
-        _check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        check_before_loading(args, train_dataset, ptx_dataset, kwargs)
         if args.gradient_checkpointing and args.value == "adapter":
-            _checkpoint_with_adapters(args)
+            checkpoint_with_adapters(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
-        reference = _copy_for_reference(model, args, kwargs)
+        reference = copy_for_reference(model, args, kwargs)
         if kwargs.get("peft_config") is not None:
             kwargs["peft_config"] = copy.deepcopy(kwargs["peft_config"])  # PEFT writes the layers it finds into it
-        with self.scores.parent_weights(args), _no_reference_of_the_parents(args, reference):
+        with self.scores.parent_weights(args), no_reference_of_the_parents(args, reference):
             super().__init__(
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )
@@ -194,12 +205,17 @@ class PPOTrainer(SavedRoles):
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
+    @property
+    def rollouts_done(self) -> int:
+        """Rollouts that have been used up; the one in use is not counted."""
+        return self._step // (self.args.steps_per_generation * self.num_iterations)
+
     # ---- the rollout -------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """The parent's sampler draws each pass from where the last one left its generator; a resumed run could not."""
         sampler = super()._get_train_sampler(dataset)
-        return _SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
+        return SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The next micro-batch; a new rollout when the last one has been used for all its epochs.
@@ -272,7 +288,11 @@ class PPOTrainer(SavedRoles):
                 f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
             )
         if self.args.ptx_coef:
-            self._add_demonstrations(batches)
+            seed = (self.args.seed * 1_000_003 + self.rollouts_done) * 1_009 + self.accelerator.process_index
+            add_demonstrations(batches, self.ptx_dataset, self._tokenizer.pad_token_id, seed)
+            tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
+            for batch in batches:
+                batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         """The parent's, keeping the log-probabilities that sampling computed."""
@@ -358,32 +378,6 @@ class PPOTrainer(SavedRoles):
             scores_B = self.score_moments.normalised(scores_B, self.args.score_normalization)
         return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
 
-    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> None:
-        """As many demonstrations as a micro-batch has rows, drawn anew for every rollout by its number and process."""
-        assert self.ptx_dataset is not None
-        number = self._step // (self.args.steps_per_generation * self.num_iterations)
-        generator = torch.Generator().manual_seed(hash((self.args.seed, number, self.accelerator.process_index)))
-        pad, device = self._tokenizer.pad_token_id, self.accelerator.device
-        for batch in batches:
-            size = len(batch["input_ids"])
-            rows = [
-                self.ptx_dataset[i] for i in torch.randint(len(self.ptx_dataset), (size,), generator=generator).tolist()
-            ]
-            T = max(len(row["input_ids"]) for row in rows)
-            batch["ptx_input_ids"] = torch.tensor(
-                [row["input_ids"] + [pad] * (T - len(row["input_ids"])) for row in rows]
-            )
-            counted = [list(row.get("assistant_masks") or [1] * len(row["input_ids"])) for row in rows]
-            batch["ptx_mask"] = torch.tensor([mask + [0] * (T - len(mask)) for mask in counted])
-            batch["ptx_attention_mask"] = torch.tensor(
-                [[1] * len(row["input_ids"]) + [0] * (T - len(row["input_ids"])) for row in rows]
-            )
-            for name in ("ptx_input_ids", "ptx_mask", "ptx_attention_mask"):
-                batch[name] = batch[name].to(device)
-        tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
-        for batch in batches:
-            batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
-
     # ---- the update --------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -397,8 +391,7 @@ class PPOTrainer(SavedRoles):
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
         mask = inputs["response_mask"]
-        rollout = self._step // (self.args.steps_per_generation * self.num_iterations)
-        warming_up = rollout < self.args.value_warmup_rollouts
+        warming_up = self.rollouts_done < self.args.value_warmup_rollouts
         extra: dict[str, Any] = {"with_entropy": False, "detach_value": warming_up}
         if "ptx_input_ids" in inputs:
             extra |= {name: inputs[name] for name in ("ptx_input_ids", "ptx_attention_mask", "ptx_mask")}
@@ -499,19 +492,6 @@ class PPOTrainer(SavedRoles):
                 file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
 
 
-class _SeededSampler(RepeatSampler):
-    """The parent's sampler with each pass over the prompts a function of the seed and the pass alone."""
-
-    def __init__(self, like: RepeatSampler) -> None:
-        super().__init__(
-            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)
-
-
 class _GuardCallback(TrainerCallback):
     """Ends the optimizer step: logs it, and takes the gradients away where the guard skips it."""
 
@@ -522,68 +502,3 @@ class _GuardCallback(TrainerCallback):
         if self.trainer.finish_step():
             for parameter in self.trainer.model.parameters():
                 parameter.grad = None  # AdamW passes over it: no momentum, no decay
-
-
-def is_deepspeed_zero3(args: PPOConfig) -> bool:
-    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-
-
-def _copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
-    """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
-    if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
-        return None
-    if args.deepspeed_plugin is not None or args.fsdp:
-        raise ValueError("Without LoRA, under DeepSpeed or FSDP, give the model by its name or folder, not in memory.")
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-@contextlib.contextmanager
-def _no_reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
-    """The parent loads no reference where its beta is 0."""
-    beta = args.beta
-    if reference is not None:
-        args.beta = 0.0
-    try:
-        yield
-    finally:
-        args.beta = beta
-
-
-def turn_off_dropout(model: Any) -> Any:
-    """Every dropout to 0: modules, LoRA's, and the rates that attention layers keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-    return model
-
-
-def _check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
-    if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
-        raise ValueError(
-            f"There are {len(train_dataset)} prompts, but one rollout takes "
-            f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
-            "num_mini_batches, or give more prompts."
-        )
-    if args.ptx_coef and not ptx_dataset:
-        raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
-    if args.keep == "best" and kwargs.get("eval_dataset") is None:
-        raise ValueError("keep is 'best', but there is nothing to evaluate on; give an eval_dataset.")
-    if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
-        raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
-
-
-def _checkpoint_with_adapters(args: PPOConfig) -> None:
-    """Recompute checkpointed activations under the adapters of their forward (only possible without reentrance)."""
-    kwargs = dict(args.gradient_checkpointing_kwargs or {})
-    if kwargs.get("use_reentrant"):
-        raise ValueError(
-            "value: adapter with reentrant gradient checkpointing would recompute the value's activations with the "
-            "policy's adapter; use value: shared, or gradient_checkpointing_kwargs: {use_reentrant: false}."
-        )
-    kwargs |= {"use_reentrant": False, "context_fn": recompute_with_same_adapters}
-    args.gradient_checkpointing_kwargs = kwargs
-    if hasattr(args, "activation_checkpointing_kwargs"):  # transformers' newer name for the same
-        args.activation_checkpointing_kwargs = kwargs

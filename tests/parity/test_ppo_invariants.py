@@ -29,7 +29,8 @@ from llm_rlhf.ppo.objectives import (
 )
 from llm_rlhf.ppo.rollout import stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled
-from llm_rlhf.ppo.trainer import PPOTrainer, turn_off_dropout
+from llm_rlhf.ppo.setup import turn_off_dropout
+from llm_rlhf.ppo.trainer import PPOTrainer
 
 
 def last_counted(mask: torch.Tensor) -> torch.Tensor:

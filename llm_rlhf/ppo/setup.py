@@ -1,0 +1,97 @@
+"""What must be settled before PPOTrainer's parents are built, and what the parents settle otherwise."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch import nn
+from trl.trainer.utils import RepeatSampler
+
+from llm_rlhf.models.roles import recompute_with_same_adapters
+from llm_rlhf.ppo.config import PPOConfig
+
+MOVED = {  # arguments of trl.PPOTrainer, and where they went
+    "ref_model": "leave it out: the reference is the base with its adapters off, or a copy made here without LoRA",
+    "value_model": "leave it out: PPOConfig's `value` says where the value function lives",
+    "reward_model": "give reward_adapter the folder of a LoRA reward model, or put the model into reward_funcs",
+}
+
+
+class SeededSampler(RepeatSampler):
+    """The parent's sampler with each pass over the prompts a function of the seed and the pass alone."""
+
+    def __init__(self, like: RepeatSampler) -> None:
+        super().__init__(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)
+
+
+def is_deepspeed_zero3(args: PPOConfig) -> bool:
+    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+
+
+def copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
+    """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
+    if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
+        return None
+    if args.deepspeed_plugin is not None or args.fsdp:
+        raise ValueError("Without LoRA, under DeepSpeed or FSDP, give the model by its name or folder, not in memory.")
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def no_reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
+    """The parent loads no reference where its beta is 0."""
+    beta = args.beta
+    if reference is not None:
+        args.beta = 0.0
+    try:
+        yield
+    finally:
+        args.beta = beta
+
+
+def turn_off_dropout(model: Any) -> Any:
+    """Every dropout to 0: modules, LoRA's, and the rates that attention layers keep as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
+    if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
+        raise ValueError(
+            f"There are {len(train_dataset)} prompts, but one rollout takes "
+            f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
+            "num_mini_batches, or give more prompts."
+        )
+    if args.ptx_coef and not ptx_dataset:
+        raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
+    if args.keep == "best" and kwargs.get("eval_dataset") is None:
+        raise ValueError("keep is 'best', but there is nothing to evaluate on; give an eval_dataset.")
+    if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
+        raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
+
+
+def checkpoint_with_adapters(args: PPOConfig) -> None:
+    """Recompute checkpointed activations under the adapters of their forward (only possible without reentrance)."""
+    kwargs = dict(args.gradient_checkpointing_kwargs or {})
+    if kwargs.get("use_reentrant"):
+        raise ValueError(
+            "value: adapter with reentrant gradient checkpointing would recompute the value's activations with the "
+            "policy's adapter; use value: shared, or gradient_checkpointing_kwargs: {use_reentrant: false}."
+        )
+    kwargs |= {"use_reentrant": False, "context_fn": recompute_with_same_adapters}
+    args.gradient_checkpointing_kwargs = kwargs
+    if hasattr(args, "activation_checkpointing_kwargs"):  # transformers' newer name for the same
+        args.activation_checkpointing_kwargs = kwargs
