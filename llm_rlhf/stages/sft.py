@@ -39,9 +39,9 @@ class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train and merge. `folder` becomes `sft/`."""
     base = starting_model(recipe, run_folder, before="sft")
+    tokenizer = load_tokenizer(base, recipe.model)
     if recipe.reward is not None:  # an architecture that cannot score is refused before anything is trained
         score_head_name(AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code))
-    tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     trainer = _SFTTrainer(

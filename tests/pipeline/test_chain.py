@@ -40,7 +40,9 @@ def test_the_report_holds_what_was_asked(finished: Path) -> None:
     wanted = ("gold_gain", "gold_helpful_gain", "gold_harmless_gain", "heldout_reward_gain", "kl")
     assert {("over_refusal", "sft"), ("reward_accuracy", "heldout"), *((name, "ppo") for name in wanted)} <= names
     assert len(report["verdict"]) == 4
-    assert len(report["curves"]["ppo"]) == 2  # one line a rollout: 32 responses in rollouts of 16
+    curve = report["curves"]["ppo"]
+    assert len([p for p in curve if "objective/scores" in p]) == 2  # one line a rollout: 32 responses, rollouts of 16
+    assert len([p for p in curve if "eval_heldout/scores" in p]) == 2  # and one an evaluation
     assert len(report["samples"]) == 4
     page = (finished / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -64,7 +66,7 @@ def test_metrics_and_samples_are_lines_of_json(finished: Path) -> None:
 
 
 def test_the_reward_head_survives_save_and_reload(finished: Path) -> None:
-    """The head that was trained is the head that PPO and plain transformers + peft read."""
+    """The head that was trained is the head that PPO and plain transformers + peft read, less the reference's mean."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -84,8 +86,30 @@ def test_the_reward_head_survives_save_and_reload(finished: Path) -> None:
         expected = plain(input_ids=torch.tensor([ids])).logits.item()
     model = load_roles(base, ModelSection(), tokenizer, {"reward": adapter})
     found = score_ids(model, "reward", [ids, ids[:5]], tokenizer.pad_token_id)
-    assert found[0] == pytest.approx(expected, abs=1e-5)  # fp32 noise of another padded width
+    mean = json.loads((adapter / "normalisation.json").read_text())["mean"]
+    assert found[0] == pytest.approx(expected - mean, abs=1e-5)  # fp32 noise of another padded width
     assert abs(expected) > 1e-3  # a head of zeros would agree with anything
+
+
+def test_the_starting_models_replies_score_zero_on_average(finished: Path) -> None:
+    from llm_rlhf.data.checks import prompt_share
+    from llm_rlhf.models.base import load_tokenizer
+    from llm_rlhf.models.inference import load_roles, sample_replies, score_ids
+    from llm_rlhf.stages.inputs import splits
+
+    recipe = load_recipe(finished.parent / "tiny.yaml", [f"output_dir={finished}"])
+    base = finished / "sft" / "model"
+    tokenizer = load_tokenizer(base, recipe.model)
+    model = load_roles(
+        base, recipe.model, tokenizer, {name: finished / "reward" / name for name in ("joint", "heldout")}
+    )
+    pairs = splits(recipe, RunFolder(finished)).reward_pairs
+    prompts = sorted((pair.prompt for pair in pairs), key=lambda prompt: prompt_share(prompt, "reference"))
+    replies = sample_replies(model, tokenizer, prompts, [], response_length=128, temperature=1.0, seed=recipe.seed)
+    for name in ("joint", "heldout"):
+        scores = score_ids(model, name, [r.prompt_ids + r.ids for r in replies], tokenizer.pad_token_id)
+        assert abs(scores.mean()) < 1e-5  # the very replies that were stored: fp32 noise of a mean
+        assert scores.std() > 1e-3
 
 
 def test_the_saved_policy_loads_in_plain_peft_and_differs_from_its_base(finished: Path) -> None:
