@@ -143,7 +143,8 @@ class PPOConfig(RLOOConfig):
         default="last",
         metadata={
             "help": "The policy that is left at the end: the last one, or the snapshot with the best score by the "
-            "held-out judge (without one: by the training reward) on eval_dataset."
+            "held-out judge (without one: by the training reward) on eval_dataset. Chosen so, it looks better to that "
+            "judge than it is."
         },
     )
     keep_kl_limit: float | None = field(
