@@ -210,7 +210,7 @@ def main(words: list[str]) -> int:
         print(f"Without any fault the tests should pass; pytest ended with code {code}: {failed}")
         return 1
     missed = 0
-    with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 0)) as pool:
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         for fault, reason in zip(chosen, pool.map(judge, chosen), strict=True):
             missed += reason is not None
             print(f"{'caught' if reason is None else 'MISSED'}  {fault.invariant}  {fault.what}", flush=True)
