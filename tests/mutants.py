@@ -210,7 +210,8 @@ def main(words: list[str]) -> int:
         print(f"Without any fault the tests should pass; pytest ended with code {code}: {failed}")
         return 1
     missed = 0
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
         for fault, reason in zip(chosen, pool.map(judge, chosen), strict=True):
             missed += reason is not None
             print(f"{'caught' if reason is None else 'MISSED'}  {fault.invariant}  {fault.what}", flush=True)

@@ -298,11 +298,12 @@ class PPOTrainer(SavedRoles):
         """The parent's, keeping the log-probabilities that sampling computed."""
         response_ids: list[list[int]]
         if self.use_transformers_continuous_batching:
+            was_training = self.model.training
             with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
                 response_ids, self._sampled = continuous_batches(
                     model, prompt_ids, self.generation_config, self.continuous_batching_config
                 )
-            self.model.train(self.model.training)
+            self.model.train(was_training)  # the engine turns it to evaluation
             return response_ids
         with contextlib.ExitStack() as stack:
             watch = None

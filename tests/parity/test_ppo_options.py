@@ -270,6 +270,20 @@ def test_old_logprobs_of_the_rollout_need_generate_and_a_shared_value(base_folde
         )
 
 
+def test_on_a_cpu_tokens_are_drawn_without_multinomial_where_nothing_is_cut_off(
+    base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
+    calls = []
+    multinomial = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *args, **kwargs: calls.append(1) or multinomial(*args, **kwargs))
+    rollout(make_trainer(base_folder, tmp_path, reward_folder))
+    assert not calls
+    with pytest.warns(UserWarning, match="biased"):
+        trainer = make_trainer(base_folder, tmp_path, reward_folder, top_p=0.9)
+    rollout(trainer)
+    assert calls
+
+
 @pytest.mark.slow
 def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_probabilities(
     base_folder, reward_folder, tmp_path
@@ -280,6 +294,7 @@ def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_pro
     assert {n: p.dtype for n, p in trainer.model.named_parameters()} == types
     mask = batch["response_mask"]
     assert mask.sum() >= 8
+    assert trainer.model.training
     # Another kernel, the same weights and numbers in fp32.
     torch.testing.assert_close(batch["engine_logprobs"][mask], batch["old_logprobs"][mask], rtol=0, atol=1e-4)
     torch.testing.assert_close(batch["importance"], torch.ones_like(batch["importance"]), rtol=0, atol=1e-4)
