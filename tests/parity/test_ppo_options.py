@@ -288,18 +288,20 @@ def test_on_a_cpu_tokens_are_drawn_without_multinomial_where_nothing_is_cut_off(
 def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_probabilities(
     base_folder, reward_folder, tmp_path
 ) -> None:
-    trainer = make_trainer(base_folder, tmp_path, reward_folder, use_transformers_continuous_batching=True)
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, use_transformers_continuous_batching=True, total_episodes=8
+    )
     types = {n: p.dtype for n, p in trainer.model.named_parameters()}
-    (batch,) = rollout(trainer)
+    trainer.train()  # one rollout: the engine is slow to start on a CPU
+    assert trainer.state.global_step == trainer.state.max_steps == 2
+    assert trainer.model.training
     assert {n: p.dtype for n, p in trainer.model.named_parameters()} == types
+    (batch,) = trainer._micro_batches
     mask = batch["response_mask"]
     assert mask.sum() >= 8
-    assert trainer.model.training
     # Another kernel, the same weights and numbers in fp32.
     torch.testing.assert_close(batch["engine_logprobs"][mask], batch["old_logprobs"][mask], rtol=0, atol=1e-4)
     torch.testing.assert_close(batch["importance"], torch.ones_like(batch["importance"]), rtol=0, atol=1e-4)
-    trainer.train()
-    assert trainer.state.global_step == trainer.state.max_steps
 
 
 # ---- without LoRA --------------------------------------------------------------------------------------------------
