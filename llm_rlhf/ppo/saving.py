@@ -120,6 +120,7 @@ class SavedRoles(RLOOTrainer):
         found = self._checkpoint_to_resume(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
         if self.args.keep == "best" and self.snapshots is not None:
+            self.accelerator.wait_for_everyone()  # the last snapshot is on the disk
             chosen = best(self.snapshots.rows(), self.args.keep_kl_limit)
             self.accelerator.print(
                 f"  note: the best snapshot is that of step {chosen['step']}; the policy is set to it."
@@ -144,6 +145,7 @@ class SavedRoles(RLOOTrainer):
         self.kl_controller.value = state["kl_coef"]
         self.score_moments.load_state_dict(state["score_moments"])
         self._step = state["micro_steps"]
+        self.accelerator.wait_for_everyone()  # all have read what the main process now tidies up
         if self.accelerator.is_main_process:
             self._forget_after(checkpoint.step_of(found))
         self.accelerator.wait_for_everyone()
