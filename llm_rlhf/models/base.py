@@ -47,13 +47,18 @@ def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
         )
     if section.chat_template is not None:
         tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
-    elif tokenizer.chat_template is None:
+    complete_tokenizer(tokenizer, path)
+    _end_turns_with_eos(tokenizer, path)
+    return tokenizer
+
+
+def complete_tokenizer(tokenizer: Any, path: str | Path) -> None:
+    """Give a base tokenizer what it lacks, said aloud: a chat template, and a pad token that is not its EOS."""
+    if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
         announce(f"The tokenizer of {path} has no chat template; it gets the plain 'Human: / Assistant:' one.")
-    _end_turns_with_eos(tokenizer, path)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         _add_pad_token(tokenizer, path)
-    return tokenizer
 
 
 def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quantized: bool = True) -> Any:

@@ -31,12 +31,12 @@ import torch
 from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.architecture import hidden_width
-from llm_rlhf.models.base import adapters_in_float32
+from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
 from llm_rlhf.models.roles import (
     POLICY,
     active_adapters,
@@ -136,6 +136,10 @@ class PPOTrainer(SavedRoles):
             checkpoint_with_adapters(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
+        if kwargs.get("processing_class") is None and isinstance(model, (str, Path)):
+            kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
+            complete_tokenizer(kwargs["processing_class"], kwargs["processing_class"].name_or_path or "the model")
         reference = copy_for_reference(model, args, kwargs)
         if kwargs.get("peft_config") is not None:
             kwargs["peft_config"] = copy.deepcopy(kwargs["peft_config"])  # PEFT writes the layers it finds into it
@@ -152,6 +156,9 @@ class PPOTrainer(SavedRoles):
                 f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
                 "told from padding; give the tokenizer a pad token of its own."
             )
+        make_room_for(self._tokenizer, self.base_model())
+        if self.ref_model is not None:
+            make_room_for(self._tokenizer, self.accelerator.unwrap_model(self.ref_model))
         self._add_roles(adapters, heldout_adapter)
         turn_off_dropout(self.model)
         self.samples_file = Path(samples_file) if samples_file is not None else None

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
 
 from llm_rlhf import PPOConfig, PPOTrainer
 from llm_rlhf.models.roles import active_adapters
@@ -172,3 +173,29 @@ def test_a_model_with_an_adapter_goes_on_from_it_and_refers_to_it(base_folder, r
             assert torch.equal(trainer.model(input_ids=ids).logits, before)
         with active_adapters(trainer.model, ["default"]):
             assert not torch.equal(trainer.model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_tokenizer_without_pad_token_or_template_gets_them(base_folder, tmp_path, capsys, lora) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != "<|pad|>"]
+    raw["model"]["vocab"]["<|other|>"] = raw["model"]["vocab"].pop("<|pad|>")
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(raw)), eos_token="<|eos|>")
+    folder = tmp_path / "bare"
+    AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(folder)
+    bare.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    trainer = PPOTrainer(
+        model=str(folder),
+        reward_funcs=[lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions]],
+        args=PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, response_length=5, bf16=False,
+                       total_episodes=4, save_strategy="no", report_to="none"),
+        train_dataset=Dataset.from_list([{"prompt": MANY_TURNS}] * 4),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear") if lora else None,
+    )  # fmt: skip
+    tokenizer = trainer.processing_class
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert tokenizer.pad_token_id < trainer.base_model().get_input_embeddings().num_embeddings
+    assert "no chat template" in capsys.readouterr().out
+    trainer.train()

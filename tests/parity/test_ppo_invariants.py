@@ -172,14 +172,24 @@ def test_invariant_05_eos_is_a_counted_token_and_stopping_is_trained(base_folder
     assert all(g.abs().sum() > 0 for name, g in found.items() if ".default." in name)
 
 
-def test_invariant_05_a_pad_token_that_stops_is_refused(base_folder, reward_folder, tmp_path) -> None:
+def test_invariant_05_a_pad_token_that_is_eos_is_replaced(base_folder, reward_folder, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     tokenizer.pad_token = tokenizer.eos_token
     folder = tmp_path / "same"
     AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    trainer = make_trainer(folder, tmp_path, reward_folder)
+    assert trainer.processing_class.pad_token_id not in trainer.eos_token_ids
+    assert trainer.processing_class.pad_token == "<|pad|>"  # the vocabulary has one: nothing is added
+    assert len(trainer.processing_class) == trainer.base_model().get_input_embeddings().num_embeddings
+
+
+def test_invariant_05_a_pad_token_that_stops_is_refused(base_folder, reward_folder, tmp_path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    pad = AutoTokenizer.from_pretrained(base_folder).pad_token_id
+    model.generation_config.eos_token_id = [pad, model.config.eos_token_id]
     with pytest.raises(ValueError, match=r"pad token .* also a stop token"):
-        make_trainer(folder, tmp_path, reward_folder)
+        make_trainer(base_folder, tmp_path, reward_folder, model=model)
 
 
 def test_invariant_06_learned_positions_do_not_see_left_padding(tmp_path, tokenizer, base_folder) -> None:
