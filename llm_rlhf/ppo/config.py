@@ -118,7 +118,15 @@ class PPOConfig(RLOOConfig):
         metadata={"help": "Weight of the supervised loss on ptx_dataset added to PPO's (Ouyang et al. 2022, gamma)."},
     )
 
-    # Log-probabilities of the rollout
+    # How the rollout goes through the model
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of one forward, padding counted: rows of like length are put together up to it. Then "
+            "per_device_train_batch_size is a process's share of a mini-batch, and gradient_accumulation_steps is 1. "
+            "None: micro-batches of per_device_train_batch_size rows."
+        },
+    )
     old_logprobs: Literal["rescored", "rollout"] = field(
         default="rescored",
         metadata={
@@ -271,6 +279,11 @@ class PPOConfig(RLOOConfig):
                 f"reward_weights is set, but score_combination {self.score_combination!r} takes the scores as they "
                 "are; remove one."
             )
+        if self.micro_batch_tokens is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "micro_batch_tokens and gradient_accumulation_steps both cut a mini-batch into micro-batches; leave "
+                "gradient_accumulation_steps at 1 and raise per_device_train_batch_size."
+            )
         if self.keep == "best" and self.eval_strategy == "no":
             raise ValueError("keep is 'best', but nothing is evaluated in training; set eval_rollouts.")
 
@@ -280,7 +293,7 @@ class PPOConfig(RLOOConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("adaptive_kl_target", "adaptive_kl_horizon", "kl_limit", "ratio_limit", "update_kl_limit",
-                     "keep_kl_limit", "importance_cap"):  # fmt: skip
+                     "keep_kl_limit", "importance_cap", "micro_batch_tokens"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be over 0.")

@@ -14,22 +14,47 @@ from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 
 
-def micro_batch_rows(lengths: list[int], mini_batches: int, micro_batches: int) -> list[list[int]]:
-    """Which rows of a rollout form each micro-batch, `mini_batches x micro_batches` lists in the update's order.
+def micro_batch_rows(
+    prompt_lengths: list[int], response_lengths: list[int], mini_batches: int, micro_batches: int, tokens: int | None
+) -> list[list[list[int]]]:
+    """Which rows of a rollout go through the model together: micro-batches of rows, for each step of the first epoch.
 
     Rows of one mini-batch stand together as they came, in random order; inside it, rows of like length share a
     micro-batch, so that little is padded.
+
+    Args:
+        mini_batches, micro_batches: steps are mini_batches x micro_batches, of one micro-batch of equal size each;
+        tokens: or, where given, mini_batches, of as many micro-batches as hold at most so many tokens, padding counted
+            (a longer row goes alone).
     """
+    lengths = [p + r for p, r in zip(prompt_lengths, response_lengths, strict=True)]
     if len(lengths) % (mini_batches * micro_batches):
         raise ValueError(
             f"A rollout of {len(lengths)} responses does not split into {mini_batches * micro_batches} micro-batches."
         )
     rows_each, size = len(lengths) // mini_batches, len(lengths) // (mini_batches * micro_batches)
-    found = []
+    steps: list[list[list[int]]] = []
     for start in range(0, len(lengths), rows_each):
         by_length = sorted(range(start, start + rows_each), key=lambda row: lengths[row], reverse=True)
-        found += [by_length[i : i + size] for i in range(0, rows_each, size)]
-    return found
+        if tokens is None:
+            steps += [[by_length[i : i + size]] for i in range(0, rows_each, size)]
+            continue
+        parts: list[list[int]] = []
+        for row in by_length:
+            joined = [*parts[-1], row] if parts else [row]
+            width = max(prompt_lengths[i] for i in joined) + max(response_lengths[i] for i in joined)
+            if parts and len(joined) * width <= tokens:
+                parts[-1] = joined
+            else:
+                parts.append([row])
+        steps.append(parts)
+    return steps
+
+
+def shuffled_steps(micro_batches: int, steps: int, seed: int) -> list[list[int]]:
+    """The micro-batches' numbers in another order, dealt to the steps of an epoch as evenly as they go."""
+    order = torch.randperm(micro_batches, generator=torch.Generator().manual_seed(seed))
+    return [part.tolist() for part in order.tensor_split(steps)]
 
 
 def pad_rows(

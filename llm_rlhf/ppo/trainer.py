@@ -56,6 +56,7 @@ from llm_rlhf.ppo.rollout import (
     micro_batch_rows,
     pad_rows,
     pad_tokens,
+    shuffled_steps,
     stopped_by_itself,
 )
 from llm_rlhf.ppo.sampling import (
@@ -181,7 +182,7 @@ class PPOTrainer(SavedRoles):
         self._draws = on_cpu and not args.samples_with_bias and not args.generation_kwargs
         self._sampled: Sampled | None = None
         self._micro_batches: list[dict[str, Tensor]] = []
-        self._order: list[int] = []
+        self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         self._eval_parts: list[dict[str, float]] = []
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
@@ -224,8 +225,8 @@ class PPOTrainer(SavedRoles):
         sampler = super()._get_train_sampler(dataset)
         return SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
-    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The next micro-batch; a new rollout when the last one has been used for all its epochs.
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """The next step's micro-batch, or `parts` where it has several; a new rollout when the last one is used up.
 
         Micro-batches are formed once per rollout: log-probabilities depend on the padded width (by 1e-6 in fp32, by up
         to 0.1 in bf16), so the first ratio is exactly 1 only in the shapes that the old ones were computed in. Each
@@ -236,11 +237,10 @@ class PPOTrainer(SavedRoles):
             self.guard.new_rollout()
             self._micro_batches = []  # the old rollout's memory is free before the new one is sampled
             self._micro_batches = self._rollout(generation_batch)
-            self._order = list(range(steps))
         elif self._step % steps == 0:
-            generator = torch.Generator().manual_seed(self.args.seed + self._step)  # the same on every process
-            self._order = torch.randperm(steps, generator=generator).tolist()
-        return self._micro_batches[self._order[self._step % steps]]
+            self._steps = shuffled_steps(len(self._micro_batches), steps, self.args.seed + self._step)
+        together = [self._micro_batches[i] for i in self._steps[self._step % steps]]
+        return together[0] if len(together) == 1 else {"parts": together}
 
     @torch.no_grad()
     def _rollout(self, inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
@@ -251,11 +251,19 @@ class PPOTrainer(SavedRoles):
         with active_adapters(self.base_model(), [POLICY]):
             prompt_ids, response_ids, responses = self._generate(prompts)
         function_scores = self._function_scores(inputs, prompts, responses, response_ids)
-        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         if training:
-            rows_of = micro_batch_rows(lengths, self.args.num_mini_batches, self.args.gradient_accumulation_steps)
+            steps = micro_batch_rows(
+                [len(ids) for ids in prompt_ids],
+                [len(ids) for ids in response_ids],
+                self.args.num_mini_batches,
+                self.args.gradient_accumulation_steps,
+                self.args.micro_batch_tokens,
+            )
+            rows_of = [rows for step in steps for rows in step]
+            numbers = iter(range(len(rows_of)))
+            self._steps = [[next(numbers) for _ in step] for step in steps]
         else:
-            rows_of = [list(range(len(lengths)))]
+            rows_of = [list(range(len(prompts)))]
         batches = []
         for rows in rows_of:
             batch = pad_rows(
@@ -396,7 +404,18 @@ class PPOTrainer(SavedRoles):
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The loss of a step's micro-batch; of several, the last one's, with the others' gradients already taken."""
+        *others, last = inputs.get("parts", [inputs])
+        known = torch.zeros((), device=self.accelerator.device)
+        for part in others:
+            with self.accelerator.no_sync(model):
+                loss = self._micro_batch_loss(model, part)
+                self.accelerator.backward(loss)
+            known += loss.detach()
+        return self._micro_batch_loss(model, last) + known
+
+    def _micro_batch_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
         mask = inputs["response_mask"]
         warming_up = self.rollouts_done < self.args.value_warmup_rollouts

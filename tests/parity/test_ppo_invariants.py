@@ -401,6 +401,50 @@ def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
             torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_invariant_12_gradient_does_not_depend_on_the_token_budget(base_folder, reward_folder, tmp_path, eos) -> None:
+    found = []
+    for budget in (None, 60, 1):
+        trainer = make_trainer(base_folder, tmp_path, reward_folder, micro_batch_tokens=budget, num_ppo_epochs=1)
+        fixed_responses(trainer, responses_of(eos))
+        inputs = trainer._prepare_inputs([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
+        parts = inputs.get("parts", [inputs])
+        sizes = [part["input_ids"].numel() for part in parts]
+        rows = [len(part["rows"]) for part in parts]
+        assert sum(rows) == 8
+        if budget == 60:
+            assert 1 < len(parts) < 8
+            assert all(size <= 60 or count == 1 for size, count in zip(sizes, rows, strict=True))
+        assert budget != 1 or rows == [1] * 8
+        found.append(gradients(trainer, [inputs]))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for name, expected in found[0][1].items():
+            # Other padded widths move log-probabilities by up to 7e-6 in fp32; gradients here are of order 0.1.
+            torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_invariant_14_with_a_token_budget_every_row_is_used_once_an_epoch(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=3,
+        total_episodes=16, micro_batch_tokens=40,
+    )  # fmt: skip
+    steps: list[list[int]] = []
+    compute = trainer._compute_loss
+
+    def note(model, inputs):
+        parts = inputs.get("parts", [inputs])
+        steps.append([row for part in parts for row in part["rows"].tolist()])
+        return compute(model, inputs)
+
+    trainer._compute_loss = note
+    trainer.train()
+    assert trainer.state.global_step == len(steps) == 2 * 3 * 2
+    for start in range(0, len(steps), 2):
+        assert sorted(steps[start] + steps[start + 1]) == list(range(8))
+    assert {frozenset(step) for step in steps[:2]} == {frozenset(range(4)), frozenset(range(4, 8))}
+    assert steps[:2] != steps[2:4]
+
+
 def test_gradient_does_not_depend_on_the_tokenizers_padding_side(base_folder, reward_folder, tmp_path, eos) -> None:
     found = []
     for side in ("left", "right"):

@@ -57,6 +57,7 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"epsilon_high": 0.3}, "symmetric"),
         ({"router_aux_loss_coef": 0.1}, "balance of experts"),
         ({"kl_limit": 0.0}, "over 0"),
+        ({"micro_batch_tokens": 9, "gradient_accumulation_steps": 2}, "both cut a mini-batch"),
         ({"eval_rollouts": 0}, "at least 1"),
         ({"score_combination": "maximum"}, "'weighted', 'minimum'"),
         ({"keep": "best"}, "nothing is evaluated"),
