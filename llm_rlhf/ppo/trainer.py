@@ -157,9 +157,10 @@ class PPOTrainer(SavedRoles):
                 f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
                 "told from padding; give the tokenizer a pad token of its own."
             )
-        make_room_for(self._tokenizer, self.base_model())
-        if self.ref_model is not None:
-            make_room_for(self._tokenizer, self.accelerator.unwrap_model(self.ref_model))
+        for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
+            # Only for a pad token that was added: other new tokens are the caller's to make room for.
+            if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
+                make_room_for(self._tokenizer, causal_lm)
         self._add_roles(adapters, heldout_adapter)
         turn_off_dropout(self.model)
         self.samples_file = Path(samples_file) if samples_file is not None else None
