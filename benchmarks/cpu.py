@@ -83,8 +83,9 @@ def report(raw: Record) -> str:
     lines += [
         "32 prompts of 32 tokens, 64 new tokens each, 2 PPO epochs of one mini-batch in 4 micro-batches, LoRA r 16 on "
         "all linear layers, float32, no gradient checkpointing, random weights. Checked to be equal on every column: "
-        "tokens generated, optimizer steps, LoRA parameters of the policy. Seconds and FLOPs of one iteration; "
-        "medians. Memory is the process's peak resident set; in brackets less what the imports take alone, "
+        "tokens generated, optimizer steps, LoRA parameters of the policy. Seconds of one iteration, medians; "
+        "FLOPs are counted on a quarter of the prompts, times four. Memory is the process's peak resident set; in "
+        "brackets less what the imports take alone, "
         f"{ours:.0f} MiB for llm-rlhf and {theirs:.0f} MiB for TRL. Raw numbers: results.json.",
         "",
     ]

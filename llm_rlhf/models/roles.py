@@ -194,6 +194,11 @@ def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: 
     return apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
 
 
+# Ids and mask (B, T), labels (B, S), the positions of the states that predict them, and whether entropies are wanted;
+# log-probabilities and entropies of the labels (B, S), 0 where none counts, and the states (B, S, H).
+LanguageHead = Callable[[Tensor, Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None, Tensor]]
+
+
 def add_role_forward(model: Any, temperature: float = 1.0) -> None:
     """Teach a causal language model the joint call described at the top of this module.
 
@@ -226,7 +231,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
 
 def _policy_and_value(
     model: Any,
-    head: "LanguageHead",
+    head: LanguageHead,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor,
     response_mask_BR: Tensor,
@@ -262,11 +267,6 @@ def _policy_and_value(
         labels = ptx_input_ids.masked_fill(~ptx_mask.bool(), NOT_COUNTED)[:, 1:]
         answer["ptx_logprobs"] = head(ptx_input_ids, ptx_attention_mask, labels, slice(0, -1), False)[0]
     return answer
-
-
-# Ids and mask (B, T), labels (B, S), the positions of the states that predict them, and whether entropies are wanted;
-# log-probabilities and entropies of the labels (B, S), 0 where none counts, and the states (B, S, H).
-LanguageHead = Callable[[Tensor, Tensor, Tensor, slice, bool], tuple[Tensor, Tensor | None, Tensor]]
 
 
 def _tiled_head(model: Any, temperature: float) -> LanguageHead:

@@ -50,6 +50,16 @@ from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
+from llm_rlhf.ppo.preparation import (
+    MOVED,
+    SeededSampler,
+    check_before_loading,
+    checkpoint_with_adapters,
+    copy_for_reference,
+    is_deepspeed_zero3,
+    no_reference_of_the_parents,
+    turn_off_dropout,
+)
 from llm_rlhf.ppo.rollout import (
     add_demonstrations,
     finish_rollout,
@@ -69,16 +79,6 @@ from llm_rlhf.ppo.sampling import (
 )
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
-from llm_rlhf.ppo.setup import (
-    MOVED,
-    SeededSampler,
-    check_before_loading,
-    checkpoint_with_adapters,
-    copy_for_reference,
-    is_deepspeed_zero3,
-    no_reference_of_the_parents,
-    turn_off_dropout,
-)
 from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
@@ -193,7 +193,8 @@ class PPOTrainer(SavedRoles):
     def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
         base = self.base_model()
         # A model that came with an adapter: the parent has kept a copy of it, named "ref", as the reference.
-        self.reference_adapters = [n for n in ("ref",) if is_peft_model(self.model) and n in self.model.peft_config]
+        has_copy = is_peft_model(self.model) and "ref" in self.model.peft_config
+        self.reference_adapters = ["ref"] if has_copy else []
         named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
         if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
             raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")

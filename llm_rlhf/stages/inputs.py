@@ -46,8 +46,8 @@ def read_data(recipe: Recipe, run: RunFolder) -> tuple[Splits, list[SetAside]]:
     A local file that was written anew since is read anew.
     """
     section = data_section(recipe, run)
-    stamps = {name: (stat.st_mtime_ns, stat.st_size) for name in section.local_files() for stat in (Path(name).stat(),)}
-    key = repr((section, stamps))
+    stats = [Path(name).stat() for name in section.local_files()]
+    key = repr((section, [(stat.st_mtime_ns, stat.st_size) for stat in stats]))
     if key not in _data_read:
         _data_read.clear()
         _data_read[key] = load_splits(section)

@@ -27,9 +27,9 @@ from llm_rlhf.ppo.objectives import (
     policy_loss,
     value_loss,
 )
+from llm_rlhf.ppo.preparation import turn_off_dropout
 from llm_rlhf.ppo.rollout import stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled
-from llm_rlhf.ppo.setup import turn_off_dropout
 from llm_rlhf.ppo.trainer import PPOTrainer
 
 
@@ -530,7 +530,7 @@ def test_invariant_10_adaptive_controller_by_hand() -> None:
     """Ziegler et al. 2019, section 2.2: target 6, horizon 10000, rollouts of 64."""
     controller = KLController(0.2, 6.0, 10000)
     controller.update(6.6, 64)  # error 0.1
-    assert controller.value == pytest.approx(0.2 * (1 + 0.1 * 64 / 10000), rel=1e-12)
+    assert controller.value == pytest.approx(0.2 * (1 + 0.1 * 64 / 10000), rel=1e-12)  # float64
     controller = KLController(0.2, 6.0, 10000)
     controller.update(60.0, 64)  # error 9, clipped to 0.2
     assert controller.value == pytest.approx(0.2 * (1 + 0.2 * 64 / 10000), rel=1e-12)
@@ -550,7 +550,7 @@ def test_invariant_10_a_rollouts_kl_steers_the_next_one(base_folder, reward_fold
         -0.3 * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
     )  # the first response is one token long and stopped; this rollout still pays the first coefficient
     expected = 0.3 * (1 + min(max(kl / 0.5 - 1, -0.2), 0.2) * 8 / 80)
-    assert trainer.kl_controller.value == pytest.approx(expected, rel=1e-6)
+    assert trainer.kl_controller.value == pytest.approx(expected, rel=1e-6)  # an fp32 mean
     (batch,) = rollout(trainer)
     assert batch["returns"][0, 0].item() == pytest.approx(
         -expected * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
@@ -579,7 +579,7 @@ def test_invariant_11_running_scale_and_clip(base_folder, reward_folder, tmp_pat
     (second,) = rollout(trainer)
     both = torch.cat([raw, second["raw_scores"]])
     expected = ((second["raw_scores"] - both.mean()) / both.std()).clamp(-1, 1)
-    torch.testing.assert_close(second["scores"], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(second["scores"], expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
 
 
 def test_invariant_11_scale_keeps_the_mean(base_folder, reward_folder, tmp_path, eos) -> None:
@@ -604,7 +604,7 @@ def test_invariant_11_scores_are_centred_on_reference_samples(base_folder, rewar
             torch.equal(a, b)
             for a, b in zip(base.value_head.parameters(), base.score_heads["reward"].parameters(), strict=True)
         )
-    torch.testing.assert_close(raw[1], (raw[0] - 0.7) / 2.5, rtol=0, atol=1e-6)
+    torch.testing.assert_close(raw[1], (raw[0] - 0.7) / 2.5, rtol=0, atol=1e-6)  # fp32, another order
 
 
 def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, reward_folder, tmp_path, eos) -> None:
@@ -617,8 +617,8 @@ def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, r
     batches = rollout(trainer)
     assert len(batches) == 4
     counted = torch.cat([b["advantages"][b["response_mask"]] for b in batches])
-    assert counted.mean().item() == pytest.approx(0, abs=1e-6)
-    assert counted.var().item() == pytest.approx(1, abs=1e-5)
+    assert counted.mean().item() == pytest.approx(0, abs=1e-6)  # fp32 mean
+    assert counted.var().item() == pytest.approx(1, abs=1e-5)  # fp32; 1e-8 is added to it before the root
     own = [b["advantages"][b["response_mask"]].mean().abs().item() for b in batches]
     assert min(own) > 1e-3  # not each micro-batch by itself
     tokens = sum(int(b["response_mask"].sum()) for b in batches)
@@ -627,7 +627,9 @@ def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, r
         last = last_counted(batch["response_mask"])
         final = batch["scores"] - (~batch["stopped"]) * 1.0
         kl = batch["old_logprobs"] - batch["ref_logprobs"]
-        torch.testing.assert_close(batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6
+        )  # fp32, another order
 
 
 def test_invariant_12_advantages_by_hand() -> None:
@@ -784,7 +786,7 @@ def test_invariant_16_truncated_importance_weights_by_hand() -> None:
     mask = torch.tensor([[True, True, False]])
     weights = importance_weights(old, engine, mask, cap=1.5)
     expected = [[1.5, 0.36787944117144233, 1.0]]  # exp(.5) = 1.65 is capped, exp(-1), and 1 where nothing counts
-    assert weights.tolist() == [pytest.approx(expected[0], rel=1e-6)]
+    assert weights.tolist() == [pytest.approx(expected[0], rel=1e-6)]  # fp32 exp
 
 
 def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are_logged(
@@ -818,7 +820,7 @@ def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are
     more = -(plain["advantages"] * (expected - 1) * mask).sum() / plain["tokens_per_mini_batch"]
     weighted, _ = gradients(trainer, [batch])
     assert abs(more.item()) > 1e-3
-    assert weighted - loss == pytest.approx(more.item(), abs=1e-5)
+    assert weighted - loss == pytest.approx(more.item(), abs=1e-5)  # fp32 difference of losses
 
 
 def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, tmp_path, eos) -> None:

@@ -63,9 +63,9 @@ def test_several_reward_adapters_and_a_function(base_folder, reward_folder, seco
         "minimum": torch.minimum(one, two) + own,
         "mean_minus_spread": (one + two) / 2 - (one - two).abs() / 2 + own,
     }[how]
-    torch.testing.assert_close(batch["raw_scores"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch["raw_scores"], expected, rtol=0, atol=1e-5)  # fp32 sums of order 1
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items() if name.startswith("scores/")}
-    assert logged["scores/one"] == pytest.approx(one.mean().item(), abs=1e-5)
+    assert logged["scores/one"] == pytest.approx(one.mean().item(), abs=1e-5)  # fp32 means
     assert logged["scores/length"] == pytest.approx(own.mean().item(), abs=1e-5)
     assert logged["scores/spread"] == pytest.approx(((one - two).abs() / 2).mean().item(), abs=1e-5)
 
@@ -91,7 +91,7 @@ def test_a_reward_model_of_another_family_reads_its_own_template(base_folder, tm
     for prompt, text, score in zip(PROMPTS, texts, batch["raw_scores"].tolist(), strict=True):
         ids = other(f"u: {prompt} / a: {text} / ", return_tensors="pt", add_special_tokens=False).input_ids
         with torch.no_grad():
-            assert score == pytest.approx(judge(input_ids=ids).logits.item(), abs=1e-5)
+            assert score == pytest.approx(judge(input_ids=ids).logits.item(), abs=1e-5)  # fp32 noise of another width
 
 
 def test_functions_are_named_as_module_and_function(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
@@ -169,7 +169,9 @@ def test_the_best_snapshot_is_kept(base_folder, reward_folder, second_reward, tm
     rows = [json.loads(line) for line in (tmp_path / "snapshots.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     chosen = max(rows, key=lambda row: row["heldout"])
-    assert trainer.evaluate()["eval_heldout/scores"] == pytest.approx(chosen["heldout"], abs=1e-6)
+    assert trainer.evaluate()["eval_heldout/scores"] == pytest.approx(
+        chosen["heldout"], abs=1e-6
+    )  # JSON of the same number
     model = AutoModelForCausalLM.from_pretrained(base_folder)
     PeftModel.from_pretrained(model, tmp_path / "snapshots" / f"step-{chosen['step']}")
 
@@ -230,7 +232,7 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
             expected -= (logprobs[:-1].gather(1, ids[1:, None]).squeeze(1) * mask[1:]).sum().item()
             tokens += int(mask[1:].sum())
     assert sum(len(b["ptx_input_ids"]) for b in batches) == 8
-    assert with_ptx - loss == pytest.approx(0.7 * expected / tokens, abs=1e-5)
+    assert with_ptx - loss == pytest.approx(0.7 * expected / tokens, abs=1e-5)  # fp32 difference of losses
     assert all(g.abs().sum() > 0 for n, g in gradient.items() if ".default." in n)
 
 
@@ -257,7 +259,7 @@ def test_the_rollouts_own_numbers_equal_the_rescored_ones(base_folder, reward_fo
         # Cached decoding against one forward, both fp32: noise of another order of sums.
         torch.testing.assert_close(own[name], rescored[name], rtol=0, atol=2e-5, msg=name)
     mask = own["response_mask"]
-    torch.testing.assert_close(own["entropies"] * mask, rescored["entropies"] * mask, rtol=0, atol=2e-5)
+    torch.testing.assert_close(own["entropies"] * mask, rescored["entropies"] * mask, rtol=0, atol=2e-5)  # as above
     assert "importance" not in own
 
 
