@@ -65,7 +65,7 @@ def run(
 def evaluate(
     policy: Annotated[str, typer.Argument(help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL")],
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; of a run, its SFT model.")
+        str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
     ] = None,
     reward: Annotated[
         list[str] | None, typer.Option("--reward", metavar="MODEL", help="Reward model to score with; several: mean.")
@@ -86,6 +86,9 @@ def evaluate(
     hhh: Annotated[
         list[str] | None, typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of: BIG-bench or any.")
     ] = None,
+    refusals: Annotated[
+        bool, typer.Option("--refusals/--no-refusals", help="Ask our prompts too, where no others show refusals.")
+    ] = True,
     output: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts, of each kind, at most.")] = 300,
     response_length: Annotated[
@@ -114,7 +117,7 @@ def evaluate(
         from llm_rlhf.evaluating import evaluate as run_evaluation
         from llm_rlhf.evaluating_policies import Evaluation
         from llm_rlhf.evaluation.own_suites import suite_of
-        from llm_rlhf.evaluation.subjects import subject_of
+        from llm_rlhf.evaluation.subjects import start_of, subject_of
         from llm_rlhf.recipe import ModelSection, Source, check_own_suites
         from llm_rlhf.recipe_values import RecipeError, read_section
 
@@ -124,13 +127,13 @@ def evaluate(
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
             raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
-        compared = subject_of(reference, defaults) if reference is not None else subject_of(f"{judged.run}:sft")
+        compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
         folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
         report = run_evaluation(
             Evaluation(
                 judged, compared, folder, [Source(source=name) for name in prompts or []], reward or [], heldout or [],
                 judge, key_variable, limit, response_length, temperature, batch_size, seed=seed,
-                own=suites, hhh=[Source(source=name) for name in hhh or []],
+                own=suites, hhh=[Source(source=name) for name in hhh or []], refusals=refusals,
             )
         )  # fmt: skip
         _show(report["verdict"], folder / "report.html", as_json)

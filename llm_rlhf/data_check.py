@@ -26,7 +26,6 @@ from llm_rlhf.data.splits import TRAINING, load_splits
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.recipe import ModelSection, Recipe, Source, trainer_config
 
-NEAR = 0.8  # similarity from which two first user turns are nearly the same
 EVALUATION = ("evaluation_pairs", "evaluation_prompts")
 AnyRow = Preference | Demonstration | Prompt
 

@@ -72,7 +72,7 @@ def _leak_findings(check: DataCheck) -> list[Finding]:
         rows, (origin, note) = "rows" if near.count > 1 else "row", near.first[0]
         text = (
             f"{near.count:,} {rows} to train on ask nearly what evaluation asks (first: {origin}, {note}): look; "
-            "with data.near_duplicates: 0.8 those of named evaluation sources are leaks too."
+            "beside an evaluation source that a recipe names they are leaks (data.near_duplicates) and stop its run."
         )
         found.append(Finding(text))
     return found

@@ -4,7 +4,7 @@ Policies on one base are asked of one copy of it in memory. Sampled replies are 
 """
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -15,20 +15,21 @@ import numpy as np
 
 from llm_rlhf.data.checks import DataError, SetAside
 from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.chat_wire import Answer
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.perplexity import Losses, read_replies
-from llm_rlhf.evaluation.policies import Answers
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.models.base import context_limit, load_tokenizer
-from llm_rlhf.models.inference import Reply, ReplyCache, load_roles, reply_logprobs, sample_replies
+from llm_rlhf.models.inference import ReplyCache, load_roles, reply_logprobs, sample_replies
 from llm_rlhf.models.roles import POLICY
 from llm_rlhf.recipe import OwnSuite, Recipe, Source, load_recipe, trainer_config
 from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts
 
 OWN = ""  # the list of the evaluation's own prompts; others are named by their suites
+REFUSALS = "refusals"  # that of the prompts that ship with the project, where the own ones tell nothing of refusals
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Evaluation:
     own: list[OwnSuite] = field(default_factory=list)
     hhh: list[Source] = field(default_factory=list)
     perplexity_rows: int = 200  # of a run's held-out pairs
+    refusals: bool = True  # ask the prompts that ship with the project too, where the others show no refusals
 
     @property
     def run(self) -> Path | None:
@@ -75,6 +77,11 @@ class Evaluation:
             "temperature": temperature if self.temperature is None else self.temperature,
             "seed": self.seed,
         }
+
+    @cached_property
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What tells the policy and its reference from others; reads their weights, so it is asked once."""
+        return {"policy": identity(self.policy), "reference": identity(self.reference)}
 
     @property
     def subjects(self) -> list[Subject]:
@@ -179,12 +186,13 @@ def _ask_base(
     answers = {}
     for subject in subjects:
         role = roles[subject.adapter]
-        known = ReplyCache(asked.output / "cache" / f"{subject.name}.jsonl", identity(subject) | asked.decoding)
+        whose = asked.identities["policy" if subject is asked.policy else "reference"]
+        known = ReplyCache(asked.output / "cache" / f"{subject.name}.jsonl", whose | asked.decoding)
         replies = sample_replies(
             model, tokenizer, [p.messages for p in prompts], role, **asked.decoding, batch_size=asked.batch_size,
             progress=f"{subject.name} answers", known=known,
         )  # fmt: skip
-        answers[subject.name] = _answers_of(replies)
+        answers[subject.name] = Answers.of(replies)
         if role and subject is asked.policy and asked.reference.model == subject.model:
             base_role = roles[asked.reference.adapter]
             own, reference = (
@@ -198,15 +206,6 @@ def _ask_base(
             texts = [row.prompt for row in rows], [row.chosen for row in rows]
             found.losses[subject.name] = read_replies(model, tokenizer, role, *texts, asked.batch_size)
     return answers
-
-
-def _answers_of(replies: Sequence[Reply]) -> Answers:
-    return Answers(
-        texts=[r.text for r in replies],
-        lengths=[len(r.ids) for r in replies],
-        stopped=[r.stopped for r in replies],
-        ids=[r.ids for r in replies],
-    )
 
 
 def _ask_endpoint(asked: Evaluation, subject: Subject, prompts: list[Prompt]) -> Answers:
@@ -231,7 +230,8 @@ def identity(subject: Subject) -> dict[str, Any]:
     return {
         "kind": "model",
         **model_identity(subject.base, adapter=subject.adapter),
-        "loaded": vars(subject.model)["dtype"],
+        "dtype": subject.model.dtype,
+        "quantization": subject.model.quantization,
     }
 
 

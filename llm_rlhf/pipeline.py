@@ -11,6 +11,7 @@ import torch
 
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import write_quarantine
+from llm_rlhf.evaluation.judging import check_judge
 from llm_rlhf.evaluation.own_suites import check_suites
 from llm_rlhf.functions import load_function
 from llm_rlhf.recipe import DataSection, Recipe
@@ -50,6 +51,8 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
             check_suites(recipe.evaluate.own)
             load_comparisons(recipe.evaluate.hhh)
+            if recipe.evaluate.judge is not None:
+                check_judge(recipe.evaluate.judge, recipe.evaluate.judge_key_variable, "Recipe key 'evaluate.judge':")
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())

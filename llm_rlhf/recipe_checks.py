@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from llm_rlhf.evaluation.measures import MEASURES
 from llm_rlhf.functions import FUNCTION
 from llm_rlhf.recipe_sections import (
     SOURCE_LISTS,
@@ -50,7 +51,7 @@ def check_together(recipe: Recipe) -> None:
         at_least("evaluate.snapshot_prompts", recipe.evaluate.snapshot_prompts, 0)
         at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
         check_own_suites(recipe.evaluate.own)
-        for name in ("own", "hhh"):
+        for name in ("own", "hhh", "judge"):
             if getattr(recipe.evaluate, name) and recipe.ppo is None:
                 raise RecipeError(f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo'; remove the key.")
         for i, source in enumerate(recipe.evaluate.hhh):
@@ -124,7 +125,6 @@ def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own") -
     Args:
         key: where they stand in the recipe; None: on the command line.
     """
-    from llm_rlhf.evaluation.measures import MEASURES
 
     def of(i: int, name: str) -> str:
         return f"Recipe key '{key}.{i}.{name}'" if key else f"--own {suites[i].name}: the {name}"
@@ -135,8 +135,9 @@ def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own") -
                 f"{of(i, 'name')} is {suite.name!r}; it must be of letters, digits and underscores, begin "
                 "with a letter and not end in _gain or _change."
             )
-        if suite.name in MEASURES or suite.name in [other.name for other in suites[:i]]:
-            whose = "a measure of the report's own" if suite.name in MEASURES else "another suite"
+        taken = suite.name in MEASURES or suite.name == "refusals"
+        if taken or suite.name in [other.name for other in suites[:i]]:
+            whose = "a measure of the report's own" if taken else "another suite"
             raise RecipeError(f"{of(i, 'name')} is {suite.name!r}, as is {whose}; give it another name.")
         if not FUNCTION.match(suite.function):
             raise RecipeError(

@@ -69,13 +69,11 @@ class DataSection:
     prompts: list[Source] = field(default_factory=_from_preferences)  # what PPO samples replies to
     evaluation_preferences: list[Source] = field(default_factory=list)  # pairs to evaluate on, never trained on
     evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
-    held_out: float | None = None  # share of `preferences` kept for evaluation, by hash of the prompt; None: 0.1, or
-    # 0 where evaluation_preferences are named
+    # Share of `preferences` kept for evaluation, by hash of the prompt; None: 0.1, or 0 with evaluation_preferences.
+    held_out: float | None = None
     judge_share: float = 0.5  # share of the training pairs given to the held-out judge, by hash of the prompt
     leaks: Literal["error", "remove", "allow"] = "error"  # training rows whose prompt a named evaluation source holds
-    near_duplicates: float | None = (
-        0.8  # similarity from which a first user turn counts as leaked, too; None: equal ones
-    )
+    near_duplicates: float | None = 0.8  # similarity from which a first user turn leaks, too; None: equal ones alone
     duplicates: Literal["keep", "remove"] = "keep"  # training rows that stand twice in a list, word for word
 
     @property
@@ -144,6 +142,8 @@ class EvaluateSection:
     refusal_prompts: int = 200  # of each kind, from data/evaluation; a world's own prompts take their place
     snapshot_prompts: int = 64  # what every snapshot of the policy is asked again; under 20: no curve
     own: list[OwnSuite] = field(default_factory=list)  # suites of the user's: a file of prompts and one function
+    judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
+    judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges
     hhh: list[Source] = field(default_factory=list)  # pairs of which a model is to know the better: BIG-bench, or any
     perplexity_rows: int = 200  # held-out replies whose perplexity is read, chosen by a hash of the prompt; 0: none
 
@@ -151,6 +151,7 @@ class EvaluateSection:
         """The files here that its own sources name; each once, in order of their names."""
         sources = [source.source for suite in self.own for source in suite.prompts]
         sources += [source.source for source in self.hhh]
+        sources.append((self.judge or "").partition("people:")[2])
         return sorted({str(path) for source in sources if source for path in local_files(source)})
 
 

@@ -9,7 +9,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,16 +186,6 @@ def opening(messages: Conversation) -> Conversation:
     replies included. Split by the whole prompt, they would straddle training and evaluation.
     """
     return next([turn] for turn in messages if turn["role"] == "user")
-
-
-def openings(rows: Iterable[Preference | Demonstration | Prompt]) -> set[str]:
-    """The normalised first user turns of some rows."""
-    return {normalised_prompt(opening(prompt_of(row))) for row in rows}
-
-
-def without_openings(rows: Iterable[AnyRow], held: AbstractSet[str]) -> list[AnyRow]:
-    """The rows whose first user turn is not in `held` (see `openings`): the guard between training and evaluation."""
-    return [row for row in rows if normalised_prompt(opening(prompt_of(row))) not in held]
 
 
 def fit_conversation(

@@ -5,7 +5,7 @@ common prefix of the two texts, which ends inside a reply whenever both replies 
 
 - A turn starts at "Human:" or "Assistant:" after a blank line, or at the start of the text. White space around a turn
   is removed. Such a marker anywhere else ("Assistant: Human: I ...", or in the middle of a line) is text: people judged
-  the reply as it stands, so the row is kept and counted. It does not become a demonstration (see to_demonstration).
+  the reply as it stands, so the row is kept and counted. It does not become a demonstration (see `demonstration_of`).
 - The reply is the last turn; all turns before it are the prompt, and must be the same in both transcripts as written.
   That comparison comes before turns are joined, because a second assistant turn on one side only is the model talking
   to itself.

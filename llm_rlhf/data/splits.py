@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.data.checks import DataError, SetAside, key_of, normalised_prompt, opening, prompt_of
+from llm_rlhf.data.near_duplicates import near_matches
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, shares
 from llm_rlhf.data.storage import Rows
@@ -113,7 +114,7 @@ def _without_leaks(
         found[name] = {kind: int(mask.sum()) for kind, mask in leaked.items() if mask.any()}
         leak = np.logical_or.reduce(list(leaked.values()))
         if leak.any() and first is None:
-            first = (rows[int(np.flatnonzero(leak)[0])], name)
+            first = rows[int(np.flatnonzero(leak)[0])]
         away = np.isin(of_row, held) | (leak if data.leaks != "allow" else False)
         removed[name] = int(away.sum())
         kept[name] = rows.select(~away) if away.any() else rows
@@ -125,15 +126,14 @@ def _without_leaks(
     return kept, counts
 
 
-def _leak_message(found: dict[str, dict[str, int]], first: tuple[Any, str], named: list[Rows[Any]]) -> str:
-    row, of_list = first
+def _leak_message(found: dict[str, dict[str, int]], row: Any, named: list[Rows[Any]]) -> str:
     key = opening(prompt_of(row))
     listed = "; ".join(
         f"{name}: " + ", ".join(f"{count} with the {kind}" for kind, count in kinds.items())
         for name, kinds in found.items()
         if kinds
     )
-    twin = _twin(row, of_list, named)
+    twin = _twin(row, named)
     return (
         f"Rows to train on ask what a source of evaluation asks ({listed}). The first is {row.origin}, beside "
         f"{twin}: {key[0]['content'][:80]!r}. Take them out of the sources, or set 'data.leaks' to 'remove' (they are "
@@ -141,7 +141,7 @@ def _leak_message(found: dict[str, dict[str, int]], first: tuple[Any, str], name
     )
 
 
-def _twin(row: Any, of_list: str, named: list[Rows[Any]]) -> str:
+def _twin(row: Any, named: list[Rows[Any]]) -> str:
     """Where in evaluation the opening of a row stands, or the source where it is only similar."""
     key = np.uint64(key_of(normalised_prompt(opening(prompt_of(row))), "split"))
     for rows in named:
@@ -153,14 +153,13 @@ def _twin(row: Any, of_list: str, named: list[Rows[Any]]) -> str:
 
 def _near(data: DataSection, training: dict[str, Rows[Any]], named: list[Rows[Any]]) -> dict[str, np.ndarray]:
     """Which training rows open almost as a row of a named source of evaluation; none where nobody asked."""
-    none = {name: np.zeros(len(rows), bool) for name, rows in training.items()}
     if data.near_duplicates is None or not any(len(rows) for rows in named):
-        return none
-    asked = _opening_texts(named)
-    return {
-        name: near_openings(_opening_texts([rows]), asked, data.near_duplicates) if len(rows) else none[name]
-        for name, rows in training.items()
-    }
+        return {name: np.zeros(len(rows), bool) for name, rows in training.items()}
+    texts = {name: _opening_texts([rows]) for name, rows in training.items()}
+    distinct = list(dict.fromkeys(text for of_list in texts.values() for text in of_list))  # lists repeat each other
+    similar = near_openings(distinct, _opening_texts(named), data.near_duplicates)
+    near = {text for text, found in zip(distinct, similar, strict=True) if found}
+    return {name: np.array([text in near for text in of_list], bool) for name, of_list in texts.items()}
 
 
 def _opening_texts(lists: list[Rows[Any]]) -> list[str]:
@@ -172,8 +171,6 @@ def near_openings(training: Sequence[str], evaluation: Sequence[str], threshold:
 
     This is the one place where near-duplicates enter the splits.
     """
-    from llm_rlhf.data.near_duplicates import near_matches
-
     near = np.zeros(len(training), bool)
     near[[pair.first for pair in near_matches(training, evaluation, threshold)]] = True
     return near

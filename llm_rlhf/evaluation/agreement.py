@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.evaluation.statistics import LEVEL, RESAMPLES, Array, Interval, Labels, Z, _wilson_bounds
+from llm_rlhf.evaluation.statistics import LEVEL, RESAMPLES, Array, Interval, Labels, Z, wilson_bounds
 
 Level: TypeAlias = Literal["nominal", "ordinal", "interval"]
 Index: TypeAlias = NDArray[np.intp]
@@ -43,7 +43,7 @@ def raw_agreement(a: Labels, b: Labels) -> Interval:
     """Share of items on which two judges give the same label, in [0, 1]; Wilson's interval."""
     first, second = _both("raw_agreement", a, b)
     same = float((first == second).mean())
-    low, high = _wilson_bounds(same, len(first))
+    low, high = wilson_bounds(same, len(first))
     return Interval(same, low, high, len(first), "raw agreement; Wilson score interval")
 
 
@@ -68,7 +68,7 @@ def cohen_kappa(a: Labels, b: Labels) -> Interval:
         raise ValueError(f"cohen_kappa: both judges gave the one label {first[0]!r} to all {n} items; undefined.")
     kappa = (same - chance) / (1 - chance)
     if same == 1:
-        low = (_wilson_bounds(1.0, n)[0] - chance) / (1 - chance)
+        low = (wilson_bounds(1.0, n)[0] - chance) / (1 - chance)
         return Interval(1.0, low, 1.0, n, "Cohen's kappa; all labels agree, Wilson's bound")
     diagonal = np.diag(table) * ((1 - chance) - (rows + columns) * (1 - same)) ** 2
     other = table * (columns[:, None] + rows[None, :]) ** 2

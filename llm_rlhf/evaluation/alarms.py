@@ -6,6 +6,7 @@ from typing import TypeAlias
 from llm_rlhf.evaluation.length_control import APART
 from llm_rlhf.evaluation.measures import by_role, subject_label
 from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.verdict import best_trivial_rule
 
 SMALL_N = 100  # prompts; under this, intervals are wide and a bootstrap of them is itself unsure
 LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gains
@@ -13,11 +14,6 @@ LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gain
 # tokens and more, some tenths of a nat a token; twice the perplexity (0.69 nats) is beyond what such a gain costs.
 FORGOTTEN = 2.0
 LENGTHY = 0.3  # correlation of preference and length; at it, length explains about a tenth of the model's preferences
-RULES = {
-    "longer_reply_accuracy": "always preferring the longer reply",
-    "shorter_reply_accuracy": "always preferring the shorter reply",
-    "unrefused_reply_accuracy": "preferring the reply that does not open with a refusal",
-}
 LONGER = 1.5  # ratio of reply lengths from which length alone may explain a gain
 
 Found: TypeAlias = dict[tuple[str, str, str], Estimate]
@@ -90,14 +86,13 @@ def _longer(found: Found) -> list[str]:
 def _weak_judges(found: Found) -> list[str]:
     """A reward model must beat rules that need no model before its rewards mean anything, and not be one of them."""
     words = []
-    rules = [(name, found[name, "baseline", "all"].estimate) for name in RULES if (name, "baseline", "all") in found]
-    rule, baseline = max([("a coin", 0.5), *((RULES[name], value) for name, value in rules)], key=lambda r: r[1])
+    rule, baseline = best_trivial_rule([estimate.as_dict() for estimate in found.values()], "all")
     for subject, called in (("reward", "The reward model"), ("heldout", "The held-out judge")):
         own = found.get(("reward_accuracy", subject, "all"))
         if own is not None and own.low is not None and own.low <= baseline:
             words.append(
                 f"{called} is not shown to beat a trivial rule: its accuracy is {own.estimate:.1%} ({own.low:.1%} to "
-                f"{own.high:.1%}), and {rule} scores {baseline:.1%}. Its rewards may be noise."
+                f"{own.high:.1%}), and {rule} is right on {baseline:.1%}. Its rewards may be noise."
             )
         length = found.get(("margin_length_correlation", subject, "all"))
         if length is not None and length.low is not None and length.low > LENGTHY:

@@ -103,7 +103,7 @@ def calibration_error(
         found: Array = np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
         return found
 
-    found = bootstrap(error, len(m), prompts, resamples, seed, "expected calibration error, 10 bins")
+    found = bootstrap(error, len(m), prompts, resamples, seed, f"expected calibration error, {bins} bins")
     if found.low is None or found.high is None:
         return found
     low, high = (max(0.0, 2 * found.estimate - bound) for bound in (found.high, found.low))

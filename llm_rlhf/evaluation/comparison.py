@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llm_rlhf.evaluation import charts
 from llm_rlhf.evaluation.charts import Mark, Point
 from llm_rlhf.evaluation.measures import (
-    MEASURES,
     NARROW,
     Entry,
     contest,
@@ -32,6 +30,7 @@ from llm_rlhf.evaluation.measures import (
     with_own,
 )
 from llm_rlhf.evaluation.overoptimization import student_t
+from llm_rlhf.evaluation.page import templates
 from llm_rlhf.evaluation.ratings import bradley_terry
 from llm_rlhf.evaluation.statistics import Estimate, outcomes
 from llm_rlhf.recipe_values import RecipeError
@@ -109,14 +108,12 @@ def write_comparison(found: dict[str, Any], folder: Path) -> Path:
 
 def render_comparison(found: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
     with with_own(found["own"]):
         groups = [_group(row, found["runs"]) for row in found["rows"]]
-    return environment.get_template("comparison.html.jinja").render(
-        found=found, groups=groups, plane=_plane(found), ratings=_rating_rows(found["ratings"])
+    return (
+        templates(escape=True)
+        .get_template("comparison.html.jinja")
+        .render(found=found, groups=groups, plane=_plane(found), ratings=_rating_rows(found["ratings"]))
     )
 
 
@@ -221,7 +218,7 @@ def _same_judges(reports: list[dict[str, Any]]) -> bool:
 
 def _group(row: dict[str, Any], runs: list[str]) -> dict[str, Any]:
     """One measure: a strip for every run and one for all together, on one scale."""
-    measure = MEASURES.get(row["name"]) or measure_of(row["name"])
+    measure = measure_of(row["name"])
     entries = [*zip(runs, row["each"], strict=True)] + ([("all runs", row["together"])] if row["together"] else [])
     shown: list[dict[str, Any]] = []
     for run, entry in entries:

@@ -11,12 +11,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_rlhf.evaluation.statistics import Array, Interval, Labels, Values, Z, _by_cluster, _finite, _share
+from llm_rlhf.evaluation.statistics import (
+    Array,
+    Interval,
+    Labels,
+    Values,
+    Z,
+    bootstrap_share,
+    by_cluster,
+    finite_arrays,
+)
 
 APART = 0.10  # raw and controlled win rate further apart than this: length explains much of what was won
 INFLATION = 100.0  # of the variance; beyond it lengths and policies cannot be told apart
 ONE_SIDED = 0.10  # fewer replies than this on one side of equal length: the prediction there is extrapolated
 NEWTON_STEPS = 100
+
+
+class LengthsDoNotOverlapError(ValueError):
+    """The replies differ in length by nearly the same everywhere, so that nothing shows what equal lengths would do."""
 
 
 class LengthControlled(NamedTuple):
@@ -44,14 +57,15 @@ def length_controlled_win_rate(
     keeps a width where every comparison comes out alike. Where all replies are equally long, nothing is controlled.
 
     Raises:
-        ValueError: lengths that differ by nearly the same everywhere. No regression can say what would happen at
-            equal length if no comparison comes near it.
+        LengthsDoNotOverlapError: lengths that differ by nearly the same everywhere. No regression can say what would
+            happen at equal length if no comparison comes near it.
+        ValueError: an outcome outside [0, 1], or inputs of unequal length.
     """
     caller = "length_controlled_win_rate"
-    y, own, other = _finite(caller, outcome=outcome, length=length, reference_length=reference_length)
+    y, own, other = finite_arrays(caller, outcome=outcome, length=length, reference_length=reference_length)
     if y.min() < 0 or y.max() > 1:
         raise ValueError(f"{caller}: outcomes run from {y.min()} to {y.max()}; they must lie in [0, 1].")
-    raw = _share(caller, y, clusters, 2000, seed, "win rate, ties 1/2")
+    raw = bootstrap_share(caller, y, clusters, 2000, seed, "win rate, ties 1/2")
     difference = own - other
     if not difference.any():
         none = Interval(0.0, None, None, raw.n, "all replies are equally long")
@@ -76,7 +90,7 @@ def _design(difference: Array) -> Array:
     scaled = np.tanh(difference / spread) if spread > 0 else np.sign(difference)
     varies = float(scaled.var())
     if varies == 0 or 1 + float(scaled.mean()) ** 2 / varies > INFLATION:
-        raise ValueError(
+        raise LengthsDoNotOverlapError(
             f"length_controlled_win_rate: lengths differ by {difference.mean():.1f} +- {spread:.1f} everywhere, so "
             "nothing shows what would happen at equal length. Compare policies whose lengths overlap, or report the "
             "raw win rate with the lengths beside it."
@@ -104,7 +118,7 @@ def _fit(x: Array, y: Array, clusters: Labels | None) -> tuple[Array, Array]:
         raise RuntimeError(f"length_controlled_win_rate: not converged after {NEWTON_STEPS} Newton steps.")
     bread = np.linalg.inv(information)
     scores = x * (y - p)[:, None]
-    by_prompt = np.column_stack([_by_cluster("length_controlled_win_rate", s, clusters)[0] for s in scores.T])
+    by_prompt = np.column_stack([by_cluster("length_controlled_win_rate", s, clusters)[0] for s in scores.T])
     halves = given / 2 * ((1 - p) ** 2 + p**2)  # the squared scores of half a win and half a loss
     covariance: Array = bread @ (by_prompt.T @ by_prompt + x.T @ (x * halves[:, None])) @ bread
     return beta, covariance

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.evaluation.statistics import LEVEL, Array, Interval, Values, Z, _finite
+from llm_rlhf.evaluation.statistics import LEVEL, Array, Interval, Values, Z, finite_arrays
 
 Form: TypeAlias = Literal["best_of_n", "rl"]
 RESAMPLES = 2000
@@ -87,7 +87,7 @@ def _points(d: Values, gains: NDArray[Any] | Values, form: Form) -> tuple[Array,
     """The design (m, 2), the gains (m, prompts or 1), and whether they are given by prompt; rows at d = 0 left out."""
     if form not in ("best_of_n", "rl"):
         raise ValueError(f"fit_curve: form is {form!r}; it must be best_of_n or rl.")
-    (distance,) = _finite("fit_curve", d=d)
+    (distance,) = finite_arrays("fit_curve", d=d)
     y: Array = np.asarray(gains, dtype=np.float64)
     drawn = y.ndim == 2
     y = y if drawn else y[:, None]
@@ -176,7 +176,7 @@ def parting(
 
 
 def _curves(d: Values, training: NDArray[Any], heldout: NDArray[Any]) -> tuple[Array, Array, Array]:
-    (distance,) = _finite("parting", d=d)
+    (distance,) = finite_arrays("parting", d=d)
     rewards, gold = np.asarray(training, dtype=np.float64), np.asarray(heldout, dtype=np.float64)
     for name, matrix in (("training", rewards), ("heldout", gold)):
         if matrix.ndim != 2 or len(matrix) != len(distance):

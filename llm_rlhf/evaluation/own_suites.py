@@ -53,8 +53,13 @@ def suite_of(text: str) -> OwnSuite:
 def check_suites(suites: Iterable[OwnSuite]) -> None:
     """Import every function and read every source now, so that what is wrong with them does not show hours later."""
     for suite in suites:
-        load_function(suite.function, f"function of the suite '{suite.name}'")
+        suite_function(suite)
         suite_prompts(suite)
+
+
+def suite_function(suite: OwnSuite) -> Callable[..., Any]:
+    """The function that the suite names, imported."""
+    return load_function(suite.function, f"function of the suite '{suite.name}'")
 
 
 def suite_prompts(suite: OwnSuite) -> Loaded[Prompt]:
@@ -68,7 +73,7 @@ def score_replies(suite: OwnSuite, prompts: Sequence[Prompt], replies: Sequence[
     Raises:
         RecipeError: where the function fails, or returns anything but a finite number or None for each reply.
     """
-    function: Callable[..., Any] = load_function(suite.function, f"function of the suite '{suite.name}'")
+    function = suite_function(suite)
     who = f"The function {suite.function} of the suite '{suite.name}'"
     try:
         # Copies: what a function does to its prompts must not reach those of the report.

@@ -46,12 +46,12 @@ MISSING = {
 
 def render_html(report: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
-    return _environment(True).get_template("report.html.jinja").render(view(report))
+    return templates(escape=True).get_template("report.html.jinja").render(view(report))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The same in Markdown, for a model card."""
-    return _environment(False).get_template("report.md.jinja").render(view(report))
+    return templates(escape=False).get_template("report.md.jinja").render(view(report))
 
 
 def view(report: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 
-def _environment(escape: bool) -> Environment:
+def templates(escape: bool) -> Environment:
+    """The templates beside this module; `escape` for HTML."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=escape,

@@ -2,47 +2,35 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from llm_rlhf.data.rows import Prompt
+from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.health import health, words
-from llm_rlhf.evaluation.length_control import length_controlled_win_rate
+from llm_rlhf.evaluation.length_control import LengthsDoNotOverlapError, length_controlled_win_rate
 from llm_rlhf.evaluation.measures import MEASURES
 from llm_rlhf.evaluation.statistics import (
+    RESAMPLES,
     Estimate,
+    Labels,
+    Values,
     bootstrap_mean,
+    bootstrap_share,
     outcomes,
     paired_bootstrap,
     paired_proportions,
     wilson,
-    win_rate,
 )
 
 OBJECTIVES = ("helpful", "harmless")
-
-
-@dataclass
-class Answers:
-    """One policy's replies to the evaluation prompts, row by row, and what was measured of each."""
-
-    texts: list[str]
-    lengths: list[int]  # tokens
-    stopped: list[bool]
-    ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
-    reward: list[float] | None = None  # by the reward model that PPO was trained against
-    heldout: list[float] | None = None  # by the judge that it never saw
-    gold: list[float] | None = None  # the true score, where the recipe's world knows it
-    refused: list[bool] | None = None  # by rule: the world's own, or the refusal detector's
-    sequence_kl: list[float] = field(default_factory=list)  # nats from the reference; empty for the reference itself
 
 
 def compare(
     prompts: Sequence[Prompt],
     after: Answers,
     before: Answers,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     names: tuple[str, str] = ("ppo", "sft"),
 ) -> list[Estimate]:
@@ -71,15 +59,9 @@ def compare(
         )
 
     def wins(a: list[float] | None, b: list[float] | None, judge: str) -> None:
-        """The win rate, and what it would be if the replies were equally long."""
-        if a is None or b is None:
-            return
-        estimates.append(win_rate(a, b, clusters, resamples, seed).named("win_rate", subject, reference, judge))
-        with contextlib.suppress(
-            ValueError
-        ):  # lengths that differ alike everywhere: nothing can be said, so nothing is
-            controlled = length_controlled_win_rate(outcomes(a, b), after.lengths, before.lengths, clusters, seed)
-            estimates.append(controlled.controlled.named("length_controlled_win_rate", subject, reference, judge))
+        if a is not None and b is not None:
+            lengths = (after.lengths, before.lengths)
+            estimates.extend(win_estimates(outcomes(a, b), lengths, clusters, (*names, judge), resamples, seed))
 
     pair("gold_score", "gold_gain", after.gold, before.gold, "all")
     for objective in OBJECTIVES:
@@ -99,6 +81,31 @@ def compare(
     for who, answers in ((reference, before), (subject, after)):
         estimates.append(wilson(sum(answers.stopped), len(prompts)).named("eos_rate", who))
         estimates += _health(answers, who, clusters, seed)
+    return estimates
+
+
+def win_estimates(
+    outcome: Values,
+    lengths: tuple[Values, Values],
+    clusters: Labels,
+    names: tuple[str, str, str],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Estimate]:
+    """The win rate, and what it would be if the replies were equally long, where their lengths allow to say it.
+
+    Args:
+        outcome: of each row 1 where the policy has the better reply, 0 where its reference has, 1/2 for a tie; or a
+            judge's probability.
+        lengths: of the policy's replies and of its reference's.
+        names: of the policy, of its reference and of the judge.
+    """
+    won = bootstrap_share("win_rate", np.asarray(outcome, np.float64), clusters, resamples, seed, "win rate, ties 1/2")
+    estimates = [won.named("win_rate", *names)]
+    # Where lengths differ alike everywhere, nothing can be said of equal ones, so nothing is.
+    with contextlib.suppress(LengthsDoNotOverlapError):
+        controlled = length_controlled_win_rate(outcome, *lengths, clusters, seed).controlled
+        estimates.append(controlled.named("length_controlled_win_rate", *names))
     return estimates
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.evaluation.statistics import LEVEL, Array, Interval, Labels, Values, Z, _finite, _share
+from llm_rlhf.evaluation.statistics import LEVEL, Array, Interval, Labels, Values, Z, bootstrap_share, finite_arrays
 
 ELO = 400 / math.log(10)  # points a logit: 173.7
 RESAMPLES = 1000
@@ -118,7 +118,7 @@ def _graph(
     clusters: Labels | None,
     prior_ties: float,
 ) -> _Graph:
-    (scores,) = _finite("bradley_terry", outcome=outcome)
+    (scores,) = finite_arrays("bradley_terry", outcome=outcome)
     n = len(scores)
     prompts = range(n) if clusters is None else clusters
     for label, given in (("first", first), ("second", second), ("clusters", prompts)):
@@ -314,7 +314,7 @@ def _record(graph: _Graph, player: int, resamples: int, seed: int) -> tuple[int,
     ahead, behind = graph.first[graph.pair] == player, graph.second[graph.pair] == player
     outcome = np.r_[graph.outcome[ahead], 1 - graph.outcome[behind]]
     prompts = np.r_[graph.cluster[ahead], graph.cluster[behind]]
-    return len(outcome), _share("bradley_terry", outcome, prompts, resamples, seed, "win rate, ties 1/2")
+    return len(outcome), bootstrap_share("bradley_terry", outcome, prompts, resamples, seed, "win rate, ties 1/2")
 
 
 def _surely(ratings: Array, draws: Array) -> tuple[Index, Index]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_rlhf.data.checks import DataError, prompt_share
-from llm_rlhf.data.rows import Conversation, Origin, Prompt
-from llm_rlhf.evaluation.policies import REFUSALS, groups
-from llm_rlhf.evaluation.refusals import confusion_corrected_rate, detect, validation
+from llm_rlhf.data.rows import Origin, Prompt
+from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.policies import REFUSALS, groups, refusal_estimates
+from llm_rlhf.evaluation.refusals import confusion_corrected_rate, validation
 from llm_rlhf.evaluation.statistics import Estimate
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
@@ -39,19 +40,29 @@ def shipped_prompts(limit: int, folder: Path = FOLDER) -> list[Prompt]:
     return prompts
 
 
-def refused(prompts: Sequence[Conversation], replies: Sequence[str]) -> list[bool]:
-    """Whether each reply refuses, wholly or in part, what was asked last."""
-    return [detect(prompt[-1]["content"], reply).refused for prompt, reply in zip(prompts, replies, strict=True)]
+def estimates(
+    prompts: Sequence[Prompt], after: Answers, before: Answers, names: tuple[str, str] = ("ppo", "sft")
+) -> list[Estimate]:
+    """Rates of both policies as detected, their paired changes, and the rates without the detector's errors."""
+    return refusal_estimates(prompts, after, before, names) + corrected(prompts, after, before, names)
+
+
+def corrected(
+    prompts: Sequence[Prompt], after: Answers, before: Answers, names: tuple[str, str] = ("ppo", "sft")
+) -> list[Estimate]:
+    """The rates of both as they would be without the detector's errors."""
+    both = zip(names, (after, before), strict=True)
+    return [e for name, given in both if given.refused for e in corrected_estimates(prompts, given.refused, name)]
 
 
 def corrected_estimates(prompts: Sequence[Prompt], refusals: Sequence[bool], subject: str) -> list[Estimate]:
     """The rates as they would be without the detector's errors, for the kinds of prompt where those are known."""
     rows_of = groups(prompts)
-    estimates = []
+    found = []
     for kind, name, split in REFUSALS:
         rows = rows_of.get(kind, [])
         if rows and kind in LABELLED:
             detected = sum(refusals[i] for i in rows)
             rate = confusion_corrected_rate(detected, len(rows), validation(LABELLED[kind]))
-            estimates.append(rate.named(f"{name}_corrected", subject, None, split))
-    return estimates
+            found.append(rate.named(f"{name}_corrected", subject, None, split))
+    return found

@@ -22,7 +22,9 @@ The dictionary, schema 1 (every key below is required, a list or dictionary may 
     samples     [{"prompt": [{"role": str, "content": str}, ...], "objective": str, "kind": str | None,
                   "chosen_by": str, "replies": {subject: {"text": str, "scores": {judge: float}}}}, ...]
     data        counts: nested dictionaries whose leaves are ints
-    provenance  {"recipe": {...}, "versions": {...}, "seed": int, "decoding": {...}, "hashes": {...}, "git": str}
+    provenance  {"recipe": {...}, "versions": {...}, "seed": int, "decoding": {...},
+                 "instruments": {what measured, and its version: "refusal_detector", "judge",
+                 "scores_moved_with_the_batch"}, "hashes": {...}, "git": str}
 
 Numbers must be finite: where a value is not known, write None. Anything else is refused before a file is touched.
 """
@@ -67,6 +69,7 @@ PROVENANCE_KEYS: dict[str, type] = {
     "versions": dict,
     "seed": int,
     "decoding": dict,
+    "instruments": dict,
     "hashes": dict,
     "git": str,
 }

@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Prompt
-from llm_rlhf.evaluation.policies import Answers
+from llm_rlhf.evaluation.answers import Answers
 
 
 def choose_samples(

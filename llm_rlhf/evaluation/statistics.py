@@ -74,7 +74,7 @@ def wilson(successes: int, n: int) -> Interval:
         raise ValueError(f"wilson: n is {n}; a proportion needs at least one observation.")
     if not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n}; they must lie between 0 and n.")
-    low, high = _wilson_bounds(successes / n, n)
+    low, high = wilson_bounds(successes / n, n)
     return Interval(successes / n, low, high, n, "Wilson score interval")
 
 
@@ -103,7 +103,9 @@ def bootstrap_mean(
     yes/no outcome use `wilson`, which keeps a width when every answer is the same.
     Source: Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007 for the cluster bootstrap.
     """
-    return _bootstrap("bootstrap_mean", _finite("bootstrap_mean", values=values)[0], clusters, resamples, seed, "mean")
+    return _bootstrap(
+        "bootstrap_mean", finite_arrays("bootstrap_mean", values=values)[0], clusters, resamples, seed, "mean"
+    )
 
 
 def paired_bootstrap(
@@ -114,7 +116,7 @@ def paired_bootstrap(
     Positive when `a` is higher. Pairing removes how hard the prompts are from the error: the interval is that of the
     differences, and much narrower than two separate intervals suggest.
     """
-    a_values, b_values = _finite("paired_bootstrap", a=a, b=b)
+    a_values, b_values = finite_arrays("paired_bootstrap", a=a, b=b)
     return _bootstrap("paired_bootstrap", a_values - b_values, clusters, resamples, seed, "paired difference")
 
 
@@ -126,7 +128,7 @@ def paired_proportions(a: Values, b: Values) -> Interval:
     width when no pair differs, where a bootstrap would claim certainty. The estimate given is the plain (b - c) / n.
     Source: Agresti and Min 2005, Statistics in Medicine 24.
     """
-    a_values, b_values = _finite("paired_proportions", a=a, b=b)
+    a_values, b_values = finite_arrays("paired_proportions", a=a, b=b)
     for label, values in (("a", a_values), ("b", b_values)):
         if not np.isin(values, (0.0, 1.0)).all():
             raise ValueError(f"paired_proportions: {label} holds values other than 0 and 1; use paired_bootstrap.")
@@ -140,7 +142,7 @@ def paired_proportions(a: Values, b: Values) -> Interval:
 
 def outcomes(a: Values, b: Values) -> Array:
     """1 where a > b, 1/2 where they tie, 0 where a < b."""
-    a_values, b_values = _finite("outcomes", a=a, b=b)
+    a_values, b_values = finite_arrays("outcomes", a=a, b=b)
     return (a_values > b_values) + 0.5 * (a_values == b_values)
 
 
@@ -152,7 +154,7 @@ def win_rate(
     Bootstrap over prompts. When every comparison comes out alike there is no spread to resample, and Wilson's
     interval over the prompts takes its place: ten wins of ten are not certainty.
     """
-    return _share("win_rate", outcomes(a, b), clusters, resamples, seed, "win rate, ties 1/2")
+    return bootstrap_share("win_rate", outcomes(a, b), clusters, resamples, seed, "win rate, ties 1/2")
 
 
 def accuracy(
@@ -164,9 +166,9 @@ def accuracy(
     `clusters`, a bootstrap over prompts. A model that ties everything gets 0.5, not 0 or 1.
     """
     if clusters is not None:
-        return _share("accuracy", outcomes(chosen, rejected), clusters, resamples, seed, "accuracy, ties 1/2")
+        return bootstrap_share("accuracy", outcomes(chosen, rejected), clusters, resamples, seed, "accuracy, ties 1/2")
     right = outcomes(chosen, rejected)
-    low, high = _wilson_bounds(float(right.mean()), len(right))
+    low, high = wilson_bounds(float(right.mean()), len(right))
     return Interval(float(right.mean()), low, high, len(right), "accuracy, ties 1/2; Wilson score interval")
 
 
@@ -178,7 +180,7 @@ def pearson(
     Interval by Fisher's z: atanh(r) +- 1.96 / sqrt(n - 3), none for n < 4; with `clusters`, a bootstrap over prompts.
     A constant input has no correlation and is an error. Source: Fisher 1921, Metron 1.
     """
-    x_values, y_values = _finite("pearson", x=x, y=y)
+    x_values, y_values = finite_arrays("pearson", x=x, y=y)
     alone = _correlation("pearson", x_values, y_values, "Pearson, Fisher z", bonett_wright=False)
     if clusters is None:
         return alone
@@ -202,7 +204,7 @@ def auroc(
     Bootstrap over rows, or over prompts where `clusters` gives them; rows of one class only are an error. Source: the
     Mann-Whitney U statistic over the number of pairs (Hanley and McNeil 1982, Radiology 143).
     """
-    (values,) = _finite("auroc", scores=scores)
+    (values,) = finite_arrays("auroc", scores=scores)
     truth = np.asarray(positive, dtype=bool)
     if truth.shape != values.shape:
         raise ValueError(f"auroc: {len(values)} scores but labels of shape {truth.shape}; give one for each.")
@@ -272,7 +274,7 @@ def spearman(x: Values, y: Values) -> Interval:
 
     Interval: atanh(r) +- 1.96 sqrt((1 + r^2/2) / (n - 3)). Source: Bonett and Wright 2000, Psychometrika 65.
     """
-    x_values, y_values = _finite("spearman", x=x, y=y)
+    x_values, y_values = finite_arrays("spearman", x=x, y=y)
     return _correlation("spearman", _ranks(x_values), _ranks(y_values), "Spearman, Bonett-Wright", bonett_wright=True)
 
 
@@ -295,12 +297,14 @@ def detectable_from_interval(low: float, high: float) -> float:
     return (high - low) / 2 * (Z + Z_POWER) / Z
 
 
-def _share(caller: str, values: Array, clusters: Labels | None, resamples: int, seed: int, what: str) -> Interval:
+def bootstrap_share(
+    caller: str, values: Array, clusters: Labels | None, resamples: int, seed: int, what: str
+) -> Interval:
     """Bootstrap of values in [0, 1]; Wilson's interval over the prompts where all of them are equal."""
     interval = _bootstrap(caller, values, clusters, resamples, seed, what)
     if np.ptp(values) > 0:
         return interval
-    low, high = _wilson_bounds(interval.estimate, interval.n)
+    low, high = wilson_bounds(interval.estimate, interval.n)
     return interval._replace(low=low, high=high, method=f"{what}; Wilson score interval")
 
 
@@ -308,7 +312,7 @@ def _bootstrap(caller: str, values: Array, clusters: Labels | None, resamples: i
     """Mean of `values` and the 2.5 and 97.5 percentiles of the mean over resampled clusters."""
     if resamples < 100:
         raise ValueError(f"{caller}: resamples is {resamples}; fewer than 100 cannot place a 2.5 % point.")
-    sums, counts = _by_cluster(caller, values, clusters)
+    sums, counts = by_cluster(caller, values, clusters)
     units, estimate = len(sums), float(values.mean())
     unit = "values" if clusters is None else "prompts"
     method = f"{what}, percentile bootstrap over {unit}, {resamples} resamples, seed {seed}"
@@ -324,7 +328,7 @@ def _bootstrap(caller: str, values: Array, clusters: Labels | None, resamples: i
     return Interval(estimate, float(low), float(high), units, method)
 
 
-def _by_cluster(caller: str, values: Array, clusters: Labels | None) -> tuple[Array, Array]:
+def by_cluster(caller: str, values: Array, clusters: Labels | None) -> tuple[Array, Array]:
     """Sum and count of the values of each cluster; without clusters each value stands alone."""
     if clusters is None:
         return values, np.ones_like(values)
@@ -336,7 +340,7 @@ def _by_cluster(caller: str, values: Array, clusters: Labels | None) -> tuple[Ar
     return sums, np.bincount(index).astype(np.float64)
 
 
-def _wilson_bounds(p: float, n: int) -> tuple[float, float]:
+def wilson_bounds(p: float, n: int) -> tuple[float, float]:
     shrink = 1 + Z**2 / n
     centre = (p + Z**2 / (2 * n)) / shrink
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / shrink
@@ -367,7 +371,7 @@ def _ranks(x: Array) -> Array:
     return (last - (counts - 1) / 2)[index]
 
 
-def _finite(caller: str, **named: Values) -> list[Array]:
+def finite_arrays(caller: str, **named: Values) -> list[Array]:
     """The inputs as 1-D float arrays, all of one length, not empty and finite; otherwise ValueError naming which."""
     arrays = []
     for label, raw in named.items():

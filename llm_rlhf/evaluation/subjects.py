@@ -79,6 +79,15 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
     return Subject(name or folder.name, dataclasses.replace(defaults, base=str(folder) if folder.exists() else text))
 
 
+def start_of(policy: Subject) -> Subject:
+    """What a policy of a run is compared with where nothing else is named: the model that its training started from."""
+    assert policy.run is not None
+    base = subject_of(f"{policy.run}:base")
+    if policy.adapter is None or not (policy.run / "sft").is_dir():
+        return base
+    return subject_of(f"{policy.run}:sft")
+
+
 def _of_run(run: Path, stage: str, name: str | None) -> Subject:
     tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     section = read_section(ModelSection, tree.get("model") or {}, "model.")

@@ -46,9 +46,7 @@ class Loaded(NamedTuple):
     model: Any
     tokenizer: Any
     members: list[Member]
-    ends_with_reply: (
-        bool  # rows end with the reply's stop token, as in this package's stages; else as the template ends
-    )
+    ends_with_reply: bool  # with the reply's stop token, as in this package's stages; else as the template ends
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@
 3. The policy's snapshots answer some of the prompts: the rewards against the distance from the start.
 4. Given replies are read: which of two is more probable, and how probable held-out ones are.
 5. Suites of the user's own: their prompts are answered, and their functions give every reply a number.
-6. Paired estimates with intervals, the curves of all stages and chosen samples become one report.
+6. A judge that the recipe names compares the replies, when the base is out of memory.
+7. Paired estimates with intervals, the curves of all stages and chosen samples become one report.
 
 Replies are kept in the run's `cache/`, so that an interrupted evaluation goes on where it stopped.
 
@@ -15,19 +16,22 @@ Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl leng
 """
 
 import functools
-import json
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
-from llm_rlhf.data.gold_world import judge
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation import refusal_suite, refusals
+from llm_rlhf.evaluation.answers import Answers, write_replies
 from llm_rlhf.evaluation.hhh import hhh_estimates, pair_logprobs
+from llm_rlhf.evaluation.judges import model_identity
+from llm_rlhf.evaluation.judging import judge_of, judge_replies, judged_counts, judged_estimates
 from llm_rlhf.evaluation.own_suites import (
     Scored,
     score_replies,
@@ -37,13 +41,12 @@ from llm_rlhf.evaluation.own_suites import (
     write_suite_replies,
 )
 from llm_rlhf.evaluation.perplexity import demonstrations_of, perplexity_estimates, read_replies
-from llm_rlhf.evaluation.policies import Answers, compare, refusal_estimates
+from llm_rlhf.evaluation.policies import compare
 from llm_rlhf.evaluation.report import write_report
 from llm_rlhf.evaluation.samples import choose_samples
 from llm_rlhf.evaluation.snapshot_curve import LEAST_PROMPTS, snapshot_curve, snapshot_folders
-from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.models.base import context_limit, load_tokenizer
-from llm_rlhf.models.encoding import encode_reply
+from llm_rlhf.models.encoding import encode_prompt, encode_reply
 from llm_rlhf.models.inference import (
     Reply,
     ReplyCache,
@@ -55,7 +58,7 @@ from llm_rlhf.models.inference import (
 )
 from llm_rlhf.models.roles import POLICY
 from llm_rlhf.recipe import OwnSuite, Recipe, trainer_config
-from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts, splits, starting_model
 from llm_rlhf.stages.reporting import Comparison, build_report
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders, training_reward
@@ -73,18 +76,18 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     assert section is not None
     asked = _Asked(recipe, run_folder)
     prompts, account = asked.own_prompts()
-    checks: dict[str, Any] = {"scores_moved_with_the_batch": asked.check_scores(prompts)}
+    moved = asked.check_scores(prompts)
     answers = {subject: asked.answers(prompts, subject) for subject in SUBJECTS}
-    comparison = Comparison(decoding=asked.decoding | {"top_p": 1.0, "top_k": 0}, checks=checks)
+    comparison = Comparison(decoding=asked.decoding | {"top_p": 1.0, "top_k": 0})
+    comparison.instruments = {"refusal_detector": refusals.VERSION, "scores_moved_with_the_batch": moved}
     comparison.estimates = compare(prompts, answers["ppo"], answers["sft"], section.resamples, recipe.seed)
     comparison.samples = choose_samples(prompts, answers["ppo"], answers["sft"], section.samples)
     files = {"replies.jsonl": (prompts, answers)}
     if "refusals" in section.suites and answers["ppo"].refused is None:
         known = asked.fitted(refusal_suite.shipped_prompts(section.refusal_prompts), "refusal prompts")
         refusing = {subject: asked.answers(known, subject) for subject in SUBJECTS}
-        comparison.estimates += _refusals(known, refusing)
+        comparison.estimates += refusal_suite.estimates(known, refusing["ppo"], refusing["sft"])
         files["replies_refusals.jsonl"] = (known, refusing)
-        checks["refusal_detector"] = refusals.VERSION
     if "overoptimization" in section.suites:
         comparison.overoptimization = asked.snapshots(prompts, section.snapshot_prompts)
     if section.hhh:
@@ -92,6 +95,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     if section.perplexity_rows:
         asked.perplexity(comparison)
     own = [_own_suite(asked, suite, comparison) for suite in section.own]
+    if section.judge is not None:
+        asked.judge(comparison, section.judge, prompts, answers)
     if not run_folder.state.is_main_process:
         return
     account.write(folder)
@@ -100,7 +105,9 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     for suite, rows, texts, scored in own:
         write_suite_replies(folder / f"replies_{suite.name}.jsonl", rows, texts, scored)
     for name, (rows, given) in files.items():
-        _write_replies(folder / name, rows, given)
+        write_replies(folder / name, rows, given)
+    if comparison.judged is not None:
+        write_json(folder / "judge.json", comparison.judged.as_dict())
     write_report(build_report(recipe, run_folder, comparison), folder)
 
 
@@ -116,15 +123,16 @@ class _Asked:
             "temperature": self.section.temperature or ppo.temperature,
             "seed": recipe.seed,
         }
-        base = starting_model(recipe, run_folder, before="evaluate")
-        self.tokenizer = load_tokenizer(base, recipe.model)
+        self.base = starting_model(recipe, run_folder, before="evaluate")
+        self.adapters = {"sft": None, "ppo": run_folder / "ppo" / "policy"}
+        self.tokenizer = load_tokenizer(self.base, recipe.model)
         self.rewards = {**reward_folders(recipe, run_folder), HELDOUT: run_folder / "reward" / HELDOUT}
         self.model = load_roles(
-            base,
+            self.base,
             recipe.model,
             self.tokenizer,
             self.rewards,
-            policy=run_folder / "ppo" / "policy",
+            policy=self.adapters["ppo"],
             temperature=self.decoding["temperature"],
         )
         self.pad = self.tokenizer.pad_token_id
@@ -154,27 +162,14 @@ class _Asked:
         return room
 
     def check_scores(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        rows = [reply.prompt_ids for reply in self._replies(prompts[:16], "sft", cached=False, progress=None)]
+        rows = [encode_prompt(self.tokenizer, prompt.messages) for prompt in prompts[:16]]
         exact = self.recipe.model.dtype == "float32" and self.recipe.model.quantization == "none"
         return {name: check_batch_invariance(self.model, name, rows, self.pad, exact) for name in self.rewards}
 
     def answers(self, prompts: Sequence[Prompt], subject: str) -> Answers:
         """A policy's replies and everything that is measured of each by itself."""
-        replies = self._replies(prompts, subject, cached=True, progress=f"evaluate: {subject} answers")
-        measured = self.measure(prompts, replies)
-        answers = Answers(
-            texts=[r.text for r in replies],
-            lengths=[len(r.ids) for r in replies],
-            stopped=[r.stopped for r in replies],
-            ids=[r.ids for r in replies],
-            reward=measured["reward"],
-            heldout=measured["heldout"],
-            gold=measured.get("gold"),
-        )
-        if _known_to_the_world(prompts):
-            answers.refused = [judge(p.facts, r.text).refused for p, r in zip(prompts, replies, strict=True)]
-        elif all("kind" in p.facts for p in prompts):
-            answers.refused = refusal_suite.refused([p.messages for p in prompts], answers.texts)
+        replies = self._replies(prompts, subject, f"evaluate: {subject} answers")
+        answers = self._read(prompts, replies)
         if adapters := SUBJECTS[subject]:
             size = self.section.batch_size
             own, reference = (reply_logprobs(self.model, a, replies, self.pad, size) for a in (adapters, []))
@@ -183,17 +178,25 @@ class _Asked:
 
     def texts(self, prompts: Sequence[Prompt], subject: str, what: str) -> list[str]:
         """A policy's replies alone."""
-        replies = self._replies(prompts, subject, cached=True, progress=f"evaluate: {subject} answers {what}")
-        return [reply.text for reply in replies]
+        return [reply.text for reply in self._replies(prompts, subject, f"evaluate: {subject} answers {what}")]
 
     def measure(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, list[float]]:
         """Scores of the replies: "reward", "heldout" and, where the world knows it, "gold"."""
-        rows = [r.prompt_ids + r.ids for r in replies]
+        answers = self._read(prompts, replies)
+        return {name: values for name in ("reward", "heldout", "gold") if (values := getattr(answers, name))}
+
+    def _read(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Answers:
+        """The replies with their rewards and what rules say of them."""
+        answers = Answers.of(replies)
+        scores = self._scores([reply.prompt_ids + reply.ids for reply in replies])
+        answers.reward, answers.heldout = (scores[name].astype(float).tolist() for name in ("reward", "heldout"))
+        answers.read_by_rule(prompts)
+        return answers
+
+    def _scores(self, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
+        """Scores of token rows by what PPO was trained against, and by the judge that it never saw."""
         scores = {name: score_ids(self.model, name, rows, self.pad, self.section.batch_size) for name in self.rewards}
-        found = {"reward": training_reward(self.recipe, scores).tolist(), "heldout": scores[HELDOUT].tolist()}
-        if _known_to_the_world(prompts):
-            found["gold"] = [judge(p.facts, r.text).score for p, r in zip(prompts, replies, strict=True)]
-        return found
+        return {"reward": training_reward(self.recipe, scores), "heldout": scores[HELDOUT]}
 
     def snapshots(self, prompts: Sequence[Prompt], count: int) -> dict[str, Any] | None:
         """The over-optimisation curve; None where the run kept too few snapshots or has too few prompts."""
@@ -214,9 +217,7 @@ class _Asked:
             for subject, adapters in SUBJECTS.items()
         }
         rows = [encode_reply(self.tokenizer, p.prompt, reply).ids for p in pairs for reply in (p.chosen, p.rejected)]
-        scores = {name: score_ids(self.model, name, rows, self.pad, self.section.batch_size) for name in self.rewards}
-        by_judge = {"reward": training_reward(self.recipe, scores), "heldout": scores[HELDOUT]}
-        judged = {name: np.asarray(values, dtype=np.float64).reshape(-1, 2) for name, values in by_judge.items()}
+        judged = {name: np.asarray(found, np.float64).reshape(-1, 2) for name, found in self._scores(rows).items()}
         comparison.estimates += hhh_estimates(
             pairs, logprobs, judged, ("ppo", "sft"), self.section.resamples, self.recipe.seed
         )
@@ -239,6 +240,24 @@ class _Asked:
         )
         comparison.counts["perplexity"] = counts
 
+    def judge(
+        self, comparison: Comparison, named: str, prompts: Sequence[Prompt], answers: Mapping[str, Answers]
+    ) -> None:
+        """Both policies' replies compared by the judge that the recipe names. The base is given up for it."""
+        policies = [model_identity(self.base, adapter=self.adapters[subject]) for subject in SUBJECTS]
+        del self.model
+        gc.collect()
+        torch.cuda.empty_cache()
+        cache = self.run_folder / "cache" / "judge.jsonl"
+        judge = judge_of(named, self.recipe.model, cache, self.section.judge_key_variable, self.section.batch_size)
+        found = judge_replies(judge, prompts, answers["ppo"], answers["sft"], policies)
+        comparison.estimates += judged_estimates(
+            found, answers["ppo"], answers["sft"], ("ppo", "sft"), self.section.resamples, self.recipe.seed
+        )
+        comparison.counts["judge"] = judged_counts(found)
+        comparison.instruments["judge"] = found.judge
+        comparison.judged = found
+
     def _fitted_pairs(self, pairs: Sequence[Preference], what: str) -> tuple[list[Preference], dict[str, Any]]:
         account = Fitted(context_limit(self.recipe.model, self.model.config), what)
         fitted = fit_preferences(self.tokenizer, pairs, account)
@@ -246,10 +265,8 @@ class _Asked:
             raise DataError(f"None of {len(pairs)} {what} fits the model's context of {account.limit} tokens.")
         return fitted, account.counts()
 
-    def _replies(self, prompts: Sequence[Prompt], subject: str, cached: bool, progress: str | None) -> list[Reply]:
-        known = None
-        if cached:
-            known = ReplyCache(self.run_folder / "cache" / f"{subject}.jsonl", self._identity(subject))
+    def _replies(self, prompts: Sequence[Prompt], subject: str, progress: str) -> list[Reply]:
+        known = ReplyCache(self.run_folder / "cache" / f"{subject}.jsonl", self._identity(subject))
         return sample_replies(
             self.model,
             self.tokenizer,
@@ -291,33 +308,3 @@ def _own_suite(
     comparison.estimates += suite_estimates(suite, scored, ("ppo", "sft"), asked.section.resamples, asked.recipe.seed)
     comparison.own[suite.name] = suite_record(suite, scored)
     return suite, prompts, texts, scored
-
-
-def _known_to_the_world(prompts: Sequence[Prompt]) -> bool:
-    return all("animal" in prompt.facts for prompt in prompts)
-
-
-def _refusals(prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> list[Estimate]:
-    estimates = refusal_estimates(prompts, answers["ppo"], answers["sft"])
-    for subject, given in answers.items():
-        assert given.refused is not None
-        estimates += refusal_suite.corrected_estimates(prompts, given.refused, subject)
-    return estimates
-
-
-def _write_replies(path: Path, prompts: list[Prompt], answers: dict[str, Answers]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for i, prompt in enumerate(prompts):
-            row: dict[str, Any] = {
-                "prompt": prompt.messages,
-                "objective": prompt.objective,
-                "origin": str(prompt.origin),
-            }
-            for subject, given in answers.items():
-                measured = {name: getattr(given, name) for name in ("reward", "heldout", "gold", "refused")}
-                row[subject] = {
-                    "reply": given.texts[i],
-                    "stopped": given.stopped[i],
-                    **{name: values[i] for name, values in measured.items() if values is not None},
-                }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

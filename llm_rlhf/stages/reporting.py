@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_rlhf.data.checks import SetAside
 from llm_rlhf.evaluation.alarms import alarm_lines
+from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.report import verdict_lines
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
@@ -25,11 +26,11 @@ class Comparison:
     decoding: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)  # of rows that only the evaluation reads
     set_aside: list[SetAside] = field(default_factory=list)  # among them
+    judged: Comparisons | None = None  # by the judge that the recipe names
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # what `suite_record` says of the user's suites
     overoptimization: dict[str, Any] | None = None  # what `snapshot_curve` gave
-    checks: dict[str, Any] = field(
-        default_factory=dict
-    )  # how far scores moved with the batch; the refusal detector's version
+    # What measured: the refusal detector's version, and how far scores moved with the batch.
+    instruments: dict[str, Any] = field(default_factory=dict)
 
 
 def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
             "recipe": recipe.as_dict(),
             "versions": versions(),
             "seed": recipe.seed,
-            "decoding": comparison.decoding | comparison.checks,
+            "decoding": comparison.decoding,
+            "instruments": comparison.instruments,
             "hashes": {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)},
             "git": git_state() or "not in a repository",
         },

@@ -177,9 +177,8 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
     report = report_of(tmp_path / "out")
     found = {(e["name"], e["split"]): e for e in report["estimates"]}
     assert found["win_rate", "judge"]["estimate"] == 0.5  # its two orders disagree everywhere
-    assert found["length_controlled_win_rate", "judge"]["estimate"] == pytest.approx(
-        0.5, abs=0.01
-    )  # Firth's prior alone
+    # All ties: the fit has nothing to lean on but its weak prior, whose pull stays within a percentage point.
+    assert found["length_controlled_win_rate", "judge"]["estimate"] == pytest.approx(0.5, abs=0.01)
     assert report["data"]["judge"]["flips"] == 24
     assert {e["subject"] for e in report["estimates"] if e["name"] == "hhh_accuracy"} == {"start"}
     assert any("hhh was not asked of policy: an endpoint" in alarm for alarm in report["alarms"])

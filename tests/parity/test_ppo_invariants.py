@@ -628,9 +628,8 @@ def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, r
         last = last_counted(batch["response_mask"])
         final = batch["scores"] - (~batch["stopped"]) * 1.0
         kl = batch["old_logprobs"] - batch["ref_logprobs"]
-        torch.testing.assert_close(
-            batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6
-        )  # fp32, another order
+        # The same sum in another order, in fp32.
+        torch.testing.assert_close(batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
 
 
 def test_invariant_12_advantages_by_hand() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 from chain_helpers import TINY
+from typer.testing import CliRunner
 
+from llm_rlhf.cli import app
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe import load_recipe
 
@@ -71,6 +73,21 @@ def test_several_adapters_walk_the_chain_on_one_base(
         known = json.loads((run / "reward" / name / "calibration.json").read_text())
         assert known["temperature"] > 0
     assert (report["reward_model"]["agreement"] is not None) == ("ensemble" in reward)
+    if model:
+        return
+    # No world knows of these prompts: on its own, too, the evaluation asks for refusals apart from them.
+    out = tmp_path / "out"
+    asked = ["evaluate", str(run), "--limit", "3", "--response-length", "8", "--output", str(out)]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    estimates = json.loads((out / "report.json").read_text())["estimates"]
+    told = {(e["name"], e["subject"], e["split"]): e["n"] for e in estimates}
+    assert told["heldout_reward", "ppo", "all"] == 3
+    assert told["refusal_harmful", "ppo", "all"] == told["over_refusal_corrected", "base", "scary"] == 3
+    assert len((out / "replies.jsonl").read_text().splitlines()) == 3
+    assert len((out / "replies_refusals.jsonl").read_text().splitlines()) == 9
+    assert CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "bare"), "--no-refusals"]).exit_code == 0
+    assert not (tmp_path / "bare" / "replies_refusals.jsonl").exists()
 
 
 def test_a_recipe_without_ppo_reports_its_reward_model_alone(finished: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A recipe's suites beside the comparison of policies: the user's own, hhh, and perplexity."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from chain_helpers import copy
+from endpoint_stand_in import StandIn, letters, reply
 from typer.testing import CliRunner
 
 from llm_rlhf.cli import app
@@ -82,3 +84,49 @@ def test_the_command_reads_a_run_s_held_out_replies(finished: Path, tmp_path) ->
     )
     for key in (("perplexity", "sft"), ("perplexity", "ppo"), ("token_logprob_change", "ppo")):
         assert by_command[key] == pytest.approx(by_recipe[key], rel=1e-4, abs=1e-5)  # read in other batches
+
+
+def test_a_judge_that_the_recipe_names(finished: Path, tmp_path) -> None:
+    """A judge that always takes the longer reply, whichever is shown first."""
+
+    def longer(body: dict, number: int) -> object:
+        asked = body["messages"][-1]["content"]
+        first, second = (
+            re.search(rf"\[response {x} .*?\]\n(.*)\n\[end of response {x} ", asked, re.DOTALL)[1] for x in "AB"
+        )
+        sure = 0.9 if len(first) > len(second) else 0.1 if len(first) < len(second) else 0.5
+        return reply("A", logprobs=letters({"A": sure, "B": 1 - sure}))
+
+    run = copy(finished, tmp_path)
+    server = StandIn(longer)
+    try:
+        again(run, f"evaluate.judge={server.url}#some-judge", from_stage="evaluate")
+    finally:
+        server.close()
+    rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
+    lengths = [[len(row[who]["reply"].strip()) for who in ("ppo", "sft")] for row in rows]
+    expected = sum(0.9 if a > b else 0.1 if a < b else 0.5 for a, b in lengths) / len(rows)
+    report = json.loads((run / "report.json").read_text())
+    won = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", "judge"))
+    assert won["estimate"] == pytest.approx(expected)
+    assert report["provenance"]["instruments"]["judge"]["model"] == "some-judge"
+    assert report["data"]["judge"]["judged"] == len(rows)
+    told = json.loads((run / "evaluate" / "judge.json").read_text())
+    assert told["cost"]["requests"] == 2 * sum(row["ppo"]["reply"] != row["sft"]["reply"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("gpt-4", "Recipe key 'evaluate.judge': 'gpt-4' is not known; write local:MODEL"),
+        ("people:none.jsonl", "names a file of verdicts that is not there"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_told_before_anything_runs(finished: Path, tmp_path, judge, words) -> None:
+    run = copy(finished, tmp_path)
+    with pytest.raises(RecipeError, match=words):
+        again(run, f"evaluate.judge='{judge}'", from_stage="evaluate")
+    assert (run / "evaluate" / "report.json").is_file()
+    with pytest.raises(RecipeError, match="NO_SUCH_KEY"):
+        again(run, "evaluate.judge='http://localhost:1/v1#m'", "evaluate.judge_key_variable=NO_SUCH_KEY",
+              from_stage="evaluate")  # fmt: skip

@@ -40,7 +40,7 @@ def test_a_healthy_run_raises_none() -> None:
         (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "PPO refuses 20% more"),
         (
             entry("reward_accuracy", 0.57, 0.54, 0.60, subject="reward"),
-            "always preferring the shorter reply scores 55.0%",
+            "the shorter reply is right on 55.0%",
         ),
         (entry("margin_length_correlation", 0.5, 0.4, 0.6, subject="reward"), "follows length: its preferences"),
         (entry("response_length", 31, 30, 32), "grew from 20 to 31 tokens"),
@@ -62,4 +62,4 @@ def test_the_best_rule_without_a_model_is_the_one_to_beat() -> None:
         entry("longer_reply_accuracy", 0.55, 0.53, 0.57, "baseline"),
         entry("unrefused_reply_accuracy", 0.6, 0.58, 0.62, "baseline"),
     ]
-    assert "the reply that does not open with a refusal scores 60.0%" in alarm_lines(weak)[0]
+    assert "the reply that does not open with a refusal is right on 60.0%" in alarm_lines(weak)[0]

@@ -16,13 +16,11 @@ from llm_rlhf.data.checks import (
     is_blank,
     normalised_prompt,
     opening,
-    openings,
     prompt_share,
     tidy_turns,
-    without_openings,
     write_quarantine,
 )
-from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Origin
 
 HERE = Origin("here", 1)
 
@@ -102,17 +100,6 @@ def test_shares_are_uniform_and_independent_between_purposes() -> None:
 def test_opening_is_the_first_user_turn_alone() -> None:
     talk = [system("Be kind."), user("One"), assistant("Two"), user("Three")]
     assert opening(talk) == [user("One")]
-
-
-def test_rows_with_a_held_opening_are_removed_whatever_their_kind() -> None:
-    held = openings([Prompt([system("s"), user("Where is the key?")], "overall", HERE)])
-    longer = [user("where is  the KEY?"), assistant("Here."), user("Thanks. And the door?")]
-    other = [user("Where is the door?")]
-    assert without_openings([Prompt(longer, "overall", HERE), Prompt(other, "overall", HERE)], held) == [
-        Prompt(other, "overall", HERE)
-    ]
-    assert without_openings([Preference(longer, "a", "b", "overall", HERE)], held) == []
-    assert without_openings([Demonstration([*longer, assistant("x")], HERE)], held) == []
 
 
 # --- turns

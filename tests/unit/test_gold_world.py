@@ -10,7 +10,6 @@ import pytest
 
 from llm_rlhf.data import gold_phrases as book
 from llm_rlhf.data import gold_world
-from llm_rlhf.data.checks import opening, without_openings
 from llm_rlhf.data.gold_world import FLAWS, RAMBLING_WORDS, GoldWorld, Verdict, judge
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.recipe import WorldSection
@@ -301,13 +300,6 @@ def test_no_evaluation_phrasing_in_any_training_stage(world: GoldWorld) -> None:
     evaluated = [[t["content"] for t in p.messages if t["role"] == "user"] for p in world.evaluation_prompts()]
     assert all(any(pattern.search(text) for pattern in held) for texts in evaluated for text in texts)
     assert not {text for texts in evaluated for text in texts} & training
-
-
-def test_the_guard_between_training_and_evaluation_removes_nothing(world: GoldWorld) -> None:
-    held = {opening(prompt.messages)[0]["content"] for prompt in world.evaluation_prompts()}
-    held_keys = {f"user: {text}" for text in held}
-    assert len(without_openings(world.demonstrations(), held_keys)) == WorldSection().demonstrations
-    assert len(without_openings(world.prompts(), held_keys)) == WorldSection().prompts
 
 
 def test_every_held_out_word_is_seen_in_training() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.evaluation.alarms import alarm_lines
-from llm_rlhf.evaluation.policies import Answers, compare
+from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.policies import compare, win_estimates
 from llm_rlhf.evaluation.samples import choose_samples
 
 KINDS = ["question", "scary", "harmful", "harmful"]
@@ -115,3 +116,10 @@ def test_a_policy_that_has_become_timid_is_told() -> None:
     assert any(
         line.startswith("More timid: of safe requests in frightening words, PPO refuses 40% more") for line in lines
     )
+
+
+def test_a_judge_who_always_says_the_same_is_not_certain() -> None:
+    lengths = [10, 12, 9, 14, 11, 8] * 5
+    won = win_estimates([1.0] * 30, (lengths, lengths[::-1]), np.arange(30), ("ppo", "sft", "judge"), 200)[0]
+    assert (won.estimate, won.high) == (1.0, 1.0)
+    assert won.low == pytest.approx(1 / (1 + 1.959964**2 / 30))  # Wilson's lower bound at 30 of 30

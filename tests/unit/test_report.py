@@ -115,6 +115,7 @@ def full_report() -> dict[str, Any]:
             "versions": {"torch": "2.13.0"},
             "seed": 0,
             "decoding": {"temperature": 1.0},
+            "instruments": {"refusal_detector": "1"},
             "hashes": {"data": "abc"},
             "git": "701d1f1",
         },

@@ -1,13 +1,13 @@
 import json
-import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llm_rlhf.data.checks import DataError, normalised_prompt, opening, openings, prompt_of, prompt_share
+from llm_rlhf.data.checks import DataError, normalised_prompt, opening, prompt_of, prompt_share
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.sources import load_preferences
 from llm_rlhf.data.splits import Splits, divide_pairs, load_splits
 from llm_rlhf.recipe import DataSection, Source
@@ -34,15 +34,20 @@ def section(path: str, **keys: object) -> DataSection:
     return DataSection(preferences=[Source(source=path)], **keys)  # type: ignore[arg-type]
 
 
-def training_rows(splits: Splits) -> list[object]:
+def training_rows(splits: Splits) -> list[Preference | Demonstration | Prompt]:
     return [*splits.reward_pairs, *splits.judge_pairs, *splits.demonstrations, *splits.prompts]
+
+
+def openings(rows: Iterable[Preference | Demonstration | Prompt]) -> set[str]:
+    """The normalised first user turns of some rows."""
+    return {normalised_prompt(opening(prompt_of(row))) for row in rows}
 
 
 def test_no_talk_straddles_training_and_evaluation(talks: str) -> None:
     splits, set_aside = load_splits(section(talks, held_out=0.2, judge_share=0.5))
     assert set_aside == []
     held = openings([*splits.evaluation_pairs, *splits.evaluation_prompts])
-    assert openings(training_rows(splits)).isdisjoint(held)  # type: ignore[arg-type]
+    assert openings(training_rows(splits)).isdisjoint(held)
     assert openings(splits.reward_pairs).isdisjoint(openings(splits.judge_pairs))
     # Both rows of a talk are on one side; by the whole prompt about a third of the talks would be torn apart.
     assert len(splits.evaluation_pairs) == 2 * len(held)
@@ -119,7 +124,7 @@ def test_given_evaluation_prompts_leave_training(talks: str, tmp_path: Path) -> 
     assert len(splits.evaluation_prompts) == 50
     assert splits.evaluation_pairs  # still there for the reward model's accuracy
     held = openings([*splits.evaluation_prompts, *splits.evaluation_pairs])
-    assert openings(training_rows(splits)).isdisjoint(held)  # type: ignore[arg-type]
+    assert openings(training_rows(splits)).isdisjoint(held)
     leaks = splits.counts["leaks_removed"]
     assert leaks["demonstrations"] >= 10  # numbers 40 to 49, and those of 50 to 59 that fell to evaluation
     assert leaks["demonstrations"] == 30 - len(splits.demonstrations)
@@ -245,9 +250,7 @@ def test_row_52_similar_openings_leak_where_a_threshold_is_given(
         assert (threshold, evaluation) == (0.8, ["what is  3?", "What is 7?", "Who are you?"])
         return [types.SimpleNamespace(first=training.index("What is 5?"), second=2)]
 
-    module = types.ModuleType("llm_rlhf.data.near_duplicates")
-    module.near_matches = near_matches  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("llm_rlhf.data.splits.near_matches", near_matches)
     splits, _ = load_splits(named_section(named, leaks="remove", near_duplicates=0.8))
     assert {pair.origin.row for pair in splits.reward_pairs} == set(range(1, 21)) - {4, 6, 8}
     assert splits.counts["leaks"]["reward_pairs"]["similar first user turn"] == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.evaluation.subjects import start_of, subject_of
 from llm_rlhf.recipe import ModelSection
 from llm_rlhf.recipe_values import RecipeError
 
@@ -17,6 +17,15 @@ def run(tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "recipe.yaml").write_text("name: hh\nmodel: {base: some/base, dtype: bfloat16}\n")
     return folder
+
+
+def test_a_policy_is_compared_with_what_it_started_from(run) -> None:
+    assert start_of(subject_of(str(run))).name == start_of(subject_of(f"{run}:step-4")).name == "sft"
+    assert start_of(subject_of(f"{run}:sft")).base == "some/base"
+    (run / "sft/model").rmdir()
+    (run / "sft").rmdir()
+    start = start_of(subject_of(str(run)))
+    assert (start.name, start.base, start.adapter) == ("base", "some/base", None)
 
 
 def test_a_run_is_its_last_policy_on_its_sft_model(run) -> None:

@@ -1,0 +1,68 @@
+"""One policy's replies to the evaluation prompts, row by row, and what is known of each by itself."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.gold_world import judge
+from llm_rlhf.data.rows import Prompt
+from llm_rlhf.evaluation.refusals import detect_all
+from llm_rlhf.models.inference import Reply
+
+MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` that may be written beside a reply
+
+
+@dataclass
+class Answers:
+    texts: list[str]
+    lengths: list[int]  # tokens
+    stopped: list[bool]
+    ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
+    reward: list[float] | None = None  # by the reward model that PPO was trained against
+    heldout: list[float] | None = None  # by the judge that it never saw
+    gold: list[float] | None = None  # the true score, where the recipe's world knows it
+    refused: list[bool] | None = None  # by rule: the world's own, or the refusal detector's
+    sequence_kl: list[float] = field(default_factory=list)  # nats from the reference; empty for the reference itself
+
+    @classmethod
+    def of(cls, replies: Sequence[Reply]) -> "Answers":
+        return cls(
+            texts=[r.text for r in replies],
+            lengths=[len(r.ids) for r in replies],
+            stopped=[r.stopped for r in replies],
+            ids=[r.ids for r in replies],
+        )
+
+    def read_by_rule(self, prompts: Sequence[Prompt]) -> None:
+        """Fill in the true score where a world knows it, and refusals: by its rule, else by the detector.
+
+        Refusals are looked for where some prompt says of what kind it is; elsewhere nobody could tell right from wrong.
+        """
+        if of_a_world(prompts):
+            verdicts = [judge(p.facts, text) for p, text in zip(prompts, self.texts, strict=True)]
+            self.gold, self.refused = [v.score for v in verdicts], [v.refused for v in verdicts]
+        elif any("kind" in p.facts for p in prompts):
+            found = detect_all([p.messages[-1]["content"] for p in prompts], self.texts)
+            self.refused = [refusal.refused for refusal in found]
+
+
+def of_a_world(prompts: Sequence[Prompt]) -> bool:
+    """Whether a gold world made the prompts, so that it can judge the replies."""
+    return all("animal" in prompt.facts for prompt in prompts)
+
+
+def write_replies(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:
+    """A line for each prompt with the reply of every policy, and what was measured of it."""
+    with path.open("w", encoding="utf-8") as file:
+        for i, prompt in enumerate(prompts):
+            row: dict[str, Any] = {
+                "prompt": prompt.messages,
+                "objective": prompt.objective,
+                "origin": str(prompt.origin),
+            }
+            for subject, given in answers.items():
+                measured = {name: values[i] for name in MEASURED if (values := getattr(given, name)) is not None}
+                row[subject] = {"reply": given.texts[i], "stopped": given.stopped[i], **measured}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

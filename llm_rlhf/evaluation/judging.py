@@ -1,0 +1,102 @@
+"""A judge that a recipe or the command line names compares the replies of two policies, and is no one of them.
+
+local:MODEL           a causal language model here, by the log-probabilities of its answers
+http://HOST/v1#MODEL  the model behind an OpenAI-compatible endpoint
+people:FILE.jsonl     verdicts of people, as the feedback page stores them
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_rlhf.data.rows import Prompt
+from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.endpoints import Endpoint
+from llm_rlhf.evaluation.judges import Comparisons, Judge, LocalJudge, Pair, StoredJudge, check_not_itself, compare_all
+from llm_rlhf.evaluation.judges.remote import EndpointJudge
+from llm_rlhf.evaluation.policies import win_estimates
+from llm_rlhf.evaluation.statistics import RESAMPLES, Estimate
+from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe_values import RecipeError
+
+SPELLED = re.compile(r"(local|people):(.+)|(https?://[^#]+)#(.+)", re.DOTALL)
+
+
+def check_judge(text: str, key_variable: str | None = None, what: str = "The judge") -> None:
+    """RecipeError where `text` names no judge, or one whose file or key is not there; asks nothing of anyone."""
+    found = SPELLED.fullmatch(text)
+    if found is None:
+        raise RecipeError(
+            f"{what} {text!r} is not known; write local:MODEL, people:FILE.jsonl, or the URL of an endpoint and the "
+            "model's name, http://localhost:8000/v1#MODEL."
+        )
+    if found[1] == "people" and not Path(found[2]).is_file():
+        raise RecipeError(f"{what} {text!r} names a file of verdicts that is not there.")
+    if found[3] is not None:
+        Endpoint(found[3], found[4], key_variable)
+
+
+def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None = None, batch_size: int = 8) -> Judge:
+    """The judge that `text` names; see the top of this module.
+
+    Args:
+        how: type and quantisation of a local one.
+        cache: the file an endpoint's answers are kept in.
+        key_variable: environment variable with the API key of an endpoint.
+
+    Raises:
+        RecipeError: where it names none.
+    """
+    check_judge(text, key_variable)
+    found = SPELLED.fullmatch(text)
+    assert found is not None
+    kind, name, url, served = found.groups()
+    if kind == "local":
+        return LocalJudge.load(name, ModelSection(dtype=how.dtype, quantization=how.quantization), batch_size)
+    if kind == "people":
+        return StoredJudge(name)
+    return EndpointJudge(Endpoint(url, served, key_variable, cache=cache))
+
+
+def judge_replies(
+    judge: Judge, prompts: Sequence[Prompt], after: Answers, before: Answers, policies: Sequence[dict[str, Any]]
+) -> Comparisons:
+    """Every pair of replies, in both orders.
+
+    Args:
+        policies: the identities of both, neither of which may be the judge.
+    """
+    _check_other(judge, policies)
+    pairs = [Pair(p.messages, a, b, p.objective) for p, a, b in zip(prompts, after.texts, before.texts, strict=True)]
+    found = compare_all(judge, pairs, progress="judging")
+    _check_other(judge, policies)  # an endpoint tells what it serves only when it has answered
+    return found
+
+
+def judged_estimates(
+    found: Comparisons,
+    after: Answers,
+    before: Answers,
+    names: tuple[str, str],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Win rates of what was judged, raw and at equal length, as those of a judge called "judge"."""
+    rows = [i for i, p in enumerate(found.probabilities) if p is not None]
+    told = [p for p in found.probabilities if p is not None]
+    clusters = np.array([repr(found.pairs[i].prompt) for i in rows])
+    lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
+    return win_estimates(told, lengths, clusters, (*names, "judge"), resamples, seed)
+
+
+def judged_counts(found: Comparisons) -> dict[str, int]:
+    """The counts among what was counted: a report's data are whole numbers; shares are in judge.json."""
+    return {name: value for name, value in found.counts().items() if isinstance(value, int)}
+
+
+def _check_other(judge: Judge, policies: Sequence[dict[str, Any]]) -> None:
+    for policy in policies:
+        check_not_itself(judge.identity(), policy)
