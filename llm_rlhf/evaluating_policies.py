@@ -49,7 +49,7 @@ class Evaluation:
     temperature: float | None = None  # None: as the run sampled in training, or 1
     batch_size: int = 32
     resamples: int = 2000
-    samples: int = 8
+    samples: int = 10
     seed: int = 0
     own: list[OwnSuite] = field(default_factory=list)
     hhh: list[Source] = field(default_factory=list)

@@ -50,6 +50,7 @@ def check_together(recipe: Recipe) -> None:
             at_least(f"evaluate.{name}", getattr(recipe.evaluate, name), 1)
         at_least("evaluate.snapshot_prompts", recipe.evaluate.snapshot_prompts, 0)
         at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
+        at_least("evaluate.best_of_n", recipe.evaluate.best_of_n, 0)
         check_own_suites(recipe.evaluate.own)
         for name in ("own", "hhh", "judge"):
             if getattr(recipe.evaluate, name) and recipe.ppo is None:

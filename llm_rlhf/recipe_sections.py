@@ -134,13 +134,14 @@ class EvaluateSection:
     temperature: float | None = None  # None: as in training
     response_length: int | None = None  # tokens; None: as in training
     resamples: int = 2000  # of the bootstrap behind every interval
-    samples: int = 8  # prompts shown side by side in the report
+    samples: int = 10  # prompts shown side by side in the report
     # beside the comparison of the policies on the recipe's own prompts, which is always made
     suites: list[Literal["refusals", "overoptimization"]] = field(
         default_factory=lambda: ["refusals", "overoptimization"]
     )
     refusal_prompts: int = 200  # of each kind, from data/evaluation; a world's own prompts take their place
     snapshot_prompts: int = 64  # what every snapshot of the policy is asked again; under 20: no curve
+    best_of_n: int = 16  # replies of the start to each of these, of which the training reward picks one; under 2: none
     own: list[OwnSuite] = field(default_factory=list)  # suites of the user's: a file of prompts and one function
     judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
     judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges

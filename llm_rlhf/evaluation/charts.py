@@ -8,12 +8,12 @@ whole. Every text goes through markupsafe, which escapes it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 Range = tuple[float, float]
-Line = list[tuple[float, float]]  # points of a curve
+Line = Sequence[tuple[float, float]]  # points of a curve
 
 THIN_TO = 300  # points drawn per curve; a screen shows no more
 SMOOTH_FROM = 30  # curves with more points than this get a running mean over a faint raw line
@@ -206,12 +206,22 @@ def reliability(series: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> 
     return canvas.figure("reliability", said, parts)
 
 
-def against_distance(series: Sequence[tuple[str, str, Line, Line]], parted: float | None) -> Markup:
+class Course(NamedTuple):
+    """Gains of one judge, (sqrt(KL), gain): as measured, and as fitted where they are."""
+
+    kind: str
+    label: str
+    points: Line
+    fitted: Line = ()
+    trained: bool = True  # else chosen among samples: its marks are hollow, its line is thin
+
+
+def against_distance(courses: Sequence[Course], parted: float | None) -> Markup:
     """Gains of several judges against sqrt(KL): marks joined as measured, and a fitted curve for each, dashed.
 
-    A series is (kind, label, measured points, fitted curve). `parted` draws a line where the judges part.
+    `parted` draws a line where the judges part.
     """
-    shown = [pair for _, _, points, fitted in series for pair in (*points, *fitted)]
+    shown = [pair for course in courses for pair in (*course.points, *course.fitted)]
     xs, ys = [x for x, _ in shown], [y for _, y in shown]
     air = (max(ys) - min(ys)) * 0.08 or 1.0
     canvas = Canvas(
@@ -229,16 +239,17 @@ def against_distance(series: Sequence[tuple[str, str, Line, Line]], parted: floa
                 canvas.top, canvas.bottom, x=canvas.x(parted)
             )
         )
-    for kind, label, points, fitted in series:
-        dashed = canvas.path(fitted, "fit") if fitted else Markup("")
-        parts.append(Markup('<g class="curve {}">{}{}</g>').format(kind, dashed, canvas.path(points, "line")))
-        for x, y in points:
+    for course in sorted(courses, key=lambda course: course.trained):  # what was trained lies on top
+        dashed = canvas.path(course.fitted, "fit") if course.fitted else Markup("")
+        kind, label = course.kind + ("" if course.trained else " hollow"), course.label
+        parts.append(Markup('<g class="curve {}">{}{}</g>').format(kind, dashed, canvas.path(course.points, "line")))
+        for x, y in course.points:
             parts.append(
                 Markup('<g class="mark {}"><circle cx="{:.1f}" cy="{:.1f}" r="3"/><title>{}</title></g>').format(
                     kind, canvas.x(x), canvas.y(y), f"{label}: {y:+.2f} at distance {x:.2f}"
                 )
             )
-    said = "; ".join(f"{label}: from 0 to {points[-1][1]:+.2f}" for _, label, points, _ in series)
+    said = "; ".join(f"{course.label}: from 0 to {course.points[-1][1]:+.2f}" for course in courses)
     return canvas.figure("distance", said, parts)
 
 
@@ -311,7 +322,7 @@ class Canvas:
             )
         return Markup('<g class="frame">{}</g>').format(Markup("").join(parts))
 
-    def path(self, series: list[tuple[float, float]], css: str) -> Markup:
+    def path(self, series: Line, css: str) -> Markup:
         steps = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in thin(series))
         return Markup('<polyline class="{}" points="{}"/>').format(css, steps)
 
@@ -321,7 +332,7 @@ class Canvas:
         )
 
 
-def thin(pairs: list[tuple[float, float]], limit: int = THIN_TO) -> list[tuple[float, float]]:
+def thin(pairs: Line, limit: int = THIN_TO) -> Line:
     """At most `limit` of the points, in order: the lowest and the highest of each bucket, and both ends."""
     if len(pairs) <= limit:
         return pairs
@@ -333,7 +344,7 @@ def thin(pairs: list[tuple[float, float]], limit: int = THIN_TO) -> list[tuple[f
     return [pairs[j] for j in sorted(keep)]
 
 
-def running_mean(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def running_mean(pairs: Line) -> Line:
     """Centred mean over a tenth of the curve; at the ends over the half of it that is there."""
     half = max(1, len(pairs) // 20)
     sums = [0.0]

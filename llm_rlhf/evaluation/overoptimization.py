@@ -83,6 +83,18 @@ def fit_curve(d: Values, gains: NDArray[Any] | Values, form: Form) -> Fit:
     return Fit(form, alpha, beta, peak, height, math.sqrt(float((residuals**2).mean())))
 
 
+def fitted(d: Values, fit: Fit) -> dict[str, Any]:
+    """The fit as plain values: its coefficients and peak with their intervals, and 41 points of the curve up to d."""
+    xs = np.linspace(0, float(np.max(d)), 41)
+    return {
+        "form": fit.form,
+        "alpha": fit.alpha._asdict(),
+        "beta": fit.beta._asdict(),
+        "peak": None if fit.peak is None else fit.peak._asdict(),
+        "curve": [[float(x), float(y)] for x, y in zip(xs, fit.at(xs), strict=True)],
+    }
+
+
 def _points(d: Values, gains: NDArray[Any] | Values, form: Form) -> tuple[Array, Array, bool]:
     """The design (m, 2), the gains (m, prompts or 1), and whether they are given by prompt; rows at d = 0 left out."""
     if form not in ("best_of_n", "rl"):

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation import reward_sections, sections
+from llm_rlhf.evaluation.distance_section import distance
 from llm_rlhf.evaluation.measures import (
     NARROW,
     Entry,
@@ -91,7 +92,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "calibration": reward_sections.calibration(report["reward_model"]["calibration"]),
         "doubt": reward_sections.doubt(report["reward_model"]["agreement"]),
         "refusals": sections.refusals(estimates),
-        "distance": sections.distance(report["overoptimization"]),
+        "distance": distance(report["overoptimization"]),
         "table": [_table_row(e) for e in estimates],
     }
     return {

@@ -15,7 +15,8 @@ The dictionary, schema 1 (every key below is required, a list or dictionary may 
     own         {NAME: {"function": "module:function", "good": "higher" | "lower" | "neither",
                  "unit": "score" | "share", "prompts": int, "not_scored": {subject: int}}}, the user's own suites;
                  their measures are NAME and NAME_gain, on "all"
-    overoptimization  what `snapshot_curve` found, None where the run has no snapshots
+    overoptimization  what `snapshot_curve` found, None where the run has no snapshots; "best_of_n" in it is what
+                 `best_of_n` found, absent where it was not asked for
     alarms      [str, ...], sentences, the gravest first
     curves      {"sft" | "reward" | "reward/NAME" | "heldout" | "ppo": [{"step": int, metric: float | None, ...}, ...]},
                 metrics under the names of metrics.jsonl (objective/scores, objective/kl, loss, accuracy, ...)

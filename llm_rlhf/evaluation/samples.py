@@ -17,9 +17,10 @@ def choose_samples(
     count: int,
     names: tuple[str, str] = ("ppo", "sft"),
 ) -> list[dict[str, Any]]:
-    """Up to `count` prompts with both replies: the median gains first, then the best, the worst, the most disputed.
+    """Up to `count` prompts with both replies: the median gain, the largest, the largest loss, the policy's worst reply,
+    the most disputed one, and so on in turns.
 
-    Gains are by the true score where it is known, else by the held-out judge. Taking medians keeps the choice honest
+    Gains and scores are the true ones where they are known, else the held-out judge's. Taking medians keeps the choice honest
     (Bai et al. 2022 show the median of 17 samples so as not to pick cherries).
     """
     scored, scored_before = _surest(after), _surest(before)
@@ -33,6 +34,7 @@ def choose_samples(
         ("median gain", [by_gain[i] for i in middle]),
         ("largest gain", by_gain[::-1]),
         ("largest loss", by_gain),
+        ("worst reply", np.argsort(scored, kind="stable").tolist()),
     ]
     if after.reward is not None and after.heldout is not None:
         disputed = np.argsort(-np.abs(_standard(after.reward) - _standard(after.heldout)), kind="stable").tolist()

@@ -288,36 +288,6 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
     }
 
 
-DISTANT = (("reward", "reward"), ("heldout", "heldout"), ("gold", "gold"))  # names in the curve, and their colours
-
-
-def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Every judge's gain over the start against how far the policy went, and where the judges part."""
-    if found is None or len(found["points"]) < 2:
-        return None
-    first = found["points"][0]
-    series, named = [], []
-    for name, kind in DISTANT:
-        if name in first:
-            points = [(point["sqrt_kl"], point[name] - first[name]) for point in found["points"]]
-            fit = found["fits"][name]
-            label = {"reward": "Training reward", "heldout": "Held-out judge", "gold": "True score"}[name]
-            series.append((kind, label, points, [tuple(pair) for pair in fit["curve"]] if fit else []))
-            named.append((kind, label))
-    surest = list(found["parting"])[-1]
-    parting = found["parting"][surest]
-    return {
-        "svg": charts.against_distance(series, parting["distance"]["estimate"] if parting["alarm"] else None),
-        "named": named,
-        "messages": [
-            {"judge": {"heldout": "Held-out judge", "gold": "True score"}[judge], "text": known["message"]}
-            for judge, known in found["parting"].items()
-        ],
-        "prompts": found["prompts"],
-        "alarm": parting["alarm"],
-    }
-
-
 def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The charts shown first, the others, and every further metric under its own name."""
     charts_made, told = [], set()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.data.rows import Prompt
-from llm_rlhf.evaluation.overoptimization import Fit, Form, Parting, fit_curve, parting
+from llm_rlhf.evaluation.overoptimization import Parting, fit_curve, fitted, parting
 from llm_rlhf.models.inference import Reply, reply_logprobs, sample_replies
 
 LEAST_PROMPTS = 20  # as `parting` needs
@@ -92,16 +92,7 @@ def _fit(distance: np.ndarray, gains: np.ndarray) -> dict[str, Any] | None:
     """The curve of Gao et al. for reinforcement learning; None where too few points are away from the start."""
     if (distance > 0).sum() < 3:
         return None
-    form: Form = "rl"
-    fit: Fit = fit_curve(distance, gains, form)
-    xs = np.linspace(0, float(distance.max()), 41)
-    return {
-        "form": form,
-        "alpha": fit.alpha._asdict(),
-        "beta": fit.beta._asdict(),
-        "peak": None if fit.peak is None else fit.peak._asdict(),
-        "curve": [[float(x), float(y)] for x, y in zip(xs, fit.at(xs), strict=True)],
-    }
+    return fitted(distance, fit_curve(distance, gains, "rl"))
 
 
 def _parting(found: Parting) -> dict[str, Any]:

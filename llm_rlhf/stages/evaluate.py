@@ -4,7 +4,8 @@
    held-out prompts of the recipe and, where no world knows the truth, the refusal suite's that ship with the project.
 2. Every reply is scored by the training reward model, by the held-out judge, and, where the recipe's world knows the
    truth, by rule. Scores must not depend on the batch; this is checked first.
-3. The policy's snapshots answer some of the prompts: the rewards against the distance from the start.
+3. The policy's snapshots answer some of the prompts: the rewards against the distance from the start. So does the
+   start, many times: what choosing among its replies by the training reward would give without training.
 4. Given replies are read: which of two is more probable, and how probable held-out ones are.
 5. Suites of the user's own: their prompts are answered, and their functions give every reply a number.
 6. A judge that the recipe names compares the replies, when the base is out of memory.
@@ -29,6 +30,7 @@ from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation import refusal_suite, refusals
 from llm_rlhf.evaluation.answers import Answers, write_replies
+from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.hhh import hhh_estimates, pair_logprobs
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.judging import judge_of, judge_replies, judged_counts, judged_estimates
@@ -89,7 +91,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         comparison.estimates += refusal_suite.estimates(known, refusing["ppo"], refusing["sft"])
         files["replies_refusals.jsonl"] = (known, refusing)
     if "overoptimization" in section.suites:
-        comparison.overoptimization = asked.snapshots(prompts, section.snapshot_prompts)
+        comparison.overoptimization = asked.overoptimization(prompts, answers["ppo"])
     if section.hhh:
         asked.hhh(comparison)
     if section.perplexity_rows:
@@ -198,15 +200,26 @@ class _Asked:
         scores = {name: score_ids(self.model, name, rows, self.pad, self.section.batch_size) for name in self.rewards}
         return {"reward": training_reward(self.recipe, scores), "heldout": scores[HELDOUT]}
 
-    def snapshots(self, prompts: Sequence[Prompt], count: int) -> dict[str, Any] | None:
-        """The over-optimisation curve; None where the run kept too few snapshots or has too few prompts."""
-        found = snapshot_folders(self.run_folder / "ppo")
-        chosen = sorted(prompts, key=lambda prompt: prompt_share(prompt.messages, "snapshots"))[:count]
-        if len(chosen) < LEAST_PROMPTS or not found:
+    def overoptimization(self, prompts: Sequence[Prompt], policy: Answers) -> dict[str, Any] | None:
+        """The curves of the snapshots and of best-of-n; None where there are no snapshots, or too few prompts."""
+        snapshots = snapshot_folders(self.run_folder / "ppo")
+        by_share = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "snapshots"))
+        rows = by_share[: self.section.snapshot_prompts]
+        if len(rows) < LEAST_PROMPTS or not snapshots:
             return None
-        return snapshot_curve(
-            self.model, self.tokenizer, chosen, found, self.measure, **self.decoding, batch_size=self.section.batch_size
+        chosen = [prompts[i] for i in rows]
+        size = self.section.batch_size
+        found = snapshot_curve(
+            self.model, self.tokenizer, chosen, snapshots, self.measure, **self.decoding, batch_size=size
         )
+        n = self.section.best_of_n
+        if n > 1:
+            many = [prompt for prompt in chosen for _ in range(n)]
+            measured = self.measure(many, self._replies(many, "sft", f"evaluate: best of {n}"))
+            scores = {name: np.reshape(values, (len(chosen), n)) for name, values in measured.items()}
+            own = {name: [getattr(policy, name)[i] for i in rows] for name in scores}
+            found["best_of_n"] = best_of_n(scores, own, self.section.resamples, self.recipe.seed)
+        return found
 
     def hhh(self, comparison: Comparison) -> None:
         """Which of two given replies the policies find more probable, and the reward models score higher."""

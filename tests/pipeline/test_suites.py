@@ -130,3 +130,35 @@ def test_a_judge_that_cannot_be_asked_is_told_before_anything_runs(finished: Pat
     with pytest.raises(RecipeError, match="NO_SUCH_KEY"):
         again(run, "evaluate.judge='http://localhost:1/v1#m'", "evaluate.judge_key_variable=NO_SUCH_KEY",
               from_stage="evaluate")  # fmt: skip
+
+
+def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path) -> None:
+    """Every prompt is asked of the snapshots here, so that the curve's ends are what the replies file says."""
+    run = copy(finished, tmp_path)
+    again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3", from_stage="evaluate")
+    report = json.loads((run / "report.json").read_text())
+    rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    curve = report["overoptimization"]
+    start, end = curve["points"][0], curve["points"][-1]
+    assert [point["step"] for point in curve["points"]] == [0, 4, 8]  # the last snapshot is the policy
+    mean = {
+        who: {name: sum(row[who][name] for row in rows) / 20 for name in ("reward", "heldout", "gold")}
+        for who in ("sft", "ppo")
+    }
+    for name in ("reward", "heldout", "gold"):
+        # The same replies, scored in other batches: fp32 noise.
+        assert start[name] == pytest.approx(mean["sft"][name], abs=1e-5)
+        assert end[name] == pytest.approx(mean["ppo"][name], abs=1e-5)
+    kl = next(e["estimate"] for e in report["estimates"] if e["name"] == "kl")
+    assert end["kl"] == pytest.approx(kl, abs=1e-4)
+
+    best = curve["best_of_n"]
+    assert [point["k"] for point in best["points"]] == [1, 2, 3]
+    assert best["points"][0]["reward"] < best["points"][1]["reward"] < best["points"][2]["reward"]
+    over = best["policy_over_best"]["gold"]
+    assert over["estimate"] == pytest.approx(mean["ppo"]["gold"] - best["points"][2]["gold"])
+    assert over["n"] == 20
+    assert "Against best of 3" in (run / "report.html").read_text()
+    again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=0", from_stage="evaluate")
+    assert "best_of_n" not in json.loads((run / "report.json").read_text())["overoptimization"]

@@ -80,6 +80,19 @@ def test_samples_are_chosen_by_rule_and_never_twice() -> None:
     assert gains[2] == 0.0
 
 
+def test_every_rule_has_its_turn() -> None:
+    """Gains 1, 2, 2, 0, -5, 1, 0.5: in order q4 q3 q6 q0 q5 q1 q2. The reward models differ on q6 alone."""
+    before = answers([0.0, -1.0, -1.0, 1.0, 6.0, -9.0, 0.0], [False] * 7, texts=["r"] * 7)
+    after = answers([1.0, 1.0, 1.0, 1.0, 1.0, -8.0, 0.5], [False] * 7, texts=["r"] * 7)
+    after.reward = [*after.reward[:6], 40.0]
+    prompts = [prompt(i, "question") for i in range(7)]
+    chosen = {s["chosen_by"]: s["prompt"][0]["content"] for s in choose_samples(prompts, after, before, 5)}
+    assert chosen == {
+        "median gain": "q0", "largest gain": "q2", "largest loss": "q4", "worst reply": "q5",
+        "the two reward models disagree most": "q6",
+    }  # fmt: skip
+
+
 def planted(n: int, seed: int) -> tuple[list[Prompt], Answers, Answers]:
     """A policy that talks more and is no better, before a judge that likes length: P(win) = sigma(longer / 20)."""
     rng = np.random.default_rng(seed)

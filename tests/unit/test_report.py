@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from llm_rlhf.evaluation import charts
+from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
 from llm_rlhf.evaluation.measures import number, value_text
 from llm_rlhf.evaluation.page import cell, duration, fence, render_html, render_markdown
@@ -49,6 +50,7 @@ _PROMPTS = [f"prompt {i}" for i in range(60)]
 CALIBRATION = calibrate(_MARGINS.mean(1), _PROMPTS, resamples=100)
 AGREEMENT = ensemble_agreement(_MARGINS, _PROMPTS, resamples=100)
 
+_SCORES = np.random.default_rng(0).normal(size=(30, 4))
 _BOUNDS = {"estimate": 2.0, "low": 1.5, "high": 2.0, "n": 64, "method": "made up"}
 OVEROPTIMIZATION = {
     "points": [
@@ -58,6 +60,10 @@ OVEROPTIMIZATION = {
     "prompts": 64,
     "fits": {"reward": {"form": "rl", "curve": [[0.0, 0.0], [2.0, 2.0]]}, "heldout": None, "gold": None},
     "parting": {"heldout": {"alarm": True, "distance": _BOUNDS, "message": f"They part. {ATTACK}"}},
+    "best_of_n": best_of_n(
+        {"reward": _SCORES, "heldout": _SCORES / 2, "gold": -_SCORES},
+        {"reward": [9.0] * 30, "heldout": [0.0] * 30, "gold": [0.0] * 30},
+    ),
 }
 
 
@@ -528,3 +534,17 @@ class TestCharts:
         point = charts.Mark("ppo", ATTACK, 1.0, None, None)
         assert "<script" not in charts.strip([point], (0.0, 2.0))
         assert "<script" not in charts.plane([charts.Point("ppo", ATTACK, point, point)], ATTACK, "y")
+
+
+def test_the_policy_stands_beside_the_best_of_n() -> None:
+    """The training reward puts the policy far above the best of 4; the judge finds it as good as two replies or so."""
+    report = full_report()
+    page, text = render_html(report), render_markdown(report)
+    found = report["overoptimization"]["best_of_n"]
+    over = found["policy_over_best"]["reward"]
+    assert "Against best of 4" in page
+    assert f"{over['estimate']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f})" in page
+    assert "more than 4" in page
+    assert f"| Held-out judge | {found['points'][-1]['heldout'] - found['points'][0]['heldout']:+.2f} |" in text
+    del report["overoptimization"]["best_of_n"]
+    assert "best of" not in render_html(report)
