@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,12 +63,15 @@ def run(
 
 @app.command()
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL")],
+    policy: Annotated[
+        str | None, typer.Argument(help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL; none: --reward alone")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
     ] = None,
     reward: Annotated[
-        list[str] | None, typer.Option("--reward", metavar="MODEL", help="Reward model to score with; several: mean.")
+        list[str] | None,
+        typer.Option("--reward", metavar="MODEL", help="What training went by; several: their mean."),
     ] = None,
     heldout: Annotated[
         list[str] | None, typer.Option("--heldout", metavar="MODEL", help="A second one that training never saw.")
@@ -85,6 +88,9 @@ def evaluate(
     ] = None,
     hhh: Annotated[
         list[str] | None, typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of: BIG-bench or any.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on.")
     ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals/--no-refusals", help="Ask our prompts too, where no others show refusals.")
@@ -111,6 +117,8 @@ def evaluate(
     """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
 
     Example: llm-rlhf evaluate runs/hh --reference Qwen/Qwen2.5-0.5B-Instruct --judge http://localhost:8000/v1#judge
+
+    Without a policy, test reward models: llm-rlhf evaluate --reward path/to/model --pairs pairs.jsonl
     """
     with told_in_one_message():
         _quiet_libraries()
@@ -124,6 +132,9 @@ def evaluate(
         suites = [suite_of(text) for text in own or []]
         check_own_suites(suites, key=None)
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
+        if policy is None:
+            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed, as_json)
+            return
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
             raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
@@ -134,9 +145,28 @@ def evaluate(
                 judged, compared, folder, [Source(source=name) for name in prompts or []], reward or [], heldout or [],
                 judge, key_variable, limit, response_length, temperature, batch_size, seed=seed,
                 own=suites, hhh=[Source(source=name) for name in hhh or []], refusals=refusals,
+                pairs=[Source(source=name) for name in pairs or []],
             )
         )  # fmt: skip
         _show(report["verdict"], folder / "report.html", as_json)
+
+
+def _evaluate_rewards(
+    reward: list[str], heldout: list[str], pairs: list[str], output: str | None, how: Any, seed: int, as_json: bool
+) -> None:
+    from llm_rlhf.evaluating_rewards import Rewards, evaluate_rewards
+    from llm_rlhf.recipe import Source
+    from llm_rlhf.recipe_values import RecipeError
+
+    if not reward or not pairs:
+        raise RecipeError(
+            "Name a policy to evaluate, or a reward model and labelled pairs to test it on: --reward MODEL --pairs "
+            "SOURCE."
+        )
+    folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
+    rewards = Rewards.of({"reward": reward, "heldout": heldout}, how)
+    report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
+    _show(report["verdict"], folder / "report.html", as_json)
 
 
 @app.command()

@@ -6,20 +6,19 @@
 4. The estimates, alarms and samples are those of a run's own report.
 """
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import prompt_share, write_quarantine
-from llm_rlhf.data.rows import Conversation, Preference, Prompt
+from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.evaluating_policies import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
+from llm_rlhf.evaluating_rewards import Rewards, load_pairs, of_the_run, preferences, score
 from llm_rlhf.evaluation import refusal_suite, refusals
 from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
@@ -40,13 +39,11 @@ from llm_rlhf.evaluation.policies import compare
 from llm_rlhf.evaluation.report import verdict_lines, write_report
 from llm_rlhf.evaluation.samples import choose_samples
 from llm_rlhf.evaluation.statistics import Estimate
-from llm_rlhf.models.reward_model import RewardModel
 from llm_rlhf.processes import processes
-from llm_rlhf.recipe import OwnSuite, Recipe, stage_options
+from llm_rlhf.recipe import OwnSuite, Recipe
 from llm_rlhf.recipe_values import RecipeError, plain
 from llm_rlhf.run_folder import RunFolder, git_state, versions, write_json
 from llm_rlhf.stages.inputs import splits
-from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
 
 def evaluate(asked: Evaluation) -> dict[str, Any]:
@@ -64,7 +61,8 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     names = (asked.policy.name, asked.reference.name)
     material, found = ask(asked, _material(asked, recipe))
     prompts, answers = material.prompts[OWN], found.answers[OWN]
-    pair_scores = _score(asked, recipe, prompts, answers, material.pairs)
+    rewards = Rewards.of({"reward": asked.rewards, "heldout": asked.heldout}, asked.policy.model, recipe, asked.run)
+    pair_scores = score(rewards, prompts, answers, {"hhh": material.pairs, "pairs": material.labelled})
     for name, given in found.answers.items():
         for each in given.values():
             each.read_by_rule(material.prompts[name])
@@ -76,7 +74,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         estimates += refusal_suite.estimates(asked_of, refusing[names[0]], refusing[names[1]], names)
     elif not of_a_world(prompts):
         estimates += refusal_suite.corrected(prompts, after, before, names)
-    read, notes = _read(asked, material, found, pair_scores)
+    read, notes = _read(asked, material, found, pair_scores["hhh"])
     scored = {suite.name: _scored(suite, material, found) for suite in asked.own}
     estimates += read
     for suite in asked.own:
@@ -84,6 +82,15 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     judged = _judge(asked, prompts, after, before)
     if judged is not None:
         estimates += judged_estimates(judged, after, before, names, asked.resamples, asked.seed)
+    if material.labelled:
+        if not pair_scores["pairs"]:
+            raise RecipeError("--pairs test reward models, and there is none; name one: --reward MODEL.")
+        labelled = material.labelled, pair_scores["pairs"]
+        of_judges, of_rewards, fitted = preferences(rewards, *labelled, asked.resamples, asked.seed)
+        material.counts["pairs"]["fitted"] = fitted
+    else:
+        of_judges, of_rewards = of_the_run(rewards, asked.run)
+    instruments = {"refusal_detector": refusals.VERSION, **rewards.identities}
     report: dict[str, Any] = {
         "schema": 1,
         "run": {
@@ -94,8 +101,8 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
             "processes": processes().num_processes,
             "seconds": {"evaluate": round(time.time() - started, 3)},
         },
-        "estimates": [estimate.as_dict() for estimate in estimates],
-        "reward_model": {"calibration": {}, "agreement": None},
+        "estimates": [estimate.as_dict() for estimate in estimates] + of_judges,
+        "reward_model": of_rewards,
         "own": {suite.name: suite_record(suite, scored[suite.name]) for suite in asked.own},
         "overoptimization": None,
         "curves": {},
@@ -110,8 +117,8 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
             "versions": versions(),
             "seed": asked.seed,
             "decoding": asked.decoding,
-            "instruments": {"refusal_detector": refusals.VERSION} | ({"judge": judged.judge} if judged else {}),
-            "hashes": {},
+            "instruments": instruments | ({"judge": judged.judge} if judged is not None else {}),
+            "hashes": material.digests(),
             "git": git_state() or "not in a repository",
         },
     }
@@ -153,6 +160,11 @@ def _material(asked: Evaluation, recipe: Recipe | None) -> Material:
         material.pairs = comparisons.pairs
         material.counts["hhh"] = comparisons.counts()
         material.set_aside += comparisons.set_aside
+    if asked.pairs:
+        labelled = load_pairs(asked.pairs)
+        material.labelled = list(labelled.rows)
+        material.counts["pairs"] = labelled.counts()
+        material.set_aside += labelled.set_aside
     if recipe is not None and asked.run is not None and all(subject.url is None for subject in asked.subjects):
         held_out = splits(recipe, RunFolder(asked.run)).evaluation_pairs
         material.demonstrations = demonstrations_of(held_out, asked.perplexity_rows)
@@ -205,54 +217,6 @@ def _scored(suite: OwnSuite, material: Material, found: Found) -> dict[str, Scor
     return {name: score_replies(suite, prompts, given.texts) for name, given in found.answers[suite.name].items()}
 
 
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def _score(
-    asked: Evaluation,
-    recipe: Recipe | None,
-    prompts: list[Prompt],
-    answers: Mapping[str, Answers],
-    pairs: Sequence[Preference],
-) -> dict[str, np.ndarray]:
-    """Fill in the scores of the reward models, each loaded once for all replies; also those of the pairs, (n, 2)."""
-    if asked.rewards or asked.heldout or recipe is None or recipe.reward is None or asked.run is None:
-        wanted = {"reward": asked.rewards, "heldout": asked.heldout}
-    else:
-        folder = asked.run / "reward"
-        wanted = {
-            "reward": [str(folder / name) for name in stage_options(recipe, "reward").adapters],
-            "heldout": [str(folder / HELDOUT)] if (folder / HELDOUT).is_dir() else [],
-        }
-    of_pairs = {}
-    for role, folders in wanted.items():
-        if not folders:
-            continue
-        model = RewardModel.from_pretrained(folders[0] if len(folders) == 1 else folders)
-        names = [Path(folder).name for folder in folders]
-        trained = recipe if role == "reward" and not asked.rewards else None
-        for given in answers.values():
-            # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
-            rows = [(p.messages, text.replace("\0", "\ufffd")) for p, text in zip(prompts, given.texts, strict=True)]
-            setattr(given, role, _scores(model, names, trained, rows).tolist())
-        if pairs:
-            both = [(p.prompt, reply) for p in pairs for reply in (p.chosen, p.rejected)]
-            of_pairs[role] = _scores(model, names, trained, both).reshape(-1, 2)
-        del model
-        gc.collect()
-    return of_pairs
-
-
-def _scores(
-    model: RewardModel, names: Sequence[str], trained: Recipe | None, rows: Sequence[tuple[Conversation, str]]
-) -> np.ndarray:
-    """One score a row, float64: the mean of the models, or as a run's PPO combined its adapters."""
-    each = model.scores_each(rows, progress=processes().is_main_process)
-    if trained is None:
-        return each.mean(1).astype(float)
-    return training_reward(trained, dict(zip(names, each.T, strict=True))).astype(float)
-
-
 # ---- the judge -----------------------------------------------------------------------------------------------------
 
 
@@ -271,4 +235,4 @@ def _options(asked: Evaluation) -> dict[str, Any]:
     sources = [source.source for source in asked.prompts]
     return {"prompts": sources, "rewards": asked.rewards, "heldout": asked.heldout, "judge": asked.judge,
             "limit": asked.limit, "own": [plain(suite) for suite in asked.own],
-            "hhh": [s.source for s in asked.hhh]}  # fmt: skip
+            "hhh": [s.source for s in asked.hhh], "pairs": [s.source for s in asked.pairs]}  # fmt: skip

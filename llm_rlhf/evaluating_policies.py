@@ -4,7 +4,7 @@ Policies on one base are asked of one copy of it in memory. Sampled replies are 
 """
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_rlhf.data.checks import DataError, SetAside
 from llm_rlhf.data.rows import Preference, Prompt
-from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.answers import Answers, rows_digest
 from llm_rlhf.evaluation.chat_wire import Answer
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.hhh import PairLogprobs, pair_logprobs
@@ -26,6 +26,7 @@ from llm_rlhf.models.base import context_limit, load_tokenizer
 from llm_rlhf.models.inference import ReplyCache, load_roles, reply_logprobs, sample_replies
 from llm_rlhf.models.roles import POLICY
 from llm_rlhf.recipe import OwnSuite, Recipe, Source, load_recipe, trainer_config
+from llm_rlhf.run_folder import text_digest
 from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts
 
 OWN = ""  # the list of the evaluation's own prompts; others are named by their suites
@@ -53,6 +54,7 @@ class Evaluation:
     seed: int = 0
     own: list[OwnSuite] = field(default_factory=list)
     hhh: list[Source] = field(default_factory=list)
+    pairs: list[Source] = field(default_factory=list)  # labelled, to test the reward models on
     perplexity_rows: int = 200  # of a run's held-out pairs
     refusals: bool = True  # ask the prompts that ship with the project too, where the others show no refusals
 
@@ -95,8 +97,18 @@ class Material:
     prompts: dict[str, list[Prompt]]  # by list
     pairs: list[Preference]  # hhh's
     demonstrations: list[Preference]  # pairs whose chosen replies are read
+    labelled: list[Preference] = field(default_factory=list)  # pairs that reward models are tested on
     counts: dict[str, Any] = field(default_factory=dict)  # of rows read, cut and set aside
     set_aside: list[SetAside] = field(default_factory=list)
+
+    templates: dict[str, str] = field(default_factory=dict)  # SHA-256 of the policies' chat templates, by policy
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what was asked and read, by list, and of the templates it was put into."""
+        lists: dict[str, Sequence[Any]] = {f"prompts {name}".strip(): rows for name, rows in self.prompts.items()}
+        lists |= {"hhh": self.pairs, "held-out replies": self.demonstrations, "pairs": self.labelled}
+        templates = {f"chat template of {name}": digest for name, digest in self.templates.items()}
+        return {name: rows_digest(rows) for name, rows in lists.items() if rows} | templates
 
 
 @dataclass
@@ -164,7 +176,15 @@ def _fitted(asked: Evaluation, subject: Subject, material: Material) -> Material
             counts[f"{account.what} in {subject.name}"] = account.counts()
         if given and not read[name]:
             raise DataError(f"None of {len(given)} {account.what} fits the context of {subject.name}.")
-    return Material(prompts, read["pairs"], read["demonstrations"], counts, material.set_aside)
+    templates = material.templates | {subject.name: text_digest(tokenizer.chat_template)}
+    return replace(
+        material,
+        prompts=prompts,
+        pairs=read["pairs"],
+        demonstrations=read["demonstrations"],
+        counts=counts,
+        templates=templates,
+    )
 
 
 def _ask_base(

@@ -231,6 +231,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.data.gold_world import judge
-from llm_rlhf.data.rows import Prompt
+from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation.refusals import detect_all
 from llm_rlhf.models.inference import Reply
+from llm_rlhf.run_folder import text_digest
 
 MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` that may be written beside a reply
 
@@ -51,6 +52,12 @@ class Answers:
 def of_a_world(prompts: Sequence[Prompt]) -> bool:
     """Whether a gold world made the prompts, so that it can judge the replies."""
     return all("animal" in prompt.facts for prompt in prompts)
+
+
+def rows_digest(rows: Sequence[Prompt | Preference]) -> str:
+    """SHA-256 of what the rows say, in their order; where they came from does not count."""
+    said = [{name: value for name, value in vars(row).items() if name != "origin"} for row in rows]
+    return text_digest(json.dumps(said, sort_keys=True))
 
 
 def write_replies(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:

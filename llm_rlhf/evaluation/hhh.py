@@ -58,36 +58,40 @@ def hhh_estimates(
 
     Args:
         logprobs: by policy. A policy whose log-probabilities nobody can ask for is left out, and so is its difference.
-        scores: by reward model ("reward", "heldout"), of the better and the other reply, (n, 2).
+        scores: by reward model, of the better and the other reply, (n, 2); NaN where it could not read a pair.
         names: of the policy and of its reference.
     """
     subject, reference = names
     lengths = np.array([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=np.float64)
+    prompts = np.array([repr(pair.prompt) for pair in pairs])
     objectives = dict.fromkeys(pair.objective for pair in pairs if pair.objective != "overall")
+    measured = [
+        (name, who, values)
+        for who in (reference, subject)
+        if who in logprobs
+        for name, values in (("hhh_accuracy", logprobs[who].per_token), ("hhh_accuracy_total", logprobs[who].total))
+    ]
+    measured += [("hhh_accuracy", who, values) for who, values in scores.items()]
+    measured.append(("hhh_longer_reply_accuracy", "baseline", lengths))
     estimates = []
     for split in ("all", *objectives):
-        rows = [i for i, pair in enumerate(pairs) if split in ("all", pair.objective)]
-        prompts = np.array([repr(pairs[i].prompt) for i in rows])
-        clusters = prompts if len(set(prompts.tolist())) < len(rows) else None
-
-        def add(name: str, who: str, values: Array, rows: list[int] = rows, clusters: Any = clusters,
-                split: str = split) -> None:  # fmt: skip
-            found = accuracy(values[rows, 0], values[rows, 1], clusters, resamples, seed)
-            estimates.append(found.named(name, who, None, split))
-
-        for who in (reference, subject):
-            if who in logprobs:
-                add("hhh_accuracy", who, logprobs[who].per_token)
-                add("hhh_accuracy_total", who, logprobs[who].total)
-        for who, values in scores.items():
-            add("hhh_accuracy", who, values)
-        add("hhh_longer_reply_accuracy", "baseline", lengths)
+        rows = np.array([i for i, pair in enumerate(pairs) if split in ("all", pair.objective)])
+        for name, who, values in measured:
+            read = rows[np.isfinite(values[rows]).all(axis=1)]
+            if len(read):
+                found = accuracy(values[read, 0], values[read, 1], _shared(prompts[read]), resamples, seed)
+                estimates.append(found.named(name, who, None, split))
         if subject in logprobs and reference in logprobs:
             for name, of in (("hhh_accuracy", "per_token"), ("hhh_accuracy_total", "total")):
                 a, b = (outcomes(*getattr(logprobs[who], of)[rows].T) for who in names)
-                change = _difference(a, b, clusters, resamples, seed)
+                change = _difference(a, b, _shared(prompts[rows]), resamples, seed)
                 estimates.append(change.named(f"{name}_change", subject, reference, split))
     return estimates
+
+
+def _shared(prompts: np.ndarray) -> np.ndarray | None:
+    """The prompts, where some share one: they are resampled together."""
+    return prompts if len(set(prompts.tolist())) < len(prompts) else None
 
 
 def _difference(a: Array, b: Array, clusters: Any, resamples: int, seed: int) -> Interval:

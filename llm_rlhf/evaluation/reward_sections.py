@@ -175,7 +175,7 @@ def doubt(agreement: dict[str, Any] | None) -> dict[str, Any] | None:
         "axis": charts.strip_axis(extent, 100),
         "members": agreement["members"],
         "unanimous": _share_text(agreement["unanimous"]),
-        "areas": {name: _area(area) for name, area in areas.items() if area is not None},
+        "areas": {name: None if area is None else _area(area) for name, area in areas.items()},
     }
 
 

@@ -29,7 +29,7 @@ from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation import refusal_suite, refusals
-from llm_rlhf.evaluation.answers import Answers, write_replies
+from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
 from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.hhh import hhh_estimates, pair_logprobs
 from llm_rlhf.evaluation.judges import model_identity
@@ -60,7 +60,7 @@ from llm_rlhf.models.inference import (
 )
 from llm_rlhf.models.roles import POLICY
 from llm_rlhf.recipe import OwnSuite, Recipe, trainer_config
-from llm_rlhf.run_folder import RunFolder, write_json
+from llm_rlhf.run_folder import RunFolder, text_digest, write_json
 from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts, splits, starting_model
 from llm_rlhf.stages.reporting import Comparison, build_report
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders, training_reward
@@ -82,6 +82,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     answers = {subject: asked.answers(prompts, subject) for subject in SUBJECTS}
     comparison = Comparison(decoding=asked.decoding | {"top_p": 1.0, "top_k": 0})
     comparison.instruments = {"refusal_detector": refusals.VERSION, "scores_moved_with_the_batch": moved}
+    comparison.hashes = {"prompts": rows_digest(prompts), "chat template": text_digest(asked.tokenizer.chat_template)}
     comparison.estimates = compare(prompts, answers["ppo"], answers["sft"], section.resamples, recipe.seed)
     comparison.samples = choose_samples(prompts, answers["ppo"], answers["sft"], section.samples)
     files = {"replies.jsonl": (prompts, answers)}
@@ -90,6 +91,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         refusing = {subject: asked.answers(known, subject) for subject in SUBJECTS}
         comparison.estimates += refusal_suite.estimates(known, refusing["ppo"], refusing["sft"])
         files["replies_refusals.jsonl"] = (known, refusing)
+        comparison.hashes["prompts refusals"] = rows_digest(known)
     if "overoptimization" in section.suites:
         comparison.overoptimization = asked.overoptimization(prompts, answers["ppo"])
     if section.hhh:

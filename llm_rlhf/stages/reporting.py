@@ -31,6 +31,7 @@ class Comparison:
     overoptimization: dict[str, Any] | None = None  # what `snapshot_curve` gave
     # What measured: the refusal detector's version, and how far scores moved with the batch.
     instruments: dict[str, Any] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)  # of what was asked, and of the template it was put into
 
 
 def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
             "seed": recipe.seed,
             "decoding": comparison.decoding,
             "instruments": comparison.instruments,
-            "hashes": {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)},
+            "hashes": comparison.hashes
+            | {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)},
             "git": git_state() or "not in a repository",
         },
     }

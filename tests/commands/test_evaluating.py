@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from llm_rlhf.cli import app
+from llm_rlhf.models.reward_model import RewardModel
 
 WORDS = (
     "why",
@@ -201,3 +202,76 @@ def test_wrong_requests_are_told_in_one_message(arguments, message, capsys) -> N
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert message in result.output + (result.stderr or "")
+
+
+@pytest.fixture
+def pairs_file(tmp_path) -> Path:
+    """Forty pairs of which the chosen reply is the longer one in three of four, and one that no context holds."""
+    rows = [
+        {"prompt": f"{WORDS[i % 16]} {i}?", "chosen": "yes" + " yes" * 3 * (i % 4 > 0), "rejected": "no, no",
+         "objective": ("helpful", "harmless")[i % 2]}
+        for i in range(40)
+    ]  # fmt: skip
+    rows.append({"prompt": "why?", "chosen": "because " * 3000, "rejected": "no", "objective": "helpful"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs_file, tmp_path) -> None:
+    other = random_reward_adapter(base_folder, tmp_path / "other", seed=3)
+    heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
+    told = run("evaluate", "--reward", reward_folder, "--reward", other, "--heldout", heldout, "--pairs", pairs_file,
+               "--output", tmp_path / "out")  # fmt: skip
+    assert told.strip().startswith("Overall: ")
+    report = report_of(tmp_path / "out")
+    found = {(e["name"], e["subject"], e["split"]): e for e in report["estimates"]}
+    assert found["longer_reply_accuracy", "baseline", "all"]["estimate"] == 0.75
+    assert found["reward_accuracy", "reward", "all"]["n"] == 40
+    assert found["reward_accuracy", "heldout", "helpful"]["n"] == 20
+    assert report["data"]["pairs"]["fitted"] == {"kept": 40, "too_long": 1}
+    assert report["reward_model"]["agreement"] is not None
+    assert {"reward/other", "heldout"} <= report["provenance"]["instruments"].keys()
+    assert len(report["provenance"]["hashes"]["pairs"]) == 64
+
+    # The mean of the two members, scored by the library itself, is right as often.
+    model = RewardModel.from_pretrained([reward_folder, other])
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()[:40]]
+    chosen, rejected = (model.score([(r["prompt"], r[side]) for r in rows]) for side in ("chosen", "rejected"))
+    assert found["reward_accuracy", "reward", "all"]["estimate"] == (chosen > rejected).mean()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Can the judge be trusted?" in page
+    assert "Before and after" not in page
+
+
+def test_pairs_beside_a_policy(base_folder, reward_folder, policy_folder, prompts_file, pairs_file, tmp_path) -> None:
+    asked = ["evaluate", f"tuned={policy_folder}", "--reference", f"start={base_folder}", "--prompts", prompts_file,
+             "--pairs", pairs_file, "--limit", "4", "--no-refusals", *LENGTH, "--output", tmp_path / "out"]  # fmt: skip
+    result = CliRunner().invoke(app, [str(a) for a in asked])
+    assert result.exit_code == 2
+    assert "--pairs test reward models, and there is none; name one: --reward MODEL" in result.output
+    run(*asked, "--reward", reward_folder)
+    report = report_of(tmp_path / "out")
+    assert {("reward_accuracy", "reward"), ("reward_gain", "tuned"), ("brier", "reward")} <= {
+        (e["name"], e["subject"]) for e in report["estimates"]
+    }
+    assert report["provenance"]["hashes"].keys() == {
+        "prompts", "pairs", "chat template of tuned", "chat template of start"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Name a policy to evaluate, or a reward model and labelled pairs"),
+        (["--reward", "BASE", "--pairs", "PAIRS"], "a reward model has one: AutoModelForSequenceClassification"),
+        (["--reward", "REWARD", "--pairs", "none.jsonl"], "There is no file none.jsonl"),
+    ],
+)
+def test_what_is_missing_to_test_a_reward_model_is_told(
+    base_folder, reward_folder, pairs_file, arguments, words
+) -> None:
+    known = {"BASE": base_folder, "REWARD": reward_folder, "PAIRS": pairs_file}
+    result = CliRunner().invoke(app, ["evaluate", *(str(known.get(a, a)) for a in arguments)])
+    assert result.exit_code == 2
+    assert words in result.output

@@ -83,6 +83,7 @@ def test_several_adapters_walk_the_chain_on_one_base(
     estimates = json.loads((out / "report.json").read_text())["estimates"]
     told = {(e["name"], e["subject"], e["split"]): e["n"] for e in estimates}
     assert told["heldout_reward", "ppo", "all"] == 3
+    assert told["reward_accuracy", "heldout", "all"] > 3  # as the run's own stage measured it, on all held-out pairs
     assert told["refusal_harmful", "ppo", "all"] == told["over_refusal_corrected", "base", "scary"] == 3
     assert len((out / "replies.jsonl").read_text().splitlines()) == 3
     assert len((out / "replies_refusals.jsonl").read_text().splitlines()) == 9

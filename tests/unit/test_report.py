@@ -548,3 +548,11 @@ def test_the_policy_stands_beside_the_best_of_n() -> None:
     assert f"| Held-out judge | {found['points'][-1]['heldout'] - found['points'][0]['heldout']:+.2f} |" in text
     del report["overoptimization"]["best_of_n"]
     assert "best of" not in render_html(report)
+
+
+def test_an_ensemble_without_an_error_has_no_area_and_still_a_page() -> None:
+    report = full_report()
+    report["reward_model"]["agreement"] = ensemble_agreement(np.abs(_MARGINS) + 0.1, _PROMPTS, resamples=100)
+    page = render_html(report)
+    assert "agree about the better reply in 100" in page
+    assert "area under the ROC curve" not in page
