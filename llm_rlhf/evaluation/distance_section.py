@@ -1,10 +1,12 @@
 """The page's section on over-optimisation: gains against distance, of the snapshots and of the best of n."""
 
+import re
 from typing import Any
 
 from llm_rlhf.evaluation import charts
-from llm_rlhf.evaluation.measures import subject_label
+from llm_rlhf.evaluation.measures import MINUS, number, subject_label
 
+_HYPHEN = re.compile(r"-(?=\d)")  # before a digit: a minus
 DISTANT = {"reward": "Training reward", "heldout": "Held-out judge", "gold": "True score"}  # each has its colour
 
 
@@ -27,7 +29,10 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         "svg": charts.against_distance(courses, parting["distance"]["estimate"] if parting["alarm"] else None),
         "named": [(course.kind, course.label) for course in courses if course.trained],
-        "messages": [{"judge": DISTANT[judge], "text": known["message"]} for judge, known in found["parting"].items()],
+        "messages": [
+            {"judge": DISTANT[judge], "text": _HYPHEN.sub(MINUS, known["message"])}
+            for judge, known in found["parting"].items()
+        ],
         "best_of_n": _against_best(sampled) if sampled is not None else None,
         "prompts": found["prompts"],
         "alarm": parting["alarm"],
@@ -46,14 +51,18 @@ def _against_best(found: dict[str, Any]) -> dict[str, Any]:
             continue
         over, k = found["policy_over_best"][name], found["as_good_as"][name]
         gain = found["points"][-1][name] - found["points"][0][name]
-        between = "" if over["low"] is None else f" ({over['low']:+.2f} to {over['high']:+.2f})"
+        half = 0.0 if over["low"] is None else (over["high"] - over["low"]) / 2
+        bounds = (
+            [] if over["low"] is None else [number(over[end], "score", half, signed=True) for end in ("low", "high")]
+        )
         lines.append(
             {
                 "judge": label,
                 "kind": name,
-                "gain": f"{gain:+.2f}",
-                "over": f"{over['estimate']:+.2f}{between}",
-                "as_good_as": f"more than {found['n']}" if k is None else str(k),
+                "gain": number(gain, "score", half, signed=True),
+                "over": number(over["estimate"], "score", half, signed=True),
+                "interval": f"[{', '.join(bounds)}]" if bounds else "",
+                "as_good_as": f"over {found['n']}" if k is None else str(k),
             }
         )
     return {"n": found["n"], "lines": lines, "start": subject_label("sft"), "policy": subject_label("ppo")}

@@ -148,7 +148,12 @@ def _peak(alpha: Interval, beta: Interval, covariance: Array, critical: float, f
 
 
 def parting(
-    d: Values, training: NDArray[Any], heldout: NDArray[Any], resamples: int = RESAMPLES, seed: int = 0
+    d: Values,
+    training: NDArray[Any],
+    heldout: NDArray[Any],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    judge: str = "held-out reward",
 ) -> Parting:
     """Where training and held-out reward part, and an alarm when the one rises while the other falls.
 
@@ -184,7 +189,7 @@ def parting(
     where = Interval(float(distance[top]), float(low), float(high), n, method)
     rise, change = _difference(rewards, top), _difference(gold, top)
     alarm = p <= ALARM
-    return Parting(alarm, p, top, where, rise, change, _message(alarm, top, last, where, rise, change, p))
+    return Parting(alarm, p, top, where, rise, change, _message(judge, alarm, top, last, where, rise, change, p))
 
 
 def _curves(d: Values, training: NDArray[Any], heldout: NDArray[Any]) -> tuple[Array, Array, Array]:
@@ -219,18 +224,20 @@ def _difference(scores: Array, top: int) -> Interval:
     return Interval(mean, mean - half, mean + half, n, method)
 
 
-def _message(alarm: bool, top: int, last: int, where: Interval, rise: Interval, change: Interval, p: float) -> str:
+def _message(
+    judge: str, alarm: bool, top: int, last: int, where: Interval, rise: Interval, change: Interval, p: float
+) -> str:
     if top == last:
-        return "The held-out reward is highest at the last checkpoint: nothing shows over-optimisation."
+        return f"The {judge} is highest at the last checkpoint: nothing shows over-optimisation."
     there = f"since sqrt(KL) = {where.estimate:.2f} (between {where.low:.2f} and {where.high:.2f})"
     if alarm:
         chance = "p < .001" if p < 0.001 else f"p = {p:.3f}"
         return (
-            f"Over-optimisation: {there} the training reward rose by {rise.estimate:.2f} while the held-out reward "
+            f"Over-optimisation: {there} the training reward rose by {rise.estimate:.2f} while the {judge} "
             f"changed by {change.estimate:+.2f} ({chance}). Keep the checkpoint there, or raise ppo.kl_coef."
         )
     return (
-        f"The held-out reward changed by {change.estimate:+.2f} {there}, no more than chance makes of a flat curve "
+        f"The {judge} changed by {change.estimate:+.2f} {there}, no more than chance makes of a flat curve "
         f"(p = {p:.2f})."
     )
 

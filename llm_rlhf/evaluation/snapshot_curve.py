@@ -15,7 +15,7 @@ from llm_rlhf.evaluation.overoptimization import Parting, fit_curve, fitted, par
 from llm_rlhf.models.inference import Reply, reply_logprobs, sample_replies
 
 LEAST_PROMPTS = 20  # as `parting` needs
-JUDGES = ("heldout", "gold")  # what is no part of the training, the surest last
+JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part of the training, the surest last
 
 
 def snapshot_folders(ppo: Path) -> dict[int, Path]:
@@ -73,8 +73,8 @@ def snapshot_curve(
         "prompts": len(prompts),
         "fits": {name: _fit(distance, matrix - matrix[0]) for name, matrix in matrices.items()},
         "parting": {
-            judge: _parting(parting(distance, matrices["reward"], matrices[judge], seed=seed))
-            for judge in JUDGES
+            judge: _parting(parting(distance, matrices["reward"], matrices[judge], seed=seed, judge=called))
+            for judge, called in JUDGES.items()
             if judge in matrices
         },
     }

@@ -537,15 +537,13 @@ class TestCharts:
 
 
 def test_the_policy_stands_beside_the_best_of_n() -> None:
-    """The training reward puts the policy far above the best of 4; the judge finds it as good as two replies or so."""
+    """The training reward puts the policy far above the best of 4; the judge finds it as good as one reply."""
     report = full_report()
     page, text = render_html(report), render_markdown(report)
-    found = report["overoptimization"]["best_of_n"]
-    over = found["policy_over_best"]["reward"]
+    over = report["overoptimization"]["best_of_n"]["policy_over_best"]["reward"]
     assert "Against best of 4" in page
-    assert f"{over['estimate']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f})" in page
-    assert "more than 4" in page
-    assert f"| Held-out judge | {found['points'][-1]['heldout'] - found['points'][0]['heldout']:+.2f} |" in text
+    assert f'+{over["estimate"]:.2f} <span class="n">[+{over["low"]:.2f}, +{over["high"]:.2f}]</span>' in page
+    assert f"+{over['estimate']:.2f} \\[+{over['low']:.2f}, +{over['high']:.2f}\\] | over 4 |" in text
     del report["overoptimization"]["best_of_n"]
     assert "best of" not in render_html(report)
 
