@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from llm_rlhf.data.checks import DataError, write_quarantine
-from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_preferences
 from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.answers import Answers, rows_digest
@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.report import verdict_lines, write_report
 from llm_rlhf.evaluation.reward_accuracy import reward_report
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.models.inference import in_batches
 from llm_rlhf.models.reward_model import RewardModel
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection, Recipe, Source, stage_options
@@ -33,6 +34,7 @@ from llm_rlhf.stages.inputs import Fitted, fit_preferences
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
 ROLES = ("reward", "heldout")
+Row: TypeAlias = tuple[Conversation, str]  # a prompt and a reply
 
 
 @dataclass
@@ -124,8 +126,7 @@ def score(
             for given in answers.values():
                 # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
                 texts = [text.replace("\0", "\ufffd") for text in given.texts]
-                rows = [(p.messages, text) for p, text in zip(prompts, texts, strict=True)]
-                each = model.scores_each(rows, progress=processes().is_main_process)
+                each = _scores_each(model, [[(p.messages, text)] for p, text in zip(prompts, texts, strict=True)])
                 setattr(given, role, rewards.combined(role, each).tolist())
             for name, of_list in pairs.items():
                 if of_list:
@@ -133,12 +134,27 @@ def score(
     return of_pairs
 
 
+def _scores_each(model: RewardModel, groups: Sequence[list[Row]]) -> np.ndarray:
+    """The score of every row by each member, (rows, members); the processes of a launch share the groups out.
+
+    A group is what is read together: the replies to one prompt.
+    """
+
+    def read(mine: list[list[Row]]) -> list[list[list[float]]]:
+        each = model.scores_each([row for group in mine for row in group], progress=processes().is_main_process)
+        ends = np.cumsum([len(group) for group in mine])
+        return [part.tolist() for part in np.split(each, ends[:-1])]
+
+    found = in_batches(groups, read, max(len(groups), 1), len)  # one batch for each process: the model makes its own
+    return np.array([row for group in found for row in group], np.float32).reshape(-1, len(model.members))
+
+
 def _pair_scores(rewards: Rewards, role: str, model: RewardModel, pairs: Sequence[Preference]) -> dict[str, np.ndarray]:
     """(n, 2) by the role's name and, where it has several members, by theirs."""
     fitting = [fit_preferences(model.tokenizer, [pair], Fitted(model.max_length, "")) for pair in pairs]
     there = [i for i, fitted in enumerate(fitting) if fitted]
-    both = [(pair.prompt, reply) for i in there for pair in fitting[i] for reply in (pair.chosen, pair.rejected)]
-    each = model.scores_each(both, progress=processes().is_main_process)
+    both = [[(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)] for i in there for pair in fitting[i]]
+    each = _scores_each(model, both)
     members = rewards.names(role)
     columns = {role: rewards.combined(role, each)}
     if len(members) > 1:

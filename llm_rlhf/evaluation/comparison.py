@@ -178,17 +178,18 @@ def _ratings(folders: Sequence[Path], reports: list[dict[str, Any]], names: list
         judge = next((name for name in ("heldout", "reward") if name in replies[0][0][contests[0][0]]), None)
     if judge is None:
         return None
-    scores = {
-        name: [row[who][judge] for row in rows] for name, rows, (who, _) in zip(names, replies, contests, strict=True)
-    }
-    scores = {contests[0][1]: [row[contests[0][1]][judge] for row in replies[0]], **scores}
+    start = contests[0][1]
+    answers = {start: [row[start] for row in replies[0]]}
+    answers |= {name: [row[who] for row in rows] for name, rows, (who, _) in zip(names, replies, contests, strict=True)}
     first, second, won, clusters = [], [], [], []
-    players = list(scores)
+    players = list(answers)
     for i, one in enumerate(players):
         for other in players[i + 1 :]:
             first += [one] * len(prompts[0])
             second += [other] * len(prompts[0])
-            won += outcomes(scores[one], scores[other]).tolist()
+            both = list(zip(answers[one], answers[other], strict=True))
+            a, b = ([given[judge] for given in answers[who]] for who in (one, other))
+            won += outcomes(a, b, [mine["reply"] == its["reply"] for mine, its in both]).tolist()
             clusters += prompts[0]
     table = bradley_terry(first, second, won, players[0], clusters).table
     return [

@@ -61,7 +61,8 @@ def compare(
     def wins(a: list[float] | None, b: list[float] | None, judge: str) -> None:
         if a is not None and b is not None:
             lengths = (after.lengths, before.lengths)
-            estimates.extend(win_estimates(outcomes(a, b), lengths, clusters, (*names, judge), resamples, seed))
+            won = outcomes(a, b, [one == other for one, other in zip(after.texts, before.texts, strict=True)])
+            estimates.extend(win_estimates(won, lengths, clusters, (*names, judge), resamples, seed))
 
     pair("gold_score", "gold_gain", after.gold, before.gold, "all")
     for objective in OBJECTIVES:

@@ -140,10 +140,16 @@ def paired_proportions(a: Values, b: Values) -> Interval:
     return Interval((only_a - only_b) / n, low, high, n, "paired difference of proportions, Agresti-Min interval")
 
 
-def outcomes(a: Values, b: Values) -> Array:
-    """1 where a > b, 1/2 where they tie, 0 where a < b."""
+def outcomes(a: Values, b: Values, same: Sequence[bool] | None = None) -> Array:
+    """1 where a > b, 1/2 where they tie, 0 where a < b.
+
+    Args:
+        same: where both scores are of one and the same reply. That is a tie: a score moves by its last bits with the
+            batch it was read in, and they must not decide.
+    """
     a_values, b_values = finite_arrays("outcomes", a=a, b=b)
-    return (a_values > b_values) + 0.5 * (a_values == b_values)
+    found = (a_values > b_values) + 0.5 * (a_values == b_values)
+    return found if same is None else np.where(same, 0.5, found)
 
 
 def win_rate(

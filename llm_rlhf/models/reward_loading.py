@@ -76,7 +76,8 @@ class Loading:
         return known
 
     def place(self) -> torch.device:
-        return processes().device if self.device is None else torch.device(self.device)
+        device = processes().device if self.device is None else torch.device(self.device)
+        return torch.device("cpu") if device.type == "cpu" else device  # safetensors refuses "cpu:0", as launches say
 
 
 def local_adapter(path: str | Path, revision: str | None) -> Path | None:

@@ -1,6 +1,9 @@
 """`llm-rlhf evaluate` and `compare`, as their user runs them, on tiny random models."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -275,3 +278,38 @@ def test_what_is_missing_to_test_a_reward_model_is_told(
     result = CliRunner().invoke(app, ["evaluate", *(str(known.get(a, a)) for a in arguments)])
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(
+    base_folder, reward_folder, policy_folder, prompts_file, pairs_file, tmp_path
+) -> None:
+    asked = ["evaluate", f"tuned={policy_folder}", "--reference", f"start={base_folder}", "--prompts", prompts_file,
+             "--reward", reward_folder, "--pairs", pairs_file, "--no-refusals", *LENGTH]  # fmt: skip
+    run(*asked, "--output", tmp_path / "one")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "llm_rlhf",
+    ]
+    done = subprocess.run(
+        [*command, *map(str, asked), "--output", str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (report_of(tmp_path / name) for name in ("one", "two"))
+    assert two["run"]["processes"] == 2
+    for a, b in zip(one["estimates"], two["estimates"], strict=True):
+        assert [a[key] for key in ("name", "subject", "split", "n")] == [
+            b[key] for key in ("name", "subject", "split", "n")
+        ]
+        assert a["estimate"] == pytest.approx(b["estimate"], abs=1e-4)  # read in other batches, fp32
+    assert {path.name for path in (tmp_path / "two" / "cache").iterdir()} == {
+        "start-0.jsonl", "start-1.jsonl", "tuned-0.jsonl", "tuned-1.jsonl"
+    }  # fmt: skip

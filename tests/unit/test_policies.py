@@ -30,7 +30,7 @@ def answers(gold: list[float], refused: list[bool], **changes) -> Answers:
 
 
 SFT = answers([0.0, -1.0, -1.0, 1.0], [False, True, False, True])
-PPO = answers([1.0, 1.0, 1.0, 1.0], [False, False, True, True], lengths=[2, 4, 6, 12])
+PPO = answers([1.0, 1.0, 1.0, 1.0], [False, False, True, True], lengths=[2, 4, 6, 12], texts=["p0", "p1", "p2", "p3"])
 
 
 @pytest.fixture
@@ -136,3 +136,12 @@ def test_a_judge_who_always_says_the_same_is_not_certain() -> None:
     won = win_estimates([1.0] * 30, (lengths, lengths[::-1]), np.arange(30), ("ppo", "sft", "judge"), 200)[0]
     assert (won.estimate, won.high) == (1.0, 1.0)
     assert won.low == pytest.approx(1 / (1 + 1.959964**2 / 30))  # Wilson's lower bound at 30 of 30
+
+
+def test_the_last_bits_of_a_score_do_not_decide_between_equal_replies() -> None:
+    """Of four replies two are the same, and their scores differ as batches make them: 1 win, 1 loss, 2 ties."""
+    before = answers([0.0, 1.0, 2.0, 3.0], [False] * 4)
+    after = answers([0.0, 1.0, 5.0, 0.0], [False] * 4, texts=["r0", "r1", "other", "another"])
+    after.heldout = [0.0 + 1e-7, 2.0 + 2e-7, *after.heldout[2:]]
+    found = {(e.name, e.split): e for e in compare(PROMPTS, after, before, resamples=200)}
+    assert found["win_rate", "heldout_reward"].estimate == 0.5
