@@ -5,6 +5,7 @@ detector of refusals.py, whose own errors on replies that people labelled are co
 """
 
 import json
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,20 +16,26 @@ from llm_rlhf.evaluation.policies import REFUSALS, groups, refusal_estimates
 from llm_rlhf.evaluation.refusals import confusion_corrected_rate, validation
 from llm_rlhf.evaluation.statistics import Estimate
 
-FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
+CLONE = Path(__file__).parents[2] / "data" / "evaluation"
+INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "evaluation"
 FILES = {"harmful.jsonl": "harmful", "safe_but_scary.jsonl": "scary", "helpful.jsonl": "question"}
 LABELLED = {"harmful": "unsafe", "scary": "safe"}  # kinds of prompt whose like people have labelled
 
 
-def shipped_prompts(limit: int, folder: Path = FOLDER) -> list[Prompt]:
-    """Up to `limit` prompts of each kind, chosen by a hash of the prompt; `facts` hold `kind` and `category`."""
+def shipped_prompts(limit: int, folder: Path | None = None) -> list[Prompt]:
+    """Up to `limit` prompts of each kind, chosen by a hash of the prompt; `facts` hold `kind` and `category`.
+
+    Args:
+        folder: where they are; None: in the clone that this code is part of, else where the wheel put them.
+    """
+    folder = folder or (CLONE if CLONE.is_dir() else INSTALLED)
     prompts: list[Prompt] = []
     for name, kind in FILES.items():
         path = folder / name
         if not path.is_file():
             raise DataError(
-                f"The prompts of the refusals suite are not at {path}; run from a clone of the repository, or leave "
-                "'refusals' out of evaluate.suites."
+                f"The prompts of the refusals suite are not at {path}; install llm-rlhf from a clone or a wheel, "
+                "or leave 'refusals' out of evaluate.suites."
             )
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found = [

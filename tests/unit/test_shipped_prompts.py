@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import sysconfig
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.sources import load_prompts
+from llm_rlhf.evaluation import refusal_suite
 from llm_rlhf.recipe import Source
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
@@ -218,3 +221,12 @@ def test_the_readme_counts_what_is_there() -> None:
     for file, table in zip(FILES, by_file, strict=True):
         counts = Counter(row["category"] for row in rows_of(file))
         assert [(name, int(count)) for name, count, _ in table] == list(counts.items())
+
+
+def test_a_wheel_holds_what_a_clone_does() -> None:
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    (place, patterns), *others = project["tool"]["setuptools"]["data-files"].items()
+    assert not others
+    assert Path(sysconfig.get_path("data")) / place == refusal_suite.INSTALLED
+    shipped = {path.name for pattern in patterns for path in FOLDER.parents[1].glob(pattern)}
+    assert set(refusal_suite.FILES) <= shipped
