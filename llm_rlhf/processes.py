@@ -1,5 +1,7 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
+import sys
+
 import torch
 from accelerate import PartialState
 
@@ -11,3 +13,8 @@ def processes() -> PartialState:
     CPU process of a launch for a run of its own.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def bar_interval() -> float:
+    """Seconds between two updates of a progress bar: many on a terminal, few in a log file."""
+    return 0.5 if sys.stderr.isatty() else 15.0

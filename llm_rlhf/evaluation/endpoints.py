@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, read_answer
-from llm_rlhf.processes import processes
+from llm_rlhf.processes import bar_interval, processes
 from llm_rlhf.recipe_values import RecipeError
 
 LONGEST_RETRY_AFTER = 120.0  # seconds a server may ask us to wait; beyond it the request has failed
@@ -224,6 +224,7 @@ class Endpoint:
                     total=known + len(mine),
                     initial=known,
                     leave=False,
+                    mininterval=bar_interval(),
                     disable=progress is None or not state.is_main_process,
                 ) as bar,
             ):

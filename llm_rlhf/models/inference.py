@@ -25,7 +25,7 @@ from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.drawing import drawing, prompt_uniforms
 from llm_rlhf.models.encoding import Encoded, encode_prompt
 from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
-from llm_rlhf.processes import processes
+from llm_rlhf.processes import bar_interval, processes
 from llm_rlhf.recipe import ModelSection
 
 Item = TypeVar("Item")
@@ -288,4 +288,4 @@ def _reply(tokenizer: Any, prompt_ids: list[int], ids: list[int], stops: list[in
 
 
 def _shown(batches: list[list[int]], progress: str | None) -> Iterator[list[int]]:
-    return iter(tqdm(batches, desc=f"  {progress}", leave=False) if progress else batches)
+    return iter(tqdm(batches, desc=f"  {progress}", leave=False, mininterval=bar_interval()) if progress else batches)

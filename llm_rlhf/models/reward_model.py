@@ -28,6 +28,7 @@ from llm_rlhf.models.inference import right_padded
 from llm_rlhf.models.reward_loading import Loaded, Loading, Member, load_adapters, load_whole, local_adapter
 from llm_rlhf.models.roles import apply_head, hidden_states
 from llm_rlhf.models.shared_prompts import Group, attention_mask, group_rows, pack, token_budget_batches
+from llm_rlhf.processes import bar_interval
 
 # Tokens of a batch. A CPU is fastest while a batch stays in its caches; an accelerator wants more work at once.
 CPU_BUDGET, ACCELERATOR_BUDGET = 1024, 16384
@@ -201,7 +202,8 @@ class RewardModel:
         groups = group_rows(ids, keys) if packs else [Group([i], [], [row]) for i, row in enumerate(ids)]
         batches = list(token_budget_batches(groups, 1 if self.reading == "alone" else token_budget))
         total = len(ids) * len(self.members)
-        with tqdm(total=total, desc="scoring", unit=" conversations", disable=not progress) as bar:
+        shown = {"desc": "  scoring", "unit": " conversations", "disable": not progress, "leave": False}
+        with tqdm(total=total, mininterval=bar_interval(), **shown) as bar:
             for column, member in enumerate(self.members):
                 self._activate(member)
                 for batch in batches:

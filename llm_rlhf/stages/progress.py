@@ -1,7 +1,6 @@
 """What every training stage shows and writes while it works."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llm_rlhf.ppo.guards import check_loss
+from llm_rlhf.processes import bar_interval
 
 METRICS = "metrics.jsonl"
 
@@ -31,8 +31,7 @@ class StageLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            interval = 0.5 if sys.stderr.isatty() else 15.0  # a log file wants few lines
-            self.bar = tqdm(total=state.max_steps, desc=f"  {self.stage}", mininterval=interval, leave=True)
+            self.bar = tqdm(total=state.max_steps, desc=f"  {self.stage}", mininterval=bar_interval(), leave=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
