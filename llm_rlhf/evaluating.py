@@ -24,7 +24,7 @@ from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.hhh import hhh_estimates
 from llm_rlhf.evaluation.judges import Comparisons
-from llm_rlhf.evaluation.judging import judge_of, judge_replies, judged_counts, judged_estimates
+from llm_rlhf.evaluation.judging import judge_of, judge_record, judge_replies, judged_estimates
 from llm_rlhf.evaluation.own_suites import (
     Scored,
     score_replies,
@@ -109,7 +109,6 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         "samples": choose_samples(prompts, after, before, asked.samples, names),
         "data": {
             "prompts": len(prompts),
-            **({"judge": judged_counts(judged)} if judged is not None else {}),
             **material.counts,
         },
         "provenance": {
@@ -117,7 +116,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
             "versions": versions(),
             "seed": asked.seed,
             "decoding": asked.decoding,
-            "instruments": instruments | ({"judge": judged.judge} if judged is not None else {}),
+            "instruments": instruments | ({"judge": judge_record(judged)} if judged is not None else {}),
             "hashes": material.digests(),
             "git": git_state() or "not in a repository",
         },

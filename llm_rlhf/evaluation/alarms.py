@@ -73,7 +73,7 @@ def _more_timid(found: Found) -> list[str]:
 def _longer(found: Found) -> list[str]:
     """How much of a win is length."""
     words = []
-    for judge, called in (("gold", "the true score"), ("heldout_reward", "the held-out judge")):
+    for judge, called in (("gold", "the true score"), ("heldout_reward", "the held-out judge"), ("judge", "the judge")):
         raw, controlled = (found.get((name, "ppo", judge)) for name in ("win_rate", "length_controlled_win_rate"))
         if raw is not None and controlled is not None and abs(raw.estimate - controlled.estimate) > APART:
             words.append(

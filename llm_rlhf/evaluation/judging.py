@@ -7,6 +7,7 @@ people:FILE.jsonl     verdicts of people, as the feedback page stores them
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges import Comparisons, Judge, LocalJudge, Pair, StoredJudge, check_not_itself, compare_all
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
-from llm_rlhf.evaluation.policies import win_estimates
+from llm_rlhf.evaluation.policies import OBJECTIVES, win_estimates
 from llm_rlhf.evaluation.statistics import RESAMPLES, Estimate
 from llm_rlhf.recipe import ModelSection
 from llm_rlhf.recipe_values import RecipeError
@@ -84,17 +85,25 @@ def judged_estimates(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Estimate]:
-    """Win rates of what was judged, raw and at equal length, as those of a judge called "judge"."""
-    rows = [i for i, p in enumerate(found.probabilities) if p is not None]
-    told = [p for p in found.probabilities if p is not None]
-    clusters = np.array([repr(found.pairs[i].prompt) for i in rows])
-    lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
-    return win_estimates(told, lengths, clusters, (*names, "judge"), resamples, seed)
+    """Win rates of what was judged, raw and at equal length, as those of a judge called "judge"; raw by objective."""
+    judged = [i for i, p in enumerate(found.probabilities) if p is not None]
+    parts = {"judge": judged}
+    parts |= {f"judge_{name}": [i for i in judged if found.pairs[i].rubric == name] for name in OBJECTIVES}
+    estimates = []
+    for split, rows in parts.items():
+        if rows:
+            told = [p for i in rows if (p := found.probabilities[i]) is not None]
+            clusters = np.array([repr(found.pairs[i].prompt) for i in rows])
+            lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
+            both = win_estimates(told, lengths, clusters, (*names, split), resamples, seed)
+            estimates += both if split == "judge" else both[:1]
+    return estimates
 
 
-def judged_counts(found: Comparisons) -> dict[str, int]:
-    """The counts among what was counted: a report's data are whole numbers; shares are in judge.json."""
-    return {name: value for name, value in found.counts().items() if isinstance(value, int)}
+def judge_record(found: Comparisons) -> dict[str, Any]:
+    """Who judged, what came of it and what it cost, for the report; less the time, which differs between two runs."""
+    cost = {name: value for name, value in asdict(found.cost).items() if name != "seconds"}
+    return {**found.judge, "counts": found.counts(), "cost": cost}
 
 
 def _check_other(judge: Judge, policies: Sequence[dict[str, Any]]) -> None:

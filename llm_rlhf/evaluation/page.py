@@ -83,6 +83,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "plane": sections.plane(estimates),
         "outcomes": sections.outcomes(estimates),
         "wins": sections.wins(estimates),
+        "judge": sections.judge(report["provenance"]["instruments"].get("judge")),
         "price": sections.price(estimates),
         "hhh": sections.hhh(estimates),
         "curves": sections.curves(report["curves"]),

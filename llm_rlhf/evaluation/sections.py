@@ -16,15 +16,12 @@ from llm_rlhf.evaluation.measures import (
     find,
     interval_text,
     measure_of,
-    number,
     own_names,
     split_label,
     subject_label,
-    unit_of,
     value_text,
 )
-from llm_rlhf.evaluation.statistics import detectable_from_interval
-from llm_rlhf.evaluation.verdict import against_trivial_rules, headline, judgement
+from llm_rlhf.evaluation.verdict import against_trivial_rules, detectable, headline, judgement
 
 TONES = {"better": "good", "worse": "bad", "no difference shown": "flat", "not certain": "flat"}
 
@@ -103,10 +100,6 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
         return {"value": value_text(entry), "measure": MEASURES["reward_accuracy"], "word": word + " than no model",
                 "tone": TONES.get(word, "flat"), "detectable": None}  # fmt: skip
     own = entry["name"] == "reward_gain" and judgement(entry) == "higher"
-    found = None
-    if entry["low"] is not None and entry["high"] > entry["low"]:
-        needed = detectable_from_interval(entry["low"], entry["high"])
-        found = number(needed, measure_of(entry["name"]).unit, needed) + unit_of(entry)
     return {
         "entry": entry,
         "value": value_text(entry),
@@ -116,7 +109,7 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
         "reference": subject_label(entry["reference"]),
         "word": judgement(entry) + (", says its own judge" if own else ""),
         "tone": "own" if own else TONES.get(judgement(entry), "flat"),
-        "detectable": found,
+        "detectable": detectable(entry),
     }
 
 
@@ -186,6 +179,27 @@ def _outcome_row(estimates: list[Entry], name: str, levels: list[Entry], strip: 
         "levels": [level_of(e) for e in levels],
         "difference": _difference(difference) if difference else None,
     }
+
+
+def judge(known: dict[str, Any] | None) -> str | None:
+    """Who judged, and with what habits; None where nobody was asked."""
+    if known is None:
+        return None
+    counts, failed = known["counts"], sum(known["counts"]["failed"].values())
+    words = (
+        f"The judge is {known.get('model') or known['kind']}, asked about {counts['rows']:,} pairs in both orders: "
+        f"{counts['flips']:,} turned round with the order and count as ties, {counts['identical']:,} were the same "
+        f"twice, {failed:,} were not judged."
+    )
+    habits = [
+        f"the reply shown first in {counts['prefers_first_shown']:.0%} of its readings"
+        if counts["prefers_first_shown"] is not None
+        else "",
+        f"the longer reply in {counts['prefers_longer']:.0%} of its verdicts"
+        if counts["prefers_longer"] is not None
+        else "",
+    ]
+    return words + (f" It took {' and '.join(filter(None, habits))}." if any(habits) else "")
 
 
 def wins(estimates: list[Entry]) -> dict[str, Any] | None:

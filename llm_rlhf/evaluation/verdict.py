@@ -24,12 +24,14 @@ from llm_rlhf.evaluation.measures import (
 )
 from llm_rlhf.evaluation.statistics import detectable_from_interval
 
-OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("reward_gain", "all")]
+# What a verdict rests on: the true score, else who PPO never saw, a reward model or a judge, else the training reward.
+OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("win_rate", "judge"), ("reward_gain", "all")]
 HELPFUL = [
     ("gold_helpful_gain", "helpful"),
     ("gold_helpful_gain", "all"),
     ("gold_gain", "helpful"),
     ("heldout_reward_gain", "helpful"),
+    ("win_rate", "judge_helpful"),
     ("reward_gain", "helpful"),
 ]
 HARMLESS = [
@@ -37,6 +39,7 @@ HARMLESS = [
     ("gold_harmless_gain", "all"),
     ("gold_gain", "harmless"),
     ("heldout_reward_gain", "harmless"),
+    ("win_rate", "judge_harmless"),
     ("reward_gain", "harmless"),
 ]
 TRIVIAL_RULES = {
@@ -59,7 +62,7 @@ def has_policy(estimates: list[Entry]) -> bool:
 
 
 def headline(report: dict[str, Any]) -> Entry | None:
-    """The estimate the first verdict line is about: the gold gain, else the held-out reward's, else the training's.
+    """The estimate the first verdict line is about; see `OVERALL`.
 
     Without a policy it is the reward model's accuracy.
     """
@@ -91,11 +94,13 @@ def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
 def judgement(entry: Entry) -> str:
     """`better`, `worse` or `no difference shown` for a paired difference, by whether its interval leaves 0 out.
 
-    An interval that ends exactly on 0 covers it. Without an interval the answer is `not certain`.
+    Of a win rate, by whether it leaves one half out. An interval that ends exactly there covers it. Without an interval
+    the answer is `not certain`.
     """
     if entry["low"] is None:
         return "not certain"
-    up, down = entry["low"] > 0, entry["high"] < 0
+    equal = 0.5 if entry["name"] == "win_rate" else 0.0
+    up, down = entry["low"] > equal, entry["high"] < equal
     if not up and not down:
         return "no difference shown"
     good = measure_of(entry["name"]).good
@@ -150,8 +155,8 @@ def _calibration_line(estimates: list[Entry]) -> str:
 
 def _overall(estimates: list[Entry]) -> str:
     entry = first_found(estimates, OVERALL)
-    line = _line(entry, "Overall", "neither a true score nor a reward model compared the policy with its reference")
-    if entry is None:
+    line = _line(entry, "Overall", "no true score, reward model or judge compared the policy with its reference")
+    if entry is None or entry["name"] == "win_rate":
         return line
     judge = {"gold_gain": ["gold", "all"], "heldout_reward_gain": ["heldout", "heldout_reward"]}
     wins = find(estimates, "win_rate", entry["subject"], judge.get(entry["name"], ["reward"]))
@@ -167,13 +172,24 @@ def _line(entry: Entry | None, topic: str, missing: str) -> str:
     if entry is None:
         return f"{topic}: not measured. {missing[0].upper()}{missing[1:]}."
     word, measure = judgement(entry), measure_of(entry["name"])
-    name = "" if measure.label == topic else f"{measure.label} "
-    where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
-    line = (
-        f"{topic}: {word}. {name}{value_text(entry)} against {subject_label(entry['reference'])}{where}, "
-        f"95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}."
-    )
-    if word == "no difference shown" and entry["high"] > entry["low"]:
-        found = detectable_from_interval(entry["low"], entry["high"])
-        line += f" This many prompts would have found about {number(found, measure.unit, found)}{unit_of(entry)}."
+    subject, reference = subject_label(entry["subject"]), subject_label(entry["reference"])
+    if entry["name"] == "win_rate":
+        of_judge = entry["split"].removeprefix("judge").removeprefix("_")
+        where = f" on {split_label(of_judge)}" if of_judge else ""
+        said = f"The judge prefers {subject} to {reference} in {value_text(entry)} of comparisons{where}"
+    else:
+        name = "" if measure.label == topic else f"{measure.label} "
+        where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
+        said = f"{name}{value_text(entry)} against {reference}{where}"
+    line = f"{topic}: {word}. {said}, 95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}."
+    if word == "no difference shown" and (found := detectable(entry)) is not None:
+        line += f" This many prompts would have found about {found}."
     return line
+
+
+def detectable(entry: Entry) -> str | None:
+    """The difference that as many prompts find four times out of five, with its unit; None without an interval."""
+    if entry["low"] is None or entry["high"] <= entry["low"]:
+        return None
+    found, unit = detectable_from_interval(entry["low"], entry["high"]), measure_of(entry["name"]).unit
+    return number(found, unit, found) + (f"{NARROW}points" if unit == "share" else unit_of(entry))

@@ -33,7 +33,7 @@ from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
 from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.hhh import hhh_estimates, pair_logprobs
 from llm_rlhf.evaluation.judges import model_identity
-from llm_rlhf.evaluation.judging import judge_of, judge_replies, judged_counts, judged_estimates
+from llm_rlhf.evaluation.judging import judge_of, judge_record, judge_replies, judged_estimates
 from llm_rlhf.evaluation.own_suites import (
     Scored,
     score_replies,
@@ -269,8 +269,7 @@ class _Asked:
         comparison.estimates += judged_estimates(
             found, answers["ppo"], answers["sft"], ("ppo", "sft"), self.section.resamples, self.recipe.seed
         )
-        comparison.counts["judge"] = judged_counts(found)
-        comparison.instruments["judge"] = found.judge
+        comparison.instruments["judge"] = judge_record(found)
         comparison.judged = found
 
     def _fitted_pairs(self, pairs: Sequence[Preference], what: str) -> tuple[list[Preference], dict[str, Any]]:

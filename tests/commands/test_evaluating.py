@@ -183,7 +183,7 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
     assert found["win_rate", "judge"]["estimate"] == 0.5  # its two orders disagree everywhere
     # All ties: the fit has nothing to lean on but its weak prior, whose pull stays within a percentage point.
     assert found["length_controlled_win_rate", "judge"]["estimate"] == pytest.approx(0.5, abs=0.01)
-    assert report["data"]["judge"]["flips"] == 24
+    assert report["provenance"]["instruments"]["judge"]["counts"]["flips"] == 24
     assert {e["subject"] for e in report["estimates"] if e["name"] == "hhh_accuracy"} == {"start"}
     assert any("hhh was not asked of policy: an endpoint" in alarm for alarm in report["alarms"])
     assert "secret-of-mine" not in "".join(p.read_text() for p in (tmp_path / "out").rglob("*") if p.is_file())

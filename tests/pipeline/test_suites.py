@@ -110,7 +110,7 @@ def test_a_judge_that_the_recipe_names(finished: Path, tmp_path) -> None:
     won = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", "judge"))
     assert won["estimate"] == pytest.approx(expected)
     assert report["provenance"]["instruments"]["judge"]["model"] == "some-judge"
-    assert report["data"]["judge"]["judged"] == len(rows)
+    assert report["provenance"]["instruments"]["judge"]["counts"]["judged"] == len(rows)
     told = json.loads((run / "evaluate" / "judge.json").read_text())
     assert told["cost"]["requests"] == 2 * sum(row["ppo"]["reply"] != row["sft"]["reply"] for row in rows)
 

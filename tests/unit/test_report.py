@@ -267,7 +267,7 @@ class TestRewardModelAlone:
         page = Page(render_html(self.report())).text
         for absent in ("Before and after", "Refusals", "Read for yourself", "no win rate"):
             assert absent not in page
-        for shown in ("about its reward model alone", "Is its certainty true?", "Each adapter on each objective",
+        for shown in ("about the reward model alone", "Is its certainty true?", "Each adapter on each objective",
                       "People and length", "Does the ensemble know what it does not know?"):  # fmt: skip
             assert shown in page
         assert "33" in page[page.index("Each adapter on each objective") :]
@@ -554,3 +554,47 @@ def test_an_ensemble_without_an_error_has_no_area_and_still_a_page() -> None:
     page = render_html(report)
     assert "agree about the better reply in 100" in page
     assert "area under the ROC curve" not in page
+
+
+JUDGED = {
+    "kind": "endpoint", "model": "a-judge",
+    "counts": {"rows": 200, "judged": 198, "identical": 5, "ties": 12, "flips": 7, "failed": {"timeout": 2},
+               "prefers_first_shown": 0.55, "prefers_longer": 0.68},
+    "cost": {"requests": 390},
+}  # fmt: skip
+
+
+def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
+    report = full_report()
+    report["estimates"] = [
+        *pair("response_length", "response_length_change", 20, 25),
+        *pair("reward", "reward_gain", 0.1, 1.9),
+        entry("win_rate", "ppo", "sft", "judge", 0.62, 0.55, 0.69),
+        entry("win_rate", "ppo", "sft", "judge_helpful", 0.7, 0.6, 0.8, 90),
+        entry("win_rate", "ppo", "sft", "judge_harmless", 0.52, 0.42, 0.62, 110),
+    ]
+    report["provenance"]["instruments"]["judge"] = JUDGED
+    overall, helpful, harmless, _ = report["verdict"] = verdict_lines(report)
+    assert overall.replace("\u202f", "").replace("\xa0", " ") == (
+        "Overall: better. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], n = 200."
+    )
+    assert helpful.startswith("Helpfulness: better. The judge prefers PPO to SFT in 70")
+    assert "on helpful prompts" in helpful
+    assert harmless.startswith("Harmlessness: no difference shown. ")
+    assert harmless.endswith("found about 14\u202fpoints.")  # 10 points of half-width times 2.8 / 1.96
+    page, text = render_html(report), render_markdown(report)
+    for words in (
+        "The judge is a-judge, asked about 200 pairs",
+        "7 turned round",
+        "2 were not judged",
+        "the longer reply",
+    ):
+        assert words in page
+        assert words in text
+    report["estimates"] = report["estimates"][3:5]  # the training reward is no judge: without one it must not lead
+    assert verdict_lines(report)[0].startswith("Overall: higher")
+
+
+def test_a_judge_who_prefers_the_reference_says_worse() -> None:
+    assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.4, 0.3, 0.49)) == "worse"
+    assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.45, 0.3, 0.5)) == "no difference shown"
