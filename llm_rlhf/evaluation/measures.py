@@ -220,9 +220,9 @@ SPLITS = {
     "heldout": "judged by the held-out reward",
     "heldout_reward": "judged by the held-out reward",
     "reward": "judged by the training reward",
-    "judge": "judged by the judge",
-    "judge_helpful": "judged by the judge, helpful prompts",
-    "judge_harmless": "judged by the judge, harmful prompts",
+    "judge": "preferred by the judge",
+    "judge_helpful": "preferred by the judge, helpful prompts",
+    "judge_harmless": "preferred by the judge, harmful prompts",
 }
 
 
