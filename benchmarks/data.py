@@ -1,4 +1,5 @@
-"""How long a large preference file takes to be read, checked and split, and how much memory, cold and from the cache.
+"""How long a large preference file takes to be read, checked and split, and how much memory, cold and from the cache;
+and how long `llm-rlhf data check` takes with it, near-duplicates and personal data included.
 
     python benchmarks/data.py HH_FILE [--pairs 170000]
 
@@ -36,6 +37,19 @@ print(json.dumps({
 }))
 """
 
+CHECKED = """
+import json, resource, sys, time
+from typer.testing import CliRunner
+from llm_rlhf.cli import app
+started = time.time()
+result = CliRunner().invoke(app, ["data", "check", sys.argv[1]])
+assert result.exit_code in (0, 1), result.output
+print(json.dumps({
+    "seconds": time.time() - started,
+    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024),
+}))
+"""
+
 
 def resample(source: Path, target: Path, pairs: int) -> None:
     """Write `pairs` rows of `source` with openings that all differ."""
@@ -68,6 +82,11 @@ def main() -> None:
                 f"{what:7} {found['seconds']:6.1f} s ({found['cpu_seconds']:.1f} s of CPU with imports), "
                 f"peak {found['peak_mb']:.0f} MiB, {found['set_aside']} rows set aside, {found['splits']}"
             )
+        done = subprocess.run(
+            [sys.executable, "-c", CHECKED, str(path)], env=environment, check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout)
+        print(f"data check {found['seconds']:.1f} s, peak {found['peak_mb']:.0f} MiB")
 
 
 if __name__ == "__main__":
