@@ -119,10 +119,8 @@ def _out_of_shape(found: Found) -> list[str]:
         )
     stops = found.get(("eos_rate", "ppo", "all"))
     if stops is not None and stops.estimate < 0.5:
-        words.append(
-            f"Only {stops.estimate:.0%} of the replies of {subject_label('ppo')} stop by themselves; the others are "
-            "cut off."
-        )
+        few = f"Only {stops.estimate:.0%}" if stops.estimate > 0 else "None"
+        words.append(f"{few} of the replies of {subject_label('ppo')} stop by themselves; the others are cut off.")
     kl = found.get(("kl", "ppo", "all"))
     if kl is not None and kl.estimate > LARGE_KL:
         words.append(

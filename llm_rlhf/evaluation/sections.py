@@ -284,9 +284,10 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
     if not subjects:
         return None
     subjects.sort(key=lambda s: {"sft": 0, "ppo": 2}.get(s, 1))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subject in subjects:
-        cells = [next((level_of(e) for e in levels if e["subject"] == subject), None) for _, levels, _, _ in columns]
+        own = [next((e for e in levels if e["subject"] == subject), None) for _, levels, _, _ in columns]
+        cells = [level_of(e) | {"corrected": _corrected(estimates, e)} if e else None for e in own]
         rows.append({"subject": subject_label(subject), "kind": kind_of(subject), "cells": cells})
     changes = []
     for name, levels, _, _ in columns:
@@ -299,7 +300,14 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
         "rows": rows,
         "changes": changes if any(changes) else None,
         "scary": bool(columns[1][1]),
+        "corrected": any(cell["corrected"] for row in rows for cell in row["cells"] if cell),
     }
+
+
+def _corrected(estimates: list[Entry], entry: Entry) -> str | None:
+    """The rate without the detector's own errors, where those are known."""
+    found = find(estimates, f"{entry['name']}_corrected", entry["subject"], [entry["split"]])
+    return None if found is None else f"{value_text(found)} {interval_text(found)}"
 
 
 def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ HARMLESS = [
     ("heldout_reward_gain", "harmless"),
     ("win_rate", "judge_harmless"),
     ("reward_gain", "harmless"),
+    ("refusal_harmful_change", "all"),
 ]
 TRIVIAL_RULES = {
     "longer_reply_accuracy": "the longer reply",
@@ -120,7 +121,11 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     return [
         _overall(estimates),
         _line(first_found(estimates, HELPFUL), "Helpfulness", "no gain on helpful prompts was measured"),
-        _line(first_found(estimates, HARMLESS), "Harmlessness", "no gain on harmful prompts was measured"),
+        _line(
+            first_found(estimates, HARMLESS),
+            "Harmlessness",
+            "neither scores nor refusals of harmful prompts were compared",
+        ),
         _line(
             first_found(estimates, OVER_REFUSAL),
             "Over-refusal",

@@ -598,3 +598,18 @@ def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
 def test_a_judge_who_prefers_the_reference_says_worse() -> None:
     assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.4, 0.3, 0.49)) == "worse"
     assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.45, 0.3, 0.5)) == "no difference shown"
+
+
+def test_corrected_rates_stand_beside_the_raw_ones() -> None:
+    report = full_report()
+    assert "orrected" not in render_html(report).split("<h2>Refusals</h2>")[1].split("</section>")[0]
+    report["estimates"].append(entry("over_refusal_corrected", "ppo", None, "scary", 0.12, 0.05, 0.2))
+    section = render_html(report).split("<h2>Refusals</h2>")[1].split("</section>")[0]
+    assert "corrected 12\u202f% [5, 20]" in section
+    assert "Corrected: without the errors of the detector" in section
+
+
+def test_without_scores_harmlessness_goes_by_refusals() -> None:
+    report = full_report()
+    report["estimates"] = pair("refusal_harmful", "refusal_harmful_change", 0.5, 0.9, half=0.05)
+    assert verdict_lines(report)[2].startswith("Harmlessness: better. Refusal of harmful requests +40")
