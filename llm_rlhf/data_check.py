@@ -261,10 +261,7 @@ def _shared(
                 others.setdefault(text, []).append((row.origin, name))
     if near is not None:
         texts, asked_texts = list(others), list(openings)
-        nearest: dict[int, tuple[float, int]] = {}
         for first, second, similarity in near_matches(texts, asked_texts, near):
-            nearest[first] = max(nearest.get(first, (0.0, 0)), (similarity, second))
-        for first, (similarity, second) in sorted(nearest.items()):
             for origin, name in others[texts[first]]:
                 shared.near_opening.add(origin, f"{name}, {similarity:.2f} like {openings[asked_texts[second]]}")
     return shared

@@ -13,7 +13,7 @@
 Sources: Broder 1997, On the resemblance and containment of documents; Leskovec et al., Mining of Massive Datasets, 3.4.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -48,9 +48,10 @@ class NearPair(NamedTuple):
 def near_pairs(texts: Sequence[str], threshold: float = 0.8, progress: Progress | None = None) -> list[NearPair]:
     """Pairs of `texts` with a similarity of at least `threshold`, `first` before `second`, in order.
 
-    Texts that are equal are pairs as well (similarity 1); pass distinct ones where those are counted elsewhere. Where
-    more than 32 texts fall into one bucket (a template with a name to fill in), each is compared with the next 32 there
-    and not with all, so that ten thousand of them make no fifty million pairs.
+    Not all of them: every text that is near another one stands in a pair, but two that stand in pairs already are not
+    compared, so that ten thousand fillings of one template make ten thousand pairs and not fifty million. For the same
+    reason a text is compared with 32 others of a bucket at most. Texts that are equal are near (similarity 1); pass
+    distinct ones where those are counted elsewhere.
 
     Args:
         progress: called with the number of texts done since the last call.
@@ -59,21 +60,21 @@ def near_pairs(texts: Sequence[str], threshold: float = 0.8, progress: Progress 
         return []
     texts = [comparable(text) for text in texts]
     signatures = _signatures(texts, progress)
-    return _verified(_candidates(signatures, signatures, threshold, one_list=True), texts, texts, threshold)
+    return _pairs(texts, texts, (signatures, signatures), threshold, one_list=True)
 
 
 def near_matches(
     training: Sequence[str], evaluation: Sequence[str], threshold: float = 0.8, progress: Progress | None = None
 ) -> list[NearPair]:
-    """Pairs across two sides: `first` in `training`, `second` in `evaluation`. Otherwise as `near_pairs`.
+    """For every text of `training` that is near one of `evaluation` one such pair: `first` in `training`.
 
-    Each text of `evaluation` is compared with 32 of a larger bucket of `training`.
+    Otherwise as `near_pairs`.
     """
     if not training or not evaluation:
         return []
     training, evaluation = ([comparable(text) for text in texts] for texts in (training, evaluation))
     sides = _signatures(training, progress), _signatures(evaluation, progress)
-    return _verified(_candidates(*sides, threshold, one_list=False), training, evaluation, threshold)
+    return _pairs(training, evaluation, sides, threshold, one_list=False)
 
 
 def comparable(text: str) -> str:
@@ -93,30 +94,21 @@ def jaccard(first: set[str], second: set[str]) -> float:
     return shared / (len(first) + len(second) - shared)
 
 
-def _verified(
-    candidates: Iterable[tuple[int, int]], first: Sequence[str], second: Sequence[str], threshold: float
+def _pairs(
+    first: Sequence[str], second: Sequence[str], sides: tuple[Signatures, Signatures], threshold: float, one_list: bool
 ) -> list[NearPair]:
-    """The candidates that are similar enough; they come sorted, so the set of the first text serves all its pairs."""
-    pairs: list[NearPair] = []
-    last, own = -1, set[str]()
-    for one, other in candidates:
-        if one != last:
-            last, own = one, shingles(first[one])
-        similarity = jaccard(own, shingles(second[other]))
-        if similarity >= threshold:
-            pairs.append(NearPair(one, other, similarity))
-    return pairs
+    """Candidates, texts that share a bucket and do not look too different, of which the exact similarity is enough.
 
-
-def _candidates(first: Signatures, second: Signatures, threshold: float, one_list: bool) -> Iterator[tuple[int, int]]:
-    """Places in the first and the second list that share a bucket and do not look too different, each once, sorted.
+    A text that has been found in a pair is compared no more, but with texts that have not.
 
     Args:
-        one_list: both are the same list: the first place comes before the second, and no text meets itself.
+        one_list: both sides are the same list: the first place comes before the second, and no text meets itself.
     """
-    found = np.empty(0, dtype=np.int64)  # both places in one number
+    pairs: list[NearPair] = []
+    paired = np.zeros(len(first), dtype=bool)
+    refuted: set[tuple[int, int]] = set()
     for band in range(BANDS):
-        first_keys, second_keys = _bucket_keys(first, band), _bucket_keys(second, band)
+        first_keys, second_keys = (_bucket_keys(side, band) for side in sides)
         order = np.argsort(second_keys, kind="stable")
         begin, end = (np.searchsorted(second_keys[order], first_keys, side) for side in ("left", "right"))
         if one_list:
@@ -126,10 +118,21 @@ def _candidates(first: Signatures, second: Signatures, threshold: float, one_lis
             if not len(places):
                 break
             others = order[begin[places] + step]
-            alike = _look_alike(first, second, places, others, threshold)
-            found = np.union1d(found, places[alike] * len(second) + others[alike])
-    for number in found.tolist():
-        yield divmod(number, len(second))
+            open_ = ~paired[places] | ~paired[others] if one_list else ~paired[places]
+            places, others = places[open_], others[open_]
+            alike = _look_alike(*sides, places, others, threshold)
+            for one, other in zip(places[alike].tolist(), others[alike].tolist(), strict=True):
+                if (one, other) in refuted or (paired[one] and (not one_list or paired[other])):
+                    continue
+                similarity = jaccard(shingles(first[one]), shingles(second[other]))
+                if similarity < threshold:
+                    refuted.add((one, other))
+                    continue
+                pairs.append(NearPair(one, other, similarity))
+                paired[one] = True
+                if one_list:
+                    paired[other] = True
+    return sorted(pairs)
 
 
 def _bucket_keys(signatures: Signatures, band: int) -> Array:

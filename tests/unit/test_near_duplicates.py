@@ -82,6 +82,14 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     assert found == expected  # 1 in 3,000 may be missed at 0.8, fewer above: none here, and the seeds are fixed
 
 
+def test_many_fillings_of_one_template_on_both_sides_are_one_match_each() -> None:
+    training = [f"{LONG}, and please answer in the style of number {n}" for n in range(100)]
+    evaluation = [f"{LONG}, and please answer in the style of number {n}" for n in range(100, 200)]
+    found = near_matches([*training, "something else altogether"], evaluation)
+    assert [pair.first for pair in found] == list(range(100))
+    assert all(pair.similarity == similarity(training[pair.first], evaluation[pair.second]) for pair in found)
+
+
 def test_order_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(2)
     texts = [_sentence(draw, 20) for _ in range(50)]
@@ -98,7 +106,7 @@ def test_a_template_filled_in_makes_few_comparisons_and_loses_no_text() -> None:
     texts = [f"{LONG}, and please answer in the style of number {n}" for n in range(200)]
     found = near_pairs(texts)
     assert {place for pair in found for place in pair[:2]} == set(range(200))
-    assert len(found) < 200 * 199 / 2
+    assert len(found) < 200  # each pair names a text that no other pair has named
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,8 +117,9 @@ def test_no_false_positives_whatever_the_text(texts: list[str], threshold: float
     for first, second, score in pairs:
         assert first < second
         assert score == similarity(texts[first], texts[second]) >= threshold
-    equal = {(a, b) for b in range(len(texts)) for a in range(b) if comparable(texts[a]) == comparable(texts[b])}
-    assert equal <= {(first, second) for first, second, _ in pairs}
+    written = [comparable(text) for text in texts]
+    repeated = {place for place, text in enumerate(written) if written.count(text) > 1}
+    assert repeated <= {place for first, second, _ in pairs for place in (first, second)}
 
 
 def test_hashes_are_of_whole_shingles_only() -> None:
