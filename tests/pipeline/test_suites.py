@@ -10,6 +10,7 @@ from endpoint_stand_in import StandIn, letters, reply
 from typer.testing import CliRunner
 
 from llm_rlhf.cli import app
+from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe import load_recipe
 from llm_rlhf.recipe_values import RecipeError
@@ -109,6 +110,11 @@ def test_a_judge_that_the_recipe_names(finished: Path, tmp_path) -> None:
     report = json.loads((run / "report.json").read_text())
     won = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", "judge"))
     assert won["estimate"] == pytest.approx(expected)
+    for objective in ("helpful", "harmless"):
+        of = [i for i, row in enumerate(rows) if row["objective"] == objective]
+        part = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", f"judge_{objective}"))
+        told = [0.9 if a > b else 0.1 if a < b else 0.5 for a, b in (lengths[i] for i in of)]
+        assert part["estimate"] == pytest.approx(sum(told) / len(of))
     assert report["provenance"]["instruments"]["judge"]["model"] == "some-judge"
     assert report["provenance"]["instruments"]["judge"]["counts"]["judged"] == len(rows)
     told = json.loads((run / "evaluate" / "judge.json").read_text())
@@ -160,5 +166,13 @@ def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path
     assert over["estimate"] == pytest.approx(mean["ppo"]["gold"] - best["points"][2]["gold"])
     assert over["n"] == 20
     assert "Against best of 3" in (run / "report.html").read_text()
+
+    again(run, "evaluate.prompts=24", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=2", from_stage="evaluate")
+    rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
+    asked = sorted(rows, key=lambda row: prompt_share(row["prompt"], "snapshots"))[:20]
+    best = json.loads((run / "report.json").read_text())["overoptimization"]["best_of_n"]
+    expected = sum(row["ppo"]["reward"] for row in asked) / 20 - best["points"][-1]["reward"]
+    assert best["policy_over_best"]["reward"]["estimate"] == pytest.approx(expected)  # on the prompts that were asked
+
     again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=0", from_stage="evaluate")
     assert "best_of_n" not in json.loads((run / "report.json").read_text())["overoptimization"]
