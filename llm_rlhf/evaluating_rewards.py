@@ -34,6 +34,8 @@ from llm_rlhf.stages.inputs import Fitted, fit_preferences
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
 ROLES = ("reward", "heldout")
+CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
+MOVED = "scores_moved_with_the_batch"
 Row: TypeAlias = tuple[Conversation, str]  # a prompt and a reply
 
 
@@ -90,6 +92,24 @@ class Rewards:
             del model
             gc.collect()
 
+    def checked(self, role: str, model: RewardModel, rows: Sequence[Row], each: np.ndarray) -> None:
+        """Record how far scores move with their batch: those of some rows read alone, against `each` as they were read.
+
+        Raises:
+            DataError: where that is more than rounding: a score that depends on its batch measures the batch.
+        """
+        mine = [known for name, known in self.identities.items() if name.split("/")[0] == role]
+        if not rows or MOVED in mine[0]:
+            return
+        moved = float(np.abs(model.scores_each(rows, token_budget=1) - each).max())
+        if self.how.dtype == "float32" and self.how.quantization == "none" and moved > TOLERANCE:
+            raise DataError(
+                f"The scores of the reward model {', '.join(self.folders[role])} move by {moved:.2g} with the batch "
+                f"(at most {TOLERANCE:g} is rounding): it cannot judge."
+            )
+        for known in mine:
+            known[MOVED] = moved
+
     def combined(self, role: str, each: np.ndarray) -> np.ndarray:
         """One score a row, float64: the mean of the members (rows, members), or as the run's PPO combined them."""
         if self.trained is None or role != "reward":
@@ -126,7 +146,9 @@ def score(
             for given in answers.values():
                 # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
                 texts = [text.replace("\0", "\ufffd") for text in given.texts]
-                each = _scores_each(model, [[(p.messages, text)] for p, text in zip(prompts, texts, strict=True)])
+                rows = [(p.messages, text) for p, text in zip(prompts, texts, strict=True)]
+                each = _scores_each(model, [[row] for row in rows])
+                rewards.checked(role, model, rows[:CHECKED], each[:CHECKED])
                 setattr(given, role, rewards.combined(role, each).tolist())
             for name, of_list in pairs.items():
                 if of_list:
@@ -155,6 +177,7 @@ def _pair_scores(rewards: Rewards, role: str, model: RewardModel, pairs: Sequenc
     there = [i for i, fitted in enumerate(fitting) if fitted]
     both = [[(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)] for i in there for pair in fitting[i]]
     each = _scores_each(model, both)
+    rewards.checked(role, model, [row for group in both for row in group][:CHECKED], each[:CHECKED])
     members = rewards.names(role)
     columns = {role: rewards.combined(role, each)}
     if len(members) > 1:

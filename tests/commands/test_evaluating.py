@@ -235,6 +235,7 @@ def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs
     assert report["data"]["pairs"]["fitted"] == {"kept": 40, "too_long": 1}
     assert report["reward_model"]["agreement"] is not None
     assert {"reward/other", "heldout"} <= report["provenance"]["instruments"].keys()
+    assert report["provenance"]["instruments"]["heldout"]["scores_moved_with_the_batch"] < 1e-4
     assert len(report["provenance"]["hashes"]["pairs"]) == 64
 
     # The mean of the two members, scored by the library itself, is right as often.
@@ -313,3 +314,18 @@ def test_two_processes_find_what_one_finds(
     assert {path.name for path in (tmp_path / "two" / "cache").iterdir()} == {
         "start-0.jsonl", "start-1.jsonl", "tuned-0.jsonl", "tuned-1.jsonl"
     }  # fmt: skip
+
+
+def test_a_reward_model_whose_scores_go_by_the_batch_is_refused(
+    reward_folder, pairs_file, tmp_path, monkeypatch
+) -> None:
+    own = RewardModel.scores_each
+
+    def leaking(self, conversations, token_budget=None, progress=False):
+        return own(self, conversations, token_budget, progress) + (0.01 if token_budget is None else 0.0)
+
+    monkeypatch.setattr(RewardModel, "scores_each", leaking)
+    asked = ["evaluate", "--reward", reward_folder, "--pairs", pairs_file, "--output", tmp_path / "out"]
+    result = CliRunner().invoke(app, [str(a) for a in asked])
+    assert result.exit_code == 2
+    assert "move by 0.01 with the batch (at most 0.0001 is rounding): it cannot judge" in result.output
