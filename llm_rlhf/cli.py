@@ -133,6 +133,9 @@ def evaluate(
         check_own_suites(suites, key=None)
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
+            of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh}
+            if idle := [option for option, value in of_policies.items() if value]:
+                raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
             _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed, as_json)
             return
         judged = subject_of(policy, defaults)

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.data.big_bench import load_comparisons
-from llm_rlhf.data.checks import prompt_share, write_quarantine
+from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.evaluating_policies import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
-from llm_rlhf.evaluating_rewards import Rewards, load_pairs, of_the_run, preferences, score
+from llm_rlhf.evaluating_rewards import ROLES, Rewards, load_pairs, of_the_run, preferences, score
 from llm_rlhf.evaluation import refusal_suite, refusals
 from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.hhh import hhh_estimates
 from llm_rlhf.evaluation.judges import Comparisons
-from llm_rlhf.evaluation.judging import judge_of, judge_record, judge_replies, judged_estimates
+from llm_rlhf.evaluation.judging import check_judge, judge_of, judge_record, judge_replies, judged_estimates
 from llm_rlhf.evaluation.own_suites import (
     Scored,
     score_replies,
@@ -59,9 +59,10 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         )
     recipe = asked.recipe
     names = (asked.policy.name, asked.reference.name)
+    rewards = Rewards.of({"reward": asked.rewards, "heldout": asked.heldout}, asked.policy.model, recipe, asked.run)
+    _check(asked, rewards)
     material, found = ask(asked, _material(asked, recipe))
     prompts, answers = material.prompts[OWN], found.answers[OWN]
-    rewards = Rewards.of({"reward": asked.rewards, "heldout": asked.heldout}, asked.policy.model, recipe, asked.run)
     pair_scores = score(rewards, prompts, answers, {"hhh": material.pairs, "pairs": material.labelled})
     for name, given in found.answers.items():
         for each in given.values():
@@ -83,8 +84,6 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     if judged is not None:
         estimates += judged_estimates(judged, after, before, names, asked.resamples, asked.seed)
     if material.labelled:
-        if not pair_scores["pairs"]:
-            raise RecipeError("--pairs test reward models, and there is none; name one: --reward MODEL.")
         labelled = material.labelled, pair_scores["pairs"]
         of_judges, of_rewards, fitted = preferences(rewards, *labelled, asked.resamples, asked.seed)
         material.counts["pairs"]["fitted"] = fitted
@@ -122,7 +121,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         },
     }
     report["verdict"] = verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
     if processes().is_main_process:
         write_report(report, asked.output)
         for list_name, file in ((OWN, "replies.jsonl"), (REFUSALS, f"replies_{REFUSALS}.jsonl")):
@@ -139,13 +138,31 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     return report
 
 
+def _check(asked: Evaluation, rewards: Rewards) -> None:
+    """What cannot be done as asked, before anything is loaded."""
+    if asked.judge is not None:
+        check_judge(asked.judge, asked.key_variable)
+    scored = any(rewards.folders.values())
+    if asked.pairs and not scored:
+        raise RecipeError("--pairs test reward models, and there is none; name one: --reward MODEL.")
+    if asked.hhh and not scored and all(subject.url is not None for subject in asked.subjects):
+        raise RecipeError("--hhh: endpoints tell no log-probabilities of given replies; name a --reward model.")
+    taken = {"baseline", *ROLES, *(name for role in ROLES for name in rewards.names(role))}
+    for subject in asked.subjects:
+        if subject.name in taken:
+            raise RecipeError(
+                f"A policy is called {subject.name!r}, as one of the report's judges is; name it otherwise: "
+                f"NAME={subject.name}."
+            )
+
+
 # ---- what is asked -------------------------------------------------------------------------------------------------
 
 
 def _material(asked: Evaluation, recipe: Recipe | None) -> Material:
     """All that the policies will be asked and given to read."""
-    own = _prompts(asked, recipe)
-    material = Material({OWN: own}, [], [])
+    material = Material({}, [], [])
+    own = material.prompts[OWN] = _prompts(asked, recipe, material)
     if asked.refusals and not any("kind" in prompt.facts for prompt in own):
         material.prompts[REFUSALS] = refusal_suite.shipped_prompts(asked.limit)
     for suite in asked.own:
@@ -170,11 +187,19 @@ def _material(asked: Evaluation, recipe: Recipe | None) -> Material:
     return material
 
 
-def _prompts(asked: Evaluation, recipe: Recipe | None) -> list[Prompt]:
-    """The prompts of the sources named, else of the run's evaluation, else those that ship with the project."""
+def _prompts(asked: Evaluation, recipe: Recipe | None, material: Material) -> list[Prompt]:
+    """The prompts of the sources named, else of the run's evaluation, else those that ship with the project.
+
+    What was read of named sources and set aside goes into the material's account.
+    """
     found: Sequence[Prompt]
     if asked.prompts:
-        found = load_prompts(asked.prompts, Rows()).rows
+        loaded = load_prompts(asked.prompts, Rows())
+        found = loaded.rows
+        material.counts["prompts read"] = loaded.counts()
+        material.set_aside += loaded.set_aside
+        if not len(found):
+            raise DataError(f"--prompts: no prompt is left of {loaded.counts()['read']} rows; look at their format.")
     elif recipe is not None and asked.run is not None:
         found = splits(recipe, RunFolder(asked.run)).evaluation_prompts
     else:
@@ -195,8 +220,6 @@ def _read(
     notes = []
     if material.pairs:
         mute = [subject.name for subject in asked.subjects if subject.name not in found.pairs]
-        if len(mute) == len(names) and not pair_scores:
-            raise RecipeError("--hhh: endpoints tell no log-probabilities of given replies; name a --reward model.")
         if mute:
             notes.append(
                 f"hhh was not asked of {' and '.join(mute)}: an endpoint tells no log-probabilities of replies."

@@ -118,6 +118,7 @@ class Found:
     answers: dict[str, dict[str, Answers]]  # by list and policy
     pairs: dict[str, PairLogprobs] = field(default_factory=dict)
     losses: dict[str, Losses] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a reader must know of how it was asked
 
 
 def ask(asked: Evaluation, material: Material) -> tuple[Material, Found]:
@@ -130,10 +131,13 @@ def ask(asked: Evaluation, material: Material) -> tuple[Material, Found]:
     found = Found({})
     for subject in asked.subjects:
         if subject.url is not None:
-            answers[subject.name] = _ask_endpoint(asked, subject, together)
+            answers[subject.name], note = _ask_endpoint(asked, subject, together)
+            found.notes += note
     for _, group in groupby(local, key=lambda subject: repr(subject.model)):
         answers |= _ask_base(asked, list(group), together, material, found)
         gc.collect()
+    if len(local) < len(asked.subjects):  # the endpoint's tokens are not known: all are counted in words
+        answers = {name: given.in_words() for name, given in answers.items()}
     start = 0
     for name, prompts in material.prompts.items():
         rows = slice(start, start + len(prompts))
@@ -213,7 +217,8 @@ def _ask_base(
             progress=f"{subject.name} answers", known=known,
         )  # fmt: skip
         answers[subject.name] = Answers.of(replies)
-        if role and subject is asked.policy and asked.reference.model == subject.model:
+        sampled = asked.decoding["temperature"] > 0  # else the replies are no sample, and their log ratio no divergence
+        if role and sampled and subject is asked.policy and asked.reference.model == subject.model:
             base_role = roles[asked.reference.adapter]
             own, reference = (
                 reply_logprobs(model, names, replies, tokenizer.pad_token_id, asked.batch_size)
@@ -228,19 +233,25 @@ def _ask_base(
     return answers
 
 
-def _ask_endpoint(asked: Evaluation, subject: Subject, prompts: list[Prompt]) -> Answers:
+def _ask_endpoint(asked: Evaluation, subject: Subject, prompts: list[Prompt]) -> tuple[Answers, list[str]]:
+    """The replies, and a note where some were kept from an earlier request: the model may be another one by now."""
     assert subject.url is not None
     assert subject.served is not None
-    endpoint = Endpoint(
-        subject.url, subject.served, asked.key_variable, cache=asked.output / "cache" / f"{subject.name}-endpoint.jsonl"
-    )
+    cache = asked.output / "cache" / f"{subject.name}-endpoint.jsonl"
+    endpoint = Endpoint(subject.url, subject.served, asked.key_variable, cache=cache)
     given = endpoint.answers(
         [p.messages for p in prompts], max_tokens=asked.decoding["response_length"],
         temperature=asked.decoding["temperature"], seed=asked.seed, progress=f"{subject.name} answers", most_failures=0,
     )  # fmt: skip
     texts = [answer.text if isinstance(answer, Answer) else "" for answer in given]
     stopped = [isinstance(answer, Answer) and answer.stopped for answer in given]
-    return Answers(texts=texts, lengths=[len(text.split()) for text in texts], stopped=stopped)
+    kept = sum(isinstance(answer, Answer) and answer.cached for answer in given)
+    note = (
+        f"{kept} of {len(given)} replies of {subject.name} were kept from an earlier request ({cache}); if the server "
+        "has another model under this name now, delete that file and ask again."
+    )
+    lengths = [len(text.split()) for text in texts]
+    return Answers(texts=texts, lengths=lengths, stopped=stopped), [note] if kept else []
 
 
 def identity(subject: Subject) -> dict[str, Any]:

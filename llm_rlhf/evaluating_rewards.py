@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from llm_rlhf.data.checks import DataError, write_quarantine
 from llm_rlhf.data.rows import Conversation, Preference, Prompt
@@ -36,7 +37,7 @@ from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 ROLES = ("reward", "heldout")
 CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
 MOVED = "scores_moved_with_the_batch"
-Row: TypeAlias = tuple[Conversation, str]  # a prompt and a reply
+Row: TypeAlias = tuple[Conversation, str, bool]  # a prompt, a reply, and whether it came to its end
 
 
 @dataclass
@@ -91,6 +92,7 @@ class Rewards:
             yield role, model
             del model
             gc.collect()
+            torch.cuda.empty_cache()
 
     def checked(self, role: str, model: RewardModel, rows: Sequence[Row], each: np.ndarray) -> None:
         """Record how far scores move with their batch: those of some rows read alone, against `each` as they were read.
@@ -101,7 +103,7 @@ class Rewards:
         mine = [known for name, known in self.identities.items() if name.split("/")[0] == role]
         if not rows or MOVED in mine[0]:
             return
-        moved = float(np.abs(model.scores_each(rows, token_budget=1) - each).max())
+        moved = float(np.abs(_read(model, rows, token_budget=1) - each).max())
         if self.how.dtype == "float32" and self.how.quantization == "none" and moved > TOLERANCE:
             raise DataError(
                 f"The scores of the reward model {', '.join(self.folders[role])} move by {moved:.2g} with the batch "
@@ -146,14 +148,20 @@ def score(
             for given in answers.values():
                 # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
                 texts = [text.replace("\0", "\ufffd") for text in given.texts]
-                rows = [(p.messages, text) for p, text in zip(prompts, texts, strict=True)]
+                rows = [(p.messages, text, end) for p, text, end in zip(prompts, texts, given.stopped, strict=True)]
                 each = _scores_each(model, [[row] for row in rows])
                 rewards.checked(role, model, rows[:CHECKED], each[:CHECKED])
                 setattr(given, role, rewards.combined(role, each).tolist())
             for name, of_list in pairs.items():
                 if of_list:
                     of_pairs[name] |= _pair_scores(rewards, role, model, of_list)
+        del model  # before the next one is loaded
     return of_pairs
+
+
+def _read(model: RewardModel, rows: Sequence[Row], **how: Any) -> np.ndarray:
+    said, finished = [(prompt, reply) for prompt, reply, _ in rows], [end for _, _, end in rows]
+    return model.scores_each(said, finished=finished, **how)
 
 
 def _scores_each(model: RewardModel, groups: Sequence[list[Row]]) -> np.ndarray:
@@ -163,7 +171,7 @@ def _scores_each(model: RewardModel, groups: Sequence[list[Row]]) -> np.ndarray:
     """
 
     def read(mine: list[list[Row]]) -> list[list[list[float]]]:
-        each = model.scores_each([row for group in mine for row in group], progress=processes().is_main_process)
+        each = _read(model, [row for group in mine for row in group], progress=processes().is_main_process)
         ends = np.cumsum([len(group) for group in mine])
         return [part.tolist() for part in np.split(each, ends[:-1])]
 
@@ -175,7 +183,7 @@ def _pair_scores(rewards: Rewards, role: str, model: RewardModel, pairs: Sequenc
     """(n, 2) by the role's name and, where it has several members, by theirs."""
     fitting = [fit_preferences(model.tokenizer, [pair], Fitted(model.max_length, "")) for pair in pairs]
     there = [i for i, fitted in enumerate(fitting) if fitted]
-    both = [[(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)] for i in there for pair in fitting[i]]
+    both = [[(p.prompt, reply, True) for reply in (p.chosen, p.rejected)] for i in there for p in fitting[i]]
     each = _scores_each(model, both)
     rewards.checked(role, model, [row for group in both for row in group][:CHECKED], each[:CHECKED])
     members = rewards.names(role)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from llm_rlhf.evaluation.length_control import APART
 from llm_rlhf.evaluation.measures import by_role, subject_label
 from llm_rlhf.evaluation.statistics import Estimate
-from llm_rlhf.evaluation.verdict import best_trivial_rule
+from llm_rlhf.evaluation.verdict import OVERALL, best_trivial_rule
 
 SMALL_N = 100  # prompts; under this, intervals are wide and a bootstrap of them is itself unsure
 LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gains
@@ -15,6 +15,13 @@ LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gain
 FORGOTTEN = 2.0
 LENGTHY = 0.3  # correlation of preference and length; at it, length explains about a tenth of the model's preferences
 LONGER = 1.5  # ratio of reply lengths from which length alone may explain a gain
+
+JUDGES = {
+    "gold": "the true score",
+    "heldout_reward": "the held-out judge",
+    "judge": "the judge",
+    "reward": "the training reward",
+}
 
 Found: TypeAlias = dict[tuple[str, str, str], Estimate]
 
@@ -64,7 +71,7 @@ def _more_timid(found: Found) -> list[str]:
         change = found.get(("over_refusal_change", "ppo", kind))
         if change is not None and change.low is not None and change.low > 0:
             words.append(
-                f"More timid: of {called}, {subject_label('ppo')} refuses {change.estimate:.0%} more than "
+                f"More timid: of {called}, {subject_label('ppo')} refuses {100 * change.estimate:.0f} points more than "
                 f"{subject_label('sft')}."
             )
     return words
@@ -73,7 +80,7 @@ def _more_timid(found: Found) -> list[str]:
 def _longer(found: Found) -> list[str]:
     """How much of a win is length."""
     words = []
-    for judge, called in (("gold", "the true score"), ("heldout_reward", "the held-out judge"), ("judge", "the judge")):
+    for judge, called in JUDGES.items():
         raw, controlled = (found.get((name, "ppo", judge)) for name in ("win_rate", "length_controlled_win_rate"))
         if raw is not None and controlled is not None and abs(raw.estimate - controlled.estimate) > APART:
             words.append(
@@ -106,11 +113,13 @@ def _weak_judges(found: Found) -> list[str]:
 
 def _out_of_shape(found: Found) -> list[str]:
     words = []
-    before, after = (found.get(("response_length", who, "all")) for who in ("sft", "ppo"))
-    if before is not None and after is not None and after.estimate > LONGER * before.estimate:
-        words.append(
-            f"Replies grew from {before.estimate:.0f} to {after.estimate:.0f} tokens: part of the gain may be length."
-        )
+    for measure, unit in (("response_length", "tokens"), ("response_words", "words")):
+        before, after = (found.get((measure, who, "all")) for who in ("sft", "ppo"))
+        if before is not None and after is not None and after.estimate > LONGER * before.estimate:
+            words.append(
+                f"Replies grew from {before.estimate:.0f} to {after.estimate:.0f} {unit}: part of the gain may be "
+                "length."
+            )
     loops_before, loops_after = (found.get(("loops", who, "all")) for who in ("sft", "ppo"))
     if loops_before is not None and loops_after is not None and (loops_after.low or 0.0) > (loops_before.high or 1.0):
         words.append(
@@ -146,7 +155,7 @@ def _forgot(found: Found) -> list[str]:
 
 
 def _few(found: Found) -> list[str]:
-    gain = found.get(("heldout_reward_gain", "ppo", "all"))
-    if gain is None or gain.n >= SMALL_N:
+    n = min((found[name, "ppo", split].n for name, split in OVERALL if (name, "ppo", split) in found), default=SMALL_N)
+    if n >= SMALL_N:
         return []
-    return [f"Only {gain.n} prompts were evaluated: intervals are wide, and no difference shown proves little."]
+    return [f"Only {n} prompts were evaluated: intervals are wide, and no difference shown proves little."]

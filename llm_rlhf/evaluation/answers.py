@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` t
 @dataclass
 class Answers:
     texts: list[str]
-    lengths: list[int]  # tokens
+    lengths: list[int]  # tokens; words where `ids` is None
     stopped: list[bool]
     ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
     reward: list[float] | None = None  # by the reward model that PPO was trained against
@@ -26,6 +26,10 @@ class Answers:
     gold: list[float] | None = None  # the true score, where the recipe's world knows it
     refused: list[bool] | None = None  # by rule: the world's own, or the refusal detector's
     sequence_kl: list[float] = field(default_factory=list)  # nats from the reference; empty for the reference itself
+
+    def in_words(self) -> "Answers":
+        """The same without token ids: what it takes to compare with replies of which the text alone is known."""
+        return replace(self, ids=None, lengths=[len(text.split()) for text in self.texts])
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> "Answers":

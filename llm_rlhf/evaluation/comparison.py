@@ -54,6 +54,7 @@ SHOWN = (
     ("hhh_accuracy_change", "all"),
     ("token_logprob_change", "all"),
     ("response_length_change", "all"),
+    ("response_words_change", "all"),
     ("kl", "all"),
 )
 T_OF_TWO = 12.706  # Student's 97.5 % point with one degree of freedom, where `student_t` does not reach
@@ -173,13 +174,11 @@ def _ratings(folders: Sequence[Path], reports: list[dict[str, Any]], names: list
     if not prompts[0] or any(other != prompts[0] for other in prompts):
         return None
     contests = [contest(report["estimates"]) for report in reports]
-    judge = "gold" if all("gold" in rows[0][who] for rows, (who, _) in zip(replies, contests, strict=True)) else None
-    if judge is None and _same_judges(reports):
-        judge = next((name for name in ("heldout", "reward") if name in replies[0][0][contests[0][0]]), None)
+    judge = _common_judge(reports, replies, [who for who, _ in contests])
     if judge is None:
         return None
-    start = contests[0][1]
-    answers = {start: [row[start] for row in replies[0]]}
+    start = contests[0][1] + (" (reference)" if contests[0][1] in names else "")
+    answers = {start: [row[contests[0][1]] for row in replies[0]]}
     answers |= {name: [row[who] for row in rows] for name, rows, (who, _) in zip(names, replies, contests, strict=True)}
     first, second, won, clusters = [], [], [], []
     players = list(answers)
@@ -208,10 +207,31 @@ def _replies(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _same_judges(reports: list[dict[str, Any]]) -> bool:
-    """Whether every report names the same reward models, by hand: a run's own are its own."""
-    named = [report["provenance"]["recipe"].get("rewards") for report in reports]
-    return bool(named[0]) and all(other == named[0] for other in named)
+def _common_judge(
+    reports: list[dict[str, Any]], replies: list[list[dict[str, Any]]], policies: Sequence[str]
+) -> str | None:
+    """The surest of "gold", "heldout" and "reward" that scored every reply in all reports and is one and the same."""
+    for name in ("gold", "heldout", "reward"):
+        there = all(name in row[who] for rows, who in zip(replies, policies, strict=True) for row in rows)
+        which = [_judge_identity(report, name) for report in reports]
+        if there and (name == "gold" or (which[0] is not None and which.count(which[0]) == len(which))):
+            return name
+    return None
+
+
+def _judge_identity(report: dict[str, Any], name: str) -> str | None:
+    """What tells the report's reward model of this role from others: its weights; None where they are not recorded."""
+    known = report["provenance"]["instruments"]
+    used = [known[of] for of in sorted(known) if of == name or of.startswith(f"{name}/")]
+    if used:
+        return json.dumps([of["weights"] or [of["model"], of["revision"]] for of in used])
+    weights = {
+        path: digest
+        for path, digest in report["provenance"]["hashes"].items()
+        if path.startswith("reward/") and path.endswith("adapter_model.safetensors")
+        if (path.split("/")[1] == "heldout") == (name == "heldout")
+    }
+    return json.dumps(weights, sort_keys=True) if weights else None
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

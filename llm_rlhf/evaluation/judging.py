@@ -16,7 +16,16 @@ import numpy as np
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.endpoints import Endpoint
-from llm_rlhf.evaluation.judges import Comparisons, Judge, LocalJudge, Pair, StoredJudge, check_not_itself, compare_all
+from llm_rlhf.evaluation.judges import (
+    Comparisons,
+    Judge,
+    Judged,
+    LocalJudge,
+    Pair,
+    StoredJudge,
+    check_not_itself,
+    compare_all,
+)
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
 from llm_rlhf.evaluation.policies import OBJECTIVES, win_estimates
 from llm_rlhf.evaluation.statistics import RESAMPLES, Estimate
@@ -92,12 +101,23 @@ def judged_estimates(
     estimates = []
     for split, rows in parts.items():
         if rows:
-            told = [p for i in rows if (p := found.probabilities[i]) is not None]
+            told = [_outcome(found.rows[i], found.judge["kind"] == "people") for i in rows]
             clusters = np.array([repr(found.pairs[i].prompt) for i in rows])
             lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
             both = win_estimates(told, lengths, clusters, (*names, split), resamples, seed)
             estimates += both if split == "judge" else both[:1]
     return estimates
+
+
+def _outcome(row: Judged, by_people: bool) -> float:
+    """1 where the first reply was preferred in both orders, 0 where the other was, else something between.
+
+    How sure a model was does not count: a share of comparisons is of comparisons won. Of people it is their share.
+    """
+    if by_people or row.a_first is None or row.b_first is None:
+        assert row.probability is not None
+        return row.probability
+    return float(np.mean([(p > 0.5) + 0.5 * (p == 0.5) for p in (row.a_first, row.b_first)]))
 
 
 def judge_record(found: Comparisons) -> dict[str, Any]:

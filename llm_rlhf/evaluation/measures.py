@@ -23,7 +23,7 @@ class Measure:
 
     label: str
     meaning: str
-    unit: Literal["score", "share", "nats", "tokens"]
+    unit: Literal["score", "share", "nats", "tokens", "words"]
     good: Literal["higher", "lower", "neither"]
     difference: str | None = None  # the name of the paired difference of this level
 
@@ -192,6 +192,14 @@ MEASURES: dict[str, Measure] = {
         "neither",
         "response_length_change",
     ),
+    "response_words": Measure(
+        "Reply length",
+        "Words in a reply: an endpoint's tokens are not known. A gain that comes with much longer replies deserves "
+        "suspicion.",
+        "words",
+        "neither",
+        "response_words_change",
+    ),
     "eos_rate": Measure(
         "Replies that end", "Share of replies that stop by themselves instead of being cut off.", "share", "higher",
         "eos_rate_change",
@@ -315,14 +323,14 @@ def find(
 
 
 def number(value: float, unit: str, half: float | None = None, signed: bool = False) -> str:
-    """`value` with the digits its half-width deserves: about two of the half-width's, one for shares and tokens."""
+    """`value` with the digits its half-width deserves: two of the half-width's or so, one of counts and shares."""
     scale = 100.0 if unit == "share" else 1.0
     width = abs(half or 0.0) * scale
     if width > 0:
-        digits = (0 if unit in ("share", "tokens") else 1) - math.floor(math.log10(1.5 * width))
+        digits = (0 if unit in ("share", "tokens", "words") else 1) - math.floor(math.log10(1.5 * width))
         digits = max(0, min(1 if unit == "share" else 4, digits))
     else:
-        digits = {"share": 0, "tokens": 1}.get(unit, 2)
+        digits = {"share": 0, "tokens": 1, "words": 1}.get(unit, 2)
     rounded = round(value * scale, digits)
     text = f"{abs(rounded):,.{digits}f}"
     sign = MINUS if rounded < 0 else "+" if signed and rounded > 0 else ""
@@ -338,7 +346,7 @@ def unit_of(entry: Entry) -> str:
     unit = measure_of(entry["name"]).unit
     if unit == "share":
         return f"{NARROW}points" if is_difference(entry) else f"{NARROW}%"
-    return {"nats": f"{NARROW}nats", "tokens": f"{NARROW}tokens"}.get(unit, "")
+    return {"nats": f"{NARROW}nats", "tokens": f"{NARROW}tokens", "words": f"{NARROW}words"}.get(unit, "")
 
 
 def value_text(entry: Entry, unit: bool = True) -> str:

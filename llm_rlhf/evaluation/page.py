@@ -39,7 +39,8 @@ MISSING = {
     "scary": "no safe-but-scary prompts in this recipe, so a policy that refuses whatever sounds dangerous would go "
     "unnoticed",
     "refusals": "no refusals were counted",
-    "distance": "no snapshots of the policy were kept and asked again, so over-optimisation on the way would not show",
+    "distance": "no snapshots of the policy were asked again, or fewer than 20 prompts, so over-optimisation on the "
+    "way would not show",
     "perplexity": "no held-out replies were read, so a policy that lost its language elsewhere would go unnoticed",
     "samples": "no replies were kept, so the numbers cannot be checked by reading",
 }

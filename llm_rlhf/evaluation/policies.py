@@ -78,7 +78,8 @@ def compare(
     if after.sequence_kl:
         kl = bootstrap_mean(after.sequence_kl, clusters, resamples, seed)
         estimates.append(kl.named("kl", subject, reference, "all"))
-    pair("response_length", "response_length_change", after.lengths, before.lengths, "all")
+    length = "response_length" if after.ids is not None and before.ids is not None else "response_words"
+    pair(length, f"{length}_change", after.lengths, before.lengths, "all")
     for who, answers in ((reference, before), (subject, after)):
         estimates.append(wilson(sum(answers.stopped), len(prompts)).named("eos_rate", who))
         estimates += _health(answers, who, clusters, seed)

@@ -54,7 +54,7 @@ GROUPS: list[tuple[str, list[tuple[str, tuple[str, ...]]]]] = [
 
 PARTS = {"gold_helpful": "helpful prompts", "gold_harmless": "harmful prompts"}  # the split is in the measure's name
 
-PRICE = ("kl", "perplexity", "response_length", "eos_rate")
+PRICE = ("kl", "perplexity", "response_length", "response_words", "eos_rate")
 # The change shown with a level where it is of another measure, and how it is called there.
 PRICE_CHANGES = {"perplexity": ("token_logprob_change", "of a token's log-probability, in nats: ")}
 
@@ -186,6 +186,10 @@ def judge(known: dict[str, Any] | None) -> str | None:
     if known is None:
         return None
     counts, failed = known["counts"], sum(known["counts"]["failed"].values())
+    if known["kind"] == "people":
+        return (
+            f"The judges are {known['people']:,} people, who judged {counts['judged']:,} of {counts['rows']:,} pairs."
+        )
     words = (
         f"The judge is {known.get('model') or known['kind']}, asked about {counts['rows']:,} pairs in both orders: "
         f"{counts['flips']:,} turned round with the order and count as ties, {counts['identical']:,} were the same "

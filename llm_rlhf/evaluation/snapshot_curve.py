@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.evaluation.overoptimization import Parting, fit_curve, fitted, parting
-from llm_rlhf.models.inference import Reply, reply_logprobs, sample_replies
+from llm_rlhf.models.inference import Reply, ReplyCache, reply_logprobs, sample_replies
 
 LEAST_PROMPTS = 20  # as `parting` needs
 JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part of the training, the surest last
@@ -35,12 +35,14 @@ def snapshot_curve(
     temperature: float,
     seed: int,
     batch_size: int,
+    known: Callable[[int], ReplyCache] | None = None,
 ) -> dict[str, Any]:
     """Mean rewards and KL of the start and of every snapshot, their fits, and where the rewards part.
 
     Args:
         model: what `load_roles` gave; a snapshot's adapter is loaded beside the others and taken out again.
         measure: scores of replies by name: "reward", "heldout" and, where the truth is known, "gold".
+        known: where the replies of a step are kept; step 0 is the start.
 
     Returns:
         {"points": [{"step", "kl", "sqrt_kl", NAME ...}], "prompts": int, "fits": {NAME: ...}, "parting": {JUDGE: ...}}.
@@ -56,6 +58,7 @@ def snapshot_curve(
             replies = sample_replies(
                 model, tokenizer, messages, adapters, response_length=response_length, temperature=temperature,
                 seed=seed, batch_size=batch_size, progress=f"evaluate: snapshot at step {step}" if step else None,
+                known=known(step) if known is not None else None,
             )  # fmt: skip
             kl = _mean_kl(model, tokenizer, adapters, replies, batch_size)
         finally:

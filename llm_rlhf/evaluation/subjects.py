@@ -58,7 +58,7 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
         url, _, served = text.partition("#")
         if not served:
             raise RecipeError(f"The endpoint {text} lacks the model's name; write {url}#MODEL.")
-        return Subject(name or served, defaults, url=url, served=served)
+        return Subject(name or served.rstrip("/").rsplit("/", 1)[-1], defaults, url=url, served=served)
     path, _, stage = text.partition(":")
     if (Path(path) / "recipe.yaml").is_file():
         return _of_run(Path(path), stage, name)

@@ -146,10 +146,19 @@ class RewardModel:
         return (each @ self.weights).astype(np.float32)
 
     def scores_each(
-        self, conversations: Sequence[Scored], token_budget: int | None = None, progress: bool = False
+        self,
+        conversations: Sequence[Scored],
+        token_budget: int | None = None,
+        progress: bool = False,
+        finished: Sequence[bool] | None = None,
     ) -> Scores:
-        """The score of each conversation by each member, float32, shape (n, members); arguments as for `score`."""
-        raw = self._raw(conversations, token_budget, progress)
+        """The score of each conversation by each member, float32, shape (n, members); other arguments as for `score`.
+
+        Args:
+            finished: whether each reply came to its end; None: all. One that was cut off is read without the stop
+                token that its turn ends with, as PPO reads it; models other than a run's own read whole turns alone.
+        """
+        raw = self._raw(conversations, token_budget, progress, finished=finished)
         mean, deviation = (np.array([getattr(m, what) for m in self.members]) for what in ("mean", "deviation"))
         return ((raw - mean) / deviation).astype(np.float32)
 
@@ -187,7 +196,12 @@ class RewardModel:
         return np.exp(-np.logaddexp(0.0, -logits))
 
     def _raw(
-        self, conversations: Sequence[Scored], token_budget: int | None, progress: bool, together: int = 1
+        self,
+        conversations: Sequence[Scored],
+        token_budget: int | None,
+        progress: bool,
+        together: int = 1,
+        finished: Sequence[bool] | None = None,
     ) -> NDArray[np.float64]:
         """The scores as trained, before normalisation, (n, members). Every `together` rows have one prompt."""
         if token_budget is None:
@@ -195,6 +209,8 @@ class RewardModel:
         if token_budget < 1:
             raise ValueError(f"token_budget is {token_budget}; it must be at least 1.")
         keys, ids = self._encode(conversations, together)
+        if finished is not None and self._ends_with_reply:
+            ids = [row if done else row[:-1] for row, done in zip(ids, finished, strict=True)]
         scores = np.full((len(ids), len(self.members)), np.nan)
         if self.reading in ("packed", "rows"):
             ids = [self._up_to_last(row) for row in ids]

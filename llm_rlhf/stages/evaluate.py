@@ -82,12 +82,14 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     answers = {subject: asked.answers(prompts, subject) for subject in SUBJECTS}
     comparison = Comparison(decoding=asked.decoding | {"top_p": 1.0, "top_k": 0})
     comparison.instruments = {"refusal_detector": refusals.VERSION, "scores_moved_with_the_batch": moved}
+    comparison.counts["evaluation prompts"] = account.counts()
     comparison.hashes = {"prompts": rows_digest(prompts), "chat template": text_digest(asked.tokenizer.chat_template)}
     comparison.estimates = compare(prompts, answers["ppo"], answers["sft"], section.resamples, recipe.seed)
     comparison.samples = choose_samples(prompts, answers["ppo"], answers["sft"], section.samples)
     files = {"replies.jsonl": (prompts, answers)}
     if "refusals" in section.suites and answers["ppo"].refused is None:
-        known = asked.fitted(refusal_suite.shipped_prompts(section.refusal_prompts), "refusal prompts")
+        known, fitted = asked.fitted(refusal_suite.shipped_prompts(section.refusal_prompts), "refusal prompts")
+        comparison.counts[fitted.what] = fitted.counts()
         refusing = {subject: asked.answers(known, subject) for subject in SUBJECTS}
         comparison.estimates += refusal_suite.estimates(known, refusing["ppo"], refusing["sft"])
         files["replies_refusals.jsonl"] = (known, refusing)
@@ -143,18 +145,20 @@ class _Asked:
 
     def own_prompts(self) -> tuple[list[Prompt], Fitted]:
         """The recipe's evaluation prompts, at most as many as it asks for, chosen by a hash of the prompt."""
-        account = Fitted(self.room(), "evaluation_prompts")
-        found = fit_prompts(self.tokenizer, splits(self.recipe, self.run_folder).evaluation_prompts, account)
-        if not found:
-            raise DataError(
-                f"No evaluation prompt leaves room for a reply of {self.decoding['response_length']} tokens; lower it "
-                "or add prompts."
-            )
+        found, account = self.fitted(splits(self.recipe, self.run_folder).evaluation_prompts, "evaluation_prompts")
         chosen = sorted(range(len(found)), key=lambda i: prompt_share(found[i].messages))[: self.section.prompts]
         return [found[i] for i in sorted(chosen)], account
 
-    def fitted(self, prompts: Sequence[Prompt], what: str) -> list[Prompt]:
-        return fit_prompts(self.tokenizer, list(prompts), Fitted(self.room(), what))
+    def fitted(self, prompts: Sequence[Prompt], what: str) -> tuple[list[Prompt], Fitted]:
+        """The prompts that leave room for a reply, and the account of the others."""
+        account = Fitted(self.room(), what)
+        found = fit_prompts(self.tokenizer, prompts, account)
+        if not found:
+            raise DataError(
+                f"None of the {what} leaves room for a reply of {self.decoding['response_length']} tokens; lower "
+                "evaluate.response_length, or add prompts."
+            )
+        return found, account
 
     def room(self) -> int:
         room = context_limit(self.recipe.model, self.model.config) - int(self.decoding["response_length"])
@@ -212,8 +216,9 @@ class _Asked:
         chosen = [prompts[i] for i in rows]
         size = self.section.batch_size
         found = snapshot_curve(
-            self.model, self.tokenizer, chosen, snapshots, self.measure, **self.decoding, batch_size=size
-        )
+            self.model, self.tokenizer, chosen, snapshots, self.measure, **self.decoding, batch_size=size,
+            known=lambda step: self._cache(f"step-{step}" if step else "sft"),
+        )  # fmt: skip
         n = self.section.best_of_n
         if n > 1:
             many = [prompt for prompt in chosen for _ in range(n)]
@@ -280,7 +285,6 @@ class _Asked:
         return fitted, account.counts()
 
     def _replies(self, prompts: Sequence[Prompt], subject: str, progress: str) -> list[Reply]:
-        known = ReplyCache(self.run_folder / "cache" / f"{subject}.jsonl", self._identity(subject))
         return sample_replies(
             self.model,
             self.tokenizer,
@@ -289,18 +293,27 @@ class _Asked:
             **self.decoding,
             batch_size=self.section.batch_size,
             progress=progress,
-            known=known,
+            known=self._cache(subject),
         )
 
+    def _cache(self, subject: str) -> ReplyCache:
+        return ReplyCache(self.run_folder / "cache" / f"{subject}.jsonl", self._identity(subject))
+
     def _identity(self, subject: str) -> dict[str, Any]:
-        """What a reply depends on beside its prompt's tokens: the weights, how they are held, the decoding."""
-        stages = ["world", "sft"] + (["ppo"] if SUBJECTS[subject] else [])
-        manifests = {stage: self.run_folder.manifest(stage) for stage in stages if (self.run_folder / stage).exists()}
+        """What a reply depends on beside its prompt's tokens: the weights, how they are held, the decoding.
+
+        Args:
+            subject: "sft", "ppo", or the name of a snapshot.
+        """
+        parts = {"world": "", "sft": ""}  # of a stage's artefact: the folder that counts
+        if subject != "sft":
+            parts["ppo"] = "policy/" if subject == "ppo" else f"snapshots/{subject}/"
         weights = {
             f"{stage}/{name}": entry["sha256"]
-            for stage, manifest in manifests.items()
-            for name, entry in manifest["files"].items()
-            if name.endswith(".safetensors") and not name.startswith(("snapshots/", "value/"))
+            for stage, part in parts.items()
+            if (self.run_folder / stage).exists()
+            for name, entry in self.run_folder.manifest(stage)["files"].items()
+            if name.endswith(".safetensors") and name.startswith(part)
         }
         model = self.recipe.as_dict()["model"]
         return {"subject": subject, "weights": weights, "model": model, "decoding": self.decoding}
@@ -311,12 +324,9 @@ def _own_suite(
 ) -> tuple[OwnSuite, list[Prompt], dict[str, list[str]], dict[str, Scored]]:
     """A user's suite asked, scored and added to the comparison; also what of it is to be written down."""
     loaded = suite_prompts(suite)
-    account = Fitted(asked.room(), f"prompts of {suite.name}")
-    prompts = fit_prompts(asked.tokenizer, loaded.rows, account)
+    prompts, account = asked.fitted(loaded.rows, f"prompts of {suite.name}")
     comparison.counts[account.what] = loaded.counts() | {"fitted": account.counts()}
     comparison.set_aside += loaded.set_aside
-    if not prompts:
-        raise DataError(f"No prompt of the suite '{suite.name}' leaves room for a reply; lower the reply's length.")
     texts = {subject: asked.texts(prompts, subject, suite.name) for subject in SUBJECTS}
     scored = {subject: score_replies(suite, prompts, given) for subject, given in texts.items()}
     comparison.estimates += suite_estimates(suite, scored, ("ppo", "sft"), asked.section.resamples, asked.recipe.seed)

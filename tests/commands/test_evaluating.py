@@ -179,10 +179,10 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
     finally:
         server.close()
     report = report_of(tmp_path / "out")
-    found = {(e["name"], e["split"]): e for e in report["estimates"]}
+    found = {(e["name"], e["split"]): e for e in report["estimates"] if e["subject"] != "start"}
     assert found["win_rate", "judge"]["estimate"] == 0.5  # its two orders disagree everywhere
-    # All ties: the fit has nothing to lean on but its weak prior, whose pull stays within a percentage point.
-    assert found["length_controlled_win_rate", "judge"]["estimate"] == pytest.approx(0.5, abs=0.01)
+    assert found["response_words", "all"]["estimate"] == 5.0  # "a reply of the server's": its tokens are not known
+    assert ("response_length", "all") not in found
     assert report["provenance"]["instruments"]["judge"]["counts"]["flips"] == 24
     assert {e["subject"] for e in report["estimates"] if e["name"] == "hhh_accuracy"} == {"start"}
     assert any("hhh was not asked of policy: an endpoint" in alarm for alarm in report["alarms"])
@@ -321,8 +321,8 @@ def test_a_reward_model_whose_scores_go_by_the_batch_is_refused(
 ) -> None:
     own = RewardModel.scores_each
 
-    def leaking(self, conversations, token_budget=None, progress=False):
-        return own(self, conversations, token_budget, progress) + (0.01 if token_budget is None else 0.0)
+    def leaking(self, conversations, token_budget=None, **how):
+        return own(self, conversations, token_budget, **how) + (0.01 if token_budget is None else 0.0)
 
     monkeypatch.setattr(RewardModel, "scores_each", leaking)
     asked = ["evaluate", "--reward", reward_folder, "--pairs", pairs_file, "--output", tmp_path / "out"]

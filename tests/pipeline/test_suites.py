@@ -106,14 +106,15 @@ def test_a_judge_that_the_recipe_names(finished: Path, tmp_path) -> None:
         server.close()
     rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
     lengths = [[len(row[who]["reply"].strip()) for who in ("ppo", "sft")] for row in rows]
-    expected = sum(0.9 if a > b else 0.1 if a < b else 0.5 for a, b in lengths) / len(rows)
+    # How sure it is does not count: 1 where the policy's reply is longer, 0 where it is shorter.
+    expected = sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(rows)
     report = json.loads((run / "report.json").read_text())
     won = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", "judge"))
     assert won["estimate"] == pytest.approx(expected)
     for objective in ("helpful", "harmless"):
         of = [i for i, row in enumerate(rows) if row["objective"] == objective]
         part = next(e for e in report["estimates"] if (e["name"], e["split"]) == ("win_rate", f"judge_{objective}"))
-        told = [0.9 if a > b else 0.1 if a < b else 0.5 for a, b in (lengths[i] for i in of)]
+        told = [(a > b) + 0.5 * (a == b) for a, b in (lengths[i] for i in of)]
         assert part["estimate"] == pytest.approx(sum(told) / len(of))
     assert report["provenance"]["instruments"]["judge"]["model"] == "some-judge"
     assert report["provenance"]["instruments"]["judge"]["counts"]["judged"] == len(rows)

@@ -37,7 +37,7 @@ def test_a_healthy_run_raises_none() -> None:
         (entry("gold_gain", -0.3, -0.5, -0.1), "Reward hacking: the training reward rose by 1.00 while the true score"),
         (entry("heldout_reward_gain", -0.3, -0.5, -0.1), "while the held-out reward fell by 0.30"),
         (entry("gold_gain", 0.1, -0.1, 0.3), "the true score shows no gain (+0.10"),
-        (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "PPO refuses 20% more"),
+        (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "PPO refuses 20 points more"),
         (
             entry("reward_accuracy", 0.57, 0.54, 0.60, subject="reward"),
             "the shorter reply is right on 55.0%",

@@ -26,7 +26,8 @@ def answers(gold: list[float], refused: list[bool], **changes) -> Answers:
     fields = {"texts": [f"r{i}" for i in range(4)], "lengths": [2, 4, 6, 8], "stopped": [True, True, True, False],
               "reward": [g + 10 for g in gold], "heldout": [g * 2 for g in gold], "gold": gold, "refused": refused,
               "sequence_kl": [1.0, 2.0, 3.0, 4.0]}  # fmt: skip
-    return Answers(**(fields | changes))
+    fields |= changes
+    return Answers(**({"ids": [[i] for i in range(len(fields["texts"]))]} | fields))
 
 
 SFT = answers([0.0, -1.0, -1.0, 1.0], [False, True, False, True])
@@ -127,7 +128,8 @@ def test_a_policy_that_has_become_timid_is_told() -> None:
     after = answers([0.5] * n, [i % 2 == 0 for i in range(n)], **fields, sequence_kl=[1.0] * n)
     lines = alarm_lines(compare(prompts, after, before, resamples=200))
     assert any(
-        line.startswith("More timid: of safe requests in frightening words, PPO refuses 40% more") for line in lines
+        line.startswith("More timid: of safe requests in frightening words, PPO refuses 40 points more")
+        for line in lines
     )
 
 
