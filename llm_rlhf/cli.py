@@ -87,10 +87,12 @@ def evaluate(
         typer.Option("--own", metavar="NAME=FILE,MODULE:FUNCTION", help="A suite of yours; ,lower if lower is better."),
     ] = None,
     hhh: Annotated[
-        list[str] | None, typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of: BIG-bench or any.")
+        list[str] | None,
+        typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of, all of them: BIG-bench or any."),
     ] = None,
     pairs: Annotated[
-        list[str] | None, typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on.")
+        list[str] | None,
+        typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on, all of them."),
     ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals/--no-refusals", help="Ask our prompts too, where no others show refusals.")
@@ -190,7 +192,9 @@ def compare(
         if as_json:
             print(json.dumps({"comparison": found, "page": str(page)}, ensure_ascii=False))
         else:
-            print("\n".join(found["summary"]) + f"\n\nPage: {page}")
+            print(
+                "\n".join([*found["summary"], *(f"note: {line}" for line in found["cautions"])]) + f"\n\nPage: {page}"
+            )
 
 
 def main() -> None:

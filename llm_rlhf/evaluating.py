@@ -18,9 +18,18 @@ from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.evaluating_policies import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
-from llm_rlhf.evaluating_rewards import ROLES, Rewards, load_pairs, of_the_run, preferences, score
+from llm_rlhf.evaluating_rewards import (
+    ROLES,
+    WRITTEN,
+    Rewards,
+    check_output,
+    load_pairs,
+    of_the_run,
+    preferences,
+    score,
+)
 from llm_rlhf.evaluation import refusal_suite, refusals
-from llm_rlhf.evaluation.alarms import alarm_lines
+from llm_rlhf.evaluation.alarms import alarm_lines, lost_lines
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.hhh import hhh_estimates
 from llm_rlhf.evaluation.judges import Comparisons
@@ -42,7 +51,7 @@ from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import OwnSuite, Recipe
 from llm_rlhf.recipe_values import RecipeError, plain
-from llm_rlhf.run_folder import RunFolder, git_state, versions, write_json
+from llm_rlhf.run_folder import RunFolder, git_state, set_by, versions, write_json
 from llm_rlhf.stages.inputs import splits
 
 
@@ -122,7 +131,9 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     }
     report["verdict"] = verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
+    report["alarms"] += lost_lines(material.counts)
     if processes().is_main_process:
+        set_by(asked.output, WRITTEN)
         write_report(report, asked.output)
         for list_name, file in ((OWN, "replies.jsonl"), (REFUSALS, f"replies_{REFUSALS}.jsonl")):
             if list_name in material.prompts:
@@ -140,6 +151,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
 
 def _check(asked: Evaluation, rewards: Rewards) -> None:
     """What cannot be done as asked, before anything is loaded."""
+    check_output(asked.output)
     if asked.judge is not None:
         check_judge(asked.judge, asked.key_variable)
     scored = any(rewards.folders.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from llm_rlhf.data.checks import DataError, SetAside
 from llm_rlhf.data.rows import Preference, Prompt
@@ -198,9 +199,12 @@ def _ask_base(
     first = subjects[0]
     tokenizer = load_tokenizer(first.base, first.model)
     adapters = [subject.adapter for subject in subjects if subject.adapter is not None]
-    model = load_roles(
-        first.base, first.model, tokenizer, {}, adapters[0] if adapters else None, asked.decoding["temperature"] or 1.0
-    )
+    temperature = asked.decoding["temperature"] or 1.0
+    try:
+        model = load_roles(first.base, first.model, tokenizer, {}, adapters[0] if adapters else None, temperature)
+    except (SafetensorError, OSError, ValueError) as error:
+        folders = " or ".join(str(path) for path in (first.base, *adapters[:1]))
+        raise DataError(f"The policy {first.name} cannot be loaded from {folders}: {error}") from None
     roles: dict[Path | None, list[str]] = {None: []}
     for number, adapter in enumerate(adapters):
         roles.setdefault(adapter, [POLICY] if number == 0 else [f"policy{number}"])

@@ -17,7 +17,7 @@ import torch
 from llm_rlhf.data.checks import DataError, write_quarantine
 from llm_rlhf.data.rows import Conversation, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_preferences
-from llm_rlhf.evaluation.alarms import alarm_lines
+from llm_rlhf.evaluation.alarms import alarm_lines, lost_lines
 from llm_rlhf.evaluation.answers import Answers, rows_digest
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.measures import Entry
@@ -30,12 +30,13 @@ from llm_rlhf.models.reward_model import RewardModel
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.recipe_values import RecipeError
-from llm_rlhf.run_folder import git_state, read_json, versions
+from llm_rlhf.run_folder import git_state, read_json, set_by, versions, writable
 from llm_rlhf.stages.inputs import Fitted, fit_preferences
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
 ROLES = ("reward", "heldout")
 CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
+WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl")
 MOVED = "scores_moved_with_the_batch"
 Row: TypeAlias = tuple[Conversation, str, bool]  # a prompt, a reply, and whether it came to its end
 
@@ -89,10 +90,23 @@ class Rewards:
                 of = role if len(folders) == 1 else f"{role}/{name}"
                 loaded = {"dtype": dtype, "quantization": quantization, "reading": model.reading}
                 self.identities[of] = model_identity(folder) | loaded
+            self._check_apart()
             yield role, model
             del model
             gc.collect()
             torch.cuda.empty_cache()
+
+    def _check_apart(self) -> None:
+        """RecipeError where the held-out model is one that training went by."""
+        weights = {name: tuple(sorted(known["weights"].values())) for name, known in self.identities.items()}
+        trained = {of: name for name, of in weights.items() if name.split("/")[0] == "reward" and of}
+        for name, of in weights.items():
+            if name.split("/")[0] == "heldout" and of in trained:
+                raise RecipeError(
+                    f"The held-out reward model {self.identities[name]['model']} is the one that training went by "
+                    f"({self.identities[trained[of]]['model']}): it is no second opinion. Name another with --heldout, "
+                    "or none."
+                )
 
     def checked(self, role: str, model: RewardModel, rows: Sequence[Row], each: np.ndarray) -> None:
         """Record how far scores move with their batch: those of some rows read alone, against `each` as they were read.
@@ -118,6 +132,13 @@ class Rewards:
             return each.mean(1).astype(float)
         names = stage_options(self.trained, "reward").adapters
         return training_reward(self.trained, dict(zip(names, each.T, strict=True))).astype(float)
+
+
+def check_output(folder: Path) -> None:
+    """RecipeError, RunFolderError where no report may, or can, be written into the folder."""
+    if (folder / "recipe.yaml").is_file() or (folder / "manifest.json").is_file():
+        raise RecipeError(f"--output {folder} is a run or a part of one, whose own files stand there; name another.")
+    writable(folder)
 
 
 @contextlib.contextmanager
@@ -245,6 +266,7 @@ def evaluate_rewards(
         RecipeError, DataError: where it cannot be done as asked.
     """
     started = time.time()
+    check_output(output)
     if not rewards.folders["reward"]:
         raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
     loaded = load_pairs(sources)
@@ -279,8 +301,9 @@ def evaluate_rewards(
         },
     }
     report["verdict"] = verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + lost_lines(report["data"])
     if processes().is_main_process:
+        set_by(output, WRITTEN)
         write_report(report, output)
         if loaded.set_aside:
             write_quarantine(loaded.set_aside, output / "set_aside.jsonl")

@@ -36,7 +36,7 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
     return found
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An exception of the user's code in one line, with the place it came from."""
     words = f"{type(error).__name__}: {error}".rstrip(".: ")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[:1] != "<"]

@@ -13,13 +13,14 @@ together; only the main one touches these files.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -229,6 +230,29 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def writable(folder: Path) -> None:
+    """Make the folder; RunFolderError where that, or a file in it, cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"Nothing can be written into the folder {folder}: {error}; name another.") from None
+
+
+def set_by(folder: Path, patterns: Sequence[str]) -> None:
+    """Move what an earlier request left in a folder into its next `archive/N`: nothing is written over."""
+    old = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if not old:
+        return
+    number = next(n for n in itertools.count(1) if not (folder / "archive" / str(n)).exists())
+    place = folder / "archive" / str(number)
+    place.mkdir(parents=True)
+    for path in old:
+        path.rename(place / path.name)
 
 
 def text_digest(text: str) -> str:

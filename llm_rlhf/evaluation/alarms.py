@@ -1,7 +1,7 @@
 """What a reader must be told in words, because a table of numbers would hide it."""
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from llm_rlhf.evaluation.length_control import APART
 from llm_rlhf.evaluation.measures import by_role, subject_label
@@ -14,6 +14,7 @@ LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gain
 # tokens and more, some tenths of a nat a token; twice the perplexity (0.69 nats) is beyond what such a gain costs.
 FORGOTTEN = 2.0
 LENGTHY = 0.3  # correlation of preference and length; at it, length explains about a tenth of the model's preferences
+LOST = 0.05  # share of rows lost from which a reader must be told
 LONGER = 1.5  # ratio of reply lengths from which length alone may explain a gain
 
 JUDGES = {
@@ -155,7 +156,29 @@ def _forgot(found: Found) -> list[str]:
 
 
 def _few(found: Found) -> list[str]:
+    accuracy = found.get(("reward_accuracy", "reward", "all"))
+    if accuracy is not None and accuracy.n < SMALL_N:
+        return [f"The reward model was tested on {accuracy.n} pairs alone: what it is worth is not known well."]
     n = min((found[name, "ppo", split].n for name, split in OVERALL if (name, "ppo", split) in found), default=SMALL_N)
     if n >= SMALL_N:
         return []
     return [f"Only {n} prompts were evaluated: intervals are wide, and no difference shown proves little."]
+
+
+def lost_lines(counts: Mapping[str, Any]) -> list[str]:
+    """Sentences on rows that were asked for and could not be used, where they are more than a few."""
+    lines = []
+    for what, known in counts.items():
+        if not isinstance(known, dict):
+            continue
+        aside = known.get("set_aside", 0)
+        lost = {"were set aside": sum(aside.values()) if isinstance(aside, dict) else aside}
+        fitted = known.get("fitted", known)
+        lost["did not fit into what is read of them"] = fitted.get("too_long", 0)
+        total = known.get("read") or fitted.get("kept", 0) + fitted.get("too_long", 0)
+        lines += [
+            f"{what}: {number:,} of {total:,} rows {how}; the others need not be like them."
+            for how, number in lost.items()
+            if number > LOST * total
+        ]
+    return lines

@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from llm_rlhf.evaluation import charts
+from llm_rlhf.evaluation.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.charts import Mark, Point
 from llm_rlhf.evaluation.measures import (
     NARROW,
@@ -32,8 +33,11 @@ from llm_rlhf.evaluation.measures import (
 from llm_rlhf.evaluation.overoptimization import student_t
 from llm_rlhf.evaluation.page import templates
 from llm_rlhf.evaluation.ratings import bradley_terry
+from llm_rlhf.evaluation.report import check_report
 from llm_rlhf.evaluation.statistics import Estimate, outcomes
+from llm_rlhf.evaluation.verdict import has_policy
 from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.run_folder import writable
 
 # What a comparison shows, in this order, where it was measured.
 SHOWN = (
@@ -66,14 +70,21 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
 
     Returns:
         {"runs": [NAME ...], "folders": [...], "rows": [{"name", "split", "each": [estimate or None ...], "together"}],
-        "own": {SUITE: as in a report}, "ratings": [...] or None, "summary": [line ...]}.
+        "own": {SUITE: as in a report}, "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
         RecipeError: where a folder holds no report, or there are fewer than two.
     """
     if len(folders) < 2:
         raise RecipeError(f"compare takes at least two runs; it got {len(folders)}.")
+    resolved = [folder.resolve() for folder in folders]
+    for folder in folders:
+        if resolved.count(folder.resolve()) > 1:
+            raise RecipeError(f"{folder} is named twice; a run beside itself is no second one.")
     reports = [_read(folder) for folder in folders]
+    for folder, report in zip(folders, reports, strict=True):
+        if not has_policy(report["estimates"]):
+            raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
     rows = []
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
@@ -91,6 +102,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
         "own": own,
+        "cautions": cautions(reports, names),
         "levels": [_levels(report["estimates"]) for report in reports],
         "ratings": _ratings(folders, reports, names),
     }
@@ -100,7 +112,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
 
 def write_comparison(found: dict[str, Any], folder: Path) -> Path:
     """Write comparison.html and comparison.json; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    writable(folder)
     (folder / "comparison.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     page = folder / "comparison.html"
     page.write_text(render_comparison(found), encoding="utf-8")
@@ -122,7 +134,11 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "report.json"
     if not path.is_file():
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_report(report)
+    except ValueError as error:
+        raise RecipeError(f"{path} is no report of this version ({error}); evaluate again.") from None
     return report
 
 
@@ -213,25 +229,10 @@ def _common_judge(
     """The surest of "gold", "heldout" and "reward" that scored every reply in all reports and is one and the same."""
     for name in ("gold", "heldout", "reward"):
         there = all(name in row[who] for rows, who in zip(replies, policies, strict=True) for row in rows)
-        which = [_judge_identity(report, name) for report in reports]
+        which = [judge_identity(report, name) for report in reports]
         if there and (name == "gold" or (which[0] is not None and which.count(which[0]) == len(which))):
             return name
     return None
-
-
-def _judge_identity(report: dict[str, Any], name: str) -> str | None:
-    """What tells the report's reward model of this role from others: its weights; None where they are not recorded."""
-    known = report["provenance"]["instruments"]
-    used = [known[of] for of in sorted(known) if of == name or of.startswith(f"{name}/")]
-    if used:
-        return json.dumps([of["weights"] or [of["model"], of["revision"]] for of in used])
-    weights = {
-        path: digest
-        for path, digest in report["provenance"]["hashes"].items()
-        if path.startswith("reward/") and path.endswith("adapter_model.safetensors")
-        if (path.split("/")[1] == "heldout") == (name == "heldout")
-    }
-    return json.dumps(weights, sort_keys=True) if weights else None
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ def check_judge(text: str, key_variable: str | None = None, what: str = "The jud
         )
     if found[1] == "people" and not Path(found[2]).is_file():
         raise RecipeError(f"{what} {text!r} names a file of verdicts that is not there.")
+    local = Path(found[2] or "")
+    if found[1] == "local" and local.exists() and not (local / "config.json").is_file():
+        raise RecipeError(f"{what} {text!r} names {local}, which holds no config.json and is no model; name a model.")
     if found[3] is not None:
         Endpoint(found[3], found[4], key_variable)
 

@@ -77,9 +77,13 @@ def score_replies(suite: OwnSuite, prompts: Sequence[Prompt], replies: Sequence[
     who = f"The function {suite.function} of the suite '{suite.name}'"
     try:
         # Copies: what a function does to its prompts must not reach those of the report.
-        found = list(function([[dict(turn) for turn in prompt.messages] for prompt in prompts], list(replies)))
-    except Exception as error:
+        given = function([[dict(turn) for turn in prompt.messages] for prompt in prompts], list(replies))
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{who} failed: {told(error)}.") from None
+    try:
+        found = list(given)
+    except TypeError:
+        raise RecipeError(f"{who} returned {given!r}; it must return one number for each reply.") from None
     if len(found) != len(replies):
         raise RecipeError(
             f"{who} returned {len(found)} values for {len(replies)} replies; it must return one for each."

@@ -85,11 +85,20 @@ def best_trivial_rule(estimates: list[Entry], split: str) -> tuple[str, float]:
 
 
 def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
-    """`better`, `worse` or `no difference shown`: a reward model's accuracy against the best rule that needs none."""
+    """`better`, `worse` or `no difference shown`: a reward model's accuracy against the best rule that needs none.
+
+    The best of several rules looks better than it is, so that `worse` takes two intervals apart.
+    """
     _, rule = best_trivial_rule(estimates, entry["split"])
     if entry["low"] is None:
         return "not certain"
-    return "better" if entry["low"] > rule else "worse" if entry["high"] < rule else "no difference shown"
+    if entry["low"] > rule:
+        return "better"
+    lows = [
+        e["low"] for name in TRIVIAL_RULES if (e := find(estimates, name, "baseline", [entry["split"]])) is not None
+    ]
+    least = max((low for low in lows if low is not None), default=0.5)
+    return "worse" if entry["high"] < min(rule, max(least, 0.5)) else "no difference shown"
 
 
 def judgement(entry: Entry) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,12 @@ def test_an_adapter_against_its_base(
     output = run("compare", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "both")
     assert "together" in output
     both = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert both["cautions"] == [
+        "one and two are one and the same policy. The rows of all runs take them for two, so that their intervals are "
+        "too narrow."
+    ]
+    assert both["cautions"][0] in output
+    assert "Before you believe it" in (tmp_path / "both" / "comparison.html").read_text()
     held = next(row for row in both["rows"] if row["name"] == "heldout_reward_gain" and row["split"] == "all")
     assert held["each"][0]["estimate"] == held["each"][1]["estimate"] == held["together"]["estimate"]
     assert any(row["name"] == "brevity_gain" for row in both["rows"])
@@ -329,3 +336,83 @@ def test_a_reward_model_whose_scores_go_by_the_batch_is_refused(
     result = CliRunner().invoke(app, [str(a) for a in asked])
     assert result.exit_code == 2
     assert "move by 0.01 with the batch (at most 0.0001 is rounding): it cannot judge" in result.output
+
+
+def told(*arguments: object, code: int = 2) -> str:
+    """What the command says where it cannot do what was asked."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    return " ".join(result.output.split())
+
+
+def test_what_cannot_be_done_is_told_before_anything_is_loaded(
+    base_folder, policy_folder, prompts_file, tmp_path
+) -> None:
+    asked = ["evaluate", f"tuned={policy_folder}", "--reference", f"start={base_folder}", "--prompts", prompts_file]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nobody.jsonl").write_text("")
+    for options, words in (
+        (["--output", tmp_path / "run"], "is a run or a part of one, whose own files stand there; name another"),
+        (["--output", tmp_path / "file"], "Nothing can be written into the folder"),
+        (["--judge", "gpt"], "is not known; write local:MODEL"),
+        (["--judge", f"local:{tmp_path}"], "holds no config.json and is no model"),
+        (["--judge", f"people:{tmp_path / 'none.jsonl'}"], "names a file of verdicts that is not there"),
+        (["--judge", "http://localhost:9/v1#m", "--key-variable", "NOT_SET"], "NOT_SET"),
+    ):
+        assert words in told(*asked, "--output", tmp_path / "out", *options)
+    assert not (tmp_path / "out" / "cache").exists()
+    assert "is called 'reward', as one of the report's judges is" in told(
+        "evaluate", f"reward={policy_folder}", "--reference", base_folder, "--output", tmp_path / "out"
+    )
+    assert "--judge asks policies, but none is named" in told(
+        "evaluate", "--reward", "x", "--pairs", "y", "--judge", "z"
+    )
+
+
+def test_a_held_out_model_that_training_went_by_is_no_judge(base_folder, reward_folder, pairs_file, tmp_path) -> None:
+    asked = ["evaluate", "--reward", reward_folder, "--heldout", reward_folder, "--pairs", pairs_file]
+    assert "is the one that training went by" in told(*asked, "--output", tmp_path / "out")
+
+
+def test_an_earlier_report_is_set_by_and_lost_rows_are_told(reward_folder, pairs_file, tmp_path) -> None:
+    rows = pairs_file.read_text().splitlines()
+    pairs_file.write_text("\n".join([*rows[:30], *["{}"] * 4]) + "\n")
+    asked = ["evaluate", "--reward", reward_folder, "--pairs", pairs_file, "--output", tmp_path / "out"]
+    run(*asked)
+    first = (tmp_path / "out" / "report.json").read_bytes()
+    told_of = report_of(tmp_path / "out")["alarms"]
+    assert "pairs: 4 of 34 rows were set aside; the others need not be like them." in told_of
+    assert any("was tested on 30 pairs alone" in line for line in told_of)
+    run(*asked, "--seed", "1")
+    assert (tmp_path / "out" / "archive" / "1" / "report.json").read_bytes() == first
+    assert (tmp_path / "out" / "archive" / "1" / "set_aside.jsonl").is_file()
+
+
+def test_a_damaged_policy_and_a_damaged_report_are_named(base_folder, policy_folder, prompts_file, tmp_path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(policy_folder, damaged)
+    (damaged / "adapter_model.safetensors").write_bytes(b"no")
+    asked = ["evaluate", damaged, "--reference", f"start={base_folder}", "--prompts", prompts_file, *LENGTH]
+    assert f"cannot be loaded from {base_folder} or {damaged}" in told(*asked, "--output", tmp_path / "out")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text("{bro")
+    assert f"{tmp_path / 'a' / 'report.json'} is no report" in told("compare", tmp_path / "a", tmp_path / "b")
+    assert "is named twice" in told("compare", tmp_path / "a", tmp_path / "a")
+
+
+def test_replies_kept_from_an_earlier_request_are_told(base_folder, prompts_file, tmp_path) -> None:
+    server = StandIn(lambda body, number: reply(f"the reply number {number}"))
+    asked = ["evaluate", f"{server.url}#org/some-model", "--reference", f"start={base_folder}", "--limit", "4",
+             "--prompts", prompts_file, "--no-refusals", *LENGTH, "--output", tmp_path / "out"]  # fmt: skip
+    try:
+        run(*asked)
+        assert not any("kept from an earlier request" in line for line in report_of(tmp_path / "out")["alarms"])
+        run(*asked)
+    finally:
+        server.close()
+    report = report_of(tmp_path / "out")
+    assert any("4 of 4 replies of some-model were kept from an earlier request" in line for line in report["alarms"])

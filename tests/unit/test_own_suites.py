@@ -1,6 +1,7 @@
 """A user's own suite: a file of prompts and one function. Numbers worked by hand, and every way to get it wrong."""
 
 import json
+import sys
 
 import pytest
 
@@ -78,7 +79,8 @@ def test_the_function_gets_conversations_and_texts_and_may_spoil_them(scoring) -
         (lambda p, r: [1, float("nan"), 3, 4], "mine.jsonl, row 2: returned nan"),
         (lambda p, r: [1, [2], 3, 4], "mine.jsonl, row 2: returned"),
         (lambda p, r: [1 / 0], r"failed: ZeroDivisionError: division by zero \(.*test_own_suites.py, line \d+\)"),
-        (lambda p, r: None, "failed: TypeError"),
+        (lambda p, r: None, "returned None; it must return one number for each reply"),
+        (lambda p, r: sys.exit(3), "failed: SystemExit"),
         (lambda p: [1], "failed: TypeError"),
     ],
 )

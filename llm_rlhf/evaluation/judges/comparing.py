@@ -292,8 +292,8 @@ def _check_failures(rows: Sequence[Judged | Reading], most: int, limit: float) -
     counted = ", ".join(f"{kind} {n}" for kind, n in _by_kind(rows).items())
     raise JudgeError(
         f"The judge left {len(failed)} of {len(rows)} rows unjudged ({counted}), more than the {limit:.0%} "
-        f"allowed. The first, row {failed[0]['row']}: {failed[0]['detail'][:300]}. Mend what failed and run again, or "
-        "raise the limit."
+        f"allowed. The first, row {failed[0]['row']}: {failed[0]['detail'][:300]}. Mend what failed and run "
+        "again; for questions that are too long, let replies be shorter or name a judge that reads more."
     )
 
 

@@ -42,7 +42,7 @@ class StoredJudge:
             if line.strip():
                 self._add(line, number)
         if not self._verdicts:
-            raise RecipeError(f"The file {path} holds no verdict.")
+            raise RecipeError(f"The file {path} holds no verdict; {self._passed_over} pairs were passed over.")
 
     def identity(self) -> dict[str, Any]:
         people = {name for verdicts in self._verdicts.values() for name in verdicts}
