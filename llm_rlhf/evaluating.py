@@ -115,10 +115,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         "overoptimization": None,
         "curves": {},
         "samples": choose_samples(prompts, after, before, asked.samples, names),
-        "data": {
-            "prompts": len(prompts),
-            **material.counts,
-        },
+        "data": {"prompts": len(prompts), **material.counts},
         "provenance": {
             "recipe": {**asked.identities, **_options(asked)},
             "versions": versions(),
@@ -133,17 +130,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
     report["alarms"] += lost_lines(material.counts)
     if processes().is_main_process:
-        set_by(asked.output, WRITTEN)
-        write_report(report, asked.output)
-        for list_name, file in ((OWN, "replies.jsonl"), (REFUSALS, f"replies_{REFUSALS}.jsonl")):
-            if list_name in material.prompts:
-                write_replies(asked.output / file, material.prompts[list_name], found.answers[list_name])
-        if material.set_aside:
-            write_quarantine(material.set_aside, asked.output / "set_aside.jsonl")
-        for suite in asked.own:
-            texts = {name: given.texts for name, given in found.answers[suite.name].items()}
-            path = asked.output / f"replies_{suite.name}.jsonl"
-            write_suite_replies(path, material.prompts[suite.name], texts, scored[suite.name])
+        _write(asked, report, material, found, scored)
         if judged is not None:
             write_json(asked.output / "judge.json", judged.as_dict())
     return report
@@ -263,6 +250,27 @@ def _judge(asked: Evaluation, prompts: Sequence[Prompt], after: Answers, before:
 
 
 # ---- records -------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    asked: Evaluation,
+    report: dict[str, Any],
+    material: Material,
+    found: Found,
+    scored: Mapping[str, Mapping[str, Scored]],
+) -> None:
+    """The report and every reply behind it; what an earlier request left in the folder is set by."""
+    set_by(asked.output, WRITTEN)
+    write_report(report, asked.output)
+    for list_name, file in ((OWN, "replies.jsonl"), (REFUSALS, f"replies_{REFUSALS}.jsonl")):
+        if list_name in material.prompts:
+            write_replies(asked.output / file, material.prompts[list_name], found.answers[list_name])
+    for suite in asked.own:
+        texts = {name: given.texts for name, given in found.answers[suite.name].items()}
+        path = asked.output / f"replies_{suite.name}.jsonl"
+        write_suite_replies(path, material.prompts[suite.name], texts, scored[suite.name])
+    if material.set_aside:
+        write_quarantine(material.set_aside, asked.output / "set_aside.jsonl")
 
 
 def _options(asked: Evaluation) -> dict[str, Any]:
