@@ -16,6 +16,7 @@ from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import load_prompts
+from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.evaluating_policies import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
 from llm_rlhf.evaluating_rewards import (
@@ -29,7 +30,7 @@ from llm_rlhf.evaluating_rewards import (
     score,
 )
 from llm_rlhf.evaluation import refusal_suite, refusals
-from llm_rlhf.evaluation.alarms import alarm_lines, lost_lines
+from llm_rlhf.evaluation.alarms import account_lines, alarm_lines
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.hhh import hhh_estimates
 from llm_rlhf.evaluation.judges import Comparisons
@@ -128,7 +129,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     }
     report["verdict"] = verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
-    report["alarms"] += lost_lines(material.counts)
+    report["alarms"] += account_lines(material.counts)
     if processes().is_main_process:
         _write(asked, report, material, found, scored)
         if judged is not None:
@@ -180,9 +181,15 @@ def _material(asked: Evaluation, recipe: Recipe | None) -> Material:
         material.labelled = list(labelled.rows)
         material.counts["pairs"] = labelled.counts()
         material.set_aside += labelled.set_aside
-    if recipe is not None and asked.run is not None and all(subject.url is None for subject in asked.subjects):
-        held_out = splits(recipe, RunFolder(asked.run)).evaluation_pairs
-        material.demonstrations = demonstrations_of(held_out, asked.perplexity_rows)
+    if recipe is not None and asked.run is not None:
+        data = splits(recipe, RunFolder(asked.run))
+        if all(subject.url is None for subject in asked.subjects):
+            material.demonstrations = demonstrations_of(data.evaluation_pairs, asked.perplexity_rows)
+        named: dict[str, Sequence[Any]] = {"hhh": material.pairs, "pairs": material.labelled, "prompts read": own}
+        named |= {f"prompts of {suite.name}": material.prompts[suite.name] for suite in asked.own}
+        for what, rows in named.items():
+            if what in material.counts:
+                material.counts[what]["seen_in_training"] = seen_in_training(data, rows)
     return material
 
 

@@ -17,7 +17,7 @@ import torch
 from llm_rlhf.data.checks import DataError, write_quarantine
 from llm_rlhf.data.rows import Conversation, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_preferences
-from llm_rlhf.evaluation.alarms import alarm_lines, lost_lines
+from llm_rlhf.evaluation.alarms import account_lines, alarm_lines
 from llm_rlhf.evaluation.answers import Answers, rows_digest
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.measures import Entry
@@ -301,7 +301,7 @@ def evaluate_rewards(
         },
     }
     report["verdict"] = verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + lost_lines(report["data"])
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + account_lines(report["data"])
     if processes().is_main_process:
         set_by(output, WRITTEN)
         write_report(report, output)

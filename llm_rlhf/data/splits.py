@@ -10,7 +10,7 @@
 4. Duplicates are counted, and weights applied, within each list to train on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -89,6 +89,13 @@ def divide_pairs(pairs: Rows[Preference], held_out: float, judge_share: float) -
     held, judged = share < held_out, share < held_out + (1 - held_out) * judge_share
     chosen = {"reward_pairs": ~judged, "judge_pairs": judged & ~held, "evaluation_pairs": held}
     return {name: pairs.select(mask) for name, mask in chosen.items()}
+
+
+def seen_in_training(splits: Splits, rows: Iterable[Preference | Prompt]) -> int:
+    """How many rows open with a first user turn that rows to train on open with: there a policy may remember."""
+    trained = np.concatenate([getattr(splits, name).column("opening") for name in TRAINING])
+    keys = [key_of(normalised_prompt(opening(prompt_of(row))), "split") for row in rows]
+    return int(np.isin(np.array(keys, np.uint64), trained).sum())
 
 
 def _without_leaks(

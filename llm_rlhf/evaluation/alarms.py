@@ -165,12 +165,17 @@ def _few(found: Found) -> list[str]:
     return [f"Only {n} prompts were evaluated: intervals are wide, and no difference shown proves little."]
 
 
-def lost_lines(counts: Mapping[str, Any]) -> list[str]:
-    """Sentences on rows that were asked for and could not be used, where they are more than a few."""
+def account_lines(counts: Mapping[str, Any]) -> list[str]:
+    """Sentences on rows that training has seen, and on those that could not be used, where they are more than a few."""
     lines = []
     for what, known in counts.items():
         if not isinstance(known, dict):
             continue
+        if seen := known.get("seen_in_training"):
+            lines.append(
+                f"{what}: {seen:,} rows open with a first user turn that rows to train on open with; there the policy "
+                "may remember."
+            )
         aside = known.get("set_aside", 0)
         lost = {"were set aside": sum(aside.values()) if isinstance(aside, dict) else aside}
         fitted = known.get("fitted", known)

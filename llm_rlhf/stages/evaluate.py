@@ -28,6 +28,7 @@ import torch
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.evaluation import refusal_suite, refusals
 from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
 from llm_rlhf.evaluation.best_of_n import best_of_n
@@ -160,6 +161,9 @@ class _Asked:
             )
         return found, account
 
+    def seen(self, rows: Sequence[Preference | Prompt]) -> int:
+        return seen_in_training(splits(self.recipe, self.run_folder), rows)
+
     def room(self) -> int:
         room = context_limit(self.recipe.model, self.model.config) - int(self.decoding["response_length"])
         if room <= 0:
@@ -241,7 +245,7 @@ class _Asked:
         comparison.estimates += hhh_estimates(
             pairs, logprobs, judged, ("ppo", "sft"), self.section.resamples, self.recipe.seed
         )
-        comparison.counts["hhh"] = found.counts() | {"fitted": counts}
+        comparison.counts["hhh"] = found.counts() | {"fitted": counts, "seen_in_training": self.seen(pairs)}
         comparison.set_aside += found.set_aside
 
     def perplexity(self, comparison: Comparison) -> None:
@@ -325,7 +329,10 @@ def _own_suite(
     """A user's suite asked, scored and added to the comparison; also what of it is to be written down."""
     loaded = suite_prompts(suite)
     prompts, account = asked.fitted(loaded.rows, f"prompts of {suite.name}")
-    comparison.counts[account.what] = loaded.counts() | {"fitted": account.counts()}
+    comparison.counts[account.what] = loaded.counts() | {
+        "fitted": account.counts(),
+        "seen_in_training": asked.seen(prompts),
+    }
     comparison.set_aside += loaded.set_aside
     texts = {subject: asked.texts(prompts, subject, suite.name) for subject in SUBJECTS}
     scored = {subject: score_replies(suite, prompts, given) for subject, given in texts.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.data.checks import SetAside
-from llm_rlhf.evaluation.alarms import alarm_lines, lost_lines
+from llm_rlhf.evaluation.alarms import account_lines, alarm_lines
 from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.report import verdict_lines
 from llm_rlhf.evaluation.reward_sections import judge_estimates
@@ -77,7 +77,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     }
     report["verdict"] = verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
-    report["alarms"] += lost_lines(comparison.counts)
+    report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
             f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."

@@ -177,3 +177,22 @@ def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path
 
     again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=0", from_stage="evaluate")
     assert "best_of_n" not in json.loads((run / "report.json").read_text())["overoptimization"]
+
+
+def test_a_suite_that_asks_what_training_asked_is_told(finished: Path, tmp_path, monkeypatch) -> None:
+    """Six pairs that the reward model was trained on, and one question nobody asked, by recipe and by command."""
+    monkeypatch.chdir(tmp_path)
+    trained = [json.loads(line) for line in (finished / "world" / "preferences.jsonl").read_text().splitlines()]
+    held_out = json.loads((finished / "data" / "counts.json").read_text())["splits"]["evaluation_pairs"]
+    pairs = [*trained, {"prompt": "a new one?", "chosen": "yes", "rejected": "no", "objective": "helpful"}]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run = copy(finished, tmp_path)
+    again(run, "evaluate.hhh=[{source: pairs.jsonl}]", from_stage="evaluate")
+    report = json.loads((run / "report.json").read_text())
+    seen = report["data"]["hhh"]["seen_in_training"]
+    assert len(trained) - 2 * held_out <= seen <= len(trained)  # those of evaluation are apart, but for shared openings
+    assert any(line.startswith(f"hhh: {seen} rows open with a first user turn") for line in report["alarms"])
+    asked = ["evaluate", str(run), "--limit", "2", "--hhh", "pairs.jsonl", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"]["hhh"]["seen_in_training"] == seen
