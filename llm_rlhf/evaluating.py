@@ -21,8 +21,8 @@ from llm_rlhf.data.storage import Rows
 from llm_rlhf.evaluating_policies import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
 from llm_rlhf.evaluating_rewards import (
     ROLES,
-    WRITTEN,
     Rewards,
+    archive_report,
     check_output,
     load_pairs,
     of_the_run,
@@ -52,7 +52,7 @@ from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import OwnSuite, Recipe
 from llm_rlhf.recipe_values import RecipeError, plain
-from llm_rlhf.run_folder import RunFolder, git_state, set_by, versions, write_json
+from llm_rlhf.run_folder import RunFolder, git_state, versions, write_json
 from llm_rlhf.stages.inputs import splits
 
 
@@ -73,7 +73,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     _check(asked, rewards)
     material, found = ask(asked, _material(asked, recipe))
     prompts, answers = material.prompts[OWN], found.answers[OWN]
-    pair_scores = score(rewards, prompts, answers, {"hhh": material.pairs, "pairs": material.labelled})
+    pair_scores = score(rewards, prompts, answers, {"hhh": material.hhh, "pairs": material.pairs})
     for name, given in found.answers.items():
         for each in given.values():
             each.read_by_rule(material.prompts[name])
@@ -93,9 +93,10 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     judged = _judge(asked, prompts, after, before)
     if judged is not None:
         estimates += judged_estimates(judged, after, before, names, asked.resamples, asked.seed)
-    if material.labelled:
-        labelled = material.labelled, pair_scores["pairs"]
-        of_judges, of_rewards, fitted = preferences(rewards, *labelled, asked.resamples, asked.seed)
+    if material.pairs:
+        of_judges, of_rewards, fitted = preferences(
+            rewards, material.pairs, pair_scores["pairs"], asked.resamples, asked.seed
+        )
         material.counts["pairs"]["fitted"] = fitted
     else:
         of_judges, of_rewards = of_the_run(rewards, asked.run)
@@ -173,19 +174,19 @@ def _material(asked: Evaluation, recipe: Recipe | None) -> Material:
         material.set_aside += loaded.set_aside
     if asked.hhh:
         comparisons = load_comparisons(asked.hhh)
-        material.pairs = comparisons.pairs
+        material.hhh = comparisons.pairs
         material.counts["hhh"] = comparisons.counts()
         material.set_aside += comparisons.set_aside
     if asked.pairs:
-        labelled = load_pairs(asked.pairs)
-        material.labelled = list(labelled.rows)
-        material.counts["pairs"] = labelled.counts()
-        material.set_aside += labelled.set_aside
+        pairs = load_pairs(asked.pairs)
+        material.pairs = list(pairs.rows)
+        material.counts["pairs"] = pairs.counts()
+        material.set_aside += pairs.set_aside
     if recipe is not None and asked.run is not None:
         data = splits(recipe, RunFolder(asked.run))
         if all(subject.url is None for subject in asked.subjects):
             material.demonstrations = demonstrations_of(data.evaluation_pairs, asked.perplexity_rows)
-        named: dict[str, Sequence[Any]] = {"hhh": material.pairs, "pairs": material.labelled, "prompts read": own}
+        named: dict[str, Sequence[Any]] = {"hhh": material.hhh, "pairs": material.pairs, "prompts read": own}
         named |= {f"prompts of {suite.name}": material.prompts[suite.name] for suite in asked.own}
         for what, rows in named.items():
             if what in material.counts:
@@ -224,13 +225,13 @@ def _read(
     names = (asked.policy.name, asked.reference.name)
     estimates: list[Estimate] = []
     notes = []
-    if material.pairs:
-        mute = [subject.name for subject in asked.subjects if subject.name not in found.pairs]
+    if material.hhh:
+        mute = [subject.name for subject in asked.subjects if subject.name not in found.hhh]
         if mute:
             notes.append(
                 f"hhh was not asked of {' and '.join(mute)}: an endpoint tells no log-probabilities of replies."
             )
-        estimates += hhh_estimates(material.pairs, found.pairs, pair_scores, names, asked.resamples, asked.seed)
+        estimates += hhh_estimates(material.hhh, found.hhh, pair_scores, names, asked.resamples, asked.seed)
     if len(found.losses) == len(names):
         if same_tokens(found.losses):
             rows = material.demonstrations
@@ -267,7 +268,7 @@ def _write(
     scored: Mapping[str, Mapping[str, Scored]],
 ) -> None:
     """The report and every reply behind it; what an earlier request left in the folder is set by."""
-    set_by(asked.output, WRITTEN)
+    archive_report(asked.output)
     write_report(report, asked.output)
     for list_name, file in ((OWN, "replies.jsonl"), (REFUSALS, f"replies_{REFUSALS}.jsonl")):
         if list_name in material.prompts:

@@ -96,9 +96,9 @@ class Material:
     """What the policies are asked, and what is given to them to read."""
 
     prompts: dict[str, list[Prompt]]  # by list
-    pairs: list[Preference]  # hhh's
+    hhh: list[Preference]  # pairs of which the policies are to know the better
     demonstrations: list[Preference]  # pairs whose chosen replies are read
-    labelled: list[Preference] = field(default_factory=list)  # pairs that reward models are tested on
+    pairs: list[Preference] = field(default_factory=list)  # labelled ones, that reward models are tested on
     counts: dict[str, Any] = field(default_factory=dict)  # of rows read, cut and set aside
     set_aside: list[SetAside] = field(default_factory=list)
 
@@ -107,7 +107,7 @@ class Material:
     def digests(self) -> dict[str, str]:
         """SHA-256 of what was asked and read, by list, and of the templates it was put into."""
         lists: dict[str, Sequence[Any]] = {f"prompts {name}".strip(): rows for name, rows in self.prompts.items()}
-        lists |= {"hhh": self.pairs, "held-out replies": self.demonstrations, "pairs": self.labelled}
+        lists |= {"hhh": self.hhh, "held-out replies": self.demonstrations, "pairs": self.pairs}
         templates = {f"chat template of {name}": digest for name, digest in self.templates.items()}
         return {name: rows_digest(rows) for name, rows in lists.items() if rows} | templates
 
@@ -117,7 +117,7 @@ class Found:
     """What came of it, by policy; endpoints answer and read nothing."""
 
     answers: dict[str, dict[str, Answers]]  # by list and policy
-    pairs: dict[str, PairLogprobs] = field(default_factory=dict)
+    hhh: dict[str, PairLogprobs] = field(default_factory=dict)
     losses: dict[str, Losses] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a reader must know of how it was asked
 
@@ -173,9 +173,9 @@ def _fitted(asked: Evaluation, subject: Subject, material: Material) -> Material
             of = f" of the suite '{name}'" if name else ""
             raise DataError(f"No prompt{of} leaves {subject.name} room for a reply of {length} tokens.")
     read: dict[str, list[Preference]] = {}
-    for name in ("pairs", "demonstrations"):
+    for name in ("hhh", "demonstrations"):
         given: list[Preference] = getattr(material, name)
-        account = Fitted(limit, {"pairs": "pairs of hhh", "demonstrations": "held-out replies"}[name])
+        account = Fitted(limit, {"hhh": "pairs of hhh", "demonstrations": "held-out replies"}[name])
         read[name] = fit_preferences(tokenizer, given, account)
         if given:
             counts[f"{account.what} in {subject.name}"] = account.counts()
@@ -185,7 +185,7 @@ def _fitted(asked: Evaluation, subject: Subject, material: Material) -> Material
     return replace(
         material,
         prompts=prompts,
-        pairs=read["pairs"],
+        hhh=read["hhh"],
         demonstrations=read["demonstrations"],
         counts=counts,
         templates=templates,
@@ -229,8 +229,8 @@ def _ask_base(
                 for names in (role, base_role)
             )
             answers[subject.name].sequence_kl = np.subtract(own, reference).tolist()
-        if material.pairs:
-            found.pairs[subject.name] = pair_logprobs(model, tokenizer, role, material.pairs, asked.batch_size)
+        if material.hhh:
+            found.hhh[subject.name] = pair_logprobs(model, tokenizer, role, material.hhh, asked.batch_size)
         if rows := material.demonstrations:
             texts = [row.prompt for row in rows], [row.chosen for row in rows]
             found.losses[subject.name] = read_replies(model, tokenizer, role, *texts, asked.batch_size)

@@ -30,13 +30,13 @@ from llm_rlhf.models.reward_model import RewardModel
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.recipe_values import RecipeError
-from llm_rlhf.run_folder import git_state, read_json, set_by, versions, writable
+from llm_rlhf.run_folder import git_state, move_to_archive, read_json, versions, writable
 from llm_rlhf.stages.inputs import Fitted, fit_preferences
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
 ROLES = ("reward", "heldout")
 CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
-WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl")
+WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl")  # files of a report
 MOVED = "scores_moved_with_the_batch"
 Row: TypeAlias = tuple[Conversation, str, bool]  # a prompt, a reply, and whether it came to its end
 
@@ -139,6 +139,11 @@ def check_output(folder: Path) -> None:
     if (folder / "recipe.yaml").is_file() or (folder / "manifest.json").is_file():
         raise RecipeError(f"--output {folder} is a run or a part of one, whose own files stand there; name another.")
     writable(folder)
+
+
+def archive_report(folder: Path) -> None:
+    """Make room for a report: an earlier one, and the replies behind it, go to the folder's archive."""
+    move_to_archive(folder, sorted({path.name for pattern in WRITTEN for path in folder.glob(pattern)}))
 
 
 @contextlib.contextmanager
@@ -303,7 +308,7 @@ def evaluate_rewards(
     report["verdict"] = verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + account_lines(report["data"])
     if processes().is_main_process:
-        set_by(output, WRITTEN)
+        archive_report(output)
         write_report(report, output)
         if loaded.set_aside:
             write_quarantine(loaded.set_aside, output / "set_aside.jsonl")

@@ -13,7 +13,6 @@ together; only the main one touches these files.
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -144,11 +143,8 @@ class RunFolder:
     def archive(self, stages: list[str]) -> list[str]:
         """Move what these stages made to `archive/TIME/`; returns the names moved."""
         moved = [name for name in stages if (self.path / name).exists()]
-        if self.state.is_main_process and moved:
-            target = self.path / "archive" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-            target.mkdir(parents=True)
-            for name in moved:
-                os.rename(self.path / name, target / name)
+        if self.state.is_main_process:
+            move_to_archive(self.path, moved)
         self.state.wait_for_everyone()
         return moved
 
@@ -243,16 +239,14 @@ def writable(folder: Path) -> None:
         raise RunFolderError(f"Nothing can be written into the folder {folder}: {error}; name another.") from None
 
 
-def set_by(folder: Path, patterns: Sequence[str]) -> None:
-    """Move what an earlier request left in a folder into its next `archive/N`: nothing is written over."""
-    old = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    if not old:
+def move_to_archive(folder: Path, names: Sequence[str]) -> None:
+    """Move these files and folders of a folder to its `archive/TIME/`, so that nothing is written over."""
+    if not names:
         return
-    number = next(n for n in itertools.count(1) if not (folder / "archive" / str(n)).exists())
-    place = folder / "archive" / str(number)
-    place.mkdir(parents=True)
-    for path in old:
-        path.rename(place / path.name)
+    target = folder / "archive" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    target.mkdir(parents=True)
+    for name in names:
+        os.rename(folder / name, target / name)
 
 
 def text_digest(text: str) -> str:

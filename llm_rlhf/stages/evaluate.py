@@ -28,7 +28,7 @@ import torch
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
-from llm_rlhf.data.splits import seen_in_training
+from llm_rlhf.data.splits import Splits, seen_in_training
 from llm_rlhf.evaluation import refusal_suite, refusals
 from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
 from llm_rlhf.evaluation.best_of_n import best_of_n
@@ -144,9 +144,13 @@ class _Asked:
         )
         self.pad = self.tokenizer.pad_token_id
 
+    @functools.cached_property
+    def data(self) -> Splits:
+        return splits(self.recipe, self.run_folder)
+
     def own_prompts(self) -> tuple[list[Prompt], Fitted]:
         """The recipe's evaluation prompts, at most as many as it asks for, chosen by a hash of the prompt."""
-        found, account = self.fitted(splits(self.recipe, self.run_folder).evaluation_prompts, "evaluation_prompts")
+        found, account = self.fitted(self.data.evaluation_prompts, "evaluation_prompts")
         chosen = sorted(range(len(found)), key=lambda i: prompt_share(found[i].messages))[: self.section.prompts]
         return [found[i] for i in sorted(chosen)], account
 
@@ -162,7 +166,7 @@ class _Asked:
         return found, account
 
     def seen(self, rows: Sequence[Preference | Prompt]) -> int:
-        return seen_in_training(splits(self.recipe, self.run_folder), rows)
+        return seen_in_training(self.data, rows)
 
     def room(self) -> int:
         room = context_limit(self.recipe.model, self.model.config) - int(self.decoding["response_length"])
@@ -250,7 +254,7 @@ class _Asked:
 
     def perplexity(self, comparison: Comparison) -> None:
         """How probable the policies find replies that people preferred and no stage was trained on."""
-        held_out = splits(self.recipe, self.run_folder).evaluation_pairs
+        held_out = self.data.evaluation_pairs
         if not len(held_out):
             return  # the report says that it was not measured
         rows, counts = self._fitted_pairs(demonstrations_of(held_out, self.section.perplexity_rows), "held-out replies")

@@ -377,7 +377,7 @@ def test_a_held_out_model_that_training_went_by_is_no_judge(base_folder, reward_
     assert "is the one that training went by" in told(*asked, "--output", tmp_path / "out")
 
 
-def test_an_earlier_report_is_set_by_and_lost_rows_are_told(reward_folder, pairs_file, tmp_path) -> None:
+def test_an_earlier_report_is_archived_and_lost_rows_are_told(reward_folder, pairs_file, tmp_path) -> None:
     rows = pairs_file.read_text().splitlines()
     pairs_file.write_text("\n".join([*rows[:30], *["{}"] * 4]) + "\n")
     asked = ["evaluate", "--reward", reward_folder, "--pairs", pairs_file, "--output", tmp_path / "out"]
@@ -387,8 +387,9 @@ def test_an_earlier_report_is_set_by_and_lost_rows_are_told(reward_folder, pairs
     assert "pairs: 4 of 34 rows were set aside; the others need not be like them." in told_of
     assert any("was tested on 30 pairs alone" in line for line in told_of)
     run(*asked, "--seed", "1")
-    assert (tmp_path / "out" / "archive" / "1" / "report.json").read_bytes() == first
-    assert (tmp_path / "out" / "archive" / "1" / "set_aside.jsonl").is_file()
+    (archived,) = (tmp_path / "out" / "archive").iterdir()
+    assert (archived / "report.json").read_bytes() == first
+    assert (archived / "set_aside.jsonl").is_file()
 
 
 def test_a_damaged_policy_and_a_damaged_report_are_named(base_folder, policy_folder, prompts_file, tmp_path) -> None:
