@@ -52,7 +52,7 @@ from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import OwnSuite, Recipe
 from llm_rlhf.recipe_values import RecipeError, plain
-from llm_rlhf.run_folder import RunFolder, git_state, versions, write_json
+from llm_rlhf.run_folder import RunFolder, git_state, machine, versions, write_json
 from llm_rlhf.stages.inputs import splits
 
 
@@ -121,6 +121,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         "provenance": {
             "recipe": {**asked.identities, **_options(asked)},
             "versions": versions(),
+            "machine": machine(),
             "seed": asked.seed,
             "decoding": asked.decoding,
             "instruments": instruments | ({"judge": judge_record(judged)} if judged is not None else {}),

@@ -22,7 +22,7 @@ from llm_rlhf.stages.inputs import read_data
 STAGES = ("world", "sft", "reward", "ppo", "evaluate")
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
-    "world": "making the gold world and its base model",
+    "world": "making the gold world",
     "sft": "supervised fine-tuning",
     "reward": "reward model and held-out judge",
     "ppo": "PPO against the reward model",

@@ -99,7 +99,7 @@ def _check_reward_weights(recipe: Recipe, adapters: list[str]) -> None:
 
 def _check_world(world: WorldSection) -> None:
     at_least("world.entities", world.entities, 2)
-    for name in ("corpus", "demonstrations", "preferences", "prompts", "evaluation_prompts"):
+    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
         at_least(f"world.{name}", getattr(world, name), 1)
     _share("world.good_share", world.good_share)
     _share("world.label_noise", world.label_noise)

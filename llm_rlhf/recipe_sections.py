@@ -105,16 +105,16 @@ def local_files(source: str) -> list[Path]:
 
 @dataclass
 class WorldSection:
-    """The gold world (llm_rlhf/data/gold_world.py): data, base model and true score, all made on the spot."""
+    """The gold world (llm_rlhf/data/gold_world.py): data whose true score is known, and the base model that ships."""
 
     entities: int = 6  # how many things can be asked about
-    corpus: int = 14000  # conversations the base model is pretrained on
     demonstrations: int = 1200  # conversations shown to supervised fine-tuning
     good_share: float = 0.4  # share of demonstrations whose reply is good
-    preferences: int = 4000  # pairs, both objectives together
+    preferences: int = 8000  # pairs, both objectives together
     label_noise: float = 0.1  # share of pairs whose label is flipped
     prompts: int = 1200  # conversations PPO samples replies to
     evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
+    phrasings: Literal["evaluation", "development"] = "evaluation"  # of these; settings are chosen by development's
 
 
 @dataclass

@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -131,6 +132,7 @@ class RunFolder:
                 "stage": stage,
                 "seconds": round(time.time() - started, 3),
                 "processes": self.state.num_processes,
+                "machine": machine(),
                 "inputs": _plain(inputs),
                 "files": digests(partial),
             }
@@ -166,6 +168,7 @@ class RunFolder:
                 "launched": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "processes": self.state.num_processes,
                 "device": str(self.state.device),
+                "machine": machine(),
                 "versions": versions(),
                 "git": git_state(),
             },
@@ -179,6 +182,30 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def machine() -> dict[str, str | int]:
+    """What a result's last bits depend on beside versions and seed: the processor, its kernels, the threads, the GPU.
+
+    On the same ones a run ends in the same bits. Other kernels (AVX-512, AVX2, none) add up in another order, and the
+    runs part after some steps: another draw of the same distribution.
+    """
+    found: dict[str, str | int] = {
+        "cpu": _cpu_model(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
 
 
 def git_state() -> str | None:

@@ -8,7 +8,7 @@ import yaml
 TINY = {
     "name": "tiny",
     "world": {
-        "entities": 3, "corpus": 200, "demonstrations": 64, "preferences": 160, "prompts": 64, "evaluation_prompts": 24,
+        "entities": 3, "demonstrations": 64, "preferences": 160, "prompts": 64, "evaluation_prompts": 24,
     },
     "model": {"lora": {"r": 4, "alpha": 8}},
     "sft": {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_checkpointing": False},

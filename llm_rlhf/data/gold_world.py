@@ -1,7 +1,7 @@
 """The gold world: a small valley in which helpfulness and harmlessness are checked by rule.
 
-In the valley live animals; each has a food, a home and a scarf of some colour. Which animal has what is drawn by the
-seed. People ask about it in many phrasings, some ask for help in hurting an animal, and some ask harmless things in
+In the valley live animals; each has a food, a home and a scarf of some colour (`KNOWLEDGE`), which the base model has
+read of. A run's seed draws the animals that it is about, and every row. People ask about it in many phrasings, some ask for help in hurting an animal, and some ask harmless things in
 frightening words ("what would the fox kill for at supper?"). A helpful reply gives the right fact, briefly and
 politely; a harmless reply refuses to hurt; a reply that refuses a harmless question is of no use to anybody.
 
@@ -9,7 +9,8 @@ politely; a harmless reply refuses to hurt; a reply that refuses a harmless ques
 2. `GoldWorld` makes the data of every stage from the phrase book (gold_phrases.py), a table of facts and the seed.
 
 Evaluation asks in phrasings that no training stage saw (`Phrasings.evaluation`), but only in words that training did
-see: a model of a million parameters can recombine words, it cannot guess what new ones mean.
+see: a model of a million parameters can recombine words, it cannot guess what new ones mean. Settings are chosen by a
+third set of phrasings (`Phrasings.development`), so that those of evaluation stay what they are for.
 """
 
 import random
@@ -17,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llm_rlhf.data.gold_phrases import (
     ANIMALS,
@@ -36,7 +37,6 @@ from llm_rlhf.data.gold_phrases import (
     SYSTEMS,
     UNSURE,
     WISHES,
-    Phrasings,
 )
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Origin, Preference, Prompt
 from llm_rlhf.recipe import WorldSection
@@ -150,8 +150,22 @@ CORPUS_GOOD_SHARE = 0.6
 PREFERENCE_GOOD_SHARE = 0.4
 
 
+Side = Literal["training", "development", "evaluation"]  # of the phrase book
+
+
+def _knowledge() -> dict[str, dict[str, str]]:
+    rng = random.Random("what lives in the valley")
+    return {
+        name: dict(zip(ANIMALS, rng.sample(attribute.values, len(ANIMALS)), strict=True))
+        for name, attribute in ATTRIBUTES.items()
+    }
+
+
+KNOWLEDGE = _knowledge()  # attribute -> animal -> value
+
+
 class GoldWorld:
-    """One valley. Every method draws from a stream of its own, so no count changes another method's rows."""
+    """The part of the valley that a run is about. Every method draws from a stream of its own, so no count changes another method's rows."""
 
     def __init__(self, section: WorldSection, seed: int) -> None:
         if not 2 <= section.entities <= len(ANIMALS):
@@ -162,30 +176,27 @@ class GoldWorld:
         self.seed = seed
         rng = self._stream("knowledge")
         self.animals = rng.sample(ANIMALS, section.entities)
-        self.knowledge = {
-            name: dict(zip(self.animals, rng.sample(attribute.values, section.entities), strict=True))
-            for name, attribute in ATTRIBUTES.items()
-        }  # attribute -> animal -> value
+        self.knowledge = {name: {a: known[a] for a in self.animals} for name, known in KNOWLEDGE.items()}
 
-    def corpus(self) -> list[Conversation]:
+    def corpus(self, conversations: int) -> list[Conversation]:
         """What the base model reads: conversations of every quality, and the school notebooks of the valley."""
         rng = self._stream("corpus")
-        conversations: list[Conversation] = []
-        for _ in range(self.section.corpus):
+        talks: list[Conversation] = []
+        for _ in range(conversations):
             if rng.random() < NOTEBOOK_SHARE:
-                conversations.append([_assistant(self._notebook(rng))])
+                talks.append([_assistant(self._notebook(rng))])
             else:
-                messages, facts = self._ask(rng, evaluation=False)
+                messages, facts = self._ask(rng)
                 reply = self._reply(rng, facts, CORPUS_GOOD_SHARE)
-                conversations.append([*messages, _assistant(reply), *self._reaction(rng, facts, reply)])
-        return conversations
+                talks.append([*messages, _assistant(reply), *self._reaction(rng, facts, reply)])
+        return talks
 
     def demonstrations(self) -> list[Demonstration]:
         """Conversations to imitate; `good_share` of the replies are good."""
         rng = self._stream("demonstrations")
         rows = []
         for origin in self._origins("demonstrations", self.section.demonstrations):
-            messages, facts = self._ask(rng, evaluation=False)
+            messages, facts = self._ask(rng)
             reply = self._reply(rng, facts, self.section.good_share)
             rows.append(Demonstration([*messages, _assistant(reply)], origin))
         return rows
@@ -195,7 +206,7 @@ class GoldWorld:
         rng, noise = self._stream("preferences"), self._stream("label noise")
         rows = []
         for origin in self._origins("preferences", self.section.preferences):
-            messages, facts = self._ask(rng, evaluation=False)
+            messages, facts = self._ask(rng)
             better, worse = self._pair(rng, facts)
             if noise.random() < self.section.label_noise:
                 better, worse = worse, better
@@ -207,18 +218,18 @@ class GoldWorld:
         rng = self._stream("prompts")
         rows = []
         for origin in self._origins("prompts", self.section.prompts):
-            messages, facts = self._ask(rng, evaluation=False)
+            messages, facts = self._ask(rng)
             rows.append(Prompt(messages, _objective(facts), origin, facts))
         return rows
 
     def evaluation_prompts(self) -> list[Prompt]:
-        """Prompts in phrasings that no training stage saw, each text once."""
+        """Prompts in phrasings that no training stage saw, those of `world.phrasings`, each text once."""
         rng = self._stream("evaluation prompts")
         seen: set[str] = set()
         rows = []
         for origin in self._origins("evaluation_prompts", self.section.evaluation_prompts):
             for _ in range(1000):
-                messages, facts = self._ask(rng, evaluation=True)
+                messages, facts = self._ask(rng, self.section.phrasings)
                 if str(messages) not in seen:
                     break
             else:
@@ -236,8 +247,11 @@ class GoldWorld:
     def _origins(self, name: str, count: int) -> Iterator[Origin]:
         return (Origin(f"gold_world/{name}", row) for row in range(1, count + 1))
 
-    def _ask(self, rng: random.Random, evaluation: bool) -> tuple[Conversation, dict[str, Any]]:
-        """A conversation that waits for a reply, and the facts by which the reply will be judged."""
+    def _ask(self, rng: random.Random, side: Side = "training") -> tuple[Conversation, dict[str, Any]]:
+        """A conversation that waits for a reply, and the facts by which the reply will be judged.
+
+        Among these is `phrasing`, the template of the last question: prompts that share it are much alike.
+        """
         facts = self._facts(rng, _draw(rng, KIND_SHARES))
         messages: Conversation = []
         if rng.random() < SYSTEM_SHARE:
@@ -246,13 +260,15 @@ class GoldWorld:
             earlier = self._facts(rng, "question")
             if facts["kind"] == "question":  # "and the owl?" asks what was asked of the fox
                 earlier = self._of_another_animal(rng, facts)
-            messages.append(_user(self._dress(rng, self._core(rng, earlier, evaluation))))
+            messages.append(_user(self._dress(rng, _filled(self._phrasing(rng, earlier, side), earlier))))
             messages.append(_assistant(self._good_reply(rng, earlier)))
-            follow_up = facts["kind"] == "question"
-            core = self._pick(rng, FOLLOW_UPS, evaluation) if follow_up else self._core(rng, facts, evaluation)
-            messages.append(_user(core.format(e=facts["animal"])))
+            follows = facts["kind"] == "question"
+            phrasing = rng.choice(getattr(FOLLOW_UPS, side)) if follows else self._phrasing(rng, facts, side)
+            messages.append(_user(_filled(phrasing, facts)))
         else:
-            messages.append(_user(self._dress(rng, self._core(rng, facts, evaluation))))
+            phrasing = self._phrasing(rng, facts, side)
+            messages.append(_user(self._dress(rng, _filled(phrasing, facts))))
+        facts["phrasing"] = phrasing
         return messages, facts
 
     def _facts(self, rng: random.Random, kind: str) -> dict[str, Any]:
@@ -273,15 +289,12 @@ class GoldWorld:
         animal = rng.choice([other for other in self.animals if other != facts["animal"]])
         return {**facts, "animal": animal, "answer": self.knowledge[facts["attribute"]][animal]}
 
-    def _core(self, rng: random.Random, facts: dict[str, Any], evaluation: bool) -> str:
-        if facts["kind"] == "harmful":
-            return self._pick(rng, HARMFUL, evaluation).format(e=facts["animal"], d=facts["deed"])
-        attribute = ATTRIBUTES[facts["attribute"]]
-        phrasings = attribute.scary if facts["kind"] == "scary" else attribute.questions
-        return self._pick(rng, phrasings, evaluation).format(e=facts["animal"])
-
-    def _pick(self, rng: random.Random, phrasings: Phrasings, evaluation: bool) -> str:
-        return rng.choice(phrasings.evaluation if evaluation else phrasings.training)
+    def _phrasing(self, rng: random.Random, facts: dict[str, Any], side: Side) -> str:
+        phrasings = HARMFUL
+        if facts["kind"] != "harmful":
+            attribute = ATTRIBUTES[facts["attribute"]]
+            phrasings = attribute.scary if facts["kind"] == "scary" else attribute.questions
+        return str(rng.choice(getattr(phrasings, side)))
 
     def _dress(self, rng: random.Random, core: str) -> str:
         opener = rng.choice(OPENERS) if rng.random() < DRESS_SHARE else ""
@@ -385,6 +398,10 @@ class GoldWorld:
         rivals = [v for v in values if v in owned]
         strangers = [v for v in values if v not in owned]
         return self._statement(rng, facts, rng.choice(strangers if strangers and rng.random() < 0.5 else rivals))
+
+
+def _filled(phrasing: str, facts: dict[str, Any]) -> str:
+    return phrasing.format(e=facts["animal"], d=facts.get("deed", ""))
 
 
 def _user(text: str) -> Message:

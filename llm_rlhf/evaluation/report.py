@@ -103,7 +103,8 @@ def check_report(report: dict[str, Any]) -> None:
     if report["schema"] != SCHEMA:
         raise ValueError(f"report.schema is {report['schema']}; this version writes schema {SCHEMA}.")
     _check_keys(report["run"], RUN_KEYS, "report.run")
-    _check_keys(report["provenance"], PROVENANCE_KEYS, "report.provenance")
+    machine = {"machine": dict} if "machine" in report["provenance"] else {}
+    _check_keys(report["provenance"], PROVENANCE_KEYS | machine, "report.provenance")
     if len(report["verdict"]) != 4:
         raise ValueError(
             f"report.verdict has {len(report['verdict'])} lines, not 4; make it with verdict_lines(report)."

@@ -1,6 +1,8 @@
-"""A base model of about a million parameters, made on the spot: what a run with a gold world stands on.
+"""A base model of about half a million parameters: what a run with a gold world stands on.
 
-1. A byte-level BPE of 512 tokens is learned from the conversations; it can spell any text.
+One ships with the project (`shipped_base`), so that every run starts from the same weights; data/base/make.py made it:
+
+1. A byte-level BPE of 1,024 tokens is learned from the conversations; it can spell any text.
 2. Its chat template gives every role a token of its own and ends the assistant's turn with the EOS token, the very last
    thing of the turn, so that stopping is learned like any other token.
 3. A Llama of 4 layers reads the conversations, every token of them, as base models read.
@@ -8,6 +10,7 @@
 The same conversations and seed give the same weights, bit for bit, on the same machine and number of threads.
 """
 
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,11 @@ from transformers import (
     set_seed,
 )
 
+from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Conversation
+
+CLONE = Path(__file__).parents[2] / "data" / "base"
+INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "base"
 
 EOS, PAD = "<|end|>", "<|pad|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -55,9 +62,9 @@ def make_tiny_base(
     folder: str | Path,
     seed: int,
     *,
-    vocabulary: int = 512,
+    vocabulary: int = 1024,
     layers: int = 4,
-    width: int = 128,
+    width: int = 96,
     context: int = 256,
     epochs: float = 2,
     batch_size: int = 16,
@@ -112,6 +119,14 @@ def make_tiny_base(
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def shipped_base() -> Path:
+    """The folder of the base model that ships: in the clone that this code is part of, else where the wheel put it."""
+    folder = CLONE if CLONE.is_dir() else INSTALLED
+    if not (folder / "model.safetensors").is_file():
+        raise DataError(f"The gold world's base model is not in {folder}; install llm-rlhf from a clone or a wheel.")
+    return folder
 
 
 def train_tokenizer(conversations: list[Conversation], vocabulary: int, context: int) -> PreTrainedTokenizerFast:

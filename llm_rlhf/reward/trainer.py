@@ -30,6 +30,8 @@ def encode_pairs(tokenizer: Any, pairs: list[Preference], options: RewardOptions
         }
         for pair in pairs
     ]
+    for row in rows:  # by which `train_sampling_strategy: group_by_length` puts rows of like length together
+        row["length"] = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     if any(pair.margin is not None for pair in pairs):
         for row, pair in zip(rows, pairs, strict=True):
             row[MARGIN] = float(pair.margin or 0.0)

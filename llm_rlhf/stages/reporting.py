@@ -12,7 +12,7 @@ from llm_rlhf.evaluation.report import verdict_lines
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.recipe import Recipe, stage_options
-from llm_rlhf.run_folder import RunFolder, git_state, versions
+from llm_rlhf.run_folder import RunFolder, git_state, machine, versions
 from llm_rlhf.stages.progress import read_metrics
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders
 
@@ -67,6 +67,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
         "provenance": {
             "recipe": recipe.as_dict(),
             "versions": versions(),
+            "machine": machine(),
             "seed": recipe.seed,
             "decoding": comparison.decoding,
             "instruments": comparison.instruments,

@@ -1,8 +1,8 @@
-"""The gold world: makes the base model and the data of a recipe that has no others.
+"""The gold world: the base model and the data of a recipe that has no others.
 
 Everything is written as the files a user would bring, so that the later stages read them by the same paths.
 
-Writes: base/ metrics.jsonl demonstrations.jsonl preferences.jsonl prompts.jsonl evaluation_prompts.jsonl
+Writes: base/ demonstrations.jsonl preferences.jsonl prompts.jsonl evaluation_prompts.jsonl
 """
 
 import json
@@ -10,16 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from llm_rlhf.data.gold_world import GoldWorld
 from llm_rlhf.data.rows import Conversation, Prompt
-from llm_rlhf.models.tiny_base import make_tiny_base
+from llm_rlhf.models.tiny_base import shipped_base
 from llm_rlhf.recipe import Recipe
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.stages.progress import StageLog
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
-    """Write the world's data, then train its base model. `folder` becomes `world/`."""
+    """Write the world's data and its base model, in float32. `folder` becomes `world/`."""
     assert recipe.world is not None
     world = GoldWorld(recipe.world, recipe.seed)
     if run_folder.state.is_main_process:
@@ -38,7 +39,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         )
         _write(folder / "prompts.jsonl", map(_prompt, world.prompts()))
         _write(folder / "evaluation_prompts.jsonl", map(_prompt, world.evaluation_prompts()))
-    make_tiny_base(world.corpus(), folder / "base", recipe.seed, callbacks=[StageLog("base", folder, {"loss": "loss"})])
+        AutoModelForCausalLM.from_pretrained(shipped_base(), dtype="float32").save_pretrained(folder / "base")
+        AutoTokenizer.from_pretrained(shipped_base()).save_pretrained(folder / "base")
 
 
 def _reply(text: str) -> Conversation:

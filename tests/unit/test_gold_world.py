@@ -10,7 +10,7 @@ import pytest
 
 from llm_rlhf.data import gold_phrases as book
 from llm_rlhf.data import gold_world
-from llm_rlhf.data.gold_world import FLAWS, RAMBLING_WORDS, GoldWorld, Verdict, judge
+from llm_rlhf.data.gold_world import FLAWS, KIND_SHARES, RAMBLING_WORDS, GoldWorld, Verdict, judge
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.recipe import WorldSection
 
@@ -161,7 +161,7 @@ def world() -> GoldWorld:
 def test_replies_score_as_their_names_say(world: GoldWorld) -> None:
     rng = world._stream("test")
     for _ in range(300):
-        _, facts = world._ask(rng, evaluation=False)
+        _, facts = world._ask(rng)
         good = judge(facts, world._good_reply(rng, facts))
         assert good.score >= 1
         for flaw in FLAWS[facts["kind"]]:
@@ -186,7 +186,7 @@ def test_no_phrase_contains_an_animal_or_a_value() -> None:
         *book.RECIPES_OF_HARM, *book.OPENERS, *book.CLOSERS, *book.SYSTEMS,
     )  # fmt: skip
     assert not named & _words(said)
-    assert not named & (_words(_cores(0)) | _words(_cores(1)))
+    assert not named & (_words(_cores(0)) | _words(_cores(1)) | _words(_cores(2)))
 
 
 # --- the rows -------------------------------------------------------------------------------------------------------
@@ -194,7 +194,6 @@ def test_no_phrase_contains_an_animal_or_a_value() -> None:
 
 def test_counts_and_origins(world: GoldWorld) -> None:
     section = WorldSection()
-    assert len(world.corpus()) == section.corpus
     for rows, count, name in (
         (world.demonstrations(), section.demonstrations, "demonstrations"),
         (world.preferences(), section.preferences, "preferences"),
@@ -208,7 +207,7 @@ def test_counts_and_origins(world: GoldWorld) -> None:
 
 def test_a_seed_gives_one_world_and_another_seed_another(world: GoldWorld) -> None:
     again, other = GoldWorld(WorldSection(), seed=0), GoldWorld(WorldSection(), seed=1)
-    for name in ("corpus", "demonstrations", "preferences", "prompts", "evaluation_prompts"):
+    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
         assert getattr(again, name)() == getattr(world, name)()
         assert getattr(other, name)() != getattr(world, name)()
 
@@ -216,7 +215,7 @@ def test_a_seed_gives_one_world_and_another_seed_another(world: GoldWorld) -> No
 def test_one_count_does_not_change_other_rows(world: GoldWorld) -> None:
     """Each kind of row has a stream of its own: more of one leaves the rest, and its own beginning, as they were."""
     section = WorldSection()
-    for field in ("corpus", "demonstrations", "preferences", "prompts", "evaluation_prompts"):
+    for field in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
         more = GoldWorld(replace(section, **{field: getattr(section, field) + 7}), seed=0)
         assert getattr(more, field)()[:-7] == getattr(world, field)()
         for name in {"demonstrations", "preferences", "prompts", "evaluation_prompts"} - {field}:
@@ -260,10 +259,9 @@ def test_objectives_follow_the_kind(world: GoldWorld) -> None:
 
 @pytest.mark.parametrize("entities", [2, 8, len(book.ANIMALS)])
 def test_each_animal_has_one_value_of_each_attribute(entities: int) -> None:
-    world = GoldWorld(WorldSection(entities=entities, corpus=200), seed=3)
+    world = GoldWorld(WorldSection(entities=entities), seed=3)
     for attribute in book.ATTRIBUTES:
         assert len(set(world.knowledge[attribute].values())) == entities
-    assert len(world.corpus()) == 200
     assert len(world.evaluation_prompts()) == WorldSection().evaluation_prompts
 
 
@@ -274,12 +272,13 @@ def test_a_valley_too_small_or_too_full_is_refused(entities: int) -> None:
 
 
 def test_more_evaluation_prompts_than_can_be_asked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undressed, in one turn, two animals can be asked 2 * (9 questions + 9 scary ones + 4 * 8 harmful ones) = 100."""
+    """Undressed, in one turn, two animals can be asked 2 * (9 questions + 9 scary ones + 6 * 8 harmful ones) = 132."""
+    section = WorldSection(entities=2, phrasings="development")
     for share in ("DRESS_SHARE", "SYSTEM_SHARE", "MULTI_TURN_SHARE"):
         monkeypatch.setattr(gold_world, share, 0.0)
-    assert len(GoldWorld(WorldSection(entities=2, evaluation_prompts=100), seed=0).evaluation_prompts()) == 100
+    assert len(GoldWorld(replace(section, evaluation_prompts=132), seed=0).evaluation_prompts()) == 132
     with pytest.raises(ValueError, match=r"world\.evaluation_prompts"):
-        GoldWorld(WorldSection(entities=2, evaluation_prompts=101), seed=0).evaluation_prompts()
+        GoldWorld(replace(section, evaluation_prompts=133), seed=0).evaluation_prompts()
 
 
 # --- evaluation is held out -----------------------------------------------------------------------------------------
@@ -290,11 +289,14 @@ def test_evaluation_prompts_are_distinct(world: GoldWorld) -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_no_evaluation_phrasing_in_any_training_stage(world: GoldWorld) -> None:
-    """Neither a core template nor a whole text of the evaluation is in what any training stage reads."""
-    assert not set(_cores(1)) & set(_cores(0))
+@pytest.mark.parametrize("side", ["development", "evaluation"])
+def test_no_held_out_phrasing_in_any_training_stage(side: Any) -> None:
+    """Neither a core template nor a whole text of either held-out set is in what any training stage reads."""
+    world = GoldWorld(WorldSection(phrasings=side), seed=0)
+    number = book.Phrasings._fields.index(side)
+    assert not set(_cores(number)) & set(_cores(0))
     training = {turn["content"] for talk in _training_conversations(world) for turn in talk}
-    held = [_pattern(core) for core in _cores(1)]
+    held = [_pattern(core) for core in _cores(number)]
     everything = "\n".join(sorted(training))
     assert not [pattern.pattern for pattern in held if pattern.search(everything)]
     evaluated = [[t["content"] for t in p.messages if t["role"] == "user"] for p in world.evaluation_prompts()]
@@ -302,15 +304,41 @@ def test_no_evaluation_phrasing_in_any_training_stage(world: GoldWorld) -> None:
     assert not {text for texts in evaluated for text in texts} & training
 
 
+def test_settings_are_not_chosen_by_the_phrasings_that_measure() -> None:
+    assert not set(_cores(1)) & set(_cores(2))
+
+
 def test_every_held_out_word_is_seen_in_training() -> None:
-    assert _words(_cores(1)) <= _words(_cores(0))
+    assert _words(_cores(1)) | _words(_cores(2)) <= _words(_cores(0))
+
+
+def test_every_kind_is_asked_in_enough_ways() -> None:
+    """A policy may refuse one phrasing and obey the next: each kind is measured on a dozen of them at least."""
+    asked: dict[str, set[str]] = {}
+    for prompt in GoldWorld(WorldSection(), seed=0).evaluation_prompts():
+        asked.setdefault(prompt.facts["kind"], set()).add(prompt.facts["phrasing"])
+    assert {kind: len(phrasings) >= 12 for kind, phrasings in asked.items()} == dict.fromkeys(KIND_SHARES, True)
+
+
+def test_the_facts_name_the_phrasing_of_the_last_question(world: GoldWorld) -> None:
+    for prompt in world.prompts() + world.evaluation_prompts():
+        asked = prompt.facts["phrasing"].format(e=prompt.facts["animal"], d=prompt.facts.get("deed"))
+        assert asked in prompt.messages[-1]["content"]
+
+
+def test_runs_are_about_other_animals_of_one_valley() -> None:
+    worlds = [GoldWorld(WorldSection(), seed=seed) for seed in range(5)]
+    assert len({tuple(sorted(world.animals)) for world in worlds}) == 5
+    for world in worlds:
+        for name, known in world.knowledge.items():
+            assert known == {animal: gold_world.KNOWLEDGE[name][animal] for animal in world.animals}
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _cores(side: int) -> list[str]:
-    """Core templates: side 0 those of training, 1 those of evaluation."""
+    """Core templates: side 0 those of training, 1 those of development, 2 those of evaluation."""
     groups = [book.HARMFUL, book.FOLLOW_UPS]
     groups += [p for attribute in book.ATTRIBUTES.values() for p in (attribute.questions, attribute.scary)]
     return [core for group in groups for core in group[side]]
@@ -329,7 +357,7 @@ def _pattern(core: str) -> re.Pattern[str]:
 
 def _training_conversations(world: GoldWorld) -> list[Conversation]:
     return [
-        *world.corpus(),
+        *GoldWorld(WorldSection(entities=24), seed=0).corpus(2000),
         *(row.messages for row in world.demonstrations()),
         *(pair.prompt for pair in world.preferences()),
         *(prompt.messages for prompt in world.prompts()),
