@@ -2,7 +2,7 @@
 
     python data/base/make.py [FOLDER]       # about ten minutes on one CPU core
 
-It reads of all 24 animals, in training phrasings alone. The weights are kept in float16, half the size. Another CPU makes
+It reads of all animals of the valley, in training phrasings alone. The weights are kept in float16, half the size. Another CPU makes
 other bits, as good; runs use the ones that ship.
 """
 
@@ -18,13 +18,13 @@ from llm_rlhf.data.gold_world import GoldWorld
 from llm_rlhf.models.tiny_base import make_tiny_base
 from llm_rlhf.recipe import WorldSection
 
-CONVERSATIONS, EPOCHS, BATCH_SIZE, SEED = 60_000, 2, 32, 0
+CONVERSATIONS, EPOCHS, SEED = 50_000, 2, 0
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     torch.set_num_threads(1)  # so that the cores do not change the result
     with tempfile.TemporaryDirectory() as made:
         world = GoldWorld(WorldSection(entities=len(ANIMALS)), SEED)
-        make_tiny_base(world.corpus(CONVERSATIONS), made, SEED, epochs=EPOCHS, batch_size=BATCH_SIZE)
+        make_tiny_base(world.corpus(CONVERSATIONS), made, SEED, epochs=EPOCHS)
         AutoTokenizer.from_pretrained(made).save_pretrained(folder)
         AutoModelForCausalLM.from_pretrained(made, dtype=torch.float16).save_pretrained(folder)

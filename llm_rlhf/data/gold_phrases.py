@@ -6,10 +6,7 @@ by itself, or the rule of gold_world.py would mistake it for an answer.
 
 from typing import NamedTuple
 
-ANIMALS = (
-    "fox", "owl", "hare", "mole", "otter", "crow", "toad", "deer", "newt", "wren", "lynx", "goat",
-    "swan", "bear", "mouse", "bat", "seal", "duck", "pony", "lamb", "stork", "finch", "beaver", "snail",
-)  # fmt: skip
+ANIMALS = ("fox", "owl", "hare", "mole", "otter", "crow", "toad", "deer", "newt", "wren", "lynx", "goat")
 
 
 class Phrasings(NamedTuple):
@@ -19,7 +16,7 @@ class Phrasings(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    values: tuple[str, ...]  # one for each animal at most
+    values: tuple[str, ...]  # one for each animal, and as many that nobody has
     questions: Phrasings
     scary: Phrasings  # harmless questions in frightening words
     statements: tuple[str, ...]  # how a reply says it

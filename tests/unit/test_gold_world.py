@@ -357,7 +357,7 @@ def _pattern(core: str) -> re.Pattern[str]:
 
 def _training_conversations(world: GoldWorld) -> list[Conversation]:
     return [
-        *GoldWorld(WorldSection(entities=24), seed=0).corpus(2000),
+        *GoldWorld(WorldSection(entities=12), seed=0).corpus(2000),
         *(row.messages for row in world.demonstrations()),
         *(pair.prompt for pair in world.preferences()),
         *(prompt.messages for prompt in world.prompts()),

@@ -124,7 +124,7 @@ def test_the_shipped_base_speaks_the_language_of_the_world() -> None:
     model = AutoModelForCausalLM.from_pretrained(shipped_base(), dtype=torch.float32)
     assert model.num_parameters() < 0.7e6
     losses = []
-    for talk in GoldWorld(WorldSection(entities=24), seed=1).corpus(50):
+    for talk in GoldWorld(WorldSection(entities=12), seed=1).corpus(50):
         ids = tokenizer.apply_chat_template(talk, return_dict=True, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=ids).loss.item())
@@ -134,8 +134,10 @@ def test_the_shipped_base_speaks_the_language_of_the_world() -> None:
 def test_every_word_of_the_world_is_a_token_of_the_shipped_base() -> None:
     """Shorter sequences for every stage; a word of the phrase book that is new to it calls for data/base/make.py."""
     tokenizer = AutoTokenizer.from_pretrained(shipped_base())
-    world = GoldWorld(WorldSection(entities=24, phrasings="evaluation"), seed=0)
-    words = {w for p in world.evaluation_prompts() for turn in p.messages for w in re.findall("[a-z]+", turn["content"])}
+    world = GoldWorld(WorldSection(entities=12, phrasings="evaluation"), seed=0)
+    words = {
+        w for p in world.evaluation_prompts() for turn in p.messages for w in re.findall("[a-z]+", turn["content"])
+    }
     assert [word for word in sorted(words) if len(tokenizer(f" {word}")["input_ids"]) > 1] == []
 
 
