@@ -89,10 +89,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     scored = {suite.name: _scored(suite, material, found) for suite in asked.own}
     estimates += read
     for suite in asked.own:
-        estimates += suite_estimates(suite, scored[suite.name], names, asked.resamples, asked.seed)
+        own_prompts = material.prompts[suite.name]
+        estimates += suite_estimates(suite, own_prompts, scored[suite.name], names, asked.resamples, asked.seed)
     judged = _judge(asked, prompts, after, before)
     if judged is not None:
-        estimates += judged_estimates(judged, after, before, names, asked.resamples, asked.seed)
+        estimates += judged_estimates(judged, prompts, after, before, names, asked.resamples, asked.seed)
     if material.pairs:
         of_judges, of_rewards, fitted = preferences(
             rewards, material.pairs, pair_scores["pairs"], asked.resamples, asked.seed
