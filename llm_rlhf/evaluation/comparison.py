@@ -69,8 +69,9 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """The table of several runs, as plain values.
 
     Returns:
-        {"runs": [NAME ...], "folders": [...], "rows": [{"name", "split", "each": [estimate or None ...], "together"}],
-        "own": {SUITE: as in a report}, "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
+        {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "verdicts": [line ...],
+        "rows": [{"name", "split", "each": [estimate or None ...], "together"}], "own": {SUITE: as in a report},
+        "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
         RecipeError: where a folder holds no report, or there are fewer than two.
@@ -98,6 +99,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
+        "headlines": [report["headline"] for report in reports],
         "verdicts": [report["verdict"][0] for report in reports],
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
@@ -309,8 +311,8 @@ def _rating_rows(ratings: list[dict[str, Any]] | None) -> list[dict[str, Any]] |
 
 
 def _summary(found: dict[str, Any]) -> list[str]:
-    """The table in words, a line for each of the first measures."""
-    lines = []
+    """Every run's headline, then the table in words, a line for each of the first measures."""
+    lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
     for row in found["rows"][:6]:
         each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
         where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"

@@ -118,6 +118,8 @@ def win_estimates(
     # Where lengths differ alike everywhere, nothing can be said of equal ones, so nothing is.
     with contextlib.suppress(LengthsDoNotOverlapError):
         controlled = length_controlled_win_rate(outcome, *lengths, clusters, seed).controlled
+        if won.clusters is not None:
+            controlled = controlled._replace(n=won.n, clusters=won.clusters)
         estimates.append(controlled.named("length_controlled_win_rate", *names))
     return estimates
 

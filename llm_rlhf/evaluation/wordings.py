@@ -1,4 +1,4 @@
-"""Which prompts are of one wording: made from one template, where a prompt's facts name it, else nearly the same text."""
+"""Which prompts are of one wording: of one template where a prompt's facts name it, else nearly the same text."""
 
 from collections.abc import Sequence
 

@@ -16,7 +16,7 @@ from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
 from llm_rlhf.evaluation.measures import number, value_text
 from llm_rlhf.evaluation.page import cell, duration, fence, render_html, render_markdown
-from llm_rlhf.evaluation.report import check_report, verdict_lines, write_report
+from llm_rlhf.evaluation.report import check_report, headline, verdict_lines, write_report
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.evaluation.verdict import judgement
 
@@ -91,7 +91,7 @@ def full_report() -> dict[str, Any]:
         "ppo": {"text": f"It says 1. {ATTACK} \u202eمرحبا 🙂" + "x" * 5000, "scores": {"gold": 1.0, "heldout": 0.5}},
     }
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "run": {
             "name": f"run {ATTACK}",
             "recipe": "recipes/quickstart.yaml",
@@ -126,7 +126,7 @@ def full_report() -> dict[str, Any]:
             "git": "701d1f1",
         },
     }
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     return report
 
 
@@ -134,7 +134,7 @@ def least_report() -> dict[str, Any]:
     report = full_report()
     report["reward_model"] = {"calibration": {}, "agreement": None}
     report.update(estimates=pair("reward", "reward_gain", 0.1, 1.9), alarms=[], curves={}, samples=[], data={})
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     return report
 
 
@@ -250,7 +250,7 @@ class TestRewardModelAlone:
             entry("margin_length_correlation", "reward", estimate=0.31, low=0.25, high=0.37),
         ]
         report.update(samples=[], curves={"reward/helpful": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}]})
-        report["verdict"] = verdict_lines(report)
+        report["headline"], report["verdict"] = headline(report), verdict_lines(report)
         return report
 
     def test_its_verdict_is_about_accuracy_beside_the_best_rule_without_a_model(self) -> None:
@@ -289,7 +289,7 @@ class TestSchema:
     @pytest.mark.parametrize(
         ("path", "value", "message"),
         [
-            (["schema"], 2, "schema is 2"),
+            (["schema"], 1, "schema is 1"),
             (["extra"], 1, "unknown keys extra"),
             (["verdict"], ["one"], "has 1 lines, not 4"),
             (["verdict", 0], 5, r"report.verdict\[0\] is 5"),
@@ -426,7 +426,7 @@ class TestPage:
             entry(e["name"], e["subject"], e["reference"], e["split"], e["estimate"], None, None, 1)
             for e in report["estimates"]
         ]
-        report["verdict"] = verdict_lines(report)
+        report["headline"], report["verdict"] = headline(report), verdict_lines(report)
         assert "not certain" in Page(render_html(report)).text
 
     def test_policies_of_other_names_appear(self) -> None:
