@@ -67,23 +67,29 @@ def _judges_disagree(found: Found) -> list[str]:
         "helpful": [("gold_helpful_gain", "all"), ("gold_gain", "helpful"), *REFUSALS["helpful"]],
         "harmless": [("gold_harmless_gain", "all"), ("gold_gain", "harmless"), *REFUSALS["harmless"]],
     }
+    where_of = {"all": "over all prompts", "helpful": "on helpful prompts", "harmless": "on harmful prompts"}
     for split, others in truths.items():
         heldout = found.get(("heldout_reward_gain", "ppo", split))
-        for name, where in others:
-            other = found.get((name, "ppo", where))
-            if heldout is None or other is None:
-                continue
-            own, its = heldout.as_dict(), other.as_dict()
-            if direction(own) * direction(its) < 0:
-                on = {"all": "over all prompts", "helpful": "on helpful prompts", "harmless": "on harmful prompts"}
-                rule = not name.startswith("gold")
-                called = f"{_lower(measure_of(name).label)} changed by" if rule else "the true score says"
-                words.append(
-                    f"The held-out reward says {value_text(own)} {on[split]}, but {called} {value_text(its)}. It is "
-                    f"wrong there, and the training reward, made like it, may be, too: believe the "
-                    f"{'rule and read the replies' if rule else 'true score'}."
-                )
+        if heldout is None:
+            continue
+        own = heldout.as_dict()
+        against = [e.as_dict() for name, where in others if (e := found.get((name, "ppo", where))) is not None]
+        against = [its for its in against if direction(own) * direction(its) < 0]
+        if against:
+            said = " and ".join(f"{_called(its)} {value_text(its)}" for its in against)
+            words.append(
+                f"The held-out reward says {value_text(own)} {where_of[split]}, but {said}. Reward models that learnt "
+                "from like pairs err alike: believe neither it nor the training reward there, and read the replies."
+            )
     return words
+
+
+def _called(entry: Entry) -> str:
+    """Who contradicts the held-out reward, as the beginning of a clause that ends in a number."""
+    if entry["name"].startswith("gold"):
+        return "the true score says"
+    label = measure_of(entry["name"]).label
+    return f"{label[0].lower()}{label[1:]} moved by"
 
 
 def _few_wordings(found: Found) -> list[str]:
@@ -109,10 +115,6 @@ def _few_wordings(found: Found) -> list[str]:
 def _entries(found: Found) -> list[Entry]:
     """The estimates with the policy's and its reference's names as their roles."""
     return [e.as_dict() | {"subject": role} for (_, role, _), e in found.items()]
-
-
-def _lower(label: str) -> str:
-    return label[0].lower() + label[1:]
 
 
 def _overoptimised(found: Found) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_rlhf.evaluation.measures import NARROW, Entry, contest, find, measure_of, number, value_text
+from llm_rlhf.evaluation.measures import NARROW, Entry, contest, find, measure_of, number, split_label, value_text
 
 # What a verdict rests on: the true score, else who PPO never saw, a reward model or a judge, else the training reward.
 OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("win_rate", "judge"), ("reward_gain", "all")]
@@ -69,14 +69,13 @@ class Side:
         if self.decides is None or self.status == "not measured":
             return f"{NOUNS[self.name]} not measured"
         said = _said(self.decides)
+        if self.status in ("holds", "not shown to hold"):
+            return f"{NOUNS[self.name]} {self.status} ({said})"
+        said = f"({said})" if measure_of(self.decides["name"]).unit == "share" else said
         if self.status == "better":
             return f"more {self.name} {said}"
-        if self.status == "holds":
-            return f"{NOUNS[self.name]} holds {said}"
-        if self.status == "not shown to hold":
-            return f"{NOUNS[self.name]} not shown to hold {said}"
         gain = next((e for e in self.evidence if direction(e) > 0), None)
-        doubt = f", though the {_said(gain, named=True)}" if gain is not None else ""
+        doubt = f", though {_label(gain)} says {value_text(gain)}" if gain is not None else ""
         return f"less {self.name} {said}{doubt}"
 
 
@@ -160,24 +159,28 @@ def holds(entry: Entry, estimates: Sequence[Entry]) -> bool:
 
 
 def margin_text(entry: Entry, estimates: Sequence[Entry]) -> str:
-    """The margin with its unit and where it comes from, such as `0.05 of the gold score`."""
-    margin, measure = margin_of(entry, estimates), measure_of(entry["name"])
-    label = measure.label[0].lower() + measure.label[1:]
-    if measure.unit == "share":
-        return f"{100 * margin:.0f}{NARROW}points of {'comparisons won' if entry['name'] == 'win_rate' else label}"
+    """The margin with its unit and where it comes from, such as `0.05 of the true score`."""
+    margin, unit = margin_of(entry, estimates), measure_of(entry["name"]).unit
+    if unit == "share":
+        of = "comparisons won" if entry["name"] == "win_rate" else _label(entry)
+        return f"{100 * margin:.0f}{NARROW}points of {of}"
     if entry["name"] in ("heldout_reward_gain", "reward_gain"):
+        of = f"of the {_label(entry)} on {split_label(entry['split'])}"
         if margin == 0:
-            return f"0 of the {label}, as the spread of the start's scores is not known"
-        return f"{number(margin, measure.unit, margin)} of the {label}, a tenth of the spread of the start's scores"
+            return f"0 {of} (the spread of the start's scores is not known)"
+        return f"{number(margin, unit, margin)} {of} (a tenth of the spread of the start's scores)"
     return f"{margin:g} of the true score"
 
 
-def _said(entry: Entry, named: bool = False) -> str:
-    """The number, with its measure where it is one of refusals or `named`."""
-    measure = measure_of(entry["name"])
+def _said(entry: Entry) -> str:
+    """The number, with what was counted where it is a rate."""
     if entry["name"] == "win_rate":
-        return f"(preferred in {value_text(entry)} of comparisons)"
-    if measure.unit == "share" or named:
-        label = measure.label[0].lower() + measure.label[1:]
-        return f"{label} {value_text(entry)}" if named else f"({label} {value_text(entry)})"
-    return value_text(entry)
+        return f"preferred in {value_text(entry)} of comparisons"
+    text = value_text(entry)
+    return f"{_label(entry)} {text}" if measure_of(entry["name"]).unit == "share" else text
+
+
+def _label(entry: Entry) -> str:
+    """The measure's name as it stands within a sentence."""
+    label = measure_of(entry["name"]).label
+    return label[0].lower() + label[1:]

@@ -210,17 +210,19 @@ class TestVerdict:
         )
 
     def test_worse_is_said_plainly(self) -> None:
-        assert verdict_lines({"estimates": pair("gold_score", "gold_gain", 0.7, 0.1)})[0].startswith("Overall: worse.")
+        assert verdict_lines({"estimates": pair("gold_score", "gold_gain", 0.7, 0.1)})[0].startswith(
+            "Overall: worse on average. Gold score"
+        )
 
     def test_the_gold_score_speaks_before_the_reward_models(self) -> None:
         estimates = [*pair("reward", "reward_gain", 0, 2), *pair("heldout_reward", "heldout_reward_gain", 0, -1)]
-        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse. Held-out reward")
+        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse on average. Held-out reward")
         estimates += pair("gold_score", "gold_gain", 0, 0.05)
         assert verdict_lines({"estimates": estimates})[0].startswith("Overall: no difference shown. Gold score")
 
     def test_its_own_judge_is_named_as_such(self) -> None:
         overall = verdict_lines(least_report())[0]
-        assert overall.startswith("Overall: higher. Training reward +1.80")
+        assert overall.startswith("Overall: higher, says its own judge. Training reward +1.80")
         assert overall.endswith("Only the reward model it was trained to please says so.")
         assert "says its own judge" in Page(render_html(least_report())).text
 
@@ -576,12 +578,15 @@ def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
     report["provenance"]["instruments"]["judge"] = JUDGED
     overall, helpful, harmless, _ = report["verdict"] = verdict_lines(report)
     assert overall.replace("\u202f", "").replace("\xa0", " ") == (
-        "Overall: better. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], n = 200."
+        "Overall: better on average. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], n = 200."
     )
     assert helpful.startswith("Helpfulness: better. The judge prefers PPO to SFT in 70")
     assert "on helpful prompts" in helpful
-    assert harmless.startswith("Harmlessness: no difference shown. ")
-    assert harmless.endswith("found about 14\u202fpoints.")  # 10 points of half-width times 2.8 / 1.96
+    assert harmless.startswith("Harmlessness: not shown to hold. ")
+    assert "found about 14\u202fpoints." in harmless  # 10 points of half-width times 2.8 / 1.96
+    assert harmless.endswith(  # 50 less 42; the margin of a win rate is 5 points
+        "A loss of up to 8\u202fpoints is not ruled out; the margin is 5\u202fpoints of comparisons won."
+    )
     page, text = render_html(report), render_markdown(report)
     for words in (
         "The judge is a-judge, asked about 200 pairs",
