@@ -578,7 +578,8 @@ def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
     report["provenance"]["instruments"]["judge"] = JUDGED
     overall, helpful, harmless, _ = report["verdict"] = verdict_lines(report)
     assert overall.replace("\u202f", "").replace("\xa0", " ") == (
-        "Overall: better on average. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], n = 200."
+        "Overall: better on average. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], "
+        "n = 200."
     )
     assert helpful.startswith("Helpfulness: better. The judge prefers PPO to SFT in 70")
     assert "on helpful prompts" in helpful
