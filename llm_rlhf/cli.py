@@ -57,8 +57,7 @@ def run(
         report = folder / "report.json"
         if not folder.state.is_main_process or not report.is_file():
             return
-        verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]
-        _show(verdict, folder / "report.html", as_json)
+        _show(json.loads(report.read_text(encoding="utf-8")), folder / "report.html", as_json)
 
 
 @app.command()
@@ -153,7 +152,7 @@ def evaluate(
                 pairs=[Source(source=name) for name in pairs or []],
             )
         )  # fmt: skip
-        _show(report["verdict"], folder / "report.html", as_json)
+        _show(report, folder / "report.html", as_json)
 
 
 def _evaluate_rewards(
@@ -171,7 +170,7 @@ def _evaluate_rewards(
     folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
     rewards = Rewards.of({"reward": reward, "heldout": heldout}, how)
     report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
-    _show(report["verdict"], folder / "report.html", as_json)
+    _show(report, folder / "report.html", as_json)
 
 
 @app.command()
@@ -222,13 +221,16 @@ def told_in_one_message() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _show(verdict: list[str], page: Path, as_json: bool) -> None:
+def _show(report: dict[str, Any], page: Path, as_json: bool) -> None:
+    """The headline, the verdict and what a reader must be told before they believe it."""
     if int(os.environ.get("RANK", "0")) != 0:
         return
     if as_json:
-        print(json.dumps({"verdict": verdict, "report": str(page)}, ensure_ascii=False))
-    else:
-        print("\n" + "\n".join(verdict) + f"\n\nReport: {page}")
+        told = {key: report[key] for key in ("headline", "verdict", "alarms")}
+        print(json.dumps(told | {"report": str(page)}, ensure_ascii=False))
+        return
+    warnings_told = [f"warning: {line}" for line in report["alarms"]]
+    print("\n".join(["", report["headline"]["text"], "", *report["verdict"], *warnings_told]) + f"\n\nReport: {page}")
 
 
 def _say_error(message: str) -> None:

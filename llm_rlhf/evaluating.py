@@ -46,7 +46,7 @@ from llm_rlhf.evaluation.own_suites import (
 )
 from llm_rlhf.evaluation.perplexity import demonstrations_of, perplexity_estimates
 from llm_rlhf.evaluation.policies import compare
-from llm_rlhf.evaluation.report import verdict_lines, write_report
+from llm_rlhf.evaluation.report import SCHEMA, headline, verdict_lines, write_report
 from llm_rlhf.evaluation.samples import choose_samples
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.processes import processes
@@ -89,10 +89,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     scored = {suite.name: _scored(suite, material, found) for suite in asked.own}
     estimates += read
     for suite in asked.own:
-        estimates += suite_estimates(suite, scored[suite.name], names, asked.resamples, asked.seed)
+        own_prompts = material.prompts[suite.name]
+        estimates += suite_estimates(suite, own_prompts, scored[suite.name], names, asked.resamples, asked.seed)
     judged = _judge(asked, prompts, after, before)
     if judged is not None:
-        estimates += judged_estimates(judged, after, before, names, asked.resamples, asked.seed)
+        estimates += judged_estimates(judged, prompts, after, before, names, asked.resamples, asked.seed)
     if material.pairs:
         of_judges, of_rewards, fitted = preferences(
             rewards, material.pairs, pair_scores["pairs"], asked.resamples, asked.seed
@@ -102,7 +103,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         of_judges, of_rewards = of_the_run(rewards, asked.run)
     instruments = {"refusal_detector": refusals.VERSION, **rewards.identities}
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run": {
             "name": f"{names[0]} against {names[1]}",
             "recipe": str(asked.run / "recipe.yaml") if asked.run else "none",
@@ -129,7 +130,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
             "git": git_state() or "not in a repository",
         },
     }
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
     report["alarms"] += account_lines(material.counts)
     if processes().is_main_process:

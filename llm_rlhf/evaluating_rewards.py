@@ -21,7 +21,7 @@ from llm_rlhf.evaluation.alarms import account_lines, alarm_lines
 from llm_rlhf.evaluation.answers import Answers, rows_digest
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.measures import Entry
-from llm_rlhf.evaluation.report import verdict_lines, write_report
+from llm_rlhf.evaluation.report import SCHEMA, headline, verdict_lines, write_report
 from llm_rlhf.evaluation.reward_accuracy import reward_report
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
@@ -279,7 +279,7 @@ def evaluate_rewards(
     scores = score(rewards, [], {}, {"pairs": pairs})["pairs"]
     entries, of_rewards, fitted = preferences(rewards, pairs, scores, resamples, seed)
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run": {
             "name": f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
             "recipe": "none",
@@ -305,7 +305,7 @@ def evaluate_rewards(
             "git": git_state() or "not in a repository",
         },
     }
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + account_lines(report["data"])
     if processes().is_main_process:
         archive_report(output)

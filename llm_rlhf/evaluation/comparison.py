@@ -18,6 +18,7 @@ from markupsafe import Markup
 from llm_rlhf.evaluation import charts
 from llm_rlhf.evaluation.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.charts import Mark, Point
+from llm_rlhf.evaluation.headline import headline_of
 from llm_rlhf.evaluation.measures import (
     NARROW,
     Entry,
@@ -32,6 +33,7 @@ from llm_rlhf.evaluation.measures import (
 )
 from llm_rlhf.evaluation.overoptimization import student_t
 from llm_rlhf.evaluation.page import templates
+from llm_rlhf.evaluation.policies import SPREADS
 from llm_rlhf.evaluation.ratings import bradley_terry
 from llm_rlhf.evaluation.report import check_report
 from llm_rlhf.evaluation.statistics import Estimate, outcomes
@@ -69,8 +71,10 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """The table of several runs, as plain values.
 
     Returns:
-        {"runs": [NAME ...], "folders": [...], "rows": [{"name", "split", "each": [estimate or None ...], "together"}],
-        "own": {SUITE: as in a report}, "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
+        {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means,
+        "verdicts": [line ...],
+        "rows": [{"name", "split", "each": [estimate or None ...], "together"}], "own": {SUITE: as in a report},
+        "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
         RecipeError: where a folder holds no report, or there are fewer than two.
@@ -95,9 +99,12 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
             rows.append({"name": name, "split": split, "each": each, "together": together})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
+    means = [row["together"] for row in rows if row["together"] is not None] + _spreads(reports)
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
+        "headlines": [report["headline"] for report in reports],
+        "headline": headline_of(means).as_dict(),
         "verdicts": [report["verdict"][0] for report in reports],
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
@@ -165,6 +172,19 @@ def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
     mean = float(values.mean())
     method = f"mean of {n} runs, Student's t over runs"
     return Estimate(name, "runs", entries[0]["reference"], split, mean, mean - half, mean + half, n, method).as_dict()
+
+
+def _spreads(reports: list[dict[str, Any]]) -> list[Entry]:
+    """The mean spread of the starts' scores, the unit of the margins, where every run knows it."""
+    found = []
+    for name in SPREADS.values():
+        for split in ("helpful", "harmless"):
+            each = [find(report["estimates"], name, splits=[split]) for report in reports]
+            known = [entry for entry in each if entry is not None]
+            if len(known) == len(reports):
+                mean = float(np.mean([entry["estimate"] for entry in known]))
+                found.append({**known[0], "estimate": mean})
+    return found
 
 
 def _levels(estimates: list[Entry]) -> dict[str, Any] | None:
@@ -309,8 +329,9 @@ def _rating_rows(ratings: list[dict[str, Any]] | None) -> list[dict[str, Any]] |
 
 
 def _summary(found: dict[str, Any]) -> list[str]:
-    """The table in words, a line for each of the first measures."""
-    lines = []
+    """Every run's headline, then the table in words, a line for each of the first measures."""
+    lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
+    lines.append(f"all runs together: {found['headline']['text']}")
     for row in found["rows"][:6]:
         each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
         where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"

@@ -29,6 +29,7 @@ from llm_rlhf.evaluation.judges import (
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
 from llm_rlhf.evaluation.policies import OBJECTIVES, win_estimates
 from llm_rlhf.evaluation.statistics import RESAMPLES, Estimate
+from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.recipe import ModelSection
 from llm_rlhf.recipe_values import RecipeError
 
@@ -91,6 +92,7 @@ def judge_replies(
 
 def judged_estimates(
     found: Comparisons,
+    prompts: Sequence[Prompt],
     after: Answers,
     before: Answers,
     names: tuple[str, str],
@@ -101,13 +103,12 @@ def judged_estimates(
     judged = [i for i, p in enumerate(found.probabilities) if p is not None]
     parts = {"judge": judged}
     parts |= {f"judge_{name}": [i for i in judged if found.pairs[i].rubric == name] for name in OBJECTIVES}
-    estimates = []
+    estimates, wordings = [], Wordings(prompts)
     for split, rows in parts.items():
         if rows:
             told = [_outcome(found.rows[i], found.judge["kind"] == "people") for i in rows]
-            clusters = np.array([repr(found.pairs[i].prompt) for i in rows])
             lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
-            both = win_estimates(told, lengths, clusters, (*names, split), resamples, seed)
+            both = win_estimates(told, lengths, wordings.of(rows), (*names, split), resamples, seed)
             estimates += both if split == "judge" else both[:1]
     return estimates
 

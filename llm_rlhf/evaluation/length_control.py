@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_rlhf.evaluation.clustered import student_quantile
 from llm_rlhf.evaluation.statistics import (
     Array,
     Interval,
@@ -72,12 +73,14 @@ def length_controlled_win_rate(
         return LengthControlled(raw, raw, none, 0.0, None)
     x = _design(difference)
     coefficients, covariance = _fit(x, y, clusters)
-    errors = np.sqrt(np.diag(covariance))
+    errors, quantile = np.sqrt(np.diag(covariance)), Z
+    if 1 < raw.n < len(y):  # prompts that are shared: few of them show their spread less surely (clustered.py)
+        errors, quantile = errors * math.sqrt(raw.n / (raw.n - 1)), student_quantile(raw.n - 1)
     method = (
         f"logistic regression on tanh(length difference / sd), two ties given; errors clustered over {raw.n} prompts"
     )
     theta, phi = (
-        Interval(float(b), float(b - Z * s), float(b + Z * s), raw.n, method)
+        Interval(float(b), float(b - quantile * s), float(b + quantile * s), raw.n, method)
         for b, s in zip(coefficients, errors, strict=True)
     )
     controlled = Interval(_sigma(theta.estimate), _sigma(theta.low or 0.0), _sigma(theta.high or 0.0), raw.n, method)

@@ -50,6 +50,10 @@ MEASURES: dict[str, Measure] = {
     ),
     "heldout_reward": Measure("Held-out reward", _HELDOUT, "score", "higher", "heldout_reward_gain"),
     "reward": Measure("Training reward", _REWARD, "score", "neither", "reward_gain"),
+    "heldout_reward_spread": Measure(
+        "Spread of the held-out reward", "Standard deviation over the start's own replies.", "score", "neither"
+    ),
+    "reward_spread": Measure("Spread of the training reward", "The same of the training reward.", "score", "neither"),
     "win_rate": Measure(
         "Win rate",
         "How often the trained policy's reply scores higher than the other one to the same prompt, ties counting half. "

@@ -17,15 +17,14 @@ from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import Loaded, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.evaluation.statistics import (
-    RESAMPLES,
-    Estimate,
-    Interval,
-    bootstrap_mean,
-    paired_bootstrap,
-    paired_proportions,
-    wilson,
+from llm_rlhf.evaluation.clustered import (
+    clustered_change,
+    clustered_difference,
+    clustered_mean,
+    clustered_proportion,
 )
+from llm_rlhf.evaluation.statistics import RESAMPLES, Estimate, Interval
+from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.functions import load_function, told
 from llm_rlhf.recipe import OwnSuite
 from llm_rlhf.recipe_values import RecipeError, read_section
@@ -105,6 +104,7 @@ def _number(value: Any, where: str) -> float | None:
 
 def suite_estimates(
     suite: OwnSuite,
+    prompts: Sequence[Prompt],
     scored: Mapping[str, Scored],
     names: tuple[str, str],
     resamples: int = RESAMPLES,
@@ -113,28 +113,30 @@ def suite_estimates(
     """The mean of both policies and the paired difference on the prompts where both have a number.
 
     Where the function says yes or no alone, Wilson's and Agresti and Min's intervals, which keep a width when all
-    replies are alike; else the bootstrap. No prompt stands twice in a suite.
+    replies are alike; else the bootstrap. Prompts of one wording are taken together (clustered.py).
 
     Args:
         scored: the numbers of each policy's replies, by its name, in the prompts' order.
         names: of the policy and of its reference.
     """
     subject, reference = names
-    binary = is_share(scored)
+    binary, wordings = is_share(scored), Wordings(prompts, in_order=True)
     estimates = []
     for who in (reference, subject):
-        there = [value for value in scored[who] if value is not None]
+        there = [i for i, value in enumerate(scored[who]) if value is not None]
         if not there:
             raise DataError(
                 f"The function {suite.function} of the suite '{suite.name}' gave no number to any of the "
                 f"{len(scored[who])} replies of {who}; there is nothing to report."
             )
-        level = wilson(int(sum(there)), len(there)) if binary else bootstrap_mean(there, None, resamples, seed)
+        values, ids = np.array([scored[who][i] for i in there], np.float64), wordings.of(there)
+        level = clustered_proportion(values, ids) if binary else clustered_mean(values, ids, resamples, seed)
         estimates.append(_counted(level, len(scored[who])).named(suite.name, who))
-    both = [(a, b) for a, b in zip(*(scored[n] for n in names), strict=True) if a is not None and b is not None]
+    pairs = list(zip(scored[subject], scored[reference], strict=True))
+    both = [i for i, pair in enumerate(pairs) if None not in pair]
     if both:
-        a, b = np.array(both).T
-        change = paired_proportions(a, b) if binary else paired_bootstrap(a, b, None, resamples, seed)
+        (a, b), ids = np.array([pairs[i] for i in both], np.float64).T, wordings.of(both)
+        change = clustered_change(a, b, ids) if binary else clustered_difference(a, b, ids, resamples, seed)
         estimates.append(_counted(change, len(scored[subject])).named(f"{suite.name}_gain", subject, reference))
     return estimates
 

@@ -45,6 +45,11 @@ MISSING = {
     "samples": "no replies were kept, so the numbers cannot be checked by reading",
 }
 
+MACHINE = (
+    "The same machine and versions give the same bits. Another CPU rounds otherwise, and training parts from this one "
+    "after some steps: it is another draw of the same distribution, like another seed."
+)
+
 
 def render_html(report: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
@@ -80,7 +85,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
     estimates: list[Entry] = report["estimates"]
     found = {
         "hero": sections.hero(report),
-        "verdict": [_verdict_line(line) for line in report["verdict"]],
+        "verdict": [_verdict_line(line, report["headline"]) for line in report["verdict"]],
         "plane": sections.plane(estimates),
         "outcomes": sections.outcomes(estimates),
         "wins": sections.wins(estimates),
@@ -108,14 +113,16 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "has_policy": has_policy(estimates),
         "unmeasured": _unmeasured(report, found),
         "provenance": report["provenance"],
+        "machine": MACHINE if "machine" in report["provenance"] else None,
     }
 
 
-def _verdict_line(line: str) -> dict[str, str]:
+def _verdict_line(line: str, headline: dict[str, Any]) -> dict[str, str]:
     """`Topic: judgement. Rest` taken apart, so that the page can colour the judgement; other text stays whole."""
     topic, colon, rest = line.partition(": ")
     word, _, text = rest.partition(". ")
     known = {**sections.TONES, "higher": "flat", "lower": "flat", "measured": "flat", "not measured": "none"}
+    known[headline["word"]] = headline["tone"]
     if not colon or word not in known:
         return {"topic": "", "word": "", "text": line, "tone": "none"}
     return {"topic": topic, "word": word, "text": text, "tone": known[word]}

@@ -7,23 +7,29 @@ import numpy as np
 
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.clustered import (
+    clustered_change,
+    clustered_difference,
+    clustered_mean,
+    clustered_proportion,
+    clustered_share,
+)
 from llm_rlhf.evaluation.health import health, words
 from llm_rlhf.evaluation.length_control import LengthsDoNotOverlapError, length_controlled_win_rate
 from llm_rlhf.evaluation.measures import MEASURES
 from llm_rlhf.evaluation.statistics import (
     RESAMPLES,
     Estimate,
+    Interval,
     Labels,
     Values,
-    bootstrap_mean,
-    bootstrap_share,
     outcomes,
-    paired_bootstrap,
-    paired_proportions,
-    wilson,
 )
+from llm_rlhf.evaluation.wordings import Wordings
 
 OBJECTIVES = ("helpful", "harmless")
+# The standard deviation of the start's scores: the unit of the margins by which a side may not have lost (headline.py).
+SPREADS = {"heldout_reward": "heldout_reward_spread", "reward": "reward_spread"}
 
 
 def compare(
@@ -34,35 +40,38 @@ def compare(
     seed: int = 0,
     names: tuple[str, str] = ("ppo", "sft"),
 ) -> list[Estimate]:
-    """Levels of both policies and paired differences, prompts resampled whole. Names are those of the report.
+    """Levels of both policies and paired differences, prompts of one wording together. Names are those of the report.
 
     Args:
         names: of the policy (`after`) and of its reference (`before`).
     """
     subject, reference = names
     rows_of = groups(prompts)
-    clusters = np.array([repr(prompt.messages) for prompt in prompts])
+    wordings = Wordings(prompts)
     estimates: list[Estimate] = []
 
     def pair(name: str, gain: str, a: Sequence[float] | None, b: Sequence[float] | None, split: str) -> None:
         if a is None or b is None or split not in rows_of:
             return
         rows = rows_of[split]
-        x, y, ids = np.asarray(a)[rows], np.asarray(b)[rows], clusters[rows]
+        x, y, ids = np.asarray(a)[rows], np.asarray(b)[rows], wordings.of(rows)
         shown = "all" if name in ("gold_helpful", "gold_harmless") else split
         estimates.extend(
             [
-                bootstrap_mean(y, ids, resamples, seed).named(name, reference, None, shown),
-                bootstrap_mean(x, ids, resamples, seed).named(name, subject, None, shown),
-                paired_bootstrap(x, y, ids, resamples, seed).named(gain, subject, reference, shown),
+                clustered_mean(y, ids, resamples, seed).named(name, reference, None, shown),
+                clustered_mean(x, ids, resamples, seed).named(name, subject, None, shown),
+                clustered_difference(x, y, ids, resamples, seed).named(gain, subject, reference, shown),
             ]
         )
+        if name in SPREADS and len(rows) > 1:
+            spread = Interval(float(np.std(y, ddof=1)), None, None, len(rows), "standard deviation over prompts")
+            estimates.append(spread.named(SPREADS[name], reference, None, shown))
 
     def wins(a: list[float] | None, b: list[float] | None, judge: str) -> None:
         if a is not None and b is not None:
             lengths = (after.lengths, before.lengths)
             won = outcomes(a, b, [one == other for one, other in zip(after.texts, before.texts, strict=True)])
-            estimates.extend(win_estimates(won, lengths, clusters, (*names, judge), resamples, seed))
+            estimates.extend(win_estimates(won, lengths, wordings.of(), (*names, judge), resamples, seed))
 
     pair("gold_score", "gold_gain", after.gold, before.gold, "all")
     for objective in OBJECTIVES:
@@ -76,13 +85,14 @@ def compare(
         wins(after.reward, before.reward, "reward")
     estimates += refusal_estimates(prompts, after, before, names)
     if after.sequence_kl:
-        kl = bootstrap_mean(after.sequence_kl, clusters, resamples, seed)
+        kl = clustered_mean(after.sequence_kl, wordings.of(), resamples, seed)
         estimates.append(kl.named("kl", subject, reference, "all"))
     length = "response_length" if after.ids is not None and before.ids is not None else "response_words"
     pair(length, f"{length}_change", after.lengths, before.lengths, "all")
     for who, answers in ((reference, before), (subject, after)):
-        estimates.append(wilson(sum(answers.stopped), len(prompts)).named("eos_rate", who))
-        estimates += _health(answers, who, clusters, seed)
+        stopped = [float(stop) for stop in answers.stopped]
+        estimates.append(clustered_proportion(stopped, wordings.of()).named("eos_rate", who))
+        estimates += _health(answers, who, np.array([repr(prompt.messages) for prompt in prompts]), seed)
     return estimates
 
 
@@ -100,13 +110,16 @@ def win_estimates(
         outcome: of each row 1 where the policy has the better reply, 0 where its reference has, 1/2 for a tie; or a
             judge's probability.
         lengths: of the policy's replies and of its reference's.
+        clusters: each row's prompt, or its wording.
         names: of the policy, of its reference and of the judge.
     """
-    won = bootstrap_share("win_rate", np.asarray(outcome, np.float64), clusters, resamples, seed, "win rate, ties 1/2")
+    won = clustered_share(outcome, clusters, "win rate, ties 1/2", resamples, seed)
     estimates = [won.named("win_rate", *names)]
     # Where lengths differ alike everywhere, nothing can be said of equal ones, so nothing is.
     with contextlib.suppress(LengthsDoNotOverlapError):
         controlled = length_controlled_win_rate(outcome, *lengths, clusters, seed).controlled
+        if won.clusters is not None:
+            controlled = controlled._replace(n=won.n, clusters=won.clusters)
         estimates.append(controlled.named("length_controlled_win_rate", *names))
     return estimates
 
@@ -145,18 +158,18 @@ def refusal_estimates(
     if after.refused is None or before.refused is None:
         return []
     subject, reference = names
-    rows_of = groups(prompts)
+    rows_of, wordings = groups(prompts), Wordings(prompts)
     estimates = []
     for kind, name, split in REFUSALS:
         rows = rows_of.get(kind, [])
         if not rows:
             continue
         a, b = [float(after.refused[i]) for i in rows], [float(before.refused[i]) for i in rows]
-        change = MEASURES[name].difference
+        change, ids = MEASURES[name].difference, wordings.of(rows)
         assert change is not None
         estimates += [
-            wilson(int(sum(b)), len(rows)).named(name, reference, None, split),
-            wilson(int(sum(a)), len(rows)).named(name, subject, None, split),
-            paired_proportions(a, b).named(change, subject, reference, split),
+            clustered_proportion(b, ids).named(name, reference, None, split),
+            clustered_proportion(a, ids).named(name, subject, None, split),
+            clustered_change(a, b, ids).named(change, subject, reference, split),
         ]
     return estimates

@@ -9,12 +9,16 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from llm_rlhf.data.checks import DataError, prompt_share
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.clustered import effective_rows
 from llm_rlhf.evaluation.policies import REFUSALS, groups, refusal_estimates
 from llm_rlhf.evaluation.refusals import confusion_corrected_rate, validation
 from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.wordings import Wordings
 
 CLONE = Path(__file__).parents[2] / "data" / "evaluation"
 INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "evaluation"
@@ -64,12 +68,13 @@ def corrected(
 
 def corrected_estimates(prompts: Sequence[Prompt], refusals: Sequence[bool], subject: str) -> list[Estimate]:
     """The rates as they would be without the detector's errors, for the kinds of prompt where those are known."""
-    rows_of = groups(prompts)
+    rows_of, wordings = groups(prompts), Wordings(prompts)
     found = []
     for kind, name, split in REFUSALS:
         rows = rows_of.get(kind, [])
         if rows and kind in LABELLED:
             detected = sum(refusals[i] for i in rows)
-            rate = confusion_corrected_rate(detected, len(rows), validation(LABELLED[kind]))
+            effective = effective_rows(np.array([float(refusals[i]) for i in rows]), wordings.of(rows)).rows
+            rate = confusion_corrected_rate(detected, len(rows), validation(LABELLED[kind]), effective=effective)
             found.append(rate.named(f"{name}_corrected", subject, None, split))
     return found

@@ -40,7 +40,7 @@ from llm_rlhf.evaluation.refusal_patterns import (
     plain,
     split_sentences,
 )
-from llm_rlhf.evaluation.statistics import LEVEL, Interval, wilson
+from llm_rlhf.evaluation.statistics import LEVEL, Interval, wilson_bounds
 
 VERSION = "rules-1"
 
@@ -240,7 +240,12 @@ def confusion_by_cell(detected: Sequence[bool], refused: Sequence[bool], cells: 
 
 
 def confusion_corrected_rate(
-    detected: int, n: int, labelled: Confusion, draws: int = 20_000, seed: int = 0
+    detected: int,
+    n: int,
+    labelled: Confusion,
+    draws: int = 20_000,
+    seed: int = 0,
+    effective: float | None = None,
 ) -> Interval:
     """The true share of refusals behind `detected` of `n` replies, given the detector's errors on labelled replies.
 
@@ -252,6 +257,9 @@ def confusion_corrected_rate(
     Wilson's interval of the estimate itself. What it cannot cover: it assumes that the detector errs on these replies
     as it did on the labelled ones, and models differ in that (docs/refusals.md).
     Source: Rogan and Gladen 1978, American Journal of Epidemiology 107; Jeffreys' Beta for each proportion.
+
+    Args:
+        effective: how many independent replies would know the rate as well, where wordings tie them; None: all n.
     """
     if n < 1 or not 0 <= detected <= n:
         raise ValueError(f"confusion_corrected_rate: {detected} detected of {n}; need n >= 1 and 0 <= detected <= n.")
@@ -265,10 +273,13 @@ def confusion_corrected_rate(
 
     generator = np.random.default_rng(seed)
 
-    def proportion(yes: int, no: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def proportion(yes: float, no: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         return generator.beta(yes + 0.5, no + 0.5, draws)
 
-    seen = proportion(detected, n - detected)
+    rows = n if effective is None else effective
+    seen = (
+        proportion(detected / n * rows, (n - detected) / n * rows) if rows < n else proportion(detected, n - detected)
+    )
     right = proportion(labelled.true_positive, labelled.false_negative)
     alone = proportion(labelled.true_negative, labelled.false_positive)
     # a draw that is no better than chance knows nothing of the rate: it may be anything
@@ -279,8 +290,8 @@ def confusion_corrected_rate(
     rate = min(1.0, max(0.0, rate))
     method = f"Rogan-Gladen correction by {VERSION} on {labelled.n} labelled replies, Beta draws{clipped}"
     # where every draw is clipped the draws claim certainty; a detector without errors would still leave Wilson's width
-    flawless = wilson(round(rate * n), n)
-    return Interval(rate, min(float(low), flawless.low or 0.0), max(float(high), flawless.high or 1.0), n, method)
+    flawless = wilson_bounds(round(rate * n) / n, rows)
+    return Interval(rate, min(float(low), flawless[0]), max(float(high), flawless[1]), n, method)
 
 
 def _ratio(part: int, whole: int) -> float | None:

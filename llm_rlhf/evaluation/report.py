@@ -2,14 +2,17 @@
 
 The page is self-contained: no request to the network, charts drawn as SVG here, readable from a file.
 
-The dictionary, schema 1 (every key below is required, a list or dictionary may be empty unless it says otherwise):
+The dictionary, schema 2 (every key below is required, a list or dictionary may be empty unless it says otherwise):
 
-    schema      1
+    schema      2
     run         {"name": str, "recipe": str, "base": str, "device": str, "processes": int,
                  "seconds": {stage: float}}
+    headline    {"word": str, "tone": "good" | "bad" | "warn" | "flat" | "none", "text": one line, "sides": {"helpful" |
+                 "harmless": status}, "margins": [str, ...]}, made by `headline(report)` from the estimates
     verdict     four lines of plain text, made by `verdict_lines(report)` from the estimates
     estimates   [Estimate.as_dict(), ...], at least one, each (name, subject, reference, split) once. Levels have
-                reference None; paired differences and win rates name it. Known names: see `measures.MEASURES`.
+                reference None; paired differences and win rates name it. `clusters` is None where no two prompts share
+                a wording. Known names: see `measures.MEASURES`.
     reward_model  {"calibration": {"reward" | "heldout" | NAME of one of several adapters: what `calibrate` found},
                  "agreement": what `ensemble_agreement` found, None where there is no ensemble}
     own         {NAME: {"function": "module:function", "good": "higher" | "lower" | "neither",
@@ -25,7 +28,11 @@ The dictionary, schema 1 (every key below is required, a list or dictionary may 
     data        counts: nested dictionaries whose leaves are ints
     provenance  {"recipe": {...}, "versions": {...}, "seed": int, "decoding": {...},
                  "instruments": {what measured, and its version: "refusal_detector", "judge",
-                 "scores_moved_with_the_batch"}, "hashes": {...}, "git": str}
+                 "scores_moved_with_the_batch"}, "hashes": {...}, "git": str}, and, where it was recorded,
+                 "machine": {str: str or int}, the CPU and how it computes
+
+Schema 1 had no headline, and its intervals took prompts of one wording for independent: `compare` refuses its reports
+rather than put them beside newer ones.
 
 Numbers must be finite: where a value is not known, write None. Anything else is refused before a file is touched.
 """
@@ -37,15 +44,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from llm_rlhf.evaluation.headline import TONES
 from llm_rlhf.evaluation.page import render_html, render_markdown
-from llm_rlhf.evaluation.verdict import verdict_lines
+from llm_rlhf.evaluation.verdict import headline, verdict_lines
 
-__all__ = ["check_report", "verdict_lines", "write_report"]
+__all__ = ["check_report", "headline", "verdict_lines", "write_report"]
 
-SCHEMA = 1
+SCHEMA = 2
 KEYS: dict[str, type] = {
     "schema": int,
     "run": dict,
+    "headline": dict,
     "verdict": list,
     "estimates": list,
     "reward_model": dict,
@@ -75,7 +84,8 @@ PROVENANCE_KEYS: dict[str, type] = {
     "git": str,
 }
 OWN_KEYS: dict[str, type] = {"function": str, "good": str, "unit": str, "prompts": int, "not_scored": dict}
-ESTIMATE_KEYS = ("name", "subject", "reference", "split", "estimate", "low", "high", "n", "method")
+ESTIMATE_KEYS = ("name", "subject", "reference", "split", "estimate", "low", "high", "n", "method", "clusters")
+HEADLINE_KEYS: dict[str, type] = {"word": str, "tone": str, "text": str, "sides": dict, "margins": list}
 CURVES = ("sft", "reward", "heldout", "ppo")
 
 
@@ -105,6 +115,9 @@ def check_report(report: dict[str, Any]) -> None:
     _check_keys(report["run"], RUN_KEYS, "report.run")
     machine = {"machine": dict} if "machine" in report["provenance"] else {}
     _check_keys(report["provenance"], PROVENANCE_KEYS | machine, "report.provenance")
+    _check_keys(report["headline"], HEADLINE_KEYS, "report.headline")
+    if report["headline"]["tone"] not in TONES:
+        raise ValueError(f"report.headline.tone is {report['headline']['tone']!r}; it takes {', '.join(TONES)}.")
     if len(report["verdict"]) != 4:
         raise ValueError(
             f"report.verdict has {len(report['verdict'])} lines, not 4; make it with verdict_lines(report)."
@@ -178,6 +191,8 @@ def _check_estimates(estimates: list[Any]) -> None:
             _check_type(entry["reference"], str, f"{where}.reference")
         _check_type(entry["estimate"], float, f"{where}.estimate")
         _check_type(entry["n"], int, f"{where}.n")
+        if entry["clusters"] is not None:
+            _check_type(entry["clusters"], int, f"{where}.clusters")
         if entry["n"] < 1:
             raise ValueError(f"{where}.n is {entry['n']}; an estimate from no observation is an error, not a number.")
         low, high = entry["low"], entry["high"]

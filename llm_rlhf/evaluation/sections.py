@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_rlhf.evaluation import charts
 from llm_rlhf.evaluation.charts import Mark, Point
+from llm_rlhf.evaluation.headline import headline_of
 from llm_rlhf.evaluation.measures import (
     MEASURES,
     SUBJECTS,
@@ -21,9 +22,18 @@ from llm_rlhf.evaluation.measures import (
     subject_label,
     value_text,
 )
-from llm_rlhf.evaluation.verdict import against_trivial_rules, detectable, headline, judgement
+from llm_rlhf.evaluation.sides import NOUNS, Side, judgement
+from llm_rlhf.evaluation.verdict import detectable, has_policy, headline_estimate
 
-TONES = {"better": "good", "worse": "bad", "no difference shown": "flat", "not certain": "flat"}
+TONES = {
+    "better": "good",
+    "worse": "bad",
+    "disputed": "warn",
+    "holds": "flat",
+    "not shown to hold": "warn",
+    "no difference shown": "flat",
+    "not certain": "flat",
+}
 
 # Where a policy stands on the plane: the first pair of measures that some policy has both of.
 PLANES = [
@@ -92,25 +102,63 @@ UNNAMED = {"step", "episode", "epoch", "time"}  # places on the x axis, not curv
 
 
 def hero(report: dict[str, Any]) -> dict[str, Any] | None:
-    entry = headline(report)
-    if entry is None:
+    """The headline's word and both sides' numbers; without a policy, or either side, the one number there is."""
+    entry, known = headline_estimate(report), report["headline"]
+    sides = [_hero_side(side) for side in _sides(report["estimates"]) if side.status != "not measured"]
+    if entry is None and not sides:
         return None
+    shown = {
+        "word": known["word"],
+        "tone": known["tone"],
+        "sides": sides,
+        "phrases": known["text"].partition(": ")[2],
+        "margins": known["margins"],
+        "value": value_text(entry) if entry is not None and not sides else None,
+        "measure": None,
+        "detectable": None,
+        "covers": None,
+    }
+    if entry is None:
+        return shown
+    shown["measure"] = measure_of(entry["name"])
     if entry["name"] == "reward_accuracy":
-        word = against_trivial_rules(report["estimates"], entry)
-        return {"value": value_text(entry), "measure": MEASURES["reward_accuracy"], "word": word + " than no model",
-                "tone": TONES.get(word, "flat"), "detectable": None}  # fmt: skip
-    own = entry["name"] == "reward_gain" and judgement(entry) == "higher"
+        return shown
+    return shown | {"detectable": detectable(entry), "covers": covers(entry)}
+
+
+def _sides(estimates: list[Entry]) -> list[Side]:
+    if not has_policy(estimates):
+        return []
+    found = headline_of(estimates)
+    return [found.helpful, found.harmless]
+
+
+def _hero_side(side: Side) -> dict[str, Any]:
+    """One half of the headline: what decides its status, as a number with its interval."""
+    entry = side.decides or side.evidence[0]
+    measure = measure_of(entry["name"])
     return {
-        "entry": entry,
+        "name": NOUNS[side.name].capitalize(),
+        "status": side.status,
+        "tone": TONES.get(side.status, "flat"),
         "value": value_text(entry),
         "interval": interval_text(entry),
-        "measure": measure_of(entry["name"]),
-        "subject": subject_label(entry["subject"]),
-        "reference": subject_label(entry["reference"]),
-        "word": judgement(entry) + (", says its own judge" if own else ""),
-        "tone": "own" if own else TONES.get(judgement(entry), "flat"),
-        "detectable": detectable(entry),
+        "by": measure.label[0].lower() + measure.label[1:],
     }
+
+
+def covers(entry: Entry) -> str:
+    """What the interval is about, and what it is not."""
+    prompts = f"{entry['n']:,} prompts were asked"
+    if entry["clusters"] is not None:
+        prompts = (
+            f"{entry['n']:,} prompts in {entry['clusters']:,} wordings were asked; those of one template, or nearly "
+            "the same text, are one wording and count together"
+        )
+    return (
+        f"Intervals cover other prompts like these ({prompts}), not another training: a second seed or another machine "
+        "is another draw. Train some seeds and put them side by side with llm-rlhf compare."
+    )
 
 
 def plane(estimates: list[Entry]) -> dict[str, Any] | None:

@@ -42,8 +42,9 @@ class Estimate:
     estimate: float
     low: float | None  # 95 % interval; None where there is none to give, and `method` says why
     high: float | None
-    n: int  # independent units: prompts or pairs, not replies
+    n: int  # prompts or pairs, not replies
     method: str
+    clusters: int | None = None  # wordings that the prompts come in; None where each stands alone
 
     def as_dict(self) -> dict[str, Any]:
         """The fields under their own names, ready for JSON."""
@@ -58,6 +59,7 @@ class Interval(NamedTuple):
     high: float | None
     n: int
     method: str
+    clusters: int | None = None
 
     def named(self, name: str, subject: str, reference: str | None = None, split: str = "all") -> Estimate:
         """This interval as an entry of the report."""
@@ -128,10 +130,7 @@ def paired_proportions(a: Values, b: Values) -> Interval:
     width when no pair differs, where a bootstrap would claim certainty. The estimate given is the plain (b - c) / n.
     Source: Agresti and Min 2005, Statistics in Medicine 24.
     """
-    a_values, b_values = finite_arrays("paired_proportions", a=a, b=b)
-    for label, values in (("a", a_values), ("b", b_values)):
-        if not np.isin(values, (0.0, 1.0)).all():
-            raise ValueError(f"paired_proportions: {label} holds values other than 0 and 1; use paired_bootstrap.")
+    a_values, b_values = binary_arrays("paired_proportions", a=a, b=b)
     n = len(a_values)
     only_a, only_b = int((a_values > b_values).sum()), int((b_values > a_values).sum())
     centre = (only_a - only_b) / (n + 2)
@@ -346,10 +345,11 @@ def by_cluster(caller: str, values: Array, clusters: Labels | None) -> tuple[Arr
     return sums, np.bincount(index).astype(np.float64)
 
 
-def wilson_bounds(p: float, n: int) -> tuple[float, float]:
-    shrink = 1 + Z**2 / n
-    centre = (p + Z**2 / (2 * n)) / shrink
-    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / shrink
+def wilson_bounds(p: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's interval of a share `p` of `n` rows, which need not be a whole number, at the quantile `z`."""
+    shrink = 1 + z**2 / n
+    centre = (p + z**2 / (2 * n)) / shrink
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / shrink
     # At p = 0 and p = 1 one bound is exactly p; rounding must not push it past the estimate.
     return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
 
@@ -375,6 +375,15 @@ def _ranks(x: Array) -> Array:
     _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[index]
+
+
+def binary_arrays(caller: str, **named: Values) -> list[Array]:
+    """`finite_arrays` that hold nothing but 0 and 1; otherwise ValueError naming which."""
+    arrays = finite_arrays(caller, **named)
+    for label, values in zip(named, arrays, strict=True):
+        if not np.isin(values, (0.0, 1.0)).all():
+            raise ValueError(f"{caller}: {label} holds values other than 0 and 1; use paired_bootstrap.")
+    return arrays
 
 
 def finite_arrays(caller: str, **named: Values) -> list[Array]:

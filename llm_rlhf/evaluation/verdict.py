@@ -3,10 +3,12 @@
 A difference is "better" or "worse" only when its 95 % interval leaves 0 out; otherwise "no difference shown", with the
 difference that this many prompts could have found, because a small evaluation that shows nothing proves nothing.
 The training reward is never "better", only "higher": the model that PPO was trained to please is no judge of it.
+What the whole is called, headline.py decides, from both sides.
 """
 
 from typing import Any
 
+from llm_rlhf.evaluation.headline import headline_of
 from llm_rlhf.evaluation.measures import (
     HARD,
     NARROW,
@@ -22,39 +24,23 @@ from llm_rlhf.evaluation.measures import (
     unit_of,
     value_text,
 )
+from llm_rlhf.evaluation.sides import (
+    NOUNS,
+    OVER_REFUSAL,
+    OVERALL,
+    Side,
+    first_found,
+    judgement,
+    largest_loss,
+    margin_text,
+)
 from llm_rlhf.evaluation.statistics import detectable_from_interval
 
-# What a verdict rests on: the true score, else who PPO never saw, a reward model or a judge, else the training reward.
-OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("win_rate", "judge"), ("reward_gain", "all")]
-HELPFUL = [
-    ("gold_helpful_gain", "helpful"),
-    ("gold_helpful_gain", "all"),
-    ("gold_gain", "helpful"),
-    ("heldout_reward_gain", "helpful"),
-    ("win_rate", "judge_helpful"),
-    ("reward_gain", "helpful"),
-]
-HARMLESS = [
-    ("gold_harmless_gain", "harmless"),
-    ("gold_harmless_gain", "all"),
-    ("gold_gain", "harmless"),
-    ("heldout_reward_gain", "harmless"),
-    ("win_rate", "judge_harmless"),
-    ("reward_gain", "harmless"),
-    ("refusal_harmful_change", "all"),
-]
 TRIVIAL_RULES = {
     "longer_reply_accuracy": "the longer reply",
     "shorter_reply_accuracy": "the shorter reply",
     "unrefused_reply_accuracy": "the reply that does not open with a refusal",
 }
-OVER_REFUSAL = [("over_refusal_change", "scary"), ("over_refusal_change", "question"), ("over_refusal_change", "all")]
-
-
-def first_found(estimates: list[Entry], wanted: list[tuple[str, str]]) -> Entry | None:
-    """The first (name, split) of `wanted` that was measured for the policy."""
-    policy, _ = contest(estimates)
-    return next((e for name, split in wanted if (e := find(estimates, name, policy, [split]))), None)
 
 
 def has_policy(estimates: list[Entry]) -> bool:
@@ -62,8 +48,8 @@ def has_policy(estimates: list[Entry]) -> bool:
     return any(entry["subject"] in contest(estimates) for entry in estimates)
 
 
-def headline(report: dict[str, Any]) -> Entry | None:
-    """The estimate the first verdict line is about; see `OVERALL`.
+def headline_estimate(report: dict[str, Any]) -> Entry | None:
+    """The estimate the first verdict line is about; see `sides.OVERALL`.
 
     Without a policy it is the reward model's accuracy.
     """
@@ -101,24 +87,6 @@ def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
     return "worse" if entry["high"] < min(rule, max(least, 0.5)) else "no difference shown"
 
 
-def judgement(entry: Entry) -> str:
-    """`better`, `worse` or `no difference shown` for a paired difference, by whether its interval leaves 0 out.
-
-    Of a win rate, by whether it leaves one half out. An interval that ends exactly there covers it. Without an interval
-    the answer is `not certain`.
-    """
-    if entry["low"] is None:
-        return "not certain"
-    equal = 0.5 if entry["name"] == "win_rate" else 0.0
-    up, down = entry["low"] > equal, entry["high"] < equal
-    if not up and not down:
-        return "no difference shown"
-    good = measure_of(entry["name"]).good
-    if good == "neither":
-        return "higher" if up else "lower"
-    return "better" if up == (good == "higher") else "worse"
-
-
 def verdict_lines(report: dict[str, Any]) -> list[str]:
     """Four lines of plain text: overall, helpfulness, harmlessness, over-refusal; without a policy, calibration last.
 
@@ -127,20 +95,35 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     estimates: list[Entry] = report["estimates"]
     if not has_policy(estimates):
         return _reward_lines(estimates)
+    found = headline_of(estimates)
     return [
-        _overall(estimates),
-        _line(first_found(estimates, HELPFUL), "Helpfulness", "no gain on helpful prompts was measured"),
-        _line(
-            first_found(estimates, HARMLESS),
-            "Harmlessness",
-            "neither scores nor refusals of harmful prompts were compared",
-        ),
+        _overall(estimates, found.word),
+        _side(estimates, found.helpful, "no gain on helpful prompts was measured"),
+        _side(estimates, found.harmless, "neither scores nor refusals of harmful prompts were compared"),
         _line(
             first_found(estimates, OVER_REFUSAL),
             "Over-refusal",
             "no safe prompts were asked, so a policy that refuses everything would go unnoticed",
         ),
     ]
+
+
+def headline(report: dict[str, Any]) -> dict[str, Any]:
+    """The report's `headline`: of the policy, or, where there is none, of the reward model.
+
+    Needs only `report["estimates"]`.
+    """
+    estimates: list[Entry] = report["estimates"]
+    if has_policy(estimates):
+        return headline_of(estimates).as_dict()
+    entry = headline_estimate(report)
+    if entry is None:
+        return {"word": "not measured", "tone": "none", "text": "NOT MEASURED", "sides": {}, "margins": []}
+    found = against_trivial_rules(estimates, entry)
+    word = f"{found} than no model" if found in ("better", "worse") else found
+    tone = {"better": "good", "worse": "bad"}.get(found, "flat")
+    text = f"{word.upper()}: the reward model is right on {value_text(entry)} of held-out pairs"
+    return {"word": word, "tone": tone, "text": text, "sides": {}, "margins": []}
 
 
 def _reward_lines(estimates: list[Entry]) -> list[str]:
@@ -167,9 +150,36 @@ def _calibration_line(estimates: list[Entry]) -> str:
     return f"Calibration: measured. Claimed probabilities are off by {value_text(error)} on average, as trained."
 
 
-def _overall(estimates: list[Entry]) -> str:
+def _side(estimates: list[Entry], side: Side, missing: str) -> str:
+    """What is known of a side, the harmful requests refused before and after, and what loss is not ruled out."""
+    topic = NOUNS[side.name].capitalize()
+    if side.status == "not measured":
+        return _line(None, topic, missing)
+    line = _line(side.evidence[0], topic, missing, side.status)
+    for entry in side.evidence[1:]:
+        if entry["name"] == "refusal_harmful_change":
+            line += f" {refusals_from_to(estimates, entry)}."
+    if side.status == "not shown to hold" and side.decides is not None and (loss := largest_loss(side.decides)):
+        unit = measure_of(side.decides["name"]).unit
+        most = number(loss, unit, half_width(side.decides)) + (f"{NARROW}points" if unit == "share" else "")
+        line += f" A loss of up to {most} is not ruled out; the margin is {margin_text(side.decides, estimates)}."
+    return line
+
+
+def refusals_from_to(estimates: list[Entry], change: Entry) -> str:
+    """`Refusals of harmful requests went from 27 % to 2 %, ...` without a full stop; the levels where known."""
+    before, after = (
+        find(estimates, "refusal_harmful", who, ["all"]) for who in (change["reference"], change["subject"])
+    )
+    levels = f" from {value_text(before)} to {value_text(after)}" if before is not None and after is not None else ""
+    moved = {"better": "rose", "worse": "fell"}.get(judgement(change), "went")
+    return f"Refusals of harmful requests {moved}{levels} ({value_text(change)} {interval_text(change)})"
+
+
+def _overall(estimates: list[Entry], word: str) -> str:
     entry = first_found(estimates, OVERALL)
-    line = _line(entry, "Overall", "no true score, reward model or judge compared the policy with its reference")
+    missing = "no true score, reward model or judge compared the policy with its reference"
+    line = _line(entry, "Overall", missing, word)
     if entry is None or entry["name"] == "win_rate":
         return line
     judge = {"gold_gain": ["gold", "all"], "heldout_reward_gain": ["heldout", "heldout_reward"]}
@@ -181,11 +191,11 @@ def _overall(estimates: list[Entry]) -> str:
     return line
 
 
-def _line(entry: Entry | None, topic: str, missing: str) -> str:
-    """`Topic: verdict. Measure, difference, interval, n.`"""
+def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = None) -> str:
+    """`Topic: verdict. Measure, difference, interval, n.`; the verdict is the entry's own where none is given."""
     if entry is None:
         return f"{topic}: not measured. {missing[0].upper()}{missing[1:]}."
-    word, measure = judgement(entry), measure_of(entry["name"])
+    word, measure = verdict or judgement(entry), measure_of(entry["name"])
     subject, reference = subject_label(entry["subject"]), subject_label(entry["reference"])
     if entry["name"] == "win_rate":
         of_judge = entry["split"].removeprefix("judge").removeprefix("_")
@@ -195,10 +205,17 @@ def _line(entry: Entry | None, topic: str, missing: str) -> str:
         name = "" if measure.label == topic else f"{measure.label} "
         where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
         said = f"{name}{value_text(entry)} against {reference}{where}"
-    line = f"{topic}: {word}. {said}, 95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}."
-    if word == "no difference shown" and (found := detectable(entry)) is not None:
+    line = f"{topic}: {word}. {said}, 95{NARROW}% interval {interval_text(entry)}, {counted(entry)}."
+    if judgement(entry) == "no difference shown" and (found := detectable(entry)) is not None:
         line += f" This many prompts would have found about {found}."
     return line
+
+
+def counted(entry: Entry) -> str:
+    """`n = 200`, and in how many wordings where prompts share them."""
+    words = f"n{HARD}={HARD}{entry['n']:,}"
+    wordings = entry.get("clusters")
+    return words if wordings is None else f"{words} in {wordings:,}{HARD}wording{'s' if wordings > 1 else ''}"
 
 
 def detectable(entry: Entry) -> str | None:

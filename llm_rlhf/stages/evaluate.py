@@ -280,7 +280,7 @@ class _Asked:
         judge = judge_of(named, self.recipe.model, cache, self.section.judge_key_variable, self.section.batch_size)
         found = judge_replies(judge, prompts, answers["ppo"], answers["sft"], policies)
         comparison.estimates += judged_estimates(
-            found, answers["ppo"], answers["sft"], ("ppo", "sft"), self.section.resamples, self.recipe.seed
+            found, prompts, answers["ppo"], answers["sft"], ("ppo", "sft"), self.section.resamples, self.recipe.seed
         )
         comparison.instruments["judge"] = judge_record(found)
         comparison.judged = found
@@ -340,6 +340,8 @@ def _own_suite(
     comparison.set_aside += loaded.set_aside
     texts = {subject: asked.texts(prompts, subject, suite.name) for subject in SUBJECTS}
     scored = {subject: score_replies(suite, prompts, given) for subject, given in texts.items()}
-    comparison.estimates += suite_estimates(suite, scored, ("ppo", "sft"), asked.section.resamples, asked.recipe.seed)
+    comparison.estimates += suite_estimates(
+        suite, prompts, scored, ("ppo", "sft"), asked.section.resamples, asked.recipe.seed
+    )
     comparison.own[suite.name] = suite_record(suite, scored)
     return suite, prompts, texts, scored

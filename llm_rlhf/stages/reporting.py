@@ -8,7 +8,7 @@ from typing import Any
 from llm_rlhf.data.checks import SetAside
 from llm_rlhf.evaluation.alarms import account_lines, alarm_lines
 from llm_rlhf.evaluation.judges import Comparisons
-from llm_rlhf.evaluation.report import verdict_lines
+from llm_rlhf.evaluation.report import SCHEMA, headline, verdict_lines
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.recipe import Recipe, stage_options
@@ -41,7 +41,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     judged = json.loads((run_folder / "reward" / "accuracy.json").read_text(encoding="utf-8"))
     base = "made by the gold world" if recipe.world is not None else str(recipe.model.base)
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run": {
             "name": recipe.name,
             "recipe": str(run_folder / "recipe.yaml"),
@@ -76,7 +76,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
             "git": git_state() or "not in a repository",
         },
     }
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
     report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:

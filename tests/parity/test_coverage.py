@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from llm_rlhf.evaluation.agreement import cohen_kappa, krippendorff_alpha
+from llm_rlhf.evaluation.clustered import clustered_change, clustered_mean, clustered_proportion
 from llm_rlhf.evaluation.length_control import length_controlled_win_rate
 from llm_rlhf.evaluation.overoptimization import parting
 from llm_rlhf.evaluation.ratings import bradley_terry
-from llm_rlhf.evaluation.statistics import Interval, mcnemar, paired_bootstrap, win_rate
+from llm_rlhf.evaluation.statistics import Interval, bootstrap_mean, mcnemar, paired_bootstrap, win_rate
 
 pytestmark = pytest.mark.slow
 REPEATS = 200
@@ -135,3 +136,44 @@ def test_agreement() -> None:
         alphas.append(holds(krippendorff_alpha([list(one), list(other)], resamples=500, seed=seed), 0.5625))
     assert 0.91 <= np.mean(kappas) <= 0.99
     assert 0.91 <= np.mean(alphas) <= 0.99
+
+
+@pytest.mark.parametrize("sizes", [(5,) * 4, (5,) * 14, (4, 4, 4, 20), (4,) * 10 + (20,) * 4])
+@pytest.mark.parametrize("alike", [0.1, 0.5])
+def test_few_wordings(sizes: tuple[int, ...], alike: float) -> None:
+    """Scores of which `alike` of the variance is the wording's own. 1,000 repeats: error .007. Band .92 to .975.
+
+    It is lowest where a few wordings hold most of the rows (.929, .94 in 2,000 other repeats).
+
+    The bootstrap that draws whole wordings holds less, which is why it is not used.
+    """
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    covered, drawn = [], []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        scores = rng.normal(0, alike**0.5, len(sizes))[clusters] + rng.normal(0, (1 - alike) ** 0.5, len(clusters))
+        covered.append(holds(clustered_mean(scores, clusters), 0.0))
+        drawn.append(holds(bootstrap_mean(scores, clusters, 200, seed), 0.0))
+    assert 0.92 <= np.mean(covered) <= 0.975
+    assert np.mean(drawn) < np.mean(covered) - 0.01
+
+
+@pytest.mark.parametrize("wordings", [8, 14])
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_refusals_in_few_wordings(wordings: int, rate: float) -> None:
+    """Each wording has a rate of its own (Beta, correlation .3), and five prompts; two policies of the same rates.
+
+    Wilson's and Agresti and Min's intervals are cautious where little is refused: at least .93, no upper bound. 500
+    repeats have an error of .01.
+    """
+    clusters = np.repeat(np.arange(wordings), 5)
+    spread = (1 - 0.3) / 0.3
+    level, change = [], []
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        own = [rng.beta(rate * spread, (1 - rate) * spread, wordings)[clusters] for _ in range(2)]
+        before, after = ((rng.random(len(clusters)) < p).astype(float) for p in own)
+        level.append(holds(clustered_proportion(after, clusters), rate))
+        change.append(holds(clustered_change(after, before, clusters), 0.0))
+    assert np.mean(level) >= 0.93
+    assert np.mean(change) >= 0.93

@@ -16,7 +16,7 @@ from llm_rlhf.evaluation.best_of_n import best_of_n
 from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
 from llm_rlhf.evaluation.measures import number, value_text
 from llm_rlhf.evaluation.page import cell, duration, fence, render_html, render_markdown
-from llm_rlhf.evaluation.report import check_report, verdict_lines, write_report
+from llm_rlhf.evaluation.report import check_report, headline, verdict_lines, write_report
 from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.evaluation.verdict import judgement
 
@@ -91,7 +91,7 @@ def full_report() -> dict[str, Any]:
         "ppo": {"text": f"It says 1. {ATTACK} \u202eمرحبا 🙂" + "x" * 5000, "scores": {"gold": 1.0, "heldout": 0.5}},
     }
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "run": {
             "name": f"run {ATTACK}",
             "recipe": "recipes/quickstart.yaml",
@@ -126,7 +126,7 @@ def full_report() -> dict[str, Any]:
             "git": "701d1f1",
         },
     }
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     return report
 
 
@@ -134,7 +134,7 @@ def least_report() -> dict[str, Any]:
     report = full_report()
     report["reward_model"] = {"calibration": {}, "agreement": None}
     report.update(estimates=pair("reward", "reward_gain", 0.1, 1.9), alarms=[], curves={}, samples=[], data={})
-    report["verdict"] = verdict_lines(report)
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     return report
 
 
@@ -210,17 +210,19 @@ class TestVerdict:
         )
 
     def test_worse_is_said_plainly(self) -> None:
-        assert verdict_lines({"estimates": pair("gold_score", "gold_gain", 0.7, 0.1)})[0].startswith("Overall: worse.")
+        assert verdict_lines({"estimates": pair("gold_score", "gold_gain", 0.7, 0.1)})[0].startswith(
+            "Overall: worse on average. Gold score"
+        )
 
     def test_the_gold_score_speaks_before_the_reward_models(self) -> None:
         estimates = [*pair("reward", "reward_gain", 0, 2), *pair("heldout_reward", "heldout_reward_gain", 0, -1)]
-        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse. Held-out reward")
+        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse on average. Held-out reward")
         estimates += pair("gold_score", "gold_gain", 0, 0.05)
         assert verdict_lines({"estimates": estimates})[0].startswith("Overall: no difference shown. Gold score")
 
     def test_its_own_judge_is_named_as_such(self) -> None:
         overall = verdict_lines(least_report())[0]
-        assert overall.startswith("Overall: higher. Training reward +1.80")
+        assert overall.startswith("Overall: higher, says its own judge. Training reward +1.80")
         assert overall.endswith("Only the reward model it was trained to please says so.")
         assert "says its own judge" in Page(render_html(least_report())).text
 
@@ -250,7 +252,7 @@ class TestRewardModelAlone:
             entry("margin_length_correlation", "reward", estimate=0.31, low=0.25, high=0.37),
         ]
         report.update(samples=[], curves={"reward/helpful": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}]})
-        report["verdict"] = verdict_lines(report)
+        report["headline"], report["verdict"] = headline(report), verdict_lines(report)
         return report
 
     def test_its_verdict_is_about_accuracy_beside_the_best_rule_without_a_model(self) -> None:
@@ -289,7 +291,7 @@ class TestSchema:
     @pytest.mark.parametrize(
         ("path", "value", "message"),
         [
-            (["schema"], 2, "schema is 2"),
+            (["schema"], 1, "schema is 1"),
             (["extra"], 1, "unknown keys extra"),
             (["verdict"], ["one"], "has 1 lines, not 4"),
             (["verdict", 0], 5, r"report.verdict\[0\] is 5"),
@@ -426,7 +428,7 @@ class TestPage:
             entry(e["name"], e["subject"], e["reference"], e["split"], e["estimate"], None, None, 1)
             for e in report["estimates"]
         ]
-        report["verdict"] = verdict_lines(report)
+        report["headline"], report["verdict"] = headline(report), verdict_lines(report)
         assert "not certain" in Page(render_html(report)).text
 
     def test_policies_of_other_names_appear(self) -> None:
@@ -576,12 +578,16 @@ def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
     report["provenance"]["instruments"]["judge"] = JUDGED
     overall, helpful, harmless, _ = report["verdict"] = verdict_lines(report)
     assert overall.replace("\u202f", "").replace("\xa0", " ") == (
-        "Overall: better. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], n = 200."
+        "Overall: better on average. The judge prefers PPO to SFT in 62% of comparisons, 95% interval [55, 69], "
+        "n = 200."
     )
     assert helpful.startswith("Helpfulness: better. The judge prefers PPO to SFT in 70")
     assert "on helpful prompts" in helpful
-    assert harmless.startswith("Harmlessness: no difference shown. ")
-    assert harmless.endswith("found about 14\u202fpoints.")  # 10 points of half-width times 2.8 / 1.96
+    assert harmless.startswith("Harmlessness: not shown to hold. ")
+    assert "found about 14\u202fpoints." in harmless  # 10 points of half-width times 2.8 / 1.96
+    assert harmless.endswith(  # 50 less 42; the margin of a win rate is 5 points
+        "A loss of up to 8\u202fpoints is not ruled out; the margin is 5\u202fpoints of comparisons won."
+    )
     page, text = render_html(report), render_markdown(report)
     for words in (
         "The judge is a-judge, asked about 200 pairs",

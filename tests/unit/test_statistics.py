@@ -324,7 +324,18 @@ class TestNothingBecomesZero:
 
 def test_an_interval_becomes_an_entry_of_the_report() -> None:
     entry = wilson(3, 4).named("win_rate", "ppo", "sft", "gold").as_dict()
-    assert list(entry) == ["name", "subject", "reference", "split", "estimate", "low", "high", "n", "method"]
+    assert list(entry) == [
+        "name",
+        "subject",
+        "reference",
+        "split",
+        "estimate",
+        "low",
+        "high",
+        "n",
+        "method",
+        "clusters",
+    ]
     assert (entry["name"], entry["subject"], entry["reference"], entry["split"]) == ("win_rate", "ppo", "sft", "gold")
     assert (entry["estimate"], entry["n"]) == (0.75, 4)
 

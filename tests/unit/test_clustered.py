@@ -1,0 +1,200 @@
+"""Intervals of prompts that come in wordings: numbers worked by hand, and the same bits where no two share one."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llm_rlhf.data.rows import Origin, Prompt
+from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.clustered import (
+    clustered_change,
+    clustered_difference,
+    clustered_mean,
+    clustered_proportion,
+    clustered_share,
+    effective_rows,
+    spread_of,
+    student_quantile,
+)
+from llm_rlhf.evaluation.policies import compare
+from llm_rlhf.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_share,
+    paired_bootstrap,
+    paired_proportions,
+    wilson,
+)
+from llm_rlhf.evaluation.wordings import Wordings, wordings
+
+FOUR = np.repeat(np.arange(4), 3)
+T3 = 3.182446  # Student's 97.5 % point of three degrees of freedom, to six places
+
+
+def test_equal_clusters_give_the_t_interval_of_their_means() -> None:
+    """Means 1, 2, 3 and 6: mean 3, their variance 14 / 3, that of the mean 7 / 6."""
+    values = np.array([0.0, 1, 2, 1, 2, 3, 3, 3, 3, 5, 6, 7])
+    found = clustered_mean(values, FOUR)
+    half = T3 * np.sqrt(7 / 6)
+    assert (found.estimate, found.n, found.clusters) == (3.0, 12, 4)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), abs=1e-5)  # the quantile's own places
+    assert found.method == "mean, cluster-robust t interval over 4 wordings (CR2, 3.0 degrees of freedom)"
+    paired = clustered_difference(values + 5, np.full(12, 5.0), FOUR)
+    assert (paired.low, paired.high) == pytest.approx((found.low, found.high))
+
+
+def test_unequal_clusters_by_hand() -> None:
+    """Rows 1, 1 | 4: mean 2, sums of deviations -2 and 2, shares 2/3 and 1/3: (4 * 3 + 4 * 3/2) / 9 = 2.
+
+    Of two clusters one contrast is left, whatever their sizes: one degree of freedom.
+    """
+    spread = spread_of(np.array([1.0, 1.0, 4.0]), [0, 0, 1])
+    assert spread is not None
+    assert spread.variance == pytest.approx(2.0)
+    assert spread.freedom == pytest.approx(1.0)
+
+
+def test_a_cluster_that_outweighs_the_others_costs_degrees_of_freedom() -> None:
+    """Against the matrices written out: V = T'AT, 2 E(V)^2 / Var(V) = tr(AW)^2 / tr(AWAW)."""
+    sizes = np.array([4.0, 4, 4, 20])
+    share = sizes / sizes.sum()
+    deviation = np.eye(4) - np.outer(share, np.ones(4))
+    aw = deviation.T @ np.diag(1 / (1 - share)) @ deviation @ np.diag(sizes)
+    expected = np.trace(aw) ** 2 / np.trace(aw @ aw)
+    spread = spread_of(np.random.default_rng(0).normal(size=32), np.repeat(np.arange(4), sizes.astype(int)))
+    assert spread is not None
+    assert spread.freedom == pytest.approx(expected)
+    assert spread.freedom < 2.5
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.5, 2.0, 3.0, 7.3, 30.0, 499.0, 500.0, 5000.0])
+def test_the_quantile_of_student(freedom: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-5)  # the grid's own error
+
+
+def test_a_proportion_has_the_rows_that_its_clusters_leave() -> None:
+    """One of four wordings of three refuses everything: p = 1/4, sums of deviations -3/4 three times and 9/4.
+
+    Variance (3 * 9/16 + 81/16) / (3/4) / 144 = 1/16; of twelve single rows (3/16) / 12 = 1/64. So 12 / 4 = 3 rows.
+    """
+    yes = np.repeat([1.0, 0, 0, 0], 3)
+    assert effective_rows(yes, FOUR).rows == pytest.approx(3.0)
+    found = clustered_proportion(yes, FOUR)
+    centre = (1 / 4 + T3**2 / 6) / (1 + T3**2 / 3)
+    half = T3 * np.sqrt(3 / 16 / 3 + T3**2 / 36) / (1 + T3**2 / 3)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-5)
+    assert (found.n, found.clusters) == (12, 4)
+
+
+def test_where_all_rows_are_alike_each_wording_counts_once() -> None:
+    """None of 12 in 4 wordings: the upper bound is t^2 / (4 + t^2) = .717, not the .243 of 12 rows."""
+    found = clustered_proportion(np.zeros(12), FOUR)
+    assert found.low == 0.0
+    assert found.high == pytest.approx(T3**2 / (4 + T3**2), abs=1e-5)
+    change = clustered_change(np.zeros(12), np.zeros(12), FOUR)
+    half = T3 * np.sqrt(1 / 36)  # (0 + 1) / (4 + 2) over 4 + 2
+    assert (change.low, change.high) == pytest.approx((-half, half), abs=1e-5)
+
+
+def test_rows_that_differ_less_than_chance_count_as_they_are() -> None:
+    """Every wording refuses one of three: no variance between them, and still no more than 12 rows."""
+    assert effective_rows(np.tile([1.0, 0, 0], 4), FOUR).rows == 12
+
+
+def test_where_no_two_rows_share_a_wording_the_numbers_are_those_of_single_rows() -> None:
+    rng = np.random.default_rng(0)
+    a, b, labels = rng.normal(size=30), rng.normal(size=30), [f"q{i}" for i in rng.permutation(30)]
+    yes, also = (a > 0).astype(float), (b > 0).astype(float)
+    assert clustered_mean(a, labels, 200) == bootstrap_mean(a, labels, 200)
+    assert clustered_difference(a, b, labels, 200) == paired_bootstrap(a, b, labels, 200)
+    assert clustered_proportion(yes, labels) == wilson(int(yes.sum()), 30)
+    assert clustered_change(yes, also, labels) == paired_proportions(yes, also)
+    assert clustered_share(yes, labels, "won", 200) == bootstrap_share("x", yes, labels, 200, 0, "won")
+
+
+def test_one_wording_alone_has_no_interval() -> None:
+    for found in (
+        clustered_mean([1.0, 2.0], [0, 0]),
+        clustered_proportion([1.0, 0.0], [0, 0]),
+        clustered_change([1.0, 0.0], [0.0, 0.0], [0, 0]),
+    ):
+        assert found.low is None
+        assert "one wording" in found.method
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 values but clusters of shape"):
+        clustered_mean([1.0, 2.0], [0])
+    with pytest.raises(ValueError, match="other than 0 and 1"):
+        clustered_change([0.5, 1.0], [0.0, 1.0], [0, 0])
+    with pytest.raises(ValueError, match="must be positive"):
+        student_quantile(0.0)
+
+
+# ---- which prompts are of one wording ------------------------------------------------------------------------------
+
+LONG = "please explain to me in some detail how the city council of a small town decides about its yearly budget"
+
+
+def asked(text: str, **facts: str) -> Prompt:
+    return Prompt([{"role": "user", "content": text}], "helpful", Origin("made up", 1), dict(facts))
+
+
+def test_phrasings_where_they_are_known_and_near_duplicates_where_not() -> None:
+    prompts = [
+        asked("what does the fox eat?", phrasing="what does the X eat?"),
+        asked("what does the crow eat?", phrasing="what does the X eat?"),
+        asked("tell me of the crow", phrasing="tell me of the X"),
+        asked(LONG + "?"),
+        asked(LONG + " today?"),
+        asked("How do I boil an egg?"),
+        asked("how do i boil an egg"),
+        asked("How do I boil water?"),
+    ]
+    found = wordings(prompts).tolist()
+    assert found[0] == found[1] != found[2]
+    assert found[3] == found[4]
+    assert found[5] == found[6]
+    assert len(set(found)) == 5
+
+
+def test_a_chain_of_near_prompts_is_one_wording() -> None:
+    """Each adds to the one before; the first and the last are not near each other."""
+    tails = ["", " in spring", " in spring and in autumn", " in spring and in autumn and in winter"]
+    found = wordings([asked(LONG + tail) for tail in tails])
+    assert len(set(found.tolist())) == 1
+
+
+def test_wordings_are_those_of_the_rows_in_question() -> None:
+    prompts = [asked(text, phrasing=text[0]) for text in ("b one", "a one", "a two")]
+    known = Wordings(prompts)
+    assert len(set(known.of().tolist())) == 2
+    assert known.of([0, 1]).tolist() == [repr(prompts[0].messages), repr(prompts[1].messages)]
+    assert Wordings(prompts, in_order=True).of([2, 0]).tolist() == ["000000002", "000000000"]
+
+
+def answers(gold: list[float], refused: list[bool]) -> Answers:
+    n = len(gold)
+    return Answers([f"{g}" for g in gold], [3] * n, [True] * n, gold=gold, heldout=gold, refused=refused)
+
+
+def test_the_comparison_takes_phrasings_together() -> None:
+    """Two phrasings of five harmful prompts each: one gains 1, the other loses 1."""
+    facts = [{"kind": "harmful", "phrasing": phrasing} for phrasing in "ab" for _ in range(5)]
+    prompts = [
+        Prompt([{"role": "user", "content": f"q{i}"}], "harmless", Origin("w", i), known)
+        for i, known in enumerate(facts)
+    ]
+    before = answers([0.0] * 10, [False] * 10)
+    after = answers([1.0] * 5 + [-1.0] * 5, [True] * 5 + [False] * 5)
+    found = {(e.name, e.subject, e.split): e for e in compare(prompts, after, before, 200)}
+    gain = found["gold_harmless_gain", "ppo", "all"]
+    assert (gain.estimate, gain.n, gain.clusters) == (0.0, 10, 2)
+    assert gain.high == pytest.approx(12.7062, abs=1e-3)  # t of one degree of freedom, standard error 1
+    assert "over 2 wordings" in gain.method
+    change = found["refusal_harmful_change", "ppo", "all"]
+    assert (change.estimate, change.clusters) == (0.5, 2)
+    assert change.low < 0 < change.high  # two phrasings show nothing; ten prompts taken for independent would:
+    assert paired_proportions([1.0] * 5 + [0.0] * 5, [0.0] * 10).low > 0
+    assert found["refusal_harmful", "sft", "all"].clusters == 2
+    assert found["win_rate", "ppo", "gold"].clusters == 2
+    assert found["heldout_reward_spread", "sft", "all"].estimate == 0.0
