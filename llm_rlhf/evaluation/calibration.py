@@ -234,18 +234,17 @@ def ensemble_agreement(
 
 def _no_temperature(m: Array, first: NDArray[np.bool_]) -> str | None:
     """Why no temperature is the best for these margins, or for those of one half of them; None where one is."""
-    for rows, of in ((np.ones_like(first), ""), (first, "of one half "), (~first, "of one half ")):
+    for rows, half in ((np.ones_like(first), ""), (first, "in one half"), (~first, "in one half")):
         known = m[rows]
         if not np.any(known):
             continue
         at = fit_temperature(known) / float(np.abs(known).mean())
+        pairs = f"the {len(known)} held-out pairs {half}".rstrip()
         if at <= LEAST * BOUND:
-            share = "every one" if np.all(known >= 0) else f"{int((known > 0).sum())}"
-            return f"{share} of the {len(known)} held-out pairs {of}is right, so that no certainty would be too great"
+            told = "every one" if np.all(known >= 0) else "every one, but for near ties,"
+            return f"{told} of {pairs} is right, so that no certainty is too great"
         if at >= MOST / BOUND:
-            return (
-                f"on the {len(known)} held-out pairs {of}it is no better than chance, so that none would be too small"
-            )
+            return f"it is no better than chance on {pairs}, so that no certainty is too small"
     return None
 
 

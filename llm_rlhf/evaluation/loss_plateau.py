@@ -37,8 +37,8 @@ def plateau_check(
     who = called or CALLED.get(subject, f"the adapter {subject}")
     if len(values) < LEAST_LOSSES:
         text = (
-            f"Whether the training loss of {who} left its plateau: {len(values)} losses were logged, {LEAST_LOSSES} "
-            "are needed; lower reward.logging_steps, where the training is not too short for any."
+            f"Whether the training loss of {who} left its plateau: it was logged {len(values)} times, and only "
+            f"{LEAST_LOSSES} make a curve; lower reward.logging_steps, or train longer."
         )
         return Check("leaves_plateau", subject, "all", "not measured", text, {"losses": len(values)})
     rest = values[math.ceil(len(values) / 10) :]

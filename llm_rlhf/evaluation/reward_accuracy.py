@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
-from llm_rlhf.evaluation.reward_checks import CALLED, over_rules
+from llm_rlhf.evaluation.reward_checks import CALLED, over_rules, refusals_of
 from llm_rlhf.evaluation.statistics import RESAMPLES, Array, Estimate, Values, accuracy, pearson
 
 OBJECTIVES = ("helpful", "harmless")
@@ -87,6 +87,7 @@ def reward_report(
     by_name = {name: _two_arrays(name, both, len(pairs)) for name, both in scores.items()}
     prompts = np.array([repr(pair.prompt) for pair in pairs])
     sizes = _lengths(pairs) if lengths is None else np.stack(_two_arrays("lengths", lengths, len(pairs)), axis=1)
+    refuses = refusals_of(pairs)
     report: dict[str, Any] = {
         "estimates": [],
         "breakdown": [],
@@ -102,7 +103,7 @@ def reward_report(
         report["estimates"] += [e.as_dict() for e in own]
         report["breakdown"] += [e.as_dict() for e in _breakdown(name, pairs, sizes, chosen, rejected)]
         if name in CALLED:
-            over = over_rules(name, pairs, chosen, rejected, sizes, resamples, seed)
+            over = over_rules(name, pairs, chosen, rejected, sizes, refuses, resamples, seed)
             report["over_rules"] += [e.as_dict() for e in over]
         report["length"] += [e.as_dict() for e in _length_correlations(name, pairs, sizes, chosen, rejected)]
         margins = chosen - rejected

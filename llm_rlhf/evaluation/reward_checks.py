@@ -91,22 +91,21 @@ def over_rules(
     chosen: Values,
     rejected: Values,
     lengths: Array,
+    refuses: NDArray[Any],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Estimate]:
     """A model's accuracy less that of rules without a model, on the same pairs, by objective: `accuracy_over_RULE`.
 
     Ties count 1/2 on both sides. On harmless pairs the refusal rule is "the reply that refuses is better", on helpful
-    ones that it is worse; where some pair says neither, "all" is asked too, by both. What refuses is decided by
-    refusals.py on the whole reply. Prompts are resampled whole.
+    ones that it is worse; where some pair says neither, "all" is asked too, by both. Prompts are resampled whole.
 
     Args:
-        lengths: of the chosen and the rejected replies, (n, 2).
+        lengths, refuses: of the chosen and the rejected replies, (n, 2); `refuses` as `refusals_of` gives it.
     """
-    refuses = np.array([_refuses(pair) for pair in pairs], dtype=float)
     prefers = {
-        "refusing": refuses,
-        "not_refusing": -refuses,
+        "refusing": refuses.astype(float),
+        "not_refusing": -refuses.astype(float),
         "longer": lengths,
         "shorter": -lengths,
         "coin": np.zeros_like(lengths),
@@ -131,9 +130,11 @@ def over_rules(
     return estimates
 
 
-def _refuses(pair: Preference) -> tuple[bool, bool]:
-    asked = pair.prompt[-1]["content"]
-    return detect(asked, pair.chosen).refused, detect(asked, pair.rejected).refused
+def refusals_of(pairs: Sequence[Preference]) -> NDArray[np.bool_]:
+    """Whether the chosen and the rejected reply of each pair refuse, by the detector of refusals.py, (n, 2)."""
+    return np.array(
+        [[detect(p.prompt[-1]["content"], reply).refused for reply in (p.chosen, p.rejected)] for p in pairs]
+    )
 
 
 def pair_checks(found: Found) -> list[Check]:
