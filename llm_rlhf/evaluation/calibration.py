@@ -241,8 +241,7 @@ def _no_temperature(m: Array, first: NDArray[np.bool_]) -> str | None:
         at = fit_temperature(known) / float(np.abs(known).mean())
         pairs = f"the {len(known)} held-out pairs {half}".rstrip()
         if at <= LEAST * BOUND:
-            told = "every one" if np.all(known >= 0) else "every one, but for near ties,"
-            return f"{told} of {pairs} is right, so that no certainty is too great"
+            return f"every one of {pairs} is right, so that no certainty is too great"
         if at >= MOST / BOUND:
             return f"it is no better than chance on {pairs}, so that no certainty is too small"
     return None
