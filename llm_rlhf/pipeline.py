@@ -18,6 +18,7 @@ from llm_rlhf.recipe import DataSection, Recipe
 from llm_rlhf.recipe_values import RecipeError
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.stages.inputs import read_data
+from llm_rlhf.stages.reward_gates import stop_at_gates
 
 STAGES = ("world", "sft", "reward", "ppo", "evaluate")
 REPORTS = ("report.html", "report.md", "report.json")
@@ -70,6 +71,8 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
     if run.finished(stage, inputs):
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
+        if stage == "ppo":
+            stop_at_gates(recipe, run)
         if stage != "world":
             _account_for_data(recipe, run)
         say(run, f"{place} {stage}: {WHAT[stage]}")
@@ -88,6 +91,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
+    if stage in ("reward", "ppo"):  # what is done about a finished reward model makes neither another
+        inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from llm_rlhf.evaluation.measures import MEASURES
+from llm_rlhf.evaluation.reward_checks import GATED
 from llm_rlhf.functions import FUNCTION
 from llm_rlhf.recipe_sections import (
     SOURCE_LISTS,
@@ -14,7 +15,7 @@ from llm_rlhf.recipe_sections import (
     WorldSection,
     stage_options,
 )
-from llm_rlhf.recipe_values import RecipeError, unknown_key
+from llm_rlhf.recipe_values import RecipeError, nearest, unknown_key
 
 
 def check_together(recipe: Recipe) -> None:
@@ -84,7 +85,19 @@ def check_reward(recipe: Recipe) -> None:
             f"Recipe key 'reward.ensemble' is {options.ensemble} and 'reward.objectives' is 'separate'; an ensemble is "
             "of one objective, or joint. Change one of them."
         )
+    _check_gates(options.gates)
     _check_reward_weights(recipe, options.adapters)
+
+
+def _check_gates(gates: str | bool | dict[str, str | bool]) -> None:
+    named = gates if isinstance(gates, dict) else {"": gates}
+    for check, gate in named.items():
+        key = f"reward.gates.{check}" if check else "reward.gates"
+        if check and check not in GATED:
+            raise RecipeError(unknown_key("reward.gates.", check, gate, list(GATED)))
+        if gate is not False and gate not in ("warn", "stop", "off"):
+            near = nearest(gate, ["warn", "stop", "off"]) if isinstance(gate, str) else ""
+            raise RecipeError(f"Recipe key {key!r} is {gate!r}; it must be one of 'warn', 'stop', 'off'.{near}")
 
 
 def _check_reward_weights(recipe: Recipe, adapters: list[str]) -> None:

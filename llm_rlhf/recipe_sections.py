@@ -176,6 +176,14 @@ class RewardOptions:
     reference_samples: int = 256  # replies of the starting model whose mean score becomes 0; 0: scores stay as they are
     reference_length: int = 128  # tokens of such a reply at most
     unit_deviation: bool = False  # their standard deviation becomes 1 as well
+    # What a check of the finished reward model does that found a fault: warn; stop, before PPO; or off, say nothing. Or
+    # one of these for each check by its name (GATED in evaluation/reward_checks.py); those not named warn.
+    gates: str | bool | dict[str, str | bool] = "warn"
+
+    def gate(self, check: str) -> str:
+        """What the check of this name does: "warn", "stop" or "off", which YAML reads as false."""
+        found = self.gates.get(check, "warn") if isinstance(self.gates, dict) else self.gates
+        return "off" if found is False else str(found)
 
     @property
     def adapters(self) -> list[str]:

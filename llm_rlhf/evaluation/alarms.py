@@ -5,16 +5,16 @@ from typing import Any, TypeAlias
 
 from llm_rlhf.evaluation.length_control import APART
 from llm_rlhf.evaluation.measures import Entry, by_role, measure_of, subject_label, value_text
+from llm_rlhf.evaluation.reward_checks import gravest_first, pair_checks
 from llm_rlhf.evaluation.sides import OVERALL, REFUSALS, direction
 from llm_rlhf.evaluation.statistics import Estimate
-from llm_rlhf.evaluation.verdict import best_trivial_rule, refusals_from_to
+from llm_rlhf.evaluation.verdict import refusals_from_to
 
 SMALL_N = 100  # prompts; under this, intervals are wide and a bootstrap of them is itself unsure
 LARGE_KL = 50.0  # nats a reply; far beyond where published runs made their gains
 # Perplexity of held-out replies after over before. Published runs move a policy by tens of nats a reply of a hundred
 # tokens and more, some tenths of a nat a token; twice the perplexity (0.69 nats) is beyond what such a gain costs.
 FORGOTTEN = 2.0
-LENGTHY = 0.3  # correlation of preference and length; at it, length explains about a tenth of the model's preferences
 LOST = 0.05  # share of rows lost from which a reader must be told
 FEW_WORDINGS = 10  # of one side; with fewer, the few that were chosen decide
 LONGER = 1.5  # ratio of reply lengths from which length alone may explain a gain
@@ -165,23 +165,7 @@ def _longer(found: Found) -> list[str]:
 
 def _weak_judges(found: Found) -> list[str]:
     """A reward model must beat rules that need no model before its rewards mean anything, and not be one of them."""
-    words = []
-    rule, baseline = best_trivial_rule([estimate.as_dict() for estimate in found.values()], "all")
-    for subject, called in (("reward", "The reward model"), ("heldout", "The held-out judge")):
-        own = found.get(("reward_accuracy", subject, "all"))
-        if own is not None and own.low is not None and own.low <= baseline:
-            words.append(
-                f"{called} is not shown to beat a trivial rule: its accuracy is {own.estimate:.1%} ({own.low:.1%} to "
-                f"{own.high:.1%}), and {rule} is right on {baseline:.1%}. Its rewards may be noise."
-            )
-        length = found.get(("margin_length_correlation", subject, "all"))
-        if length is not None and length.low is not None and length.low > LENGTHY:
-            words.append(
-                f"{called} follows length: its preferences and the lengths of replies correlate by "
-                f"{length.estimate:.2f} ({length.low:.2f} to {length.high:.2f}). If longer is not better here, set "
-                "reward.length_control."
-            )
-    return words
+    return [check.text for check in gravest_first(pair_checks(found)) if check.level != "passed"]
 
 
 def _out_of_shape(found: Found) -> list[str]:

@@ -20,6 +20,7 @@ from llm_rlhf.evaluation.statistics import Array, Interval, Labels, Values, accu
 BINS = 10  # of equal width between 1/2 and 1
 FLOOR_DRAWS = 200
 LEAST, MOST = 1e-3, 1e3  # bounds of a fitted temperature, in units of the mean |margin|
+BOUND = 1 + 1e-6  # a temperature within this factor of a bound is the bound: Newton's method stops at 1e-12
 
 
 def fit_temperature(margins: Values) -> float:
@@ -144,17 +145,21 @@ def calibrate(margins: Values, prompts: Labels, resamples: int = 2000, seed: int
     Returns:
         temperature, n (prompts), pairs; `ece`, `brier`, `log_loss`, each `_before` and `_after` with its `_low` and
         `_high`; `ece_floor` (see `calibration_floor`); `curve_before` and `curve_after`; `halves`: the temperatures
-        of the two halves. Where one half has no pair, or nothing but ties, the keys of `after` are None.
+        of the two halves. Where one half has no pair, or nothing but ties, the keys of `after` are None. Where all
+        pairs or those of a half have no best temperature (see `fit_temperature`), what was fitted is a bound and no
+        calibration: `temperature` and the keys of `after` are None, and `no_temperature` says why; else it is None.
     """
     m, labels = _margins(margins), np.asarray(prompts)
     if labels.shape != m.shape:
         raise ValueError(f"calibrate: {len(m)} margins but prompts of shape {labels.shape}; give one per pair.")
     first = _first_half(labels)
     halves = [fit_temperature(m[rows]) if np.any(m[rows]) else None for rows in (first, ~first)]
+    temperature, why = fit_temperature(m), _no_temperature(m, first)
     after = None
-    if halves[0] is not None and halves[1] is not None:
+    if why is None and halves[0] is not None and halves[1] is not None:
         after = m / np.where(first, halves[1], halves[0])
-    found: dict[str, Any] = {"temperature": fit_temperature(m), "n": len(np.unique(labels)), "pairs": len(m)}
+    found: dict[str, Any] = {"temperature": None if why else temperature, "no_temperature": why}
+    found |= {"n": len(np.unique(labels)), "pairs": len(m)}
     clusters = labels if found["n"] < len(m) else None
     for name, measure in (("ece", calibration_error), ("brier", brier), ("log_loss", log_loss)):
         for when, read in (("before", m), ("after", after)):
@@ -225,6 +230,21 @@ def ensemble_agreement(
         "auroc_margin": area(-np.abs(mean)),
         "by_doubt": quantiles,
     }
+
+
+def _no_temperature(m: Array, first: NDArray[np.bool_]) -> str | None:
+    """Why no temperature is the best for these margins, or for those of one half of them; None where one is."""
+    for rows, half in ((np.ones_like(first), ""), (first, "in one half"), (~first, "in one half")):
+        known = m[rows]
+        if not np.any(known):
+            continue
+        at = fit_temperature(known) / float(np.abs(known).mean())
+        pairs = f"the {len(known)} held-out pairs {half}".rstrip()
+        if at <= LEAST * BOUND:
+            return f"every one of {pairs} is right, so that no certainty is too great"
+        if at >= MOST / BOUND:
+            return f"it is no better than chance on {pairs}, so that no certainty is too small"
+    return None
 
 
 def _binned(m: Array, bins: int) -> tuple[Array, Array, NDArray[np.int64]]:

@@ -120,6 +120,22 @@ MEASURES: dict[str, Measure] = {
         "share",
         "neither",
     ),
+    "accuracy_over_refusing": Measure(
+        "Accuracy less that of refusing",
+        "Against preferring the reply that refuses, pair by pair; below 0 the rule is better than the model.",
+        "share",
+        "higher",
+    ),
+    "accuracy_over_not_refusing": Measure(
+        "Accuracy less that of not refusing", "Against preferring the reply that does not refuse.", "share", "higher"
+    ),
+    "accuracy_over_longer": Measure(
+        "Accuracy less that of the longer reply", "Against preferring the longer reply.", "share", "higher"
+    ),
+    "accuracy_over_shorter": Measure(
+        "Accuracy less that of the shorter reply", "Against preferring the shorter reply.", "share", "higher"
+    ),
+    "accuracy_over_coin": Measure("Accuracy less that of a coin", "Against one half.", "share", "higher"),
     "chance_accuracy": Measure("Chance", "Accuracy of a coin.", "share", "neither"),
     "calibration_error": Measure(
         "Calibration error", "How far the claimed probabilities are from what came true, on average over the pairs.",

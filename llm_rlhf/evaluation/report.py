@@ -212,7 +212,8 @@ def _check_reward_model(found: dict[str, Any]) -> None:
     for subject, known in found["calibration"].items():
         where = f"report.reward_model.calibration.{subject}"
         _check_type(known, dict, where)
-        _check_type(known.get("temperature"), float, f"{where}.temperature")
+        if known.get("temperature") is not None or not known.get("no_temperature"):
+            _check_type(known.get("temperature"), float, f"{where}.temperature")
         _check_type(known.get("curve_before"), list, f"{where}.curve_before")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
+from llm_rlhf.evaluation.reward_checks import CALLED, over_rules, refusals_of
 from llm_rlhf.evaluation.statistics import RESAMPLES, Array, Estimate, Values, accuracy, pearson
 
 OBJECTIVES = ("helpful", "harmless")
@@ -73,6 +74,7 @@ def reward_report(
         baselines: `longer_reply_accuracy`, `shorter_reply_accuracy`, `unrefused_reply_accuracy` (the better reply is
             the one that does not open with a refusal, ties where both or neither do) and `chance_accuracy`, of subject
             "baseline", by objective.
+        over_rules: what `reward_checks.over_rules` says of "reward" and "heldout": accuracy less the rules', paired.
         length: `margin_length_correlation` of every model, of score and length differences within pairs, and
             `score_length_correlation`, of the scores and lengths of all replies.
         calibration: by model, what `calibration.calibrate` says; None where all its scores are equal.
@@ -85,10 +87,12 @@ def reward_report(
     by_name = {name: _two_arrays(name, both, len(pairs)) for name, both in scores.items()}
     prompts = np.array([repr(pair.prompt) for pair in pairs])
     sizes = _lengths(pairs) if lengths is None else np.stack(_two_arrays("lengths", lengths, len(pairs)), axis=1)
+    refuses = refusals_of(pairs)
     report: dict[str, Any] = {
         "estimates": [],
         "breakdown": [],
         "baselines": [e.as_dict() for e in baseline_estimates(pairs, sizes)],
+        "over_rules": [],
         "length": [],
         "calibration": {},
         "cross_objective": {},
@@ -98,6 +102,9 @@ def reward_report(
         own = accuracy_estimates(name, pairs, chosen, rejected)
         report["estimates"] += [e.as_dict() for e in own]
         report["breakdown"] += [e.as_dict() for e in _breakdown(name, pairs, sizes, chosen, rejected)]
+        if name in CALLED:
+            over = over_rules(name, pairs, chosen, rejected, sizes, refuses, resamples, seed)
+            report["over_rules"] += [e.as_dict() for e in over]
         report["length"] += [e.as_dict() for e in _length_correlations(name, pairs, sizes, chosen, rejected)]
         margins = chosen - rejected
         report["calibration"][name] = calibrate(margins, prompts, resamples, seed) if np.any(margins) else None

@@ -27,7 +27,7 @@ def judge_estimates(found: dict[str, Any]) -> list[Entry]:
     errors of calibration are on "all" as trained and on "calibrated" with the fitted temperature.
     """
     entries = [e for e in found["estimates"] if e["name"] == "reward_accuracy"]
-    entries += found["breakdown"] + found["baselines"] + found["length"]
+    entries += found["breakdown"] + found["baselines"] + found.get("over_rules", []) + found["length"]
     for subject, known in found["calibration"].items():
         for error, name in ERRORS.items():
             for when, split in (("before", "all"), ("after", "calibrated")):
@@ -117,7 +117,8 @@ def calibration(known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         {
             "subject": subject_label(subject),
             "kind": kind_of(subject),
-            "temperature": number(found["temperature"], "score"),
+            "temperature": "none" if found["temperature"] is None else number(found["temperature"], "score"),
+            "why_none": found.get("no_temperature"),  # not in runs of earlier versions
             "floor": _share_text(found["ece_floor"]),
             "n": found["n"],
             **{

@@ -2,7 +2,7 @@
 
 A folder of a run's reward stage holds the adapter and its head, the tokenizer with its chat template, and what is known
 about its scores: `normalisation.json` (see roles.py) and `calibration.json`, whose `temperature` makes the difference
-of two scores, as trained, the logarithm of the odds that people prefer the first reply.
+of two scores, as trained, the logarithm of the odds that people prefer the first reply, where it is not null.
 """
 
 import copy
@@ -39,7 +39,7 @@ class Member(NamedTuple):
     head: nn.Linear | None  # float32; None: the model's own forward is the only way to read it
     mean: float  # of reference samples, taken off its scores
     deviation: float  # and what they are divided by then
-    temperature: float  # of its scores before that
+    temperature: float | None  # of its scores before that; None: held-out pairs told none
 
 
 class Loaded(NamedTuple):
@@ -212,12 +212,18 @@ def write_calibration(adapter: str | Path, calibration: dict[str, Any]) -> None:
     write_json(Path(adapter) / CALIBRATION, calibration)
 
 
-def read_temperature(adapter: str | Path) -> float:
-    """The temperature stored with an adapter; 1, what reward models are trained with, where there is none."""
+def read_temperature(adapter: str | Path) -> float | None:
+    """The temperature stored with an adapter; 1, what reward models are trained with, where nothing is stored.
+
+    None where calibration was tried and no temperature was the best (`no_temperature` in the file says why).
+    """
     path = Path(adapter) / CALIBRATION
     if not path.is_file():
         return 1.0
-    temperature = json.loads(path.read_text(encoding="utf-8")).get("temperature")
+    known = json.loads(path.read_text(encoding="utf-8"))
+    temperature = known.get("temperature")
+    if temperature is None and known.get("no_temperature"):
+        return None
     if not isinstance(temperature, float | int) or not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{path}: 'temperature' is {temperature!r}; it must be a positive number.")
     return float(temperature)

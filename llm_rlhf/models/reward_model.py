@@ -187,12 +187,22 @@ class RewardModel:
         The logistic function of the difference of the two scores over the temperature stored with the adapter (1 where
         there is none: what reward models are trained with); of an ensemble, of the members' differences, each over its
         own temperature, times `weights`. Both replies are read behind the same prompt, cut where one of them needs it.
+
+        Warns where held-out pairs told no temperature (all were right, or no more than by chance): it is 1 then, and
+        the probabilities are what the model was trained to say, not calibrated.
         """
         if not len(prompts) == len(a) == len(b):
             raise ValueError(f"There are {len(prompts)} prompts, {len(a)} replies a and {len(b)} replies b.")
         pairs = [(prompt, reply) for prompt, *replies in zip(prompts, a, b, strict=True) for reply in replies]
         raw = self._raw(pairs, token_budget, progress, together=2)
-        logits = ((raw[0::2] - raw[1::2]) / np.array([m.temperature for m in self.members])) @ self.weights
+        if any(m.temperature is None for m in self.members):
+            warnings.warn(
+                "These probabilities are not calibrated: the held-out pairs of this reward model told no temperature "
+                "(calibration.json beside the adapter says why), so that 1, as in training, is used.",
+                stacklevel=2,
+            )
+        temperatures = np.array([1.0 if m.temperature is None else m.temperature for m in self.members])
+        logits = ((raw[0::2] - raw[1::2]) / temperatures) @ self.weights
         return np.exp(-np.logaddexp(0.0, -logits))
 
     def _raw(

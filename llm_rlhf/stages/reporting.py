@@ -14,6 +14,7 @@ from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.recipe import Recipe, stage_options
 from llm_rlhf.run_folder import RunFolder, git_state, machine, versions
 from llm_rlhf.stages.progress import read_metrics
+from llm_rlhf.stages.reward_gates import report_lines
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders
 
 
@@ -78,7 +79,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     }
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
-    report["alarms"] += account_lines(comparison.counts)
+    report["alarms"] = report_lines(recipe, run_folder, report["alarms"]) + account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
             f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."

@@ -8,9 +8,10 @@
 4. All are read back from their files, as PPO and the evaluation will read them, and what they are worth on pairs that
    none of them saw is written beside what rules without a model would score; to each the temperature that makes its
    certainty true.
+5. What would make PPO against them a waste is told now (evaluation/reward_checks.py); `reward.gates` says what follows.
 
 Writes: joint/ or helpful/ harmless/ or joint-0/ ..., and heldout/ (adapter, head, normalisation.json, calibration.json,
-metrics.jsonl each) accuracy.json lengths.json
+metrics.jsonl each) accuracy.json lengths.json warnings.json
 """
 
 import gc
@@ -21,10 +22,13 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
-from llm_rlhf.data.checks import DataError, prompt_share
-from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.data.checks import DataError
+from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.calibration import calibrate
-from llm_rlhf.evaluation.reward_accuracy import reward_report
+from llm_rlhf.evaluation.loss_plateau import label_losses, plateau_check
+from llm_rlhf.evaluation.reward_accuracy import OBJECTIVES, reward_report
+from llm_rlhf.evaluation.reward_checks import Check, calibration_check, no_refusals_known, pair_checks, refusal_check
+from llm_rlhf.evaluation.statistics import Estimate
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
     adapters_in_float32,
@@ -36,16 +40,19 @@ from llm_rlhf.models.base import (
     make_room_for,
 )
 from llm_rlhf.models.encoding import encode_reply
-from llm_rlhf.models.inference import load_roles, sample_replies, score_ids
+from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.models.reward_loading import write_calibration
 from llm_rlhf.models.roles import NORMALISATION
 from llm_rlhf.recipe import Recipe, stage_options, trainer_config
 from llm_rlhf.reward.adapters import AdapterPlan, plan_adapters
+from llm_rlhf.reward.objectives import smoothed
 from llm_rlhf.reward.trainer import PairTrainer, encode_pairs, starting_weight
 from llm_rlhf.run_folder import RunFolder, write_json
-from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts, splits, starting_model
-from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log
+from llm_rlhf.stages.inputs import Fitted, fit_preferences, splits, starting_model
+from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log, read_metrics
+from llm_rlhf.stages.reward_gates import tell
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
+from llm_rlhf.stages.start_samples import StartSamples, sample_start
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):
@@ -73,8 +80,11 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     run_folder.state.wait_for_everyone()
     names = [plan.name for plan in plans]
     model = load_roles(base, recipe.model, tokenizer, {name: folder / name for name in names})
-    normal = _normalise(recipe, run_folder, model, tokenizer, names, sets["reward_pairs"], folder)
-    _measure(recipe, run_folder, model, tokenizer, normal, sets["evaluation_pairs"], folder)
+    samples = sample_start(recipe, model, tokenizer, names, sets["reward_pairs"])
+    normal = _normalise(recipe, run_folder, samples, names, folder)
+    found = _measure(recipe, run_folder, model, tokenizer, normal, sets["evaluation_pairs"], folder)
+    if found is not None:
+        tell(recipe, [*_refusal_checks(recipe, normal, samples), *_other_checks(recipe, found, plans, folder)], folder)
 
 
 def _pairs(
@@ -133,6 +143,27 @@ def _train(
         tokenizer.save_pretrained(folder)
 
 
+def _normalise(
+    recipe: Recipe, run_folder: RunFolder, samples: StartSamples | None, names: list[str], folder: Path
+) -> dict[str, Normalisation]:
+    """Store the scores of the starting model's own replies beside each adapter: their mean becomes the score 0."""
+    if samples is None:
+        return dict.fromkeys(names, Normalisation())
+    found = {}
+    for name in names:
+        scores = samples.scores[name][: samples.counted]
+        deviation = max(scores.std(ddof=1), 1e-8) if stage_options(recipe, "reward").unit_deviation else 1.0
+        found[name] = Normalisation(scores.mean(), deviation)
+        known = {
+            **found[name]._asdict(),
+            "samples": samples.counted,
+            "of": "replies sampled from the starting model at temperature 1",
+        }
+        if run_folder.state.is_main_process:
+            write_json(folder / name / NORMALISATION, known)
+    return found
+
+
 def _measure(
     recipe: Recipe,
     run_folder: RunFolder,
@@ -141,16 +172,18 @@ def _measure(
     normal: dict[str, Normalisation],
     pairs: list[Preference],
     folder: Path,
-) -> None:
-    """Measure the reward model, each adapter where it has several, and the judge, on pairs that none of them saw."""
+) -> dict[str, Any] | None:
+    """Measure the reward model, each adapter where it has several, and the judge, on pairs that none of them saw.
+
+    Returns what `reward_report` found, in the main process; None in the others.
+    """
     options = stage_options(recipe, "reward")
     encoded = [[encode_reply(tokenizer, p.prompt, reply) for p, reply in rows] for rows in _sides(pairs)]
     rows = [[reply.ids for reply in side] for side in encoded]
     scores = {name: [score_ids(model, name, side, tokenizer.pad_token_id) for side in rows] for name in normal}
     if not run_folder.state.is_main_process:
-        return
-    read = {name: [(side - mean) / deviation for side in scores[name]] for name, (mean, deviation) in normal.items()}
-    judged = {"reward": [training_reward(recipe, {name: read[name][i] for name in read}) for i in (0, 1)]}
+        return None
+    judged = {"reward": [_as_ppo_reads(recipe, normal, {name: scores[name][i] for name in scores}) for i in (0, 1)]}
     judged |= {name: scores[name] for name in scores if name == HELDOUT or len(options.adapters) > 1}
     found = reward_report(
         pairs,
@@ -164,54 +197,43 @@ def _measure(
         if np.any(chosen != rejected):
             known = found["calibration"].get(name)
             write_calibration(folder / name, known or calibrate(chosen - rejected, prompts))
+    return found
+
+
+def _as_ppo_reads(recipe: Recipe, normal: dict[str, Normalisation], scores: dict[str, np.ndarray]) -> np.ndarray:
+    """The training reward of replies from the scores of each adapter as trained."""
+    return training_reward(recipe, {name: (scores[name] - mean) / by for name, (mean, by) in normal.items()})
+
+
+def _refusal_checks(recipe: Recipe, normal: dict[str, Normalisation], samples: StartSamples | None) -> list[Check]:
+    """Would PPO be paid to refuse what it should, and to answer what it should?"""
+    if samples is None:
+        return [no_refusals_known("reward.reference_samples is 0, so that there are no replies to ask it about.")]
+    scores = {"reward": _as_ppo_reads(recipe, normal, samples.scores)}
+    scores |= {name: values for name, values in samples.scores.items() if name == HELDOUT}
+    checks = []
+    for objective in OBJECTIVES:
+        rows = samples.rows_of(objective)
+        refused, prompts = [samples.refused[i] for i in rows], [repr(samples.prompts[i].messages) for i in rows]
+        if rows:
+            checks += [refusal_check(name, objective, of[rows], refused, prompts) for name, of in scores.items()]
+    return checks or [
+        no_refusals_known("no pair says which it is about; set 'objective' to helpful or harmless in data.preferences.")
+    ]
+
+
+def _other_checks(recipe: Recipe, found: dict[str, Any], plans: list[AdapterPlan], folder: Path) -> list[Check]:
+    """What held-out pairs, the losses and the calibration say."""
+    options = stage_options(recipe, "reward")
+    measured = [Estimate(**entry) for part in ("estimates", "over_rules", "length") for entry in found[part]]
+    checks = pair_checks({(e.name, e.subject, e.split): e for e in measured})
+    for plan in plans:
+        losses = [line["loss"] for line in read_metrics(folder / plan.name) if "loss" in line]
+        confidences = [smoothed(pair.confidence, options.label_smoothing) for pair in plan.pairs]
+        coin, floor = label_losses(confidences, [pair.margin or 0.0 for pair in plan.pairs])
+        checks.append(plateau_check("reward" if [plan.name] == options.adapters else plan.name, losses, coin, floor))
+    return checks + [calibration_check(name, known) for name, known in found["calibration"].items()]
 
 
 def _sides(pairs: list[Preference]) -> tuple[list[tuple[Preference, str]], list[tuple[Preference, str]]]:
     return [(pair, pair.chosen) for pair in pairs], [(pair, pair.rejected) for pair in pairs]
-
-
-def _normalise(
-    recipe: Recipe,
-    run_folder: RunFolder,
-    model: Any,
-    tokenizer: Any,
-    names: list[str],
-    pairs: list[Preference],
-    folder: Path,
-) -> dict[str, Normalisation]:
-    """Store the scores of the starting model's own replies beside each adapter: their mean becomes the score 0."""
-    options = stage_options(recipe, "reward")
-    if not options.reference_samples:
-        return dict.fromkeys(names, Normalisation())
-    room = context_limit(recipe.model, model.config) - options.reference_length
-    asked = [Prompt(pair.prompt, pair.objective, pair.origin) for pair in pairs]
-    prompts = fit_prompts(tokenizer, asked, Fitted(room, "reference prompts")) if room > 0 else []
-    prompts = sorted(prompts, key=lambda prompt: prompt_share(prompt.messages, "reference"))
-    if len(prompts) < 2:
-        raise DataError(
-            f"No two prompts leave room for reference replies of {options.reference_length} tokens; lower "
-            "reward.reference_length, or set reward.reference_samples to 0."
-        )
-    replies = sample_replies(
-        model,
-        tokenizer,
-        [prompt.messages for prompt in prompts[: options.reference_samples]],
-        [],
-        response_length=options.reference_length,
-        temperature=1.0,
-        seed=recipe.seed,
-        progress="reward: reference replies",
-    )
-    found = {}
-    for name in names:
-        scores = score_ids(model, name, [r.prompt_ids + r.ids for r in replies], tokenizer.pad_token_id).astype(float)
-        deviation = max(scores.std(ddof=1), 1e-8) if options.unit_deviation else 1.0
-        found[name] = Normalisation(scores.mean(), deviation)
-        known = {
-            **found[name]._asdict(),
-            "samples": len(replies),
-            "of": "replies sampled from the starting model at temperature 1",
-        }
-        if run_folder.state.is_main_process:
-            write_json(folder / name / NORMALISATION, known)
-    return found

@@ -156,6 +156,14 @@ class TestNormalisationAndCalibration:
         assert found == pytest.approx([expected, 1 - expected], abs=1e-5)
         assert not 0.45 < expected < 0.55
 
+    def test_probabilities_without_a_temperature_are_those_of_training_and_warn(self, adapters, tmp_path) -> None:
+        folder = shutil.copytree(adapters[1], tmp_path / "reward" / "joint")
+        write_calibration(folder, {"temperature": None, "no_temperature": "every one of 4 pairs is right"})
+        model, plain = RewardModel.from_pretrained(folder), RewardModel.from_pretrained(adapters[1])
+        with pytest.warns(UserWarning, match="not calibrated: the held-out pairs of this reward model told no temper"):
+            found = model.probability(["p"], ["a"], ["bb"])
+        assert found == pytest.approx(plain.probability(["p"], ["a"], ["bb"]), abs=1e-6)
+
     def test_a_broken_temperature_is_refused(self, adapters, tmp_path) -> None:
         folder = shutil.copytree(adapters[1], tmp_path / "joint")
         write_calibration(folder, {"temperature": 0})

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from llm_rlhf.cli import app
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe import load_recipe
+from llm_rlhf.recipe_values import RunError
 
 
 def run_on(base: Path, folder: Path, pairs: Path, **sections: Any) -> Path:
@@ -71,7 +72,7 @@ def test_several_adapters_walk_the_chain_on_one_base(
     assert {f"reward/{name}" for name in members} <= report["curves"].keys()
     for name in names:
         known = json.loads((run / "reward" / name / "calibration.json").read_text())
-        assert known["temperature"] > 0
+        assert known["no_temperature"] or known["temperature"] > 0
     assert (report["reward_model"]["agreement"] is not None) == ("ensemble" in reward)
     if model:
         return
@@ -89,6 +90,58 @@ def test_several_adapters_walk_the_chain_on_one_base(
     assert len((out / "replies_refusals.jsonl").read_text().splitlines()) == 9
     assert CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "bare"), "--no-refusals"]).exit_code == 0
     assert not (tmp_path / "bare" / "replies_refusals.jsonl").exists()
+
+
+def test_a_failed_check_is_told_and_stops_the_run_before_ppo(finished: Path, tmp_path: Path, capsys) -> None:
+    """Held-out labels are the wrong way round, so that the reward model is worse than a coin."""
+    animals = ["fox", "owl", "hare", "mole", "otter", "crow", "toad", "deer"]
+    questions = [
+        f"what does the {animal} eat{end}" for animal in animals for end in ("?", ". please.", "? hi!", ".", " then?")
+    ]
+    for name, (chosen, rejected) in {
+        "pairs": ("the fox eats figs.", "no"),
+        "held": ("no", "the fox eats figs."),
+    }.items():
+        rows = [
+            {"prompt": f"{name} {question}" if name == "held" else question, "chosen": chosen, "rejected": rejected}
+            for question in questions
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections: dict[str, Any] = {
+        "data": {
+            "held_out": 0.0,
+            "near_duplicates": None,
+            "evaluation_preferences": [{"source": str(tmp_path / "held.jsonl"), "objective": "helpful"}],
+        },
+        "ppo": PPO,
+        "evaluate": EVALUATE,
+    }
+    reward = REWARD | {"max_steps": 12, "learning_rate": 1e-2}
+
+    def run(gates: Any) -> Path:
+        return run_on(
+            finished / "sft" / "model", tmp_path, tmp_path / "pairs.jsonl", reward=reward | {"gates": gates}, **sections
+        )
+
+    fault = "On helpful pairs the reward model is worse than a rule without a model: it is right on 0.0%"
+    with pytest.raises(RunError, match=f"(?s)'reward.gates' says stop.*beats_rules: {fault}.*reward.gates=warn"):
+        run({"beats_rules": "stop"})
+    told = capsys.readouterr().out
+    assert (
+        told.index("[1/3] reward")
+        < told.index(f"      warning: {fault}")
+        < told.index("checks of the reward model passed")
+    )
+    assert "not measured: Whether the reward model pays for refusing" in told
+    made = tmp_path / "run" / "reward" / "manifest.json"
+    before = made.stat().st_mtime_ns
+    assert not list((tmp_path / "run").glob("*ppo"))
+    with pytest.raises(RunError, match="says stop"):  # however often it is run again
+        run("stop")
+    done = run("warn")
+    assert made.stat().st_mtime_ns == before
+    assert "[1/3] reward: done before" in capsys.readouterr().out
+    assert any(fault in line for line in json.loads((done / "report.json").read_text())["alarms"])
 
 
 def test_a_recipe_without_ppo_reports_its_reward_model_alone(finished: Path, tmp_path: Path) -> None:

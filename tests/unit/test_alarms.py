@@ -19,8 +19,8 @@ HEALTHY = [
     entry("gold_gain", 0.3, 0.1, 0.5),
     entry("over_refusal_change", -0.1, -0.2, 0.0, split="scary"),
     entry("reward_accuracy", 0.75, 0.70, 0.80, subject="reward"),
-    entry("longer_reply_accuracy", 0.45, 0.40, 0.50, subject="baseline"),
-    entry("shorter_reply_accuracy", 0.55, 0.50, 0.60, subject="baseline"),
+    entry("accuracy_over_longer", 0.30, 0.25, 0.35, subject="reward"),
+    entry("accuracy_over_shorter", 0.20, 0.15, 0.25, subject="reward"),
     entry("margin_length_correlation", 0.2, 0.1, 0.35, subject="reward"),
     entry("response_length", 20, 19, 21, subject="sft"),
     entry("response_length", 25, 24, 26),
@@ -40,8 +40,8 @@ def test_a_healthy_run_raises_none() -> None:
         (entry("gold_gain", 0.1, -0.1, 0.3), "the true score shows no gain (+0.10"),
         (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "PPO refuses 20 points more"),
         (
-            entry("reward_accuracy", 0.57, 0.54, 0.60, subject="reward"),
-            "the shorter reply is right on 55.0%",
+            entry("accuracy_over_shorter", 0.02, -0.03, 0.07, subject="reward"),
+            "not shown to beat a rule without a model: it is right on 75.0%, the shorter reply on 73.0%",
         ),
         (entry("margin_length_correlation", 0.5, 0.4, 0.6, subject="reward"), "follows length: its preferences"),
         (entry("response_length", 31, 30, 32), "grew from 20 to 31 tokens"),
@@ -110,10 +110,12 @@ def test_names_that_are_not_sft_and_ppo_find_their_levels() -> None:
     assert "mine gives in, or evades, where start refused" in told(renamed)[0]
 
 
-def test_the_best_rule_without_a_model_is_the_one_to_beat() -> None:
+def test_the_rule_that_is_least_beaten_is_named() -> None:
     weak = [
-        entry("reward_accuracy", 0.62, 0.59, 0.65, "reward"),
-        entry("longer_reply_accuracy", 0.55, 0.53, 0.57, "baseline"),
-        entry("unrefused_reply_accuracy", 0.6, 0.58, 0.62, "baseline"),
+        entry("reward_accuracy", 0.62, 0.59, 0.65, "reward", "helpful"),
+        entry("accuracy_over_longer", 0.07, 0.04, 0.10, "reward", "helpful"),
+        entry("accuracy_over_not_refusing", 0.02, -0.01, 0.05, "reward", "helpful"),
     ]
-    assert "the reply that does not open with a refusal is right on 60.0%" in alarm_lines(weak)[0]
+    (line,) = alarm_lines(weak)
+    assert "helpful pairs the reward model is not shown to beat" in line
+    assert "the reply that does not refuse on 60.0%" in line

@@ -53,6 +53,22 @@ class TestTemperature:
         assert fit_temperature([-1.0, 1.0]) == pytest.approx(1e3)
 
     @pytest.mark.parametrize(
+        ("margins", "why"),
+        [
+            ([1.0, 3.0] * 20, "every one of the 40 held-out pairs is right, so that no certainty is too great"),
+            ([-1.0, -3.0] * 20, "it is no better than chance on the 40 held-out pairs, so that no certainty is too"),
+            ([2.0] * 39 + [-2.0], "every one of the 20 held-out pairs in one half is right"),  # the other has the error
+            ([2.0, 2.0, -1.0] * 40, None),
+        ],
+    )
+    def test_a_bound_is_not_called_a_temperature(self, margins: list[float], why: str | None) -> None:
+        known = calibrate(margins, [f"p{i}" for i in range(len(margins))], resamples=100)
+        assert (known["temperature"] is None) == (why is not None)
+        assert (known["ece_after"] is None) == (known["curve_after"] is None) == (why is not None)
+        assert known["ece_before"] is not None
+        assert (known["no_temperature"] or "").startswith(why or "")
+
+    @pytest.mark.parametrize(
         ("margins", "words"), [([], "at least one"), ([0.0, 0.0], "every margin is 0"), ([1.0, math.nan], "position 1")]
     )
     def test_nothing_to_fit_is_an_error(self, margins: list[float], words: str) -> None:

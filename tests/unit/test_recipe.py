@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_rlhf.pipeline import stage_inputs
 from llm_rlhf.recipe import DECIDED_ELSEWHERE, load_recipe, stage_options, trainer_config
 from llm_rlhf.recipe_values import RecipeError
 from llm_rlhf.stages.reward_model import training_reward
@@ -101,6 +102,11 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("reward=null", r"'ppo' needs a reward model"),
         ("reward.objectives=both", r"'reward.objectives' is 'both'; it must be one of 'joint', 'separate'"),
         ("reward.ensemble=0", r"'reward.ensemble' is 0; it must be at least 1"),
+        ("reward.gates=stopp", r"'reward.gates' is 'stopp'; it must be one of 'warn', 'stop', .*Did you mean 'stop'"),
+        ("reward.gates=on", r"'reward.gates' is True; it must be one of 'warn', 'stop', 'off'"),
+        ("reward.gates=3", r"'reward.gates' is 3 \(int\); it must be of type"),
+        ("reward.gates.beat_rules=stop", r"'reward.gates.beat_rules' .*Did you mean 'reward.gates.beats_rules'"),
+        ("reward.gates.beats_rules=halt", r"'reward.gates.beats_rules' is 'halt'; it must be one of"),
         ("reward.label_smoothing=0.5", r"'reward.label_smoothing' is 0.5; .* under 0.5"),
         ("reward.label_smoothing_factor=0.1", r"set 'reward.label_smoothing'"),
         ("reward={objectives: separate, ensemble: 2}", r"an ensemble is of one objective, or joint"),
@@ -160,6 +166,29 @@ def test_what_is_decided_elsewhere_is_a_field_of_some_trainer() -> None:
 
     known = {f.name for c in (SFTConfig, RewardConfig, PPOConfig) for f in dataclasses.fields(c)}
     assert set(DECIDED_ELSEWHERE) <= known
+
+
+@pytest.mark.parametrize(
+    ("gates", "beats_rules", "leaves_plateau"),
+    [
+        (None, "warn", "warn"),
+        ("stop", "stop", "stop"),
+        ("off", "off", "off"),  # which YAML reads as false
+        ("{beats_rules: stop}", "stop", "warn"),
+        ("{leaves_plateau: off, beats_rules: warn}", "warn", "off"),
+    ],
+)
+def test_gates_of_the_reward_model(recipe, gates, beats_rules, leaves_plateau) -> None:
+    options = stage_options(recipe(None, *([f"reward.gates={gates}"] if gates else [])), "reward")
+    assert (options.gate("beats_rules"), options.gate("leaves_plateau")) == (beats_rules, leaves_plateau)
+
+
+def test_gates_alone_make_neither_the_reward_model_nor_the_policy_another(recipe) -> None:
+    plain, gated = recipe(), recipe(None, "reward.gates=stop")
+    for stage in ("reward", "ppo"):
+        assert stage_inputs(plain, stage) == stage_inputs(gated, stage)
+        assert stage_inputs(plain, stage) != stage_inputs(recipe(None, "reward.ensemble=2"), stage)
+    assert stage_inputs(plain, "evaluate") != stage_inputs(gated, "evaluate")  # the report tells what is not off
 
 
 def test_a_recipe_may_end_with_its_reward_model(recipe) -> None:
