@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation import reward_sections, sections
 from llm_rlhf.evaluation.distance_section import distance
+from llm_rlhf.evaluation.watch_section import watch_section
 from llm_rlhf.evaluation.measures import (
     NARROW,
     Entry,
@@ -95,6 +96,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "doubt": reward_sections.doubt(report["reward_model"]["agreement"]),
         "refusals": sections.refusals(estimates),
         "distance": distance(report["overoptimization"]),
+        "watch": watch_section(report["curves"].get("ppo", []), report.get("watch", {})),
         "table": [_table_row(e) for e in estimates],
     }
     return {

@@ -22,6 +22,7 @@ from llm_rlhf.evaluation.measures import (
     value_text,
 )
 from llm_rlhf.evaluation.verdict import against_trivial_rules, detectable, headline, judgement
+from llm_rlhf.evaluation.watch_section import CURVES as BY_OBJECTIVE
 
 TONES = {"better": "good", "worse": "bad", "no difference shown": "flat", "not certain": "flat"}
 
@@ -326,7 +327,7 @@ def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     more = []
     for stage, points in curves.items():
         for metric in dict.fromkeys(key for point in points for key in point):
-            if (stage, metric) not in told and metric not in UNNAMED:
+            if (stage, metric) not in told and metric not in UNNAMED and metric not in BY_OBJECTIVE:
                 drawn = _chart(points, stage, metric, metric)
                 if drawn is not None:
                     more.append(

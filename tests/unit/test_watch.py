@@ -34,7 +34,7 @@ def test_means_by_objective_by_hand() -> None:
         "harmless": {
             "prompts": 2, "scores": 2.0, "heldout_scores": 0.5, "refusal_rate": 0.5, "response_length": 6.0,
         },
-        "helpful": {"prompts": 1, "scores": 2.0, "response_length": 5.0},  # no judge and no detector: no means of theirs
+        "helpful": {"prompts": 1, "scores": 2.0, "response_length": 5.0},  # no judge, no detector
     }  # fmt: skip
 
 
@@ -94,8 +94,8 @@ def simulate(runs: int, prompts: int, after: float, evaluations: int = 8, seed: 
 
 
 def test_a_run_in_which_nothing_falls_is_seldom_warned_of() -> None:
-    """At most .05 by design; 1,000 runs of 8 evaluations have a standard error of .007, so that over .071 is a fault."""
-    assert simulate(1000, prompts=32, after=0.57) < 0.071
+    """At most .05 by design (4,000 runs: ALARMS); 400 runs have a standard error of .011, so over .083 is a fault."""
+    assert simulate(400, prompts=32, after=0.57) < 0.083
 
 
 def test_the_collapse_is_seen_at_a_single_look() -> None:
@@ -141,9 +141,9 @@ def test_a_side_is_told_once_and_once_when_it_has_recovered(tmp_path) -> None:
 def test_over_refusal_and_the_held_out_score_in_one_sentence(tmp_path) -> None:
     watch = Watch(tmp_path, level=0.05)
     watch.see(0, rows("helpful", [False] * 20, [1.0 + 0.01 * i for i in range(20)]), planned=1, write=False)
-    (news,) = watch.see(4, rows("helpful", [True] * 20, [0.03 * i for i in range(20)]), planned=1, write=False)
+    (news,) = watch.see(4, rows("helpful", [True] * 20, [0.02 * i for i in range(20)]), planned=1, write=False)
     assert news["text"].startswith(
-        "On helpful prompts the held-out score fell from 1.09 to 0.28 and refusals rose from 0 % to 100 % since PPO began"
+        "On helpful prompts the held-out score fell from 1.09 to 0.19 and refusals rose from 0 % to 100 % since PPO"
     )
     assert not (tmp_path / "watch.jsonl").exists()
 
