@@ -13,7 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation import reward_sections, sections
 from llm_rlhf.evaluation.distance_section import distance
-from llm_rlhf.evaluation.watch_section import watch_section
 from llm_rlhf.evaluation.measures import (
     NARROW,
     Entry,
@@ -27,6 +26,7 @@ from llm_rlhf.evaluation.measures import (
     with_own,
 )
 from llm_rlhf.evaluation.verdict import has_policy
+from llm_rlhf.evaluation.watch_section import watch_section
 
 MISSING = {
     "plane": "no policy was scored on helpful and on harmful prompts apart, so a gain on one that costs the other "

@@ -33,8 +33,9 @@ def watch_alarms(watch: Mapping[str, Any]) -> list[str]:
         alarms.append(f"While PPO trained: {text[0].lower()}{text[1:]} {_kept(guard or {}, side)}")
     if foreseen is not None:
         alarms += [
-            f"What PPO was paid for is bad for the {side} side: of {foreseen['n']} replies of the start to a prompt, the "
-            f"one that the training reward likes best, against the average one: {side_line(foreseen['sides'][side])}."
+            f"What PPO was paid for is bad for the {side} side: of {foreseen['n']} replies of the start to a prompt, "
+            "the one that the training reward likes best, against the average one: "
+            f"{side_line(foreseen['sides'][side])}."
             for side in worsened(foreseen)
             if side not in fell
         ]
@@ -44,7 +45,7 @@ def watch_alarms(watch: Mapping[str, Any]) -> list[str]:
 def _kept(guard: Mapping[str, Any], side: str) -> str:
     kept = "the start" if guard["kept_step"] == 0 else f"the snapshot of step {guard['kept_step']}"
     if guard["stopped_at"] is not None:
-        return f"PPO was stopped there (ppo.side_guard); the policy is {kept}, in which no side is shown to be worse."
+        return f"PPO was stopped there (ppo.side_guard); the policy is {kept}, in which no side looks worse."
     if side not in guard["worse_in_what_is_kept"]:
         return f"The policy that was kept is {kept}, in which no side is shown to be worse."
     return "The policy that was kept is as bad. Improve the reward model, raise ppo.kl_coef, or train less."

@@ -158,7 +158,7 @@ class PPOConfig(RLOOConfig):
         metadata={
             "help": "The policy that is left at the end: the last one, or the snapshot with the best score by the "
             "held-out judge (without one: by the training reward) on eval_dataset, the start among them, but none in "
-            "which side_guard finds a side worse. Chosen so, it looks better to that judge than it is."
+            "which a side looks worse to side_guard. Chosen so, it looks better to that judge than it is."
         },
     )
     side_guard: Literal["warn", "stop", "off"] = field(
@@ -166,7 +166,7 @@ class PPOConfig(RLOOConfig):
         metadata={
             "help": "What happens when a side (an objective of eval_dataset) is shown to be worse than at the start: "
             "its held-out score fell, harmless prompts are refused less or helpful ones more. 'stop' ends training "
-            "and leaves the newest snapshot without such a side (with keep: best, the best one)."
+            "and leaves the newest snapshot in which no side even looks worse (with keep: best, the best such one)."
         },
     )
     side_guard_level: float = field(

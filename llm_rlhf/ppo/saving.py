@@ -149,7 +149,7 @@ class SavedRoles(RLOOTrainer):
             chosen = best(rows, self.args.keep_kl_limit) if self.args.keep == "best" else last_sound(rows)
             called = "best" if self.args.keep == "best" else "newest"
             self.accelerator.print(
-                f"  note: the {called} snapshot in which no side is shown to be worse is that of step {chosen['step']}"
+                f"  note: the {called} snapshot in which no side looks worse is that of step {chosen['step']}"
                 f"{' (the start)' if chosen['step'] == 0 else ''}; the policy is set to it."
             )
             self._load_policy(Path(self.args.output_dir) / "snapshots" / f"step-{chosen['step']}")

@@ -22,7 +22,8 @@ class Snapshots(TrainerCallback):
     Args:
         folder: where `snapshots/` and its log are kept.
         save_policy: writes the policy into a folder (called on every process).
-        watch: what it has seen at the same step is in the line too: means by objective (`sides`), and those `worse`.
+        watch: what it has seen at the same step is in the line too: means by objective (`sides`), and those that
+            are `worse` or `doubtful`.
     """
 
     def __init__(self, folder: Path, save_policy: Callable[[Path], None], watch: Watch | None = None) -> None:
@@ -45,7 +46,7 @@ class Snapshots(TrainerCallback):
                 "response_length": known["eval_response_length"],
             }
             if self.watch is not None and self.watch.lines and self.watch.lines[-1]["step"] == state.global_step:
-                row |= {name: self.watch.lines[-1][name] for name in ("sides", "worse")}
+                row |= {name: self.watch.lines[-1][name] for name in ("sides", "worse", "doubtful")}
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -58,13 +59,13 @@ class Snapshots(TrainerCallback):
 def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
     """The snapshot with the highest held-out score (without a judge: training score) among those that may be chosen.
 
-    Its KL must be within the limit, and no side may be shown to be worse in it: a gain in the mean that one side paid
-    for is not the best. The starting policy, step 0, is one of them.
+    Its KL must be within the limit, and no side may be worse in it or look so: a gain in the mean that one side paid for
+    is not the best. The starting policy, step 0, is one of them.
 
     Raises:
         ValueError: when none is left.
     """
-    within = [row for row in rows if (kl_limit is None or row["kl"] <= kl_limit) and not row.get("worse")]
+    within = [row for row in rows if (kl_limit is None or row["kl"] <= kl_limit) and _is_sound(row)]
     if not within:
         least = min((row["kl"] for row in rows), default=None)
         raise ValueError(
@@ -75,5 +76,10 @@ def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
 
 
 def last_sound(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest snapshot in which no side is shown to be worse; the first has none to be worse than."""
-    return next(row for row in reversed(rows) if not row.get("worse"))
+    """The newest snapshot in which no side is worse or looks so; the first has none to be worse than."""
+    return next(row for row in reversed(rows) if _is_sound(row))
+
+
+def _is_sound(row: dict[str, Any]) -> bool:
+    """A fall is shown some time after it began: what is kept must not even look like one."""
+    return not row.get("worse") and not row.get("doubtful")

@@ -122,7 +122,8 @@ def p_of_signs(worse: int, better: int) -> float:
 class Watch:
     """Compares every evaluation with the first, and keeps what it saw in `watch.jsonl`, a line an evaluation.
 
-    A line holds `step`, the means by objective (`sides`), the sides that are `worse` now, what is new (`news`: step,
+    A line holds `step`, the means by objective (`sides`), the sides that are `worse` now, those `doubtful`
+    at this one look (p <= 0.05, no allowance for other looks: what a policy to keep should not be), what is new (`news`: step,
     side, `worse` or `recovered`, and a sentence), and the `rows`. The log is all the memory there is, so that a resumed
     run, which drops the lines after its checkpoint, goes on as if it had never stopped.
 
@@ -159,10 +160,11 @@ class Watch:
             write: whether this process keeps the log.
         """
         news: list[dict[str, Any]] = []
-        worse = self.worse
+        worse, doubtful = self.worse, []
         if self.lines and self.level is not None:
             start = {int(number): Row(*row) for number, row in self.lines[0]["rows"].items()}
             found = changes(start, rows)
+            doubtful = sorted({change.side for change in found if change.p <= STILL_WORSE})
             limit = self.level / (max(planned, 1) * max(len(found), 1))
             for side in sorted({change.side for change in found}):
                 own = [change for change in found if change.side == side]
@@ -179,7 +181,8 @@ class Watch:
             recovered = [one["side"] for one in news if one["what"] == "recovered"]
             worse = [side for side in worse if side not in recovered]
             worse += [one["side"] for one in news if one["what"] == "worse"]
-        line = {"step": step, "sides": by_objective(rows.values()), "worse": sorted(worse), "news": news}
+        sides = by_objective(rows.values())
+        line = {"step": step, "sides": sides, "worse": sorted(worse), "doubtful": doubtful, "news": news}
         self.lines.append(line | {"rows": {str(number): list(row) for number, row in sorted(rows.items())}})
         if write:
             with self.log.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A planted reward makes one side worse: the guard warns, stops, or keeps silent, and a killed run sees the same."""
+"""A side that gets worse in training: the guard warns, stops, or keeps silent, and a killed run sees the same."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from datasets import Dataset
 from model_helpers import random_reward_adapter
 from ppo_helpers import make_trainer
 
-SIDES = {"harmless": 40, "helpful": 20}
+SIDES = {"harmless": 30, "helpful": 20}
 ASKED = Dataset.from_list(
     [
         {"prompt": [{"role": "user", "content": f"{side} {i}"}], "objective": side}
@@ -18,23 +18,23 @@ ASKED = Dataset.from_list(
 )
 
 
-def refuses(prompts, replies) -> list[bool]:
-    """What counts as a refusal by this random model: a reply with a printable first byte."""
-    return [reply[:1].isascii() and reply[:1].isprintable() for reply in replies]
-
-
-def pays_for_not_refusing(completions, **kwargs) -> list[float]:
-    return [-float(refused) for refused in refuses(None, [c[0]["content"].strip() for c in completions])]
-
-
 def train(base_folder, folder, **options):
+    """Four rollouts of two steps. By a planted detector, harmless prompts are no longer refused after step 4.
+
+    Of the 30 it calls 20 refused up to step 4 and 2 after it; of the 20 helpful ones always the first 5.
+    """
     options = {
-        "reward_funcs": [pays_for_not_refusing], "total_episodes": 320, "learning_rate": 0.01, "kl_coef": 0.0,
-        "eval_rollouts": 10, "per_device_eval_batch_size": 16, "eval_dataset": ASKED, "missing_eos_penalty": 0.0,
-        "perturb": False, **options,
+        "reward_funcs": [lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions]],
+        "total_episodes": 32, "eval_rollouts": 1, "per_device_eval_batch_size": 16, "eval_dataset": ASKED, **options,
     }  # fmt: skip
     resume = options.pop("resume", False)
     trainer = make_trainer(base_folder, folder, None, **options)
+
+    def refuses(prompts, replies) -> list[bool]:
+        limits = {"harmless": 20 if trainer.state.global_step <= 4 else 2, "helpful": 5}
+        asked = [prompt.split() for prompt in prompts]
+        return [int(number) < limits[side] for side, number in asked]
+
     trainer.refuses = refuses
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -45,99 +45,87 @@ def summary(folder) -> dict:
 
 
 @pytest.fixture(scope="module")
-def warned(base_folder, tmp_path_factory, request):
-    """One whole run with `side_guard: warn`, what it printed, and its folder with a checkpoint in the middle."""
+def warned(base_folder, tmp_path_factory):
+    """One whole run with `side_guard: warn`, and its folder with checkpoints."""
     folder = tmp_path_factory.mktemp("warned")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    capture.suspend_global_capture()
-    capture.resume_global_capture()
-    trainer = train(base_folder, folder, save_strategy="steps", save_rollouts=20, preview_best_of=4)
-    printed, _ = capture.read_global_capture()
-    return trainer, folder, printed
+    return train(base_folder, folder, save_strategy="steps", save_rollouts=2, preview_best_of=3), folder
 
 
-def test_the_collapse_is_told_once_and_training_goes_on(warned) -> None:
-    trainer, folder, printed = warned
-    lines = [json.loads(line) for line in (folder / "watch.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 20, 40, 60, 80]
-    rates = [line["sides"]["harmless"]["refusal_rate"] for line in lines]
-    assert rates[0] > 0.4
-    assert rates[-1] < 0.1
-    found = summary(folder)
-    assert [news["side"] for news in found["news"]] == ["harmless"]  # helpful prompts are refused less too: no harm
+def test_the_collapse_is_told_once_and_training_goes_on(base_folder, tmp_path, capsys) -> None:
+    train(base_folder, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6, 8]
+    assert [line["worse"] for line in lines] == [[], [], [], ["harmless"], ["harmless"]]
+    found = summary(tmp_path)
+    assert [(news["side"], news["step"]) for news in found["news"]] == [("harmless", 6)]
     assert found["worse_at_the_end"] == found["worse_in_what_is_kept"] == ["harmless"]
-    assert (found["kept_step"], found["stopped_at"]) == (80, None)
-    assert printed.count("warning: On harmless prompts refusals fell from") == 1
+    assert (found["kept_step"], found["stopped_at"]) == (8, None)
+    printed = capsys.readouterr().out
+    assert printed.count("warning: On harmless prompts refusals fell from 67 % to 7 %") == 1
 
 
 def test_what_is_logged_of_each_side(warned) -> None:
-    trainer, folder, _ = warned
+    trainer, folder = warned
     evaluated = [line for line in trainer.state.log_history if "eval_objective/scores" in line]
-    assert [line["step"] for line in evaluated] == [0, 20, 40, 60, 80]
+    assert [line["eval_harmless/refusal_rate"] for line in evaluated] == [20 / 30] * 3 + [2 / 30] * 2
+    assert [line["eval_helpful/refusal_rate"] for line in evaluated] == [0.25] * 5
     for line in evaluated:
-        mean = sum(line[f"eval_{side}/scores"] * count for side, count in SIDES.items()) / 60
-        assert mean == pytest.approx(line["eval_objective/scores"], abs=1e-6)  # float32 sums in another order
-        assert line["eval_helpful/scores"] == -line["eval_helpful/refusal_rate"]  # both by the same rule, here
-        assert "eval_harmless/response_length" in line
+        for name, whole in (("scores", "eval_objective/scores"), ("response_length", "eval_response_length")):
+            mean = sum(line[f"eval_{side}/{name}"] * count for side, count in SIDES.items()) / 50
+            assert mean == pytest.approx(line[whole], rel=1e-6)  # float32 sums in another order
     snapshots = [json.loads(line) for line in (folder / "snapshots.jsonl").read_text().splitlines()]
-    assert snapshots[0]["worse"] == []
-    assert snapshots[-1]["worse"] == ["harmless"]
-    assert snapshots[-1]["sides"]["helpful"]["refusal_rate"] == evaluated[-1]["eval_helpful/refusal_rate"]
+    assert [row["worse"] for row in snapshots] == [[], [], [], ["harmless"], ["harmless"]]
+    assert snapshots[-1]["sides"]["helpful"]["scores"] == evaluated[-1]["eval_helpful/scores"]
 
 
-def test_the_preview_foresees_it_once_and_changes_nothing(warned, base_folder, tmp_path) -> None:
-    trainer, folder, printed = warned
+def test_neither_evaluation_nor_preview_moves_a_bit_of_what_is_learned(warned, base_folder, tmp_path) -> None:
+    trainer, folder = warned
     found = json.loads((folder / "preview.json").read_text())
-    assert (found["n"], found["sides"]["harmless"]["prompts"]) == (4, 40)
-    rate = found["sides"]["harmless"]["refusal_rate"]
-    assert rate["best"] < rate["average"] - 0.3
-    assert rate["high"] < 0
-    assert "WARNING: what PPO is paid for makes the harmless side worse" in printed
-    plain = train(base_folder, tmp_path, side_guard="off", eval_strategy="no", eval_rollouts=None)
-    assert all(
-        bool((p == q).all()) for p, q in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
-    )  # neither evaluation nor preview moved a bit of what was learned
+    assert found["n"] == 3
+    assert found["sides"]["harmless"]["scores"]["best"] > found["sides"]["harmless"]["scores"]["average"]
+    assert found["sides"]["helpful"]["refusal_rate"]["average"] == 0.25
+    plain = train(base_folder, tmp_path, eval_rollouts=None)
+    assert not (tmp_path / "watch.jsonl").exists()
+    parameters = zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
+    assert all(bool((p == q).all()) for p, q in parameters)
 
 
 def test_a_resumed_run_sees_the_same_and_begins_nothing_anew(warned, base_folder, tmp_path) -> None:
-    _, folder, _ = warned
+    _, folder = warned
     resumed = shutil.copytree(folder, tmp_path / "resumed")
-    for name in ("checkpoint-80", "snapshots/step-60"):
-        shutil.rmtree(resumed / name)
+    shutil.rmtree(resumed / "checkpoint-8")
     (resumed / "watch.json").unlink()
     (resumed / "preview.json").write_text("kept as it is")
-    train(base_folder, resumed, save_strategy="steps", save_rollouts=20, preview_best_of=4, resume=True)
+    train(base_folder, resumed, save_strategy="steps", save_rollouts=2, preview_best_of=3, resume=True)
     for name in ("watch.jsonl", "watch.json", "snapshots.jsonl"):
         assert (resumed / name).read_text() == (folder / name).read_text(), name
     assert (resumed / "preview.json").read_text() == "kept as it is"
 
 
 def test_stop_keeps_the_last_snapshot_in_which_no_side_is_worse(base_folder, tmp_path, capsys) -> None:
-    trainer = train(base_folder, tmp_path, side_guard="stop", save_strategy="steps", save_rollouts=10)
+    options = {"side_guard": "stop", "save_strategy": "steps", "save_rollouts": 1}
+    trainer = train(base_folder, tmp_path, **options)
     found = summary(tmp_path)
-    stopped = found["stopped_at"]
-    assert stopped == trainer.state.global_step < 80
-    assert found["kept_step"] == stopped - 20
+    assert (found["stopped_at"], found["kept_step"], trainer.state.global_step) == (6, 4, 6)
     assert found["worse_in_what_is_kept"] == []
     printed = capsys.readouterr().out
-    assert f"side_guard stops PPO at optimizer step {stopped}" in printed
-    assert "the newest snapshot in which no side is shown to be worse" in printed
-    kept = trainer.evaluate()
+    assert "side_guard stops PPO at optimizer step 6" in printed
+    assert "the newest snapshot in which no side looks worse is that of step 4" in printed
     rows = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
-    before = next(row for row in rows if row["step"] == found["kept_step"])
-    assert kept["eval_harmless/refusal_rate"] == before["sides"]["harmless"]["refusal_rate"]
-
-    again = train(  # killed after the stop, before anything was made of it: the checkpoint of that step is there
-        base_folder, tmp_path, side_guard="stop", save_strategy="steps", save_rollouts=10, resume=True
+    kept = trainer.evaluate()
+    assert (
+        kept["eval_harmless/scores"] == rows[2]["sides"]["harmless"]["scores"] != rows[3]["sides"]["harmless"]["scores"]
     )
-    assert again.state.global_step == stopped
+
+    again = train(base_folder, tmp_path, resume=True, **options)  # killed after the stop, before the end
+    assert again.state.global_step == 6
     assert summary(tmp_path) == found
 
 
 def test_off_says_nothing(base_folder, tmp_path, capsys) -> None:
     train(base_folder, tmp_path, side_guard="off")
     assert summary(tmp_path)["news"] == []
-    assert "warning: On" not in capsys.readouterr().out
+    assert "On harmless prompts" not in capsys.readouterr().out
 
 
 def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tmp_path, capsys) -> None:
@@ -154,7 +142,7 @@ def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tm
 
 
 def test_too_few_prompts_are_told_once(base_folder, tmp_path, capsys) -> None:
-    train(base_folder, tmp_path, eval_dataset=ASKED.select(range(30, 50)), total_episodes=32, eval_rollouts=1)
+    train(base_folder, tmp_path, eval_dataset=ASKED.select(range(20, 40)))
     printed = capsys.readouterr().out
     assert printed.count("too few prompts are kept back") == 1
     assert "harmless 10, helpful 10; it takes 16" in printed

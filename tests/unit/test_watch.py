@@ -94,7 +94,7 @@ def simulate(runs: int, prompts: int, after: float, evaluations: int = 8, seed: 
 
 
 def test_a_run_in_which_nothing_falls_is_seldom_warned_of() -> None:
-    """At most .05 by design (4,000 runs: ALARMS); 400 runs have a standard error of .011, so over .083 is a fault."""
+    """At most .05 by design (.023 in 4,000 runs); 400 runs have a standard error of .011, so over .083 is a fault."""
     assert simulate(400, prompts=32, after=0.57) < 0.083
 
 
@@ -131,6 +131,7 @@ def test_a_side_is_told_once_and_once_when_it_has_recovered(tmp_path) -> None:
         )
     assert [[one["what"] for one in news] for news in told] == [[], ["worse"], [], [], ["recovered"], []]
     assert [line["worse"] for line in watch.lines] == [[], ["harmless"], ["harmless"], ["harmless"], [], []]
+    assert [line["doubtful"] for line in watch.lines] == [[], ["harmless"], ["harmless"], ["harmless"], [], []]
     assert told[1][0]["text"] == (
         "On harmless prompts refusals fell from 56 % to 6 % since PPO began (32 prompts kept back, optimizer step 1): "
         "more than chance explains."
