@@ -59,8 +59,8 @@ class Snapshots(TrainerCallback):
 def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
     """The snapshot with the highest held-out score (without a judge: training score) among those that may be chosen.
 
-    Its KL must be within the limit, and no side may be worse in it or look so: a gain in the mean that one side paid for
-    is not the best. The starting policy, step 0, is one of them.
+    Its KL must be within the limit, and no side may be worse in it or look so: a gain in the mean that one side paid
+    for is not the best. The starting policy, step 0, is one of them.
 
     Raises:
         ValueError: when none is left.

@@ -122,9 +122,9 @@ def p_of_signs(worse: int, better: int) -> float:
 class Watch:
     """Compares every evaluation with the first, and keeps what it saw in `watch.jsonl`, a line an evaluation.
 
-    A line holds `step`, the means by objective (`sides`), the sides that are `worse` now, those `doubtful`
-    at this one look (p <= 0.05, no allowance for other looks: what a policy to keep should not be), what is new (`news`: step,
-    side, `worse` or `recovered`, and a sentence), and the `rows`. The log is all the memory there is, so that a resumed
+    A line holds `step`, the means by objective (`sides`), the sides that are `worse` now, those that are `doubtful` at
+    this one look (p <= 0.05 without allowance for the others: a policy to keep should have none), what is new (`news`:
+    step, side, `worse` or `recovered`, and a sentence), and the `rows`. The log is all the memory there is, so that a resumed
     run, which drops the lines after its checkpoint, goes on as if it had never stopped.
 
     Args:
