@@ -124,8 +124,8 @@ class Watch:
 
     A line holds `step`, the means by objective (`sides`), the sides that are `worse` now, those that are `doubtful` at
     this one look (p <= 0.05 without allowance for the others: a policy to keep should have none), what is new (`news`:
-    step, side, `worse` or `recovered`, and a sentence), and the `rows`. The log is all the memory there is, so that a resumed
-    run, which drops the lines after its checkpoint, goes on as if it had never stopped.
+    step, side, `worse` or `recovered`, and a sentence), and the `rows`. The log is all the memory there is, so that a
+    resumed run, which drops the lines after its checkpoint, goes on as if it had never stopped.
 
     Args:
         folder: where the log is.
