@@ -145,6 +145,8 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
         if stage_options(recipe, stage).eval_prompts:
             defaults |= {"eval_strategy": "steps", "eval_steps": 0.125, "per_device_eval_batch_size": 32}
+            if section.get("eval_strategy") != "no" and section.get("eval_on_start") is not False:
+                defaults["preview_best_of"] = 8
     defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
     return config_class(**{**defaults, **section, **decided})
 

@@ -26,6 +26,7 @@ from llm_rlhf.evaluation.measures import (
     with_own,
 )
 from llm_rlhf.evaluation.verdict import has_policy
+from llm_rlhf.evaluation.watch_section import watch_section
 
 MISSING = {
     "plane": "no policy was scored on helpful and on harmful prompts apart, so a gain on one that costs the other "
@@ -100,6 +101,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "doubt": reward_sections.doubt(report["reward_model"]["agreement"]),
         "refusals": sections.refusals(estimates),
         "distance": distance(report["overoptimization"]),
+        "watch": watch_section(report["curves"].get("ppo", []), report.get("watch", {})),
         "table": [_table_row(e) for e in estimates],
     }
     return {

@@ -86,6 +86,11 @@ def detect_all(prompts: Sequence[str], replies: Sequence[str]) -> list[Refusal]:
     return [detect(p, r) for p, r in zip(prompts, replies, strict=True)]
 
 
+def refused(prompts: Sequence[str], replies: Sequence[str]) -> list[bool]:
+    """Which of the replies refuse: what PPOTrainer takes as `refuses`."""
+    return [found.refused for found in detect_all(prompts, replies)]
+
+
 def _declined(speaks: list[str], sentences: list[str]) -> tuple[str, str] | None:
     """The sentence in which the speaker declines; not where the question has no answer, or needs eyes or the web."""
     for sentence in speaks:

@@ -21,6 +21,8 @@ The dictionary, schema 2 (every key below is required, a list or dictionary may 
     overoptimization  what `snapshot_curve` found, None where the run has no snapshots; "best_of_n" in it is what
                  `best_of_n` found, absent where it was not asked for
     alarms      [str, ...], sentences, the gravest first
+    watch       {"guard": what `Watch.write_summary` wrote, "preview": what PPO's `preview` found}, each where there is
+                one; the key may be absent
     curves      {"sft" | "reward" | "reward/NAME" | "heldout" | "ppo": [{"step": int, metric: float | None, ...}, ...]},
                 metrics under the names of metrics.jsonl (objective/scores, objective/kl, loss, accuracy, ...)
     samples     [{"prompt": [{"role": str, "content": str}, ...], "objective": str, "kind": str | None,
@@ -61,6 +63,7 @@ KEYS: dict[str, type] = {
     "own": dict,
     "overoptimization": dict,
     "alarms": list,
+    "watch": dict,
     "curves": dict,
     "samples": list,
     "data": dict,
@@ -109,7 +112,7 @@ def check_report(report: dict[str, Any]) -> None:
     """Raise ValueError, naming the place, when `report` does not follow the schema above."""
     _check_numbers(report, "report")
     absent: dict[str, Any] = {"overoptimization": {}} if report.get("overoptimization", {}) is None else {}
-    _check_keys({**report, **absent}, KEYS, "report")
+    _check_keys({"watch": {}, **report, **absent}, KEYS, "report")
     if report["schema"] != SCHEMA:
         raise ValueError(f"report.schema is {report['schema']}; this version writes schema {SCHEMA}.")
     _check_keys(report["run"], RUN_KEYS, "report.run")

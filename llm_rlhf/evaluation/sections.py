@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.measures import (
 )
 from llm_rlhf.evaluation.sides import NOUNS, Side, judgement
 from llm_rlhf.evaluation.verdict import detectable, has_policy, headline_estimate
+from llm_rlhf.evaluation.watch_section import CURVES as BY_OBJECTIVE
 
 TONES = {
     "better": "good",
@@ -374,7 +375,7 @@ def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     more = []
     for stage, points in curves.items():
         for metric in dict.fromkeys(key for point in points for key in point):
-            if (stage, metric) not in told and metric not in UNNAMED:
+            if (stage, metric) not in told and metric not in UNNAMED and metric not in BY_OBJECTIVE:
                 drawn = _chart(points, stage, metric, metric)
                 if drawn is not None:
                     more.append(

@@ -19,9 +19,9 @@ JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part
 
 
 def snapshot_folders(ppo: Path) -> dict[int, Path]:
-    """The snapshots of a run by optimizer step, in order."""
+    """The snapshots of a run by optimizer step, in order; that of step 0 is left out: it is what PPO started from."""
     found = {int(folder.name.rsplit("-", 1)[1]): folder for folder in (ppo / "snapshots").glob("step-*")}
-    return dict(sorted(found.items()))
+    return {step: folder for step, folder in sorted(found.items()) if step > 0}
 
 
 def snapshot_curve(

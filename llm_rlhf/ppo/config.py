@@ -73,7 +73,13 @@ class PPOConfig(RLOOConfig):
             "None: kl_coef stays fixed."
         },
     )
-    adaptive_kl_horizon: int = field(default=10000, metadata={"help": "Responses over which kl_coef adapts."})
+    adaptive_kl_horizon: int = field(
+        default=NOT_SET,
+        metadata={
+            "help": "Responses over which kl_coef adapts. Default: a twentieth of the run's, at most 10,000, so that a "
+            "short run can move it too (by a factor of 50 at most)."
+        },
+    )
     kl_limit: float | None = field(
         default=None,
         metadata={
@@ -151,8 +157,36 @@ class PPOConfig(RLOOConfig):
         default="last",
         metadata={
             "help": "The policy that is left at the end: the last one, or the snapshot with the best score by the "
-            "held-out judge (without one: by the training reward) on eval_dataset. Chosen so, it looks better to that "
-            "judge than it is."
+            "held-out judge (without one: by the training reward) on eval_dataset, the start among them, but none in "
+            "which a side looks worse to side_guard. Chosen so, it looks better to that judge than it is."
+        },
+    )
+    side_guard: Literal["warn", "stop", "off"] = field(
+        default="warn",
+        metadata={
+            "help": "What happens when a side (an objective of eval_dataset) is shown to be worse than at the start: "
+            "its held-out score fell, harmless prompts are refused less or helpful ones more. 'stop' ends training "
+            "and leaves the newest snapshot in which no side even looks worse (with keep: best, the best such one)."
+        },
+    )
+    side_guard_level: float = field(
+        default=0.05,
+        metadata={
+            "help": "Probability, at most, that a run in which no side gets worse is warned of or stopped; it is "
+            "shared out over all evaluations and all that is watched."
+        },
+    )
+    eval_on_start: bool = field(
+        default=NOT_SET,
+        metadata={
+            "help": "Evaluate the starting policy before the first update. Default: where training is evaluated at all."
+        },
+    )
+    preview_best_of: int = field(
+        default=0,
+        metadata={
+            "help": "Before training, so many replies to each prompt of eval_dataset show what the best of them by the "
+            "training reward would do to each side. 0: no preview."
         },
     )
     keep_kl_limit: float | None = field(
@@ -194,6 +228,10 @@ class PPOConfig(RLOOConfig):
             self.logging_steps = self.steps_per_rollout
         self._between_rollouts("eval")
         self._between_rollouts("save")
+        if self.eval_on_start is None:
+            self.eval_on_start = str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
+        if self.adaptive_kl_horizon is None:
+            self.adaptive_kl_horizon = self._default_horizon()
         self._check_choices()
         self._check_ranges()
 
@@ -239,6 +277,13 @@ class PPOConfig(RLOOConfig):
         if rollouts is not None:
             setattr(self, f"{what}_steps", rollouts * self.steps_per_rollout)
 
+    def _default_horizon(self) -> int:
+        """Ziegler et al. used 10,000 responses for runs of millions; with it kl_coef of a run of 4,000 moves by 8 %."""
+        if self.max_steps <= 0:
+            return 10_000
+        responses = self.max_steps // self.steps_per_rollout * int(self.generation_batch_size)
+        return min(10_000, max(1, responses // 20))
+
     def _pair(self, name: str, parent: str, default: Any) -> Any:
         ours, theirs = getattr(self, name), getattr(self, parent)
         if ours is not None and theirs is not None and ours != theirs:
@@ -260,7 +305,8 @@ class PPOConfig(RLOOConfig):
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
     def _check_choices(self) -> None:
-        for name in ("value", "kl_estimator", "score_combination", "score_normalization", "old_logprobs", "keep"):
+        for name in ("value", "kl_estimator", "score_combination", "score_normalization", "old_logprobs", "keep",
+                     "side_guard"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -292,7 +338,7 @@ class PPOConfig(RLOOConfig):
 
     def _check_ranges(self) -> None:
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value", "ptx_coef",
-                     "score_spread_coef", "value_warmup_rollouts"):  # fmt: skip
+                     "score_spread_coef", "value_warmup_rollouts", "preview_best_of"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("adaptive_kl_target", "adaptive_kl_horizon", "kl_limit", "ratio_limit", "update_kl_limit",
@@ -303,6 +349,8 @@ class PPOConfig(RLOOConfig):
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")
+        if not 0 < self.side_guard_level < 1:
+            raise ValueError(f"side_guard_level is {self.side_guard_level}; it must be over 0 and under 1.")
         for name in ("num_ppo_epochs", "response_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")

@@ -79,6 +79,11 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
         raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
     if args.keep == "best" and kwargs.get("eval_dataset") is None:
         raise ValueError("keep is 'best', but there is nothing to evaluate on; give an eval_dataset.")
+    if args.preview_best_of and not args.eval_on_start:
+        raise ValueError(
+            f"preview_best_of is {args.preview_best_of}, but it starts from an evaluation of the starting policy; set "
+            "eval_rollouts, or eval_on_start."
+        )
     if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
         raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
 

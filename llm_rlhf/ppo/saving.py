@@ -16,13 +16,15 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer_utils import TrainOutput
 from trl import RLOOTrainer
 
 from llm_rlhf.models.roles import POLICY, VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.scores import RunningMoments
-from llm_rlhf.ppo.snapshots import Snapshots, best
+from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
+from llm_rlhf.ppo.watch import SUMMARY, Watch
 
 
 class SavedRoles(RLOOTrainer):
@@ -32,6 +34,7 @@ class SavedRoles(RLOOTrainer):
     score_moments: RunningMoments
     snapshots: Snapshots | None
     samples_file: Path | None
+    watch: Watch | None
 
     def base_model(self) -> Any:
         """The causal language model that carries the roles, without PEFT's and the launcher's wrappers."""
@@ -118,15 +121,51 @@ class SavedRoles(RLOOTrainer):
         A resumed run ends with the very bits of one that was never interrupted: same machine, versions and processes.
         """
         found = self._checkpoint_to_resume(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
-        if self.args.keep == "best" and self.snapshots is not None:
-            self.accelerator.wait_for_everyone()  # the last snapshot is on the disk
-            chosen = best(self.snapshots.rows(), self.args.keep_kl_limit)
+        if found is None:
+            self._forget_evaluations()
+        if self.watch is not None:
+            self.watch.begin()
+        if found is not None and self._stopped_by_a_side():  # killed between that stop and the end
+            self.load_roles(found)
+            self.state.global_step = checkpoint.step_of(found)
+            output = TrainOutput(self.state.global_step, 0.0, {})
+        else:
+            evaluates = self.args.eval_on_start
+            self.args.eval_on_start = evaluates and found is None  # a resumed run knows how it started
+            output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+            self.args.eval_on_start = evaluates
+        self._settle_on_a_policy()
+        return output
+
+    def _stopped_by_a_side(self) -> bool:
+        return self.args.side_guard == "stop" and self.watch is not None and bool(self.watch.worse)
+
+    def _settle_on_a_policy(self) -> None:
+        """Set the policy to the snapshot that `keep` and the guard choose, and write down what the watch has seen."""
+        step, stopped = self.state.global_step, self._stopped_by_a_side()
+        self.accelerator.wait_for_everyone()  # the last snapshot is on the disk
+        if self.snapshots is not None and (self.args.keep == "best" or stopped):
+            rows = self.snapshots.rows()
+            chosen = best(rows, self.args.keep_kl_limit) if self.args.keep == "best" else last_sound(rows)
+            called = "best" if self.args.keep == "best" else "newest"
             self.accelerator.print(
-                f"  note: the best snapshot is that of step {chosen['step']}; the policy is set to it."
+                f"  note: the {called} snapshot in which no side looks worse is that of step {chosen['step']}"
+                f"{' (the start)' if chosen['step'] == 0 else ''}; the policy is set to it."
             )
             self._load_policy(Path(self.args.output_dir) / "snapshots" / f"step-{chosen['step']}")
-        return output
+            step = chosen["step"]
+        if self.watch is not None and self.watch.lines and self.accelerator.is_main_process:
+            summary = Path(self.args.output_dir) / SUMMARY
+            self.watch.write_summary(summary, self.args.side_guard, step, self.state.global_step if stopped else None)
+
+    def _forget_evaluations(self) -> None:
+        """What an earlier training in this folder saw is not this one's."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log):
+                if log:
+                    log.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
 
     def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
         if not asked:
@@ -156,6 +195,8 @@ class SavedRoles(RLOOTrainer):
         logs = [self.samples_file] if self.samples_file is not None else []
         if self.snapshots is not None:
             logs.append(self.snapshots.log)
+        if self.watch is not None:
+            logs.append(self.watch.log)
         for log in logs:
             checkpoint.forget_after(log, step)
         for later in checkpoint.checkpoints(Path(self.args.output_dir)):

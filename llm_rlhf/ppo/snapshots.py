@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llm_rlhf.ppo.watch import Watch
+
 LOG = "snapshots.jsonl"
 
 
@@ -20,10 +22,12 @@ class Snapshots(TrainerCallback):
     Args:
         folder: where `snapshots/` and its log are kept.
         save_policy: writes the policy into a folder (called on every process).
+        watch: what it has seen at the same step is in the line too: means by objective (`sides`), and those that
+            are `worse` or `doubtful`.
     """
 
-    def __init__(self, folder: Path, save_policy: Callable[[Path], None]) -> None:
-        self.folder, self.save_policy = folder, save_policy
+    def __init__(self, folder: Path, save_policy: Callable[[Path], None], watch: Watch | None = None) -> None:
+        self.folder, self.save_policy, self.watch = folder, save_policy, watch
         self.log = folder / LOG
 
     def on_evaluate(
@@ -41,6 +45,8 @@ class Snapshots(TrainerCallback):
                 "kl": known["eval_objective/kl"],
                 "response_length": known["eval_response_length"],
             }
+            if self.watch is not None and self.watch.lines and self.watch.lines[-1]["step"] == state.global_step:
+                row |= {name: self.watch.lines[-1][name] for name in ("sides", "worse", "doubtful")}
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -51,12 +57,15 @@ class Snapshots(TrainerCallback):
 
 
 def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
-    """The snapshot with the highest held-out score (without a judge: training score) whose KL is within the limit.
+    """The snapshot with the highest held-out score (without a judge: training score) among those that may be chosen.
+
+    Its KL must be within the limit, and no side may be worse in it or look so: a gain in the mean that one side paid
+    for is not the best. The starting policy, step 0, is one of them.
 
     Raises:
-        ValueError: when none is within the limit.
+        ValueError: when none is left.
     """
-    within = [row for row in rows if kl_limit is None or row["kl"] <= kl_limit]
+    within = [row for row in rows if (kl_limit is None or row["kl"] <= kl_limit) and _is_sound(row)]
     if not within:
         least = min((row["kl"] for row in rows), default=None)
         raise ValueError(
@@ -64,3 +73,13 @@ def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
             "the limit, raise kl_coef, or evaluate more often."
         )
     return max(within, key=lambda row: row["scores"] if row["heldout"] is None else row["heldout"])
+
+
+def last_sound(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest snapshot in which no side is worse or looks so; the first has none to be worse than."""
+    return next(row for row in reversed(rows) if _is_sound(row))
+
+
+def _is_sound(row: dict[str, Any]) -> bool:
+    """A fall is shown some time after it began: what is kept must not even look like one."""
+    return not row.get("worse") and not row.get("doubtful")

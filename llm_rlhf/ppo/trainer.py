@@ -10,8 +10,8 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
 4. `_compute_loss` adds up a micro-batch's clipped policy and value losses, divided by the counted tokens of the
    rollout over the mini-batches: one number for all processes, so that neither their count nor the micro-batch size
    changes the gradient.
-5. Between rollouts the trainer evaluates on held-out prompts, keeps snapshots, and writes checkpoints that a killed run
-   goes on from as if nothing had happened.
+5. Between rollouts the trainer evaluates on held-out prompts, side by side (evaluating.py), keeps snapshots, and writes
+   checkpoints that a killed run goes on from as if nothing had happened (saving.py).
 
 Private methods of the parents that are overridden, each guarded by tests/unit/test_trl_contract.py: `_prepare_inputs`,
 `_tokenize_prompts`, `_generate_single_turn`, `_compute_loss`, `_get_train_sampler`; those that know files are in
@@ -51,6 +51,7 @@ from llm_rlhf.models.roles import (
 )
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation
 from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.preparation import (
@@ -80,14 +81,13 @@ from llm_rlhf.ppo.sampling import (
     send_policy_weights,
     watch_generate,
 )
-from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
 
 
-class PPOTrainer(SavedRoles):
+class PPOTrainer(WatchedEvaluation):
     """Trains a policy by PPO against reward adapters, reward models of their own, Python functions, or all of them.
 
     Args:
@@ -99,10 +99,13 @@ class PPOTrainer(SavedRoles):
             `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
         train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
-        eval_dataset: the same; evaluated every `args.eval_rollouts`.
+        eval_dataset: the same; evaluated before training and every `args.eval_rollouts`, by `objective` where its rows
+            say one ("helpful", "harmless"), and watched over as `args.side_guard` says.
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
         heldout_adapter: a judge that is never trained against; it scores in evaluation only.
         ptx_dataset: demonstrations for `args.ptx_coef`, rows of `input_ids` and `assistant_masks` (1: trained on).
+        refuses: of prompts and replies, which replies refuse (llm_rlhf.evaluation.refusals.refused does); with it,
+            refusals are watched in evaluation.
         samples_file: JSON lines of sampled rollouts are appended here (prompt, response, score, KL), some per rollout.
 
     Everything else is as in trl.RLOOTrainer.
@@ -127,6 +130,7 @@ class PPOTrainer(SavedRoles):
         heldout_adapter: str | Path | None = None,
         ptx_dataset: Dataset | None = None,
         samples_file: str | Path | None = None,
+        refuses: Refuses | None = None,
         **kwargs: Any,
     ) -> None:
         for name in MOVED.keys() & kwargs.keys():
@@ -136,6 +140,8 @@ class PPOTrainer(SavedRoles):
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
         check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        self.refuses = refuses
+        kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
         if args.gradient_checkpointing and args.value == "adapter":
             checkpoint_with_adapters(args)
         if args.ddp_find_unused_parameters is None:
@@ -174,7 +180,7 @@ class PPOTrainer(SavedRoles):
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
-            self.snapshots = Snapshots(Path(args.output_dir), self.save_policy)
+            self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
         if args.cache_implementation and self.accelerator.device.type == "cuda" and not self.use_vllm:
             self.generation_config.disable_compile = False  # a static cache is asked for to be compiled; TRL says never
@@ -190,7 +196,6 @@ class PPOTrainer(SavedRoles):
         self._micro_batches: list[dict[str, Tensor]] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
-        self._eval_parts: list[dict[str, float]] = []
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
 
     # ---- the roles ---------------------------------------------------------------------------------------------
@@ -493,29 +498,6 @@ class PPOTrainer(SavedRoles):
 
     def _total(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x, reduction="sum")
-
-    # ---- evaluation in training --------------------------------------------------------------------------------
-
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """A rollout without an update; its statistics are the evaluation."""
-        self._rollout(inputs)
-        return None, None, None
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, with the same random numbers every time, and its statistics weighted by their responses."""
-        self._eval_parts = []
-        devices = [self.accelerator.device] if self.accelerator.device.type != "cpu" else []
-        with torch.random.fork_rng(devices=devices, device_type=self.accelerator.device.type):
-            torch.manual_seed(self.args.seed + self.accelerator.process_index)
-            output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        episodes = sum(part["episodes"] for part in self._eval_parts)
-        for name in self._eval_parts[0]:
-            if name != "episodes":
-                mean = sum(part[name] * part["episodes"] for part in self._eval_parts) / episodes
-                output.metrics[f"{prefix}_{name.replace('scores/heldout', 'heldout/scores')}"] = mean
-        self._metrics["eval"].clear()
-        return output
 
     # ---- records and files -------------------------------------------------------------------------------------
 

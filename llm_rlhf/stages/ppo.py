@@ -1,15 +1,19 @@
 """PPO: the policy learns to please the reward model without leaving the SFT model far behind.
 
-1. Prompts that leave room for a reply are kept, others are cut at turns or counted as too long. Some are kept back.
+1. Prompts that leave room for a reply are kept, others are cut at turns or counted as too long. Some of each objective
+   are kept back.
 2. PPOTrainer puts policy, value, reward and judge on one base in memory; the reference is that base.
-3. Between rollouts it is evaluated on the prompts kept back, by the judge too, and snapshots and checkpoints are
-   written; a launch that finds a checkpoint of an interrupted one goes on from it.
+3. Before the first update and between rollouts it is evaluated on the prompts kept back, by the judge and the refusal
+   detector too, helpful and harmless each by itself; a side that gets worse is told, or ends the training. Snapshots
+   and checkpoints are written; a launch that finds a checkpoint of an interrupted one goes on from it.
 4. What is left is the policy's adapter, small enough to keep and to share, and the value function's.
 
-Writes: policy/ value/ snapshots/ snapshots.jsonl metrics.jsonl samples.jsonl lengths.json
+Writes: policy/ value/ snapshots/ snapshots.jsonl watch.jsonl watch.json preview.json metrics.jsonl samples.jsonl
+lengths.json
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,13 @@ from datasets import Dataset
 
 from llm_rlhf.data.checks import DataError, prompt_share
 from llm_rlhf.data.rows import Prompt
+from llm_rlhf.evaluation.refusals import refused
 from llm_rlhf.models.base import announce, context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.ppo import checkpoint
+from llm_rlhf.ppo.preview import PREVIEW
+from llm_rlhf.ppo.snapshots import LOG as SNAPSHOTS
 from llm_rlhf.ppo.trainer import PPOTrainer
+from llm_rlhf.ppo.watch import LOG as WATCH
 from llm_rlhf.recipe import Recipe, stage_options, trainer_config
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, fit_prompts, splits, starting_model
@@ -27,7 +35,15 @@ from llm_rlhf.stages.progress import METRICS, StageLog, attach_log
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
-SHOWN = {"objective/scores": "score", "objective/kl": "kl", "response_length": "length", "objective/entropy": "entropy"}
+SHOWN = {
+    "objective/scores": "score",
+    "objective/kl": "kl",
+    "response_length": "length",
+    "objective/entropy": "entropy",
+    "eval_helpful/heldout_scores": "helpful",  # by the held-out judge on the prompts kept back
+    "eval_harmless/heldout_scores": "harmless",
+    "eval_harmless/refusal_rate": "refuses",
+}
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
@@ -52,6 +68,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         processing_class=tokenizer,
         peft_config=lora_config(recipe.model, "CAUSAL_LM"),
         samples_file=folder / "samples.jsonl",
+        refuses=refused,
     )
     attach_log(trainer, StageLog("ppo", folder, SHOWN))
     found = checkpoint.latest(folder)
@@ -73,7 +90,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
 def _prompts(
     recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, model: Any, config: Any, eval_prompts: int
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on, and those kept back, the first `eval_prompts` by a hash of the prompt."""
+    """The prompts to train on, and those kept back."""
     room = context_limit(recipe.model, model.config) - config.response_length
     account = Fitted(room, "prompts")
     prompts = fit_prompts(tokenizer, splits(recipe, run_folder).prompts, account) if room > 0 else []
@@ -86,13 +103,32 @@ def _prompts(
         (folder / "lengths.json").unlink(missing_ok=True)
         (folder / "too_long.jsonl").unlink(missing_ok=True)
         account.write(folder)
-    by_hash = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "kept back"))
-    kept_back = set(by_hash[: min(eval_prompts, len(prompts) // 10)])
+    kept_back = keep_back(prompts, eval_prompts)
     return [p for i, p in enumerate(prompts) if i not in kept_back], [prompts[i] for i in sorted(kept_back)]
 
 
+def keep_back(prompts: Sequence[Prompt], count: int) -> set[int]:
+    """Numbers of the prompts to evaluate on: `count`, a tenth of all at most, by a hash of the prompt.
+
+    Each objective gives equally many, but a tenth of its own at most; the others make up for one that has fewer.
+    """
+    by_hash = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "kept back"))
+    groups: dict[str, list[int]] = {}
+    for i in by_hash:
+        groups.setdefault(prompts[i].objective, []).append(i)
+    missing = min(count, len(prompts) // 10)
+    chosen: set[int] = set()
+    smallest_first = sorted(groups.values(), key=len)
+    for done, group in enumerate(smallest_first):
+        share = min(missing // (len(smallest_first) - done), len(group) // 10)
+        chosen.update(group[:share])
+        missing -= share
+    rest = [i for i in by_hash if i not in chosen]  # what rounding down has left
+    return chosen.union(rest[:missing])
+
+
 def _dataset(prompts: list[Prompt]) -> Dataset:
-    return Dataset.from_list([{"prompt": prompt.messages} for prompt in prompts])
+    return Dataset.from_list([{"prompt": prompt.messages, "objective": prompt.objective} for prompt in prompts])
 
 
 def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model: Any) -> Dataset:
@@ -106,7 +142,7 @@ def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model
 def _start_anew(run_folder: RunFolder, folder: Path) -> None:
     """Nothing of an interrupted launch that had no checkpoint yet may stay."""
     if run_folder.state.is_main_process:
-        for name in (METRICS, "samples.jsonl", "snapshots.jsonl"):
+        for name in (METRICS, "samples.jsonl", SNAPSHOTS, WATCH, PREVIEW):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "snapshots", ignore_errors=True)
         for old in checkpoint.checkpoints(folder):

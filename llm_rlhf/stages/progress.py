@@ -28,6 +28,7 @@ class StageLog(TrainerCallback):
         """
         self.stage, self.folder, self.shown = stage, folder, shown
         self.bar: tqdm | None = None
+        self.values: dict[str, str] = {}  # of the metrics shown, the newest: training and evaluation log in turns
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -43,8 +44,10 @@ class StageLog(TrainerCallback):
         line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 3), **logs}
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self.bar is not None and (values := {n: logs[key] for key, n in self.shown.items() if key in logs}):
-            self.bar.set_postfix({name: f"{float(value):.3g}" for name, value in values.items()}, refresh=False)
+        known = {name: f"{float(logs[key]):.3g}" for key, name in self.shown.items() if logs.get(key) is not None}
+        self.values = {name: text for name in self.shown.values() if (text := (self.values | known).get(name))}
+        if self.bar is not None and known:
+            self.bar.set_postfix(self.values, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -11,8 +11,12 @@ from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.report import SCHEMA, headline, verdict_lines
 from llm_rlhf.evaluation.reward_sections import judge_estimates
 from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.watch_section import CURVES as WATCHED_CURVES
+from llm_rlhf.evaluation.watch_section import watch_alarms
+from llm_rlhf.ppo.preview import PREVIEW
+from llm_rlhf.ppo.watch import SUMMARY
 from llm_rlhf.recipe import Recipe, stage_options
-from llm_rlhf.run_folder import RunFolder, git_state, machine, versions
+from llm_rlhf.run_folder import RunFolder, git_state, machine, read_json, versions
 from llm_rlhf.stages.progress import read_metrics
 from llm_rlhf.stages.reward_gates import report_lines
 from llm_rlhf.stages.reward_model import HELDOUT, reward_folders
@@ -58,10 +62,11 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
         },
         "own": comparison.own,
         "overoptimization": comparison.overoptimization,
+        "watch": _watch(run_folder),
         "curves": {
             "sft": _curve(run_folder / "sft", ("loss", "mean_token_accuracy")),
             **_reward_curves(recipe, run_folder),
-            "ppo": _curve(run_folder / "ppo", PPO_CURVES),
+            "ppo": _curve(run_folder / "ppo", (*PPO_CURVES, *WATCHED_CURVES)),
         },
         "samples": comparison.samples,
         "data": _data_counts(run_folder) | comparison.counts,
@@ -79,7 +84,8 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     }
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
-    report["alarms"] = report_lines(recipe, run_folder, report["alarms"]) + account_lines(comparison.counts)
+    report["alarms"] = report_lines(recipe, run_folder, report["alarms"]) + watch_alarms(report["watch"])
+    report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
             f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."
@@ -103,6 +109,12 @@ PPO_CURVES = (
     "response_length",
     "eos_rate",
 )
+
+
+def _watch(run_folder: RunFolder) -> dict[str, Any]:
+    """What PPO foresaw and saw of each side."""
+    files = {"guard": run_folder / "ppo" / SUMMARY, "preview": run_folder / "ppo" / PREVIEW}
+    return {name: known for name, path in files.items() if (known := read_json(path)) is not None}
 
 
 def _reward_curves(recipe: Recipe, run_folder: RunFolder) -> dict[str, list[dict[str, Any]]]:

@@ -144,7 +144,7 @@ def test_evaluation_reports_the_judge_and_disturbs_nothing(base_folder, reward_f
         if name == "with":
             evaluated = [line for line in trainer.state.log_history if "eval_objective/scores" in line]
             training = [line for line in trainer.state.log_history if "objective/scores" in line]
-    assert [line["step"] for line in evaluated] == [2, 4, 6]
+    assert [line["step"] for line in evaluated] == [0, 2, 4, 6]  # the starting policy first
     assert {"eval_heldout/scores", "eval_objective/kl", "eval_response_length"} <= evaluated[0].keys()
     assert all("scores/heldout" not in line for line in training)  # the judge scores in evaluation only
     assert all(torch.equal(p, ends[1][n]) for n, p in ends[0].items())
@@ -168,7 +168,7 @@ def test_the_best_snapshot_is_kept(base_folder, reward_folder, second_reward, tm
     )  # fmt: skip
     trainer.train()
     rows = [json.loads(line) for line in (tmp_path / "snapshots.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
     chosen = max(rows, key=lambda row: row["heldout"])
     assert trainer.evaluate()["eval_heldout/scores"] == pytest.approx(
         chosen["heldout"], abs=1e-6

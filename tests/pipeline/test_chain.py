@@ -42,9 +42,15 @@ def test_the_report_holds_what_was_asked(finished: Path) -> None:
     assert len(report["verdict"]) == 4
     curve = report["curves"]["ppo"]
     assert len([p for p in curve if "objective/scores" in p]) == 2  # one line a rollout: 32 responses, rollouts of 16
-    assert len([p for p in curve if "eval_heldout/scores" in p]) == 2  # and one an evaluation
+    evaluated = [p for p in curve if "eval_heldout/scores" in p]
+    assert [p["step"] for p in evaluated] == [0, 4, 8]  # the start, and one a rollout
+    assert all("eval_helpful/refusal_rate" in p for p in evaluated)
+    assert {"guard", "preview"} == report["watch"].keys()
+    assert report["watch"]["preview"]["n"] == 8
+    assert report["watch"]["guard"]["too_few"]  # of 64 prompts six are kept back
     assert len(report["samples"]) == 4
     page = (finished / "report.html").read_text()
+    assert "Both sides, on prompts kept back from training" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
 

@@ -65,7 +65,7 @@ def uninterrupted(request, finished: Path, tmp_path_factory) -> tuple[Path, int]
 def assert_same_end(run: Path, expected: Path) -> None:
     for name in ("policy/adapter_model.safetensors", "value/value_head.safetensors"):
         assert (run / "ppo" / name).read_bytes() == (expected / "ppo" / name).read_bytes(), name
-    for log in ("metrics.jsonl", "samples.jsonl", "snapshots.jsonl"):
+    for log in ("metrics.jsonl", "samples.jsonl", "snapshots.jsonl", "watch.jsonl"):
         old, new = ([json.loads(line) for line in (r / "ppo" / log).read_text().splitlines()] for r in (expected, run))
         for line in (*old, *new):
             for clock in [k for k in line if "time" in k or k.endswith("per_second") or k == "train_loss"]:

@@ -3,6 +3,7 @@
 import pytest
 
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.kl import KLController
 
 
 def config(tmp_path, **options) -> PPOConfig:
@@ -79,3 +80,27 @@ def test_evaluation_and_checkpoints_fall_on_rollout_boundaries(tmp_path) -> None
     assert c.save_steps == 102  # the next boundary
     share = config(tmp_path, num_ppo_epochs=2, num_mini_batches=2, max_steps=100, save_steps=0.1)
     assert share.save_steps == 12  # a tenth of 100 is 10; a rollout has 4
+
+
+def test_the_adaptive_kl_moves_in_a_short_run_too(tmp_path) -> None:
+    """The controller at its limit, 20 % over 1 / 20 of the run: kl_coef may grow by about exp(0.2 x 20) = 55 times."""
+    args = config(tmp_path, adaptive_kl_target=1.0, total_episodes=3840, per_device_train_batch_size=64)
+    assert args.adaptive_kl_horizon == 192
+    controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+    for _ in range(60):
+        controller.update(2.0, 64)
+    assert controller.value / args.kl_coef == pytest.approx((1 + 0.2 / 3) ** 60)
+    given = config(tmp_path, adaptive_kl_horizon=500, total_episodes=3840, per_device_train_batch_size=64)
+    assert given.adaptive_kl_horizon == 500
+    long = config(tmp_path, total_episodes=1_000_000, per_device_train_batch_size=64)
+    assert long.adaptive_kl_horizon == 10_000
+
+
+def test_the_start_is_evaluated_where_training_is(tmp_path) -> None:
+    assert config(tmp_path, eval_rollouts=1, per_device_train_batch_size=64).eval_on_start
+    assert not config(tmp_path, per_device_train_batch_size=64).eval_on_start
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match="side_guard_level"):
+            config(tmp_path, side_guard_level=level, per_device_train_batch_size=64)
+    with pytest.raises(ValueError, match="side_guard is 'loud'"):
+        config(tmp_path, side_guard="loud", per_device_train_batch_size=64)
