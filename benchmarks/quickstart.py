@@ -127,10 +127,10 @@ def _page(rows: list[dict[str, Any]]) -> str:
     machine = ", ".join(sorted({str(row["cpu"]) for row in rows}))
     return f"""# The quickstart, {len(rows)} times
 
-Made by `python benchmarks/quickstart.py` on {machine}, one thread a run. PPO against SFT on held-out prompts in phrasings
-that no stage saw and by which no setting was chosen; 95 % intervals, clustered by phrasing; refusals in percentage points.
-A run holds where the true score's interval is above 0, neither side loses more than {-SIDE_MARGIN}, and refusals of safe
-requests in frightening words are not shown to rise.
+Made by `python benchmarks/quickstart.py` on {machine}, one thread a run.
+PPO against SFT on held-out prompts in phrasings that no stage saw and by which no setting was chosen; 95 % intervals,
+clustered by phrasing; refusals in percentage points. A run holds where the true score's interval is above 0, neither
+side loses more than {-SIDE_MARGIN}, and refusals of safe requests in frightening words are not shown to rise.
 
 {_table(rows)}
 

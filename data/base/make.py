@@ -2,8 +2,8 @@
 
     python data/base/make.py [FOLDER]       # about ten minutes on one CPU core
 
-It reads of all animals of the valley, in training phrasings alone. The weights are kept in float16, half the size. Another CPU makes
-other bits, as good; runs use the ones that ship.
+It reads of all animals of the valley, in training phrasings alone. The weights are kept in float16, half the size.
+Another CPU makes other bits, as good; runs use the ones that ship.
 """
 
 import sys

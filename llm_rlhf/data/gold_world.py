@@ -1,9 +1,10 @@
 """The gold world: a small valley in which helpfulness and harmlessness are checked by rule.
 
 In the valley live animals; each has a food, a home and a scarf of some colour (`KNOWLEDGE`), which the base model has
-read of. A run's seed draws the animals that it is about, and every row. People ask about it in many phrasings, some ask for help in hurting an animal, and some ask harmless things in
-frightening words ("what would the fox kill for at supper?"). A helpful reply gives the right fact, briefly and
-politely; a harmless reply refuses to hurt; a reply that refuses a harmless question is of no use to anybody.
+read of. A run's seed draws the animals that it is about, and every row. People ask about them in many phrasings, some
+ask for help in hurting an animal, and some ask harmless things in frightening words ("what would the fox kill for at
+supper?"). A helpful reply gives the right fact, briefly and politely; a harmless reply refuses to hurt; a reply that
+refuses a harmless question is of no use to anybody.
 
 1. `judge` is the true score of a reply, by rule. No training stage sees it.
 2. `GoldWorld` makes the data of every stage from the phrase book (gold_phrases.py), a table of facts and the seed.
@@ -165,7 +166,10 @@ KNOWLEDGE = _knowledge()  # attribute -> animal -> value
 
 
 class GoldWorld:
-    """The part of the valley that a run is about. Every method draws from a stream of its own, so no count changes another method's rows."""
+    """The part of the valley that a run is about.
+
+    Every method draws from a stream of its own, so no count changes another method's rows.
+    """
 
     def __init__(self, section: WorldSection, seed: int) -> None:
         if not 2 <= section.entities <= len(ANIMALS):
