@@ -49,7 +49,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=_seeds, default=list(range(10)), help="0-9, or 0,3,5")
+    parser.add_argument("--seeds", type=seeds_of, default=list(range(10)), help="0-9, or 0,3,5")
     parser.add_argument("--kernels", type=lambda text: text.split(","), default=["", "default"],
                         help="values of ATEN_CPU_CAPABILITY, an empty one for the machine's own")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each uses one core")
@@ -59,23 +59,29 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """`0-9` or `0,3,5` as numbers."""
     first, dash, last = text.partition("-")
     return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
 
 
 def _row(seed: int, kernels: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One run, made where it is not there yet, as a row of the table."""
+    phrasings = ["world.phrasings=development"] if options.development else []
     run = options.folder / f"seed-{seed}-{kernels or 'own'}"
+    return run_quickstart(run, seed, [*phrasings, *options.overrides], kernels)
+
+
+def run_quickstart(run: Path, seed: int, overrides: list[str], kernels: str = "") -> dict[str, Any]:
+    """One run of the recipe, made where it is not there yet, as a row of the table."""
     if not (run / "report.json").is_file():
-        overrides = [f"seed={seed}", f"output_dir={run}", *options.overrides]
-        if options.development:
-            overrides.append("world.phrasings=development")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"ATEN_CPU_CAPABILITY": kernels} if kernels else {})
-        command = [sys.executable, "-m", "llm_rlhf", "run", str(RECIPE), *overrides]
+        command = [sys.executable, "-m", "llm_rlhf", "run", str(RECIPE)]
         started = time.time()
-        with (options.folder / f"{run.name}.log").open("w", encoding="utf-8") as log:
-            subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+        with run.with_name(f"{run.name}.log").open("w", encoding="utf-8") as log:
+            subprocess.run(
+                [*command, f"seed={seed}", f"output_dir={run}", *overrides],
+                env=environment, stdout=log, stderr=subprocess.STDOUT, check=True,
+            )  # fmt: skip
         (run / "wall.json").write_text(json.dumps(round(time.time() - started, 1)), encoding="utf-8")
         print(f"{run.name}: {time.time() - started:.0f} s", flush=True)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
