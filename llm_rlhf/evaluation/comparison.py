@@ -90,7 +90,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         if not has_policy(report["estimates"]):
             raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
-    rows = []
+    rows: list[dict[str, Any]] = []
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
     for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
