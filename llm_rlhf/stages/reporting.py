@@ -82,7 +82,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     }
     report["verdict"] = verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
-    report["alarms"] += watch_alarms(report["watch"])
+    report["alarms"][:0] = watch_alarms(report["watch"])
     report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
