@@ -67,7 +67,7 @@ def watch_section(points: Sequence[dict[str, Any]], watch: Mapping[str, Any]) ->
 
 
 def _guard_lines(guard: Mapping[str, Any]) -> list[str]:
-    lines = [f"Optimizer step {news['step']}: {news['text']}" for news in guard["news"]]
+    lines = [str(news["text"]) for news in guard["news"]]
     if guard["level"] is None:
         lines.append("Whether a side got worse was not judged (ppo.side_guard: off).")
     elif not lines:

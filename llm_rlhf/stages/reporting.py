@@ -84,7 +84,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     }
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
-    report["alarms"] = report_lines(recipe, run_folder, report["alarms"]) + watch_alarms(report["watch"])
+    report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
