@@ -298,6 +298,7 @@ def evaluate_rewards(
         "provenance": {
             "recipe": {"pairs": [source.source for source in sources]},
             "versions": versions(),
+            "machine": machine(),
             "seed": seed,
             "decoding": {},
             "instruments": rewards.identities,

@@ -27,10 +27,12 @@ def watch_alarms(watch: Mapping[str, Any]) -> list[str]:
     """Sentences on the sides that PPO made worse, and on a training reward that would; the gravest first."""
     guard, foreseen = watch.get("guard"), watch.get("preview")
     alarms = []
-    fell = guard["worse_at_the_end"] if guard is not None else []
-    for side in fell:
-        text = [news["text"] for news in guard["news"] if (news["side"], news["what"]) == (side, "worse")][-1]
-        alarms.append(f"While PPO trained: {text[0].lower()}{text[1:]} {_kept(guard or {}, side)}")
+    fell: list[str] = []
+    if guard is not None:
+        fell = guard["worse_at_the_end"]
+        for side in fell:
+            text = [news["text"] for news in guard["news"] if (news["side"], news["what"]) == (side, "worse")][-1]
+            alarms.append(f"While PPO trained: {text[0].lower()}{text[1:]} {_kept(guard, side)}")
     if foreseen is not None:
         alarms += [
             f"What PPO was paid for is bad for the {side} side: of {foreseen['n']} replies of the start to a prompt, "
