@@ -30,7 +30,7 @@ from llm_rlhf.models.reward_model import RewardModel
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.recipe_values import RecipeError
-from llm_rlhf.run_folder import git_state, move_to_archive, read_json, versions, writable
+from llm_rlhf.run_folder import git_state, machine, move_to_archive, read_json, versions, writable
 from llm_rlhf.stages.inputs import Fitted, fit_preferences
 from llm_rlhf.stages.reward_model import HELDOUT, training_reward
 
