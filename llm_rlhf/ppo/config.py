@@ -114,6 +114,13 @@ class PPOConfig(RLOOConfig):
             "mean. reward_clip_range applies after it, missing_eos_penalty after that."
         },
     )
+    score_normalization_by: Literal["all", "objective"] = field(
+        default="all",
+        metadata={
+            "help": "Whose mean and deviation score_normalization takes: of all scores, or of those to prompts of the "
+            "same objective (column `objective` of the prompts), so that neither side outweighs the other."
+        },
+    )
 
     # The value function and mixed-in supervised loss
     value_warmup_rollouts: int = field(
@@ -305,8 +312,8 @@ class PPOConfig(RLOOConfig):
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
     def _check_choices(self) -> None:
-        for name in ("value", "kl_estimator", "score_combination", "score_normalization", "old_logprobs", "keep",
-                     "side_guard"):  # fmt: skip
+        for name in ("value", "kl_estimator", "score_combination", "score_normalization",
+                     "score_normalization_by", "old_logprobs", "keep", "side_guard"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -320,6 +327,10 @@ class PPOConfig(RLOOConfig):
                     "old_logprobs is 'rollout', but an engine of its own samples; leave it 'rescored': the engine's "
                     "log-probabilities then become importance weights."
                 )
+        if self.score_normalization_by != "all" and self.score_normalization == "none":
+            raise ValueError(
+                "score_normalization_by is set, but score_normalization is 'none'; set that to 'scale' or 'whiten'."
+            )
         if self.score_combination != "weighted" and self.reward_weights is not None:
             raise ValueError(
                 f"reward_weights is set, but score_combination {self.score_combination!r} takes the scores as they "

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.preview import PREVIEW, preview, preview_lines
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, Row, Watch, by_objective
@@ -60,7 +61,7 @@ class WatchedEvaluation(SavedRoles):
         for i, number in enumerate(numbers):
             if number is not None:
                 row = Row(
-                    objective=str(inputs[i].get("objective") or "overall"),
+                    objective=str(inputs[i].get("objective") or OVERALL),
                     score=columns["raw_scores"][i],
                     heldout=None if heldout is None else heldout[i],
                     refused=None if refused is None else bool(refused[i]),

@@ -19,6 +19,25 @@ MOVED = {  # arguments of trl.PPOTrainer, and where they went
 }
 
 
+OVERALL = "overall"  # the objective of rows that do not say theirs
+
+
+def objectives_of(dataset: Any, score_normalization_by: str) -> list[str]:
+    """The groups of prompts whose scores have moments of their own; one where all scores go together.
+
+    Raises:
+        ValueError: where scores are to be told apart by objective and the rows do not say it.
+    """
+    if score_normalization_by == "all":
+        return ["all"]
+    if "objective" not in (dataset.column_names or []):
+        raise ValueError(
+            "score_normalization_by is 'objective', but the prompts have no column `objective`; add it (in a recipe, "
+            "the `objective` of data.prompts), or leave score_normalization_by at 'all'."
+        )
+    return sorted({str(objective or OVERALL) for objective in dataset["objective"]})
+
+
 class SeededSampler(RepeatSampler):
     """The parent's sampler with each pass over the prompts a function of the seed and the pass alone."""
 

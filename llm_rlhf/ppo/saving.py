@@ -22,7 +22,7 @@ from trl import RLOOTrainer
 from llm_rlhf.models.roles import POLICY, VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
-from llm_rlhf.ppo.scores import RunningMoments
+from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
 from llm_rlhf.ppo.watch import SUMMARY, Watch
 
@@ -31,7 +31,7 @@ class SavedRoles(RLOOTrainer):
     """The part of PPOTrainer that knows files."""
 
     kl_controller: KLController
-    score_moments: RunningMoments
+    score_moments: ScoreMoments
     snapshots: Snapshots | None
     samples_file: Path | None
     watch: Watch | None

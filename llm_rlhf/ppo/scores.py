@@ -128,6 +128,8 @@ class RunningMoments:
     def update(self, values_B: Tensor, total: Total) -> None:
         values = values_B.double()
         count = total(torch.tensor(float(len(values)), device=values.device, dtype=torch.float64)).item()
+        if count == 0:  # on every process alike
+            return
         mean = total(values.sum()).item() / count
         squares = total(((values - mean) ** 2).sum()).item()
         delta, together = mean - self.mean, self.count + count
@@ -136,8 +138,11 @@ class RunningMoments:
         self.count = together
 
     def normalised(self, values_B: Tensor, how: str) -> Tensor:
-        """`values` divided by the running deviation; `whiten` first subtracts the running mean."""
-        deviation = max(self.squares / max(self.count - 1, 1), 1e-8) ** 0.5
+        """`values` divided by the running deviation; `whiten` first subtracts the running mean.
+
+        One value alone has no deviation: it is not divided.
+        """
+        deviation = max(self.squares / (self.count - 1), 1e-8) ** 0.5 if self.count > 1 else 1.0
         return (values_B - self.mean if how == "whiten" else values_B) / deviation
 
     def state_dict(self) -> dict[str, float]:
@@ -145,3 +150,41 @@ class RunningMoments:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+
+class ScoreMoments:
+    """Running moments of the scores: of all together, or of every objective by itself.
+
+    By objective, neither side is paid more for having the wider scores, and no side's mean counts against the other's.
+
+    Args:
+        objectives: the same on every process; one alone where scores are not told apart.
+    """
+
+    def __init__(self, objectives: Sequence[str] = ("all",)) -> None:
+        self.of = {objective: RunningMoments() for objective in objectives}
+
+    def _rows(self, objectives_B: Sequence[str]) -> Iterator[tuple[RunningMoments, list[int]]]:
+        """The moments of each objective with the rows they are of."""
+        apart = len(self.of) > 1
+        for objective, moments in self.of.items():
+            yield moments, [i for i, own in enumerate(objectives_B) if not apart or own == objective]
+
+    def update(self, scores_B: Tensor, objectives_B: Sequence[str], total: Total) -> None:
+        for moments, rows in self._rows(objectives_B):
+            moments.update(scores_B[rows], total)
+
+    def normalised(self, scores_B: Tensor, objectives_B: Sequence[str], how: str) -> Tensor:
+        """The scores, shape (B,), each by the moments of its objective; as they are where nothing was seen yet."""
+        normalised_B = scores_B.clone()
+        for moments, rows in self._rows(objectives_B):
+            if moments.count:
+                normalised_B[rows] = moments.normalised(scores_B[rows], how)
+        return normalised_B
+
+    def state_dict(self) -> dict[str, Any]:
+        return {objective: moments.state_dict() for objective, moments in self.of.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for objective, moments in self.of.items():
+            moments.load_state_dict(state[objective])

@@ -56,12 +56,14 @@ from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.preparation import (
     MOVED,
+    OVERALL,
     SeededSampler,
     check_before_loading,
     checkpoint_with_adapters,
     copy_for_reference,
     is_deepspeed_zero3,
     no_reference_of_the_parents,
+    objectives_of,
     turn_off_dropout,
 )
 from llm_rlhf.ppo.rollout import (
@@ -81,7 +83,7 @@ from llm_rlhf.ppo.sampling import (
     send_policy_weights,
     watch_generate,
 )
-from llm_rlhf.ppo.scores import RunningMoments, ScoreSources
+from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 
 HELDOUT = "heldout"
@@ -175,7 +177,7 @@ class PPOTrainer(WatchedEvaluation):
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
-        self.score_moments = RunningMoments()
+        self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
@@ -259,6 +261,7 @@ class PPOTrainer(WatchedEvaluation):
         """Sample, score and turn into micro-batches that hold everything the update needs."""
         training = self.model.training
         prompts = [row["prompt"] for row in inputs]
+        sides = [str(row.get("objective") or OVERALL) for row in inputs]
         self._sampled = None
         with active_adapters(self.base_model(), [POLICY]):
             prompt_ids, response_ids, responses = self._generate(prompts)
@@ -290,9 +293,9 @@ class PPOTrainer(WatchedEvaluation):
         scores = torch.cat([b["raw_scores"] for b in batches])
         check_scores(scores, prompts, responses)
         if training:
-            self.score_moments.update(scores, self._total)
-        for batch in batches:
-            batch["scores"] = self._normalised(batch["raw_scores"])
+            self.score_moments.update(scores, [sides[i] for i in order], self._total)
+        for batch, rows in zip(batches, rows_of, strict=True):
+            batch["scores"] = self._normalised(batch["raw_scores"], [sides[i] for i in rows])
         metrics = finish_rollout(batches, self.args, self._total, self.kl_controller.value)
         self._record(prompts, responses, scores, torch.cat([b["sequence_kl"] for b in batches]))
         if training:
@@ -412,9 +415,9 @@ class PPOTrainer(WatchedEvaluation):
         start = self.accelerator.process_index * len(prompts)
         return gathered[start : start + len(prompts)]
 
-    def _normalised(self, scores_B: Tensor) -> Tensor:
-        if self.args.score_normalization != "none" and self.score_moments.count:
-            scores_B = self.score_moments.normalised(scores_B, self.args.score_normalization)
+    def _normalised(self, scores_B: Tensor, sides_B: list[str]) -> Tensor:
+        if self.args.score_normalization != "none":
+            scores_B = self.score_moments.normalised(scores_B, sides_B, self.args.score_normalization)
         return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
 
     # ---- the update --------------------------------------------------------------------------------------------
