@@ -39,7 +39,7 @@ def judge_estimates(found: dict[str, Any]) -> list[Entry]:
         for key, name in AREAS.items():
             if agreement[key] is not None:
                 entries.append({"name": name, "subject": subject, "reference": None, "split": "all", **agreement[key]})
-    return entries
+    return [{**entry, "clusters": entry.get("clusters")} for entry in entries]
 
 
 def accuracy(estimates: list[Entry]) -> dict[str, Any] | None:
