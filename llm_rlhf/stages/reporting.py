@@ -44,7 +44,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     done = [s for s in ("world", "sft", "reward", "ppo") if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
     judged = json.loads((run_folder / "reward" / "accuracy.json").read_text(encoding="utf-8"))
-    base = "made by the gold world" if recipe.world is not None else str(recipe.model.base)
+    base = "the gold world's own" if recipe.world is not None else str(recipe.model.base)
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "run": {

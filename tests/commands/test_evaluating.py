@@ -233,8 +233,9 @@ def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs
     heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
     told = run("evaluate", "--reward", reward_folder, "--reward", other, "--heldout", heldout, "--pairs", pairs_file,
                "--output", tmp_path / "out")  # fmt: skip
-    assert told.strip().startswith("Overall: ")
     report = report_of(tmp_path / "out")
+    assert told.strip().startswith(report["headline"]["text"])
+    assert "\nOverall: " in told
     found = {(e["name"], e["subject"], e["split"]): e for e in report["estimates"]}
     assert found["longer_reply_accuracy", "baseline", "all"]["estimate"] == 0.75
     assert found["reward_accuracy", "reward", "all"]["n"] == 40

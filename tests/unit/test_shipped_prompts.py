@@ -225,8 +225,15 @@ def test_the_readme_counts_what_is_there() -> None:
 
 def test_a_wheel_holds_what_a_clone_does() -> None:
     project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    (place, patterns), *others = project["tool"]["setuptools"]["data-files"].items()
-    assert not others
-    assert Path(sysconfig.get_path("data")) / place == refusal_suite.INSTALLED
-    shipped = {path.name for pattern in patterns for path in FOLDER.parents[1].glob(pattern)}
-    assert set(refusal_suite.FILES) <= shipped
+    places = project["tool"]["setuptools"]["data-files"]
+    shipped = {
+        Path(sysconfig.get_path("data")) / place: {
+            p.name for pattern in patterns for p in FOLDER.parents[1].glob(pattern)
+        }
+        for place, patterns in places.items()
+    }
+    assert shipped.keys() == {refusal_suite.INSTALLED, tiny_base.INSTALLED}
+    assert set(refusal_suite.FILES) <= shipped[refusal_suite.INSTALLED]
+    assert shipped[tiny_base.INSTALLED] == {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()} - {
+        "make.py"
+    }
