@@ -18,6 +18,7 @@ import pytest
 
 from llm_rlhf.data.sources import load_prompts
 from llm_rlhf.evaluation import refusal_suite
+from llm_rlhf.models import tiny_base
 from llm_rlhf.recipe import Source
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
@@ -225,15 +226,14 @@ def test_the_readme_counts_what_is_there() -> None:
 
 def test_a_wheel_holds_what_a_clone_does() -> None:
     project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    places = project["tool"]["setuptools"]["data-files"]
+    clone, installed = FOLDER.parents[1], Path(sysconfig.get_path("data"))
     shipped = {
-        Path(sysconfig.get_path("data")) / place: {
-            p.name for pattern in patterns for p in FOLDER.parents[1].glob(pattern)
-        }
-        for place, patterns in places.items()
+        installed / place: {path.name for pattern in patterns for path in clone.glob(pattern)}
+        for place, patterns in project["tool"]["setuptools"]["data-files"].items()
     }
     assert shipped.keys() == {refusal_suite.INSTALLED, tiny_base.INSTALLED}
     assert set(refusal_suite.FILES) <= shipped[refusal_suite.INSTALLED]
-    assert shipped[tiny_base.INSTALLED] == {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()} - {
+    base = {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()}
+    assert shipped[tiny_base.INSTALLED] == base - {"make.py"}
         "make.py"
     }
