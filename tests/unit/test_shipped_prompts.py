@@ -235,5 +235,3 @@ def test_a_wheel_holds_what_a_clone_does() -> None:
     assert set(refusal_suite.FILES) <= shipped[refusal_suite.INSTALLED]
     base = {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()}
     assert shipped[tiny_base.INSTALLED] == base - {"make.py"}
-        "make.py"
-    }
