@@ -19,6 +19,7 @@ from llm_rlhf.reward.adapters import AdapterPlan
 from llm_rlhf.reward.trainer import PairTrainer, encode_pairs
 from llm_rlhf.stages import reward as reward_stage
 
+SIDES = ("chosen", "rejected")
 WORDS = ["yes", "no, not at all", "it may be so", "ask me again tomorrow", "quite", "I should think that it is so"]
 
 
@@ -48,6 +49,23 @@ def trainer(
         peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", modules_to_save=["score"]),
         **({"options": section} if kind is PairTrainer else {}),
     )
+
+
+def test_rows_of_like_length_come_together_where_asked(base_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Rows of a megabatch (12 batches here) are sorted by `length`: in a batch of 4 they differ by little.
+
+    The twelve different rows have lengths from 25 to 40; shuffled, four of them differ by 10 and more on average.
+    """
+    rows = encode_pairs(tokenizer, preferences(), RewardOptions())
+    assert [row["length"] for row in rows] == [max(len(row[f"{side}_ids"]) for side in SIDES) for row in rows]
+    differences = {}
+    for strategy in ("random", "group_by_length"):
+        made = trainer(PairTrainer, base_folder, tokenizer, rows * 16, tmp_path, train_sampling_strategy=strategy)
+        longest = [batch["attention_mask"].sum(1).reshape(2, -1).amax(0) for batch in made.get_train_dataloader()]
+        assert sorted(torch.cat(longest).tolist()) == sorted(row["length"] for row in rows * 16)
+        differences[strategy] = torch.stack([lengths.max() - lengths.min() for lengths in longest]).float().mean()
+    assert differences["group_by_length"] < 3
+    assert differences["random"] > 10
 
 
 @pytest.mark.parametrize("options", [{}, {"center_rewards_coefficient": 0.1}])
