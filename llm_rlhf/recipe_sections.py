@@ -110,7 +110,7 @@ class WorldSection:
     entities: int = 6  # how many things can be asked about
     demonstrations: int = 1200  # conversations shown to supervised fine-tuning
     good_share: float = 0.4  # share of demonstrations whose reply is good
-    preferences: int = 5000  # pairs, both objectives together
+    preferences: int = 9000  # pairs, both objectives together
     label_noise: float = 0.1  # share of pairs whose label is flipped
     prompts: int = 1200  # conversations PPO samples replies to
     evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
