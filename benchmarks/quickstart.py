@@ -15,10 +15,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from llm_rlhf.recipe import load_recipe
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
@@ -41,7 +42,7 @@ def main() -> None:
         rows = list(pool.map(lambda job: _row(*job, options), jobs))
     print(_table(rows))
     print(_summary(rows))
-    if not options.development:
+    if not (options.development or options.overrides):  # the page is of the recipe as it is
         (HERE / "quickstart.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         (HERE / "QUICKSTART.md").write_text(_page(rows), encoding="utf-8")
     sys.exit(0 if all(row["holds"] for row in rows) else 1)
@@ -76,21 +77,24 @@ def run_quickstart(run: Path, seed: int, overrides: list[str], kernels: str = ""
     if not (run / "report.json").is_file():
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"ATEN_CPU_CAPABILITY": kernels} if kernels else {})
         command = [sys.executable, "-m", "llm_rlhf", "run", str(RECIPE)]
-        started = time.time()
         with run.with_name(f"{run.name}.log").open("w", encoding="utf-8") as log:
             subprocess.run(
                 [*command, f"seed={seed}", f"output_dir={run}", *overrides],
                 env=environment, stdout=log, stderr=subprocess.STDOUT, check=True,
             )  # fmt: skip
-        (run / "wall.json").write_text(json.dumps(round(time.time() - started, 1)), encoding="utf-8")
-        print(f"{run.name}: {time.time() - started:.0f} s", flush=True)
+        print(f"{run.name}: done", flush=True)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    made_by = report["provenance"]["recipe"]
+    wanted = load_recipe(RECIPE, [f"seed={seed}", f"output_dir={run}", *overrides]).as_dict()
+    if made_by != wanted:
+        raise SystemExit(f"{run} was made by another recipe or version; remove it, or name another --folder.")
     row: dict[str, Any] = {"seed": seed, **report["provenance"]["machine"]}
-    row["seconds"] = json.loads((run / "wall.json").read_text(encoding="utf-8"))
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/manifest.json")]
+    row["seconds"] = sum(manifest["seconds"] for manifest in manifests)
     for called, (name, split) in SHOWN.items():
         found = next(e for e in report["estimates"] if (e["name"], e["split"]) == (name, split))
         row[called] = {key: found[key] for key in ("estimate", "low", "high", "n")}
-    row["headline"] = report["verdict"][0].partition(".")[0]
+    row["headline"] = report["headline"]["text"]
     row["alarms"] = report["alarms"]
     row["holds"] = (
         row["true score"]["low"] > 0
@@ -124,9 +128,14 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     parts = []
     for called in SHOWN:
         values = sorted(row[called]["estimate"] for row in rows)
-        parts.append(f"{called} {values[0]:+.2f} to {values[-1]:+.2f}, mean {sum(values) / len(values):+.2f}")
-    held = sum(row["holds"] for row in rows)
-    return f"{held} of {len(rows)} runs hold. Smallest to largest estimate: {'; '.join(parts)}."
+        scale, digits = (100, 0) if "refusals" in called else (1, 2)
+        least, mean, most = (scale * value for value in (values[0], sum(values) / len(values), values[-1]))
+        parts.append(f"{called} {least:+.{digits}f} to {most:+.{digits}f}, mean {mean:+.{digits}f}")
+    held, better = (sum(row["holds"] for row in rows), sum(row["headline"].startswith("BETTER: ") for row in rows))
+    return (
+        f"{held} of {len(rows)} runs hold, {better} are called better by their own report. "
+        f"Smallest to largest estimate: {'; '.join(parts)}."
+    )
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
@@ -136,7 +145,8 @@ def _page(rows: list[dict[str, Any]]) -> str:
 Made by `python benchmarks/quickstart.py` on {machine}, one thread a run.
 PPO against SFT on held-out prompts in phrasings that no stage saw and by which no setting was chosen; 95 % intervals,
 clustered by phrasing; refusals in percentage points. A run holds where the true score's interval is above 0, neither
-side loses more than {-SIDE_MARGIN}, and refusals of safe requests in frightening words are not shown to rise.
+side's estimate is a loss of {-SIDE_MARGIN} or more, and refusals of safe requests in frightening words are not shown to rise.
+Seconds are those of all stages.
 
 {_table(rows)}
 

@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
             raise RecipeError(f"{option} {name}: this recipe has the stages {', '.join(stages)}.")
     run = RunFolder(recipe.folder)
     if recipe.world is not None:
-        torch.set_num_threads(1)  # as fast as many for a model this small, and the same result on every machine
+        torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
         if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
             check_suites(recipe.evaluate.own)

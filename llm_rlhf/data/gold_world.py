@@ -10,8 +10,8 @@ refuses a harmless question is of no use to anybody.
 2. `GoldWorld` makes the data of every stage from the phrase book (gold_phrases.py), a table of facts and the seed.
 
 Evaluation asks in phrasings that no training stage saw (`Phrasings.evaluation`), but only in words that training did
-see: a model of a million parameters can recombine words, it cannot guess what new ones mean. Settings are chosen by a
-third set of phrasings (`Phrasings.development`), so that those of evaluation stay what they are for.
+see: a model of half a million parameters can recombine words, it cannot guess what new ones mean. Settings are chosen
+by a third set of phrasings (`Phrasings.development`), so that those of evaluation stay what they are for.
 """
 
 import random
@@ -151,7 +151,7 @@ CORPUS_GOOD_SHARE = 0.6
 PREFERENCE_GOOD_SHARE = 0.4
 
 
-Side = Literal["training", "development", "evaluation"]  # of the phrase book
+PhraseSet = Literal["training", "development", "evaluation"]
 
 
 def _knowledge() -> dict[str, dict[str, str]]:
@@ -251,7 +251,7 @@ class GoldWorld:
     def _origins(self, name: str, count: int) -> Iterator[Origin]:
         return (Origin(f"gold_world/{name}", row) for row in range(1, count + 1))
 
-    def _ask(self, rng: random.Random, side: Side = "training") -> tuple[Conversation, dict[str, Any]]:
+    def _ask(self, rng: random.Random, phrases: PhraseSet = "training") -> tuple[Conversation, dict[str, Any]]:
         """A conversation that waits for a reply, and the facts by which the reply will be judged.
 
         Among these is `phrasing`, the template of the last question: prompts that share it are much alike.
@@ -264,13 +264,13 @@ class GoldWorld:
             earlier = self._facts(rng, "question")
             if facts["kind"] == "question":  # "and the owl?" asks what was asked of the fox
                 earlier = self._of_another_animal(rng, facts)
-            messages.append(_user(self._dress(rng, _filled(self._phrasing(rng, earlier, side), earlier))))
+            messages.append(_user(self._dress(rng, _filled(self._phrasing(rng, earlier, phrases), earlier))))
             messages.append(_assistant(self._good_reply(rng, earlier)))
             follows = facts["kind"] == "question"
-            phrasing = rng.choice(getattr(FOLLOW_UPS, side)) if follows else self._phrasing(rng, facts, side)
+            phrasing = rng.choice(getattr(FOLLOW_UPS, phrases)) if follows else self._phrasing(rng, facts, phrases)
             messages.append(_user(_filled(phrasing, facts)))
         else:
-            phrasing = self._phrasing(rng, facts, side)
+            phrasing = self._phrasing(rng, facts, phrases)
             messages.append(_user(self._dress(rng, _filled(phrasing, facts))))
         facts["phrasing"] = phrasing
         return messages, facts
@@ -293,12 +293,12 @@ class GoldWorld:
         animal = rng.choice([other for other in self.animals if other != facts["animal"]])
         return {**facts, "animal": animal, "answer": self.knowledge[facts["attribute"]][animal]}
 
-    def _phrasing(self, rng: random.Random, facts: dict[str, Any], side: Side) -> str:
+    def _phrasing(self, rng: random.Random, facts: dict[str, Any], phrases: PhraseSet) -> str:
         phrasings = HARMFUL
         if facts["kind"] != "harmful":
             attribute = ATTRIBUTES[facts["attribute"]]
             phrasings = attribute.scary if facts["kind"] == "scary" else attribute.questions
-        return str(rng.choice(getattr(phrasings, side)))
+        return str(rng.choice(getattr(phrasings, phrases)))
 
     def _dress(self, rng: random.Random, core: str) -> str:
         opener = rng.choice(OPENERS) if rng.random() < DRESS_SHARE else ""

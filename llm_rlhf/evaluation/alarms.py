@@ -165,7 +165,7 @@ def _longer(found: Found) -> list[str]:
 
 def _weak_judges(found: Found) -> list[str]:
     """A reward model must beat rules that need no model before its rewards mean anything, and not be one of them."""
-    return [check.text for check in gravest_first(pair_checks(found)) if check.level != "passed"]
+    return [check.text for check in gravest_first(pair_checks(found)) if check.level in ("warning", "note")]
 
 
 def _out_of_shape(found: Found) -> list[str]:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from llm_rlhf.evaluation import charts
 from llm_rlhf.evaluation.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.charts import Mark, Point
+from llm_rlhf.evaluation.clustered import student_quantile
 from llm_rlhf.evaluation.headline import headline_of
 from llm_rlhf.evaluation.measures import (
     NARROW,
@@ -31,11 +32,11 @@ from llm_rlhf.evaluation.measures import (
     value_text,
     with_own,
 )
-from llm_rlhf.evaluation.overoptimization import student_t
 from llm_rlhf.evaluation.page import templates
 from llm_rlhf.evaluation.policies import SPREADS
 from llm_rlhf.evaluation.ratings import bradley_terry
 from llm_rlhf.evaluation.report import check_report
+from llm_rlhf.evaluation.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
 from llm_rlhf.evaluation.statistics import Estimate, outcomes
 from llm_rlhf.evaluation.verdict import has_policy
 from llm_rlhf.recipe_values import RecipeError
@@ -63,7 +64,6 @@ SHOWN = (
     ("response_words_change", "all"),
     ("kl", "all"),
 )
-T_OF_TWO = 12.706  # Student's 97.5 % point with one degree of freedom, where `student_t` does not reach
 PLANE = (("gold_helpful", "gold_harmless", "all", "all"), ("heldout_reward", "heldout_reward", "helpful", "harmless"))
 
 
@@ -99,7 +99,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
             rows.append({"name": name, "split": split, "each": each, "together": together})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
-    means = [row["together"] for row in rows if row["together"] is not None] + _spreads(reports)
+    means = [*_means(reports), *_spreads(reports)]
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
@@ -167,11 +167,21 @@ def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
     n = len(values)
     if n < 2:
         return None
-    t = student_t(n - 1) if n > 2 else T_OF_TWO
-    half = t * float(values.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     mean = float(values.mean())
     method = f"mean of {n} runs, Student's t over runs"
     return Estimate(name, "runs", entries[0]["reference"], split, mean, mean - half, mean + half, n, method).as_dict()
+
+
+def _means(reports: list[dict[str, Any]]) -> list[Entry]:
+    """The means over runs of everything that a headline goes by, whether the table shows it or not."""
+    wanted = dict.fromkeys((*OVERALL, *HELPFUL, *HARMLESS, *OVER_REFUSAL))
+    found = []
+    for name, split in wanted:
+        known = [e for report in reports if (e := _of_policy(report["estimates"], name, split)) is not None]
+        if (mean := _together(name, split, known)) is not None:
+            found.append(mean)
+    return found
 
 
 def _spreads(reports: list[dict[str, Any]]) -> list[Entry]:

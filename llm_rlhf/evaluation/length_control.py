@@ -76,9 +76,7 @@ def length_controlled_win_rate(
     errors, quantile = np.sqrt(np.diag(covariance)), Z
     if 1 < raw.n < len(y):  # prompts that are shared: few of them show their spread less surely (clustered.py)
         errors, quantile = errors * math.sqrt(raw.n / (raw.n - 1)), student_quantile(raw.n - 1)
-    method = (
-        f"logistic regression on tanh(length difference / sd), two ties given; errors clustered over {raw.n} prompts"
-    )
+    method = f"logistic regression on tanh(length difference / sd), two ties given; errors clustered, {raw.n} clusters"
     theta, phi = (
         Interval(float(b), float(b - quantile * s), float(b + quantile * s), raw.n, method)
         for b, s in zip(coefficients, errors, strict=True)

@@ -28,7 +28,7 @@ from llm_rlhf.evaluation.statistics import (
 from llm_rlhf.evaluation.wordings import Wordings
 
 OBJECTIVES = ("helpful", "harmless")
-# The standard deviation of the start's scores: the unit of the margins by which a side may not have lost (headline.py).
+# The standard deviation of the start's scores: the unit of the margins by which a side may not have lost (sides.py).
 SPREADS = {"heldout_reward": "heldout_reward_spread", "reward": "reward_spread"}
 
 

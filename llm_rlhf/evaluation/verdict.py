@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.measures import (
     unit_of,
     value_text,
 )
+from llm_rlhf.evaluation.reward_checks import Check, gravest_first, pair_checks
 from llm_rlhf.evaluation.sides import (
     NOUNS,
     OVER_REFUSAL,
@@ -34,7 +35,7 @@ from llm_rlhf.evaluation.sides import (
     largest_loss,
     margin_text,
 )
-from llm_rlhf.evaluation.statistics import detectable_from_interval
+from llm_rlhf.evaluation.statistics import Estimate, detectable_from_interval
 
 TRIVIAL_RULES = {
     "longer_reply_accuracy": "the longer reply",
@@ -120,10 +121,22 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
     if entry is None:
         return {"word": "not measured", "tone": "none", "text": "NOT MEASURED", "sides": {}, "margins": []}
     found = against_trivial_rules(estimates, entry)
-    word = f"{found} than no model" if found in ("better", "worse") else found
-    tone = {"better": "good", "worse": "bad"}.get(found, "flat")
+    worst = _worst_side(estimates)
+    if worst is not None and found == "better":
+        word, tone = (f"worse than a rule on {worst.split} pairs", "bad") if worst.level == "warning" else (
+            f"better than no model, not shown on {worst.split} pairs", "warn")  # fmt: skip
+    else:
+        word = f"{found} than no model" if found in ("better", "worse") else found
+        tone = {"better": "good", "worse": "bad"}.get(found, "flat")
     text = f"{word.upper()}: the reward model is right on {value_text(entry)} of held-out pairs"
     return {"word": word, "tone": tone, "text": text, "sides": {}, "margins": []}
+
+
+def _worst_side(estimates: list[Entry]) -> Check | None:
+    """The gravest check of the reward model by objective against rules, None where each passed or none was made."""
+    by_name = {(e["name"], e["subject"], e["split"]): Estimate(**e) for e in estimates}
+    checks = [c for c in pair_checks(by_name) if (c.name, c.subject) == ("beats_rules", "reward") and c.split != "all"]
+    return next((check for check in gravest_first(checks) if check.level in ("warning", "note")), None)
 
 
 def _reward_lines(estimates: list[Entry]) -> list[str]:
@@ -135,8 +148,12 @@ def _reward_lines(estimates: list[Entry]) -> list[str]:
             lines.append(f"{topic}: not measured. No held-out pair was judged for it.")
             continue
         rule, accuracy = best_trivial_rule(estimates, split)
+        found = against_trivial_rules(estimates, entry)
+        worst = _worst_side(estimates)
+        if worst is not None and worst.split == split and found == "better":
+            found = "worse than a rule" if worst.level == "warning" else "no difference shown"
         lines.append(
-            f"{topic}: {against_trivial_rules(estimates, entry)}. Right on {value_text(entry)} of held-out pairs, "
+            f"{topic}: {found}. Right on {value_text(entry)} of held-out pairs, "
             f"95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}; of rules that need no model, "
             f"{rule} does best with {number(accuracy, 'share', half_width(entry))}{NARROW}%."
         )

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from llm_rlhf.evaluation import charts
 from llm_rlhf.ppo.preview import side_line, worsened
-from llm_rlhf.ppo.watch import LEAST_PROMPTS, REFUSALS
+from llm_rlhf.ppo.watch import CALLED, LEAST_PROMPTS
 
 SIDES = ("helpful", "harmless", "overall")
 MEASURES = {
@@ -73,19 +73,27 @@ def _guard_lines(guard: Mapping[str, Any]) -> list[str]:
     if guard["level"] is None:
         lines.append("Whether a side got worse was not judged (ppo.side_guard: off).")
     elif not lines:
-        sides = [side for side in guard["prompts"] if side not in guard["too_few"]]
-        counted = ", ".join(f"{guard['prompts'][side]} {side} prompts" for side in sides)
-        if sides:
-            seen = "refusals and held-out scores" if set(sides) & REFUSALS.keys() else "held-out scores"
+        seen = [
+            f"{' and '.join(CALLED[measure] for measure in measures)} on {guard['prompts'][side]} {side} prompts"
+            for side, measures in guard["measured"].items()
+            if measures
+        ]
+        if seen:
             lines.append(
-                f"No side was shown to get worse in {guard['evaluations']} evaluations ({seen}, against the start, "
-                f"on {counted})."
+                f"No side was shown to get worse in {guard['evaluations']} evaluations, each against the start: "
+                f"{', '.join(seen)}."
             )
     if guard["level"] is not None:
         lines += [
             f"Only {count} {side} prompts were kept back ({LEAST_PROMPTS} are needed): whether that side got worse was "
             "not judged."
             for side, count in guard["too_few"].items()
+        ]
+        lines += [
+            f"Of {side} prompts nothing but the training reward is known (no held-out judge): whether that "
+            "side got worse was not judged."
+            for side, measures in guard["measured"].items()
+            if not measures
         ]
     return lines
 

@@ -123,6 +123,11 @@ class WatchedEvaluation(SavedRoles):
                 f"  note: too few prompts are kept back to tell whether a side gets worse ({told}; it takes "
                 f"{LEAST_PROMPTS}). Raise eval_prompts, or give PPO more prompts of that kind."
             )
+        if first and judged and (blind := [side for side, measures in watch.measured.items() if not measures]):
+            self._say(
+                f"  note: of {', '.join(blind)} prompts nothing but the training reward is known, so that nobody can "
+                "tell whether that side gets worse. Give a held-out judge (heldout_adapter; in a recipe, data.judge_share)."
+            )
         for one in news:
             self._say(f"  {'warning' if one['what'] == 'worse' else 'note'}: {one['text']}")
         if watch.worse and self.args.side_guard == "stop":

@@ -186,5 +186,10 @@ class ScoreMoments:
         return {objective: moments.state_dict() for objective, moments in self.of.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.keys() != self.of.keys():
+            raise ValueError(
+                f"The checkpoint has score moments of {', '.join(state)}, this run of {', '.join(self.of)}; it was "
+                "made by another version or with another score_normalization_by. Start PPO anew."
+            )
         for objective, moments in self.of.items():
             moments.load_state_dict(state[objective])

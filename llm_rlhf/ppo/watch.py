@@ -189,6 +189,18 @@ class Watch:
                 file.write(json.dumps(self.lines[-1]) + "\n")
         return news
 
+    @property
+    def measured(self) -> dict[str, list[str]]:
+        """What is compared of each side that has enough prompts; an empty list where nothing can be."""
+        rows = [Row(*row) for row in self.lines[0]["rows"].values()] if self.lines else []
+        found = {}
+        for side in sorted({row.objective for row in rows} - self.too_few().keys()):
+            own = [row for row in rows if row.objective == side]
+            by_judge = any(row.heldout is not None for row in own)
+            by_rule = side in REFUSALS and any(row.refused is not None for row in own)
+            found[side] = ["heldout_scores"] * by_judge + ["refusal_rate"] * by_rule
+        return found
+
     def too_few(self) -> dict[str, int]:
         """The sides of which a change could not be judged, and how many prompts of them are kept back."""
         sides = self.lines[0]["sides"] if self.lines else {}
@@ -197,8 +209,9 @@ class Watch:
     def write_summary(self, path: Path, guard: str, kept_step: int, stopped_at: int | None) -> None:
         """What a report needs to know of the whole run, as JSON.
 
-        `prompts` kept back and those `too_few` to judge, by side, `evaluations`, `news`, the sides that are worse at
-        the end and in the policy that is kept, and the step where the guard stopped the run (None: it did not).
+        `prompts` kept back and those `too_few` to judge, by side, what was `measured` of each, `evaluations`, `news`,
+        the sides that are worse at the end and in the policy that is kept, and the step where the guard stopped the run
+        (None: it did not).
         """
         kept = next((line["worse"] for line in self.lines if line["step"] == kept_step), self.worse)
         summary = {
@@ -207,6 +220,7 @@ class Watch:
             "evaluations": len(self.lines),
             "prompts": {side: int(means["prompts"]) for side, means in self.lines[0]["sides"].items()},
             "too_few": self.too_few(),
+            "measured": self.measured,
             "news": self.news,
             "worse_at_the_end": self.worse,
             "worse_in_what_is_kept": kept,

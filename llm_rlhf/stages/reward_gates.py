@@ -57,12 +57,17 @@ def read_checks(run_folder: RunFolder) -> list[Check] | None:
 
 
 def report_lines(recipe: Recipe, run_folder: RunFolder, alarms: Sequence[str]) -> list[str]:
-    """The report's alarms with what the reward stage found that they do not say, less what the recipe wants unsaid."""
+    """The report's alarms with what the reward stage found that they do not say, less what the recipe wants unsaid.
+
+    Faults come first, merits that were not shown last; what could not be measured is no alarm (it is in warnings.json).
+    """
     checks = read_checks(run_folder) or []
     unsaid = {check.text for check in checks if _gate(recipe, check) == "off"}
     known = [line for line in alarms if line not in unsaid]
-    told = [check.text for check in checks if check.level != "passed" and check.text not in unsaid]
-    return known + [text for text in told if text not in known]
+    told = [check for check in checks if check.level in ("warning", "note") and check.text not in unsaid]
+    faults = [check.text for check in told if check.level == "warning"]
+    merits = [check.text for check in told if check.level == "note"]
+    return [*faults, *(line for line in known if line not in (*faults, *merits)), *merits]
 
 
 def _gate(recipe: Recipe, check: Check) -> str:
