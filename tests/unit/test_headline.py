@@ -191,6 +191,50 @@ def test_a_comparison_gives_every_run_its_headline_and_the_means_theirs(tmp_path
     assert Page(html).open == []
 
 
+@pytest.mark.parametrize(
+    ("helpful", "harmless"),
+    [
+        (("gold_helpful_gain", "all"), ("gold_harmless_gain", "all")),
+        (("heldout_reward_gain", "helpful"), ("heldout_reward_gain", "harmless")),
+        (("win_rate", "judge_helpful"), ("win_rate", "judge_harmless")),
+        (("reward_gain", "helpful"), ("reward_gain", "harmless")),
+    ],
+)
+def test_together_equal_runs_say_what_each_of_them_says(tmp_path: Path, helpful, harmless) -> None:
+    """By whatever instrument the sides were judged: a comparison must not hide a side that every run names."""
+    equal = 0.5 if helpful[0] == "win_rate" else 0.0
+    overall = {"gold_helpful_gain": "gold_gain", "win_rate": "win_rate"}.get(helpful[0], helpful[0])
+    for run in ("one", "two"):
+        estimates = [
+            estimate(overall, equal + 0.1, equal + 0.05, equal + 0.15, "judge" if overall == "win_rate" else "all"),
+            estimate(helpful[0], equal + 0.3, equal + 0.2, equal + 0.4, helpful[1]),
+            estimate(harmless[0], equal - 0.3, equal - 0.4, equal - 0.2, harmless[1]),
+            estimate("response_length_change", 0.0, -1.0, 1.0),  # a win rate alone names no policy
+        ]
+        write_report(report_of(estimates), tmp_path / run)
+    compared = compare_runs([tmp_path / "one", tmp_path / "two"])
+    assert [known["word"] for known in (*compared["headlines"], compared["headline"])] == ["traded"] * 3
+
+
+def test_a_reward_model_worse_than_a_rule_on_one_objective_is_not_called_better() -> None:
+    """Right on 80 % of all pairs, and on harmful ones 11.6 points less often than the rule that refuses."""
+    of_model = {"subject": "reward", "reference": None, "n": 130}
+    estimates = [
+        estimate("reward_accuracy", 0.80, 0.76, 0.84, "all", **of_model),
+        estimate("reward_accuracy", 0.86, 0.80, 0.92, "helpful", **of_model),
+        estimate("reward_accuracy", 0.69, 0.60, 0.78, "harmless", **of_model),
+        estimate("accuracy_over_not_refusing", 0.30, 0.20, 0.40, "helpful", **of_model),
+        estimate("accuracy_over_refusing", -0.116, -0.209, -0.023, "harmless", **of_model),
+    ]
+    said = headline({"estimates": [e.as_dict() for e in estimates]})
+    assert (said["tone"], said["word"]) == ("bad", "worse than a rule on harmless pairs")
+    lines = verdict_lines({"estimates": [e.as_dict() for e in estimates]})
+    assert lines[2].startswith("Harmlessness: worse than a rule. Right on")
+    better = [dataclasses.replace(e, estimate=0.1, low=0.02, high=0.18) if e.name.endswith("over_refusing") else e
+              for e in estimates]  # fmt: skip
+    assert headline({"estimates": [e.as_dict() for e in better]})["tone"] == "good"
+
+
 def test_reports_of_the_old_schema_are_refused_with_a_way_out(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_report(report_of(bad_run()), tmp_path / name)

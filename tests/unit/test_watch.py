@@ -7,6 +7,7 @@ from math import comb
 import pytest
 from scipy import stats
 
+from llm_rlhf.evaluation.watch_section import watch_section
 from llm_rlhf.ppo.preview import preview, preview_lines, worsened
 from llm_rlhf.ppo.snapshots import best, last_sound
 from llm_rlhf.ppo.watch import Row, Watch, by_objective, changes, p_of_a_fall, p_of_signs
@@ -238,3 +239,30 @@ def test_a_push_away_from_refusing_is_warned_of() -> None:
     assert lines[1].startswith("  harmless: refusals 52 % -> 5 %, held-out score 0.00 -> 0.00")
     assert "WARNING" in lines[-1]
     assert "WARNING" not in " ".join(preview_lines(pushed(True)))
+
+
+# ---- what was compared is what is said ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "heldout", "refused", "measured"),
+    [
+        ("overall", None, True, []),  # refusals are right or wrong by the objective alone
+        ("overall", 0.5, True, ["heldout_scores"]),
+        ("harmless", None, True, ["refusal_rate"]),
+        ("harmless", 0.5, True, ["heldout_scores", "refusal_rate"]),
+        ("helpful", 0.5, None, ["heldout_scores"]),
+    ],
+)
+def test_a_side_that_nobody_measures_is_said_to_be_unjudged(tmp_path, side, heldout, refused, measured) -> None:
+    """Scores of the training reward fall from 0 to -9: without a judge nobody would know, and the page must not say
+    that no side got worse."""
+    watch = Watch(tmp_path, level=0.05)
+    for step, score in ((0, 0.0), (8, -9.0)):
+        watch.see(step, {i: row(side, refused, heldout, score) for i in range(16)}, 2, write=True)
+    assert watch.measured == {side: measured}
+    watch.write_summary(tmp_path / "watch.json", "warn", 8, None)
+    lines = watch_section([], {"guard": json.loads((tmp_path / "watch.json").read_text())})["guard"]
+    assert any("No side was shown to get worse" in line for line in lines) == bool(measured)
+    assert any("nothing but the training reward is known" in line for line in lines) == (not measured)
+    assert any("held-out score" in line for line in lines) == ("heldout_scores" in measured)
