@@ -99,7 +99,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
             rows.append({"name": name, "split": split, "each": each, "together": together})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
-    means = [*_means(reports), *_spreads(reports)]
+    means = [row["together"] for row in rows if row["together"] is not None]
+    means += _means_beside(reports) + _spreads(reports)
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
@@ -173,11 +174,11 @@ def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
     return Estimate(name, "runs", entries[0]["reference"], split, mean, mean - half, mean + half, n, method).as_dict()
 
 
-def _means(reports: list[dict[str, Any]]) -> list[Entry]:
-    """The means over runs of everything that a headline goes by, whether the table shows it or not."""
+def _means_beside(reports: list[dict[str, Any]]) -> list[Entry]:
+    """The means over runs of what a headline goes by and the table does not show."""
     wanted = dict.fromkeys((*OVERALL, *HELPFUL, *HARMLESS, *OVER_REFUSAL))
     found = []
-    for name, split in wanted:
+    for name, split in [one for one in wanted if one not in SHOWN]:
         known = [e for report in reports if (e := _of_policy(report["estimates"], name, split)) is not None]
         if (mean := _together(name, split, known)) is not None:
             found.append(mean)
