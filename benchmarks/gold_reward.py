@@ -44,10 +44,12 @@ def main(folder: Path) -> None:
             mean = rows.mean(1)
             right = accuracy(mean, np.zeros_like(mean), prompts)
             known = calibrate(mean, prompts)
+            fitted = "no temperature fits"
+            if known["temperature"] is not None:
+                fitted = f"after temperature {known['temperature']:.2f} {known['ece_after']:.3f}"
             print(
                 f"  {subject}, {labels}: accuracy {right.estimate:.3f} [{right.low:.3f}, {right.high:.3f}]; "
-                f"calibration error {known['ece_before']:.3f}, after temperature "
-                f"{known['temperature']:.2f} {known['ece_after']:.3f}"
+                f"calibration error {known['ece_before']:.3f}, {fitted}"
             )
             if len(adapters) > 1:
                 found = ensemble_agreement(rows, prompts)
