@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from llm_rlhf.data.gold_phrases import ANIMALS
 from llm_rlhf.evaluation.measures import MEASURES
 from llm_rlhf.evaluation.reward_checks import GATED
 from llm_rlhf.functions import FUNCTION
@@ -111,7 +112,10 @@ def _check_reward_weights(recipe: Recipe, adapters: list[str]) -> None:
 
 
 def _check_world(world: WorldSection) -> None:
-    at_least("world.entities", world.entities, 2)
+    if not 2 <= world.entities <= len(ANIMALS):
+        raise RecipeError(
+            f"Recipe key 'world.entities' is {world.entities}; the valley has 2 to {len(ANIMALS)} animals."
+        )
     for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
         at_least(f"world.{name}", getattr(world, name), 1)
     _share("world.good_share", world.good_share)

@@ -121,13 +121,13 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
     if entry is None:
         return {"word": "not measured", "tone": "none", "text": "NOT MEASURED", "sides": {}, "margins": []}
     found = against_trivial_rules(estimates, entry)
-    worst = _worst_side(estimates)
-    if worst is not None and found == "better":
-        word, tone = (f"worse than a rule on {worst.split} pairs", "bad") if worst.level == "warning" else (
-            f"better than no model, not shown on {worst.split} pairs", "warn")  # fmt: skip
-    else:
-        word = f"{found} than no model" if found in ("better", "worse") else found
-        tone = {"better": "good", "worse": "bad"}.get(found, "flat")
+    word = f"{found} than no model" if found in ("better", "worse") else found
+    tone = {"better": "good", "worse": "bad"}.get(found, "flat")
+    if found == "better" and (worst := _worst_side(estimates)) is not None:
+        if worst.level == "warning":
+            word, tone = f"worse than a rule on {worst.split} pairs", "bad"
+        else:
+            word, tone = f"better than no model, not shown on {worst.split} pairs", "warn"
     text = f"{word.upper()}: the reward model is right on {value_text(entry)} of held-out pairs"
     return {"word": word, "tone": tone, "text": text, "sides": {}, "margins": []}
 
@@ -141,7 +141,7 @@ def _worst_side(estimates: list[Entry]) -> Check | None:
 
 def _reward_lines(estimates: list[Entry]) -> list[str]:
     """What a recipe without a policy has shown: how far its reward model can be believed."""
-    lines = []
+    lines, worst = [], _worst_side(estimates)
     for topic, split in (("Overall", "all"), ("Helpfulness", "helpful"), ("Harmlessness", "harmless")):
         entry = find(estimates, "reward_accuracy", "reward", [split])
         if entry is None:
@@ -149,7 +149,6 @@ def _reward_lines(estimates: list[Entry]) -> list[str]:
             continue
         rule, accuracy = best_trivial_rule(estimates, split)
         found = against_trivial_rules(estimates, entry)
-        worst = _worst_side(estimates)
         if worst is not None and worst.split == split and found == "better":
             found = "worse than a rule" if worst.level == "warning" else "no difference shown"
         lines.append(

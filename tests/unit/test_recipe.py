@@ -230,3 +230,10 @@ def test_the_evaluation_puts_scores_together_as_ppo_does(recipe, reward, ppo, ex
     read = recipe(None, f"reward={reward}", f"ppo={ppo}")
     found = training_reward(read, {"helpful": [3.0, 0.0], "harmless": [1.0, -2.0]})
     assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("entities", [1, 13])
+def test_a_valley_too_small_or_too_full_is_refused_before_anything_runs(entities: int) -> None:
+    quickstart = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    with pytest.raises(RecipeError, match=rf"'world.entities' is {entities}; the valley has 2 to 12 animals"):
+        load_recipe(quickstart, [f"world.entities={entities}"])
