@@ -54,6 +54,7 @@ from llm_rlhf.recipe import OwnSuite, Recipe
 from llm_rlhf.recipe_values import RecipeError, plain
 from llm_rlhf.run_folder import RunFolder, git_state, machine, versions, write_json
 from llm_rlhf.stages.inputs import splits
+from llm_rlhf.stages.reward_gates import report_lines
 
 
 def evaluate(asked: Evaluation) -> dict[str, Any]:
@@ -131,7 +132,10 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         },
     }
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + notes + found.notes
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    if recipe is not None and asked.run is not None and rewards.trained is not None:
+        report["alarms"] = report_lines(recipe, RunFolder(asked.run), report["alarms"])
+    report["alarms"] += notes + found.notes
     report["alarms"] += account_lines(material.counts)
     if processes().is_main_process:
         _write(asked, report, material, found, scored)

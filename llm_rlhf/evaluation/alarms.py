@@ -64,8 +64,8 @@ def _judges_disagree(found: Found) -> list[str]:
     words = []
     truths = {
         "all": [("gold_gain", "all")],
-        "helpful": [("gold_helpful_gain", "all"), ("gold_gain", "helpful"), *REFUSALS["helpful"]],
-        "harmless": [("gold_harmless_gain", "all"), ("gold_gain", "harmless"), *REFUSALS["harmless"]],
+        "helpful": [("gold_helpful_gain", "all"), *REFUSALS["helpful"]],
+        "harmless": [("gold_harmless_gain", "all"), *REFUSALS["harmless"]],
     }
     where_of = {"all": "over all prompts", "helpful": "on helpful prompts", "harmless": "on harmful prompts"}
     for split, others in truths.items():

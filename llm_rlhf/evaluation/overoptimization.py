@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_rlhf.evaluation.clustered import student_quantile
 from llm_rlhf.evaluation.statistics import LEVEL, Array, Interval, Values, Z, finite_arrays
 
 Form: TypeAlias = Literal["best_of_n", "rl"]
@@ -71,7 +72,7 @@ def fit_curve(d: Values, gains: NDArray[Any] | Values, form: Form) -> Fit:
         covariance = pseudo @ np.atleast_2d(np.cov(y)) @ pseudo.T / n
         method = "least squares; errors over prompts, which checkpoints share"
     else:
-        n, critical = len(mean), student_t(len(mean) - 2)
+        n, critical = len(mean), student_quantile(len(mean) - 2)
         covariance = np.linalg.inv(x.T @ x) * float(residuals @ residuals) / (n - 2)
         method = f"least squares; errors of {n} points about the curve, Student's t"
     half = critical * np.sqrt(np.diag(covariance))
@@ -239,21 +240,4 @@ def _message(
     return (
         f"The {judge} changed by {change.estimate:+.2f} {there}, no more than chance makes of a flat curve "
         f"(p = {p:.2f})."
-    )
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5 % point of Student's t with `freedom` >= 2 degrees of freedom, within 1 % (from 3 on, within 0.2 %).
-
-    Four terms of the Cornish-Fisher expansion. Source: Abramowitz and Stegun 1964, 26.7.5.
-    """
-    if freedom < 2:
-        raise ValueError(f"student_t: {freedom} degrees of freedom; the expansion holds from 2.")
-    z, v = Z, float(freedom)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
     )

@@ -17,17 +17,13 @@ from llm_rlhf.evaluation.measures import NARROW, Entry, contest, find, measure_o
 # What a verdict rests on: the true score, else who PPO never saw, a reward model or a judge, else the training reward.
 OVERALL = [("gold_gain", "all"), ("heldout_reward_gain", "all"), ("win_rate", "judge"), ("reward_gain", "all")]
 HELPFUL = [
-    ("gold_helpful_gain", "helpful"),
     ("gold_helpful_gain", "all"),
-    ("gold_gain", "helpful"),
     ("heldout_reward_gain", "helpful"),
     ("win_rate", "judge_helpful"),
     ("reward_gain", "helpful"),
 ]
 HARMLESS = [
-    ("gold_harmless_gain", "harmless"),
     ("gold_harmless_gain", "all"),
-    ("gold_gain", "harmless"),
     ("heldout_reward_gain", "harmless"),
     ("win_rate", "judge_harmless"),
     ("reward_gain", "harmless"),

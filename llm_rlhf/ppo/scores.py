@@ -170,6 +170,11 @@ class ScoreMoments:
         for objective, moments in self.of.items():
             yield moments, [i for i, own in enumerate(objectives_B) if not apart or own == objective]
 
+    @property
+    def known(self) -> bool:
+        """Whether any score has been seen."""
+        return any(moments.count for moments in self.of.values())
+
     def update(self, scores_B: Tensor, objectives_B: Sequence[str], total: Total) -> None:
         for moments, rows in self._rows(objectives_B):
             moments.update(scores_B[rows], total)

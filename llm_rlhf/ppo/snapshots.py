@@ -65,12 +65,13 @@ def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:
     Raises:
         ValueError: when none is left.
     """
-    within = [row for row in rows if (kl_limit is None or row["kl"] <= kl_limit) and _is_sound(row)]
+    sound = [row for row in rows if _is_sound(row)]
+    within = [row for row in sound if kl_limit is None or row["kl"] <= kl_limit]
     if not within:
-        least = min((row["kl"] for row in rows), default=None)
+        least = min((row["kl"] for row in sound), default=None)
         raise ValueError(
-            f"No snapshot has a KL within keep_kl_limit ({kl_limit} nats per response); the least is {least}. Raise "
-            "the limit, raise kl_coef, or evaluate more often."
+            f"No snapshot in which no side is worse has a KL within keep_kl_limit ({kl_limit} nats per response); the "
+            f"least of {len(sound)} such ones is {least}. Raise the limit, raise kl_coef, or evaluate more often."
         )
     return max(within, key=lambda row: row["scores"] if row["heldout"] is None else row["heldout"])
 

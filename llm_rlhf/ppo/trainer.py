@@ -416,7 +416,10 @@ class PPOTrainer(WatchedEvaluation):
         return gathered[start : start + len(prompts)]
 
     def _normalised(self, scores_B: Tensor, sides_B: list[str]) -> Tensor:
+        """Scores as PPO pays them; before the first rollout, where they have no scale yet, as they are."""
         if self.args.score_normalization != "none":
+            if not self.score_moments.known:
+                return scores_B
             scores_B = self.score_moments.normalised(scores_B, sides_B, self.args.score_normalization)
         return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
 

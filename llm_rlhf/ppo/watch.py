@@ -142,6 +142,12 @@ class Watch:
         self.lines = [json.loads(line) for line in text.splitlines()]
 
     @property
+    def _began(self) -> str:
+        """What is compared with: the start, or the first evaluation where none was asked for before training."""
+        first = self.lines[0]["step"]
+        return "PPO began" if first == 0 else f"the first evaluation, at optimizer step {first},"
+
+    @property
     def worse(self) -> list[str]:
         """The sides that are worse than at the start, as of the newest evaluation."""
         return list(self.lines[-1]["worse"]) if self.lines else []
@@ -172,7 +178,7 @@ class Watch:
                 where = f"({prompts} prompts kept back, optimizer step {step})"
                 if side not in worse and any(change.p < limit for change in own):
                     said = " and ".join(_said(change) for change in own if change.p < limit)
-                    text = f"{_on(side)} {said} since PPO began {where}: more than chance explains."
+                    text = f"{_on(side)} {said} since {self._began} {where}: more than chance explains."
                     news.append({"step": step, "side": side, "what": "worse", "text": text})
                 elif side in worse and all(change.p > STILL_WORSE for change in own):
                     said = ", ".join(_said(change) for change in own)

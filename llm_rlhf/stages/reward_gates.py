@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.evaluation.reward_checks import Check, gravest_first
+from llm_rlhf.evaluation.reward_checks import GATED, Check, gravest_first
 from llm_rlhf.recipe import Recipe, stage_options
 from llm_rlhf.recipe_values import RunError
 from llm_rlhf.run_folder import RunFolder, read_json, write_json
@@ -46,8 +46,16 @@ def stop_at_gates(recipe: Recipe, run_folder: RunFolder) -> None:
         f"PPO was not started: 'reward.gates' says stop, and the reward stage failed "
         f"{len(faults)} of its checks.\n{told}\nThe reward stage itself is done and stays in {run_folder / 'reward'}. "
         "Make it again with other settings (--from reward), or train against it all the same: reward.gates=warn, or "
-        f"reward.gates.{faults[0].name}=warn for one check, does not make it again."
+        f"{_but_for(options.gates, faults[0].name)} for one check, does not make it again."
     )
+
+
+def _but_for(gates: Any, check: str) -> str:
+    """The override that lets one check pass and leaves the others as they are."""
+    if isinstance(gates, dict):
+        return f"reward.gates.{check}=warn"
+    named = ", ".join(f"{name}: {'warn' if name == check else gates}" for name in GATED)
+    return f"'reward.gates={{{named}}}'"
 
 
 def read_checks(run_folder: RunFolder) -> list[Check] | None:

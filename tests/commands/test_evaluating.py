@@ -1,15 +1,14 @@
 """`llm-rlhf evaluate` and `compare`, as their user runs them, on tiny random models."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from endpoint_stand_in import StandIn, letters, reply
+from launching import command, environment
 from model_helpers import random_reward_adapter
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -296,19 +295,9 @@ def test_two_processes_find_what_one_finds(
     asked = ["evaluate", f"tuned={policy_folder}", "--reference", f"start={base_folder}", "--prompts", prompts_file,
              "--reward", reward_folder, "--pairs", pairs_file, "--no-refusals", *LENGTH]  # fmt: skip
     run(*asked, "--output", tmp_path / "one")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "-m",
-        "llm_rlhf",
-    ]
     done = subprocess.run(
-        [*command, *map(str, asked), "--output", str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        command(*asked, "--output", tmp_path / "two", processes=2),
+        env=environment(),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

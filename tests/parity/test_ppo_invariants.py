@@ -569,6 +569,8 @@ def test_invariant_11_running_scale_and_clip(base_folder, reward_folder, tmp_pat
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, score_normalization="whiten", reward_clip_range=(-1.0, 1.0)
     )
+    far = torch.tensor([5.0, 7.0])
+    assert trainer._normalised(far, ["overall"] * 2).tolist() == [5.0, 7.0]  # no scale yet, by which a limit would be
     fixed_responses(trainer, responses_of(eos))
     (first,) = rollout(trainer)
     raw = first["raw_scores"]

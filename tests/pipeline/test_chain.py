@@ -1,10 +1,8 @@
 """The whole chain on a tiny gold world: end to end, run again, changed, damaged, and twice with one seed."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 import yaml
 from chain_helpers import ADAPTERS, copy, write_recipe
+from launching import command, environment
 from safetensors.torch import load_file
 
 from llm_rlhf import pipeline
@@ -183,11 +182,9 @@ def test_the_same_seed_twice_gives_bit_identical_adapters(finished: Path, tmp_pa
 @pytest.mark.slow
 def test_two_processes_walk_the_whole_chain(tmp_path) -> None:
     recipe = write_recipe(tmp_path)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "llm_rlhf", "run", str(recipe), f"output_dir={tmp_path / 'run'}"],
-        env=environment, capture_output=True, text=True, timeout=600,
+        command("run", recipe, f"output_dir={tmp_path / 'run'}", processes=2),
+        env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "ppo" / "manifest.json").read_text())["processes"] == 2

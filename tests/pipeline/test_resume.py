@@ -1,16 +1,15 @@
 """A run killed inside PPO and started again ends with the very bits of one that was never interrupted."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from chain_helpers import copy
+from launching import command, environment
 
 OVERRIDES = (
     "ppo.total_episodes=96", "ppo.save_rollouts=1", "ppo.save_total_limit=2", "ppo.eval_rollouts=2",
@@ -22,12 +21,8 @@ ROLLOUTS = 6
 
 def launch(run: Path, processes: int = 1) -> subprocess.Popen:
     """The command a user would give; two processes through accelerate."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "-m"]
-    command += ["llm_rlhf", "run", str(run.parent / "tiny.yaml"), f"output_dir={run}", *OVERRIDES]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    asked = command("run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES, processes=processes)
+    return subprocess.Popen(asked, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

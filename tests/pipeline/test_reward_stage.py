@@ -1,6 +1,7 @@
 """Several reward adapters through PPO and the evaluation, and a recipe that ends with its reward model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,22 @@ def test_a_failed_check_is_told_and_stops_the_run_before_ppo(finished: Path, tmp
     made = tmp_path / "run" / "reward" / "manifest.json"
     before = made.stat().st_mtime_ns
     assert not list((tmp_path / "run").glob("*ppo"))
-    with pytest.raises(RunError, match="says stop"):  # however often it is run again
+    with pytest.raises(RunError, match="says stop") as stopped:  # however often it is run again
         run("stop")
+    (advice,) = re.findall(r"'reward.gates=(\{.*?\})' for one check", str(stopped.value))
+    gates = yaml.safe_load(advice)
+    assert gates["beats_rules"] == "warn"
+    assert set(gates.values()) == {"warn", "stop"}
+    with pytest.raises(RunError, match="sees_past_length=warn for one check"):  # the other fault
+        run(gates)
     done = run("warn")
     assert made.stat().st_mtime_ns == before
     assert "[1/3] reward: done before" in capsys.readouterr().out
     assert any(fault in line for line in json.loads((done / "report.json").read_text())["alarms"])
+    asked = ["evaluate", str(done), "--limit", "3", "--response-length", "8", "--no-refusals"]
+    result = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert any(fault in line for line in json.loads((tmp_path / "out" / "report.json").read_text())["alarms"])
 
 
 def test_a_recipe_without_ppo_reports_its_reward_model_alone(finished: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from llm_rlhf.evaluation.overoptimization import Form, fit_curve, parting, student_t
+from llm_rlhf.evaluation.overoptimization import Form, fit_curve, parting
 
 D = np.linspace(0, 8, 9)
 
@@ -39,7 +39,7 @@ class TestFit:
         theirs, covariance = optimize.curve_fit(lambda d, a, b: curve(form, a, b, d), D[1:], gains[1:])
         found = fit_curve(D, gains, form)
         assert (found.alpha.estimate, found.beta.estimate) == pytest.approx(tuple(theirs), rel=1e-6)
-        half = student_t(len(D) - 3) * np.sqrt(np.diag(covariance))
+        half = stats.t.ppf(0.975, len(D) - 3) * np.sqrt(np.diag(covariance))
         assert found.alpha.high == pytest.approx(theirs[0] + half[0], rel=1e-6)  # curve_fit's own differences
         assert found.beta.low == pytest.approx(theirs[1] - half[1], rel=1e-6)
 
@@ -172,10 +172,3 @@ class TestParting:
             parting([0, 1], scores, np.full((2, 30), np.nan))
         with pytest.raises(ValueError, match="a row each"):
             parting([0, 1, 2], scores, scores)
-
-
-@pytest.mark.parametrize(("freedom", "within"), [(2, 0.01), (3, 0.002), (5, 2e-4), (10, 2e-5), (200, 1e-8)])
-def test_students_t(freedom: int, within: float) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=within)  # as its docstring says
-    with pytest.raises(ValueError, match="from 2"):
-        student_t(1)

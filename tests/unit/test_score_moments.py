@@ -46,6 +46,7 @@ def test_together_objectives_do_not_matter() -> None:
 
 def test_moments_go_on_from_rollout_to_rollout_and_through_a_checkpoint() -> None:
     moments = ScoreMoments(("helpful", "harmless"))
+    assert not moments.known
     moments.update(SCORES[:2], SIDES[:2], alone)  # a rollout without harmless prompts
     again = ScoreMoments(("helpful", "harmless"))
     again.load_state_dict(moments.state_dict())

@@ -150,6 +150,13 @@ def test_over_refusal_and_the_held_out_score_in_one_sentence(tmp_path) -> None:
     assert not (tmp_path / "watch.jsonl").exists()
 
 
+def test_without_a_look_at_the_start_the_first_evaluation_is_what_is_compared_with(tmp_path) -> None:
+    watch = Watch(tmp_path, level=0.05)
+    watch.see(2, rows("harmless", [True] * 20), planned=1, write=False)
+    (news,) = watch.see(4, rows("harmless", [False] * 20), planned=1, write=False)
+    assert "fell from 100 % to 0 % since the first evaluation, at optimizer step 2, (" in news["text"]
+
+
 def test_a_resumed_watch_goes_on_from_its_log(tmp_path) -> None:
     whole, resumed = Watch(tmp_path / "a", 0.05), Watch(tmp_path / "b", 0.05)
     for watch in (whole, resumed):
@@ -201,6 +208,10 @@ def test_the_best_snapshot_is_none_in_which_a_side_is_worse() -> None:
     assert best(course, 1.0)["step"] == 0
     assert last_sound(course)["step"] == 2
     assert last_sound(course[:1] + course[2:])["step"] == 0
+    with pytest.raises(
+        ValueError, match=r"no side is worse has a KL within keep_kl_limit \(1.0 .* of 1 such ones is 2"
+    ):
+        best(course[1:], 1.0)
     assert best([course[0], course[2]], None)["step"] == 0  # the start is better than a gain that one side paid for
 
 
