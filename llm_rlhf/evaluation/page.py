@@ -116,7 +116,17 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "unmeasured": _unmeasured(report, found),
         "provenance": report["provenance"],
         "machine": MACHINE if "machine" in report["provenance"] else None,
+        "machines": _machines(report["provenance"]),
     }
+
+
+def _machines(provenance: dict[str, Any]) -> list[str]:
+    """A line for the machine that evaluated, and one for each stage that another one made."""
+    known = [("", provenance.get("machine", {}))]
+    known += [(f"{stage} was made on: ", there) for stage, there in provenance.get("elsewhere", {}).items()]
+    return [
+        start + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in there.items()) for start, there in known
+    ]
 
 
 def _verdict_line(line: str, headline: dict[str, Any]) -> dict[str, str]:

@@ -31,7 +31,8 @@ The dictionary, schema 2 (every key below is required, a list or dictionary may 
     provenance  {"recipe": {...}, "versions": {...}, "seed": int, "decoding": {...},
                  "instruments": {what measured, and its version: "refusal_detector", "judge",
                  "scores_moved_with_the_batch"}, "hashes": {...}, "git": str}, and, where it was recorded,
-                 "machine": {str: str or int}, the CPU and how it computes
+                 "machine": {str: str or int}, the CPU and how it computes, and "elsewhere": {stage: machine}, the
+                 stages that another machine made
 
 Schema 1 had no headline, and its intervals took prompts of one wording for independent: `compare` refuses its reports
 rather than put them beside newer ones.
@@ -116,8 +117,8 @@ def check_report(report: dict[str, Any]) -> None:
     if report["schema"] != SCHEMA:
         raise ValueError(f"report.schema is {report['schema']}; this version writes schema {SCHEMA}.")
     _check_keys(report["run"], RUN_KEYS, "report.run")
-    machine = {"machine": dict} if "machine" in report["provenance"] else {}
-    _check_keys(report["provenance"], PROVENANCE_KEYS | machine, "report.provenance")
+    recorded = {key: dict for key in ("machine", "elsewhere") if key in report["provenance"]}
+    _check_keys(report["provenance"], PROVENANCE_KEYS | recorded, "report.provenance")
     _check_keys(report["headline"], HEADLINE_KEYS, "report.headline")
     if report["headline"]["tone"] not in TONES:
         raise ValueError(f"report.headline.tone is {report['headline']['tone']!r}; it takes {', '.join(TONES)}.")

@@ -74,6 +74,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
             "recipe": recipe.as_dict(),
             "versions": versions(),
             "machine": machine(),
+            "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
             "seed": recipe.seed,
             "decoding": comparison.decoding,
             "instruments": comparison.instruments,

@@ -168,9 +168,11 @@ def test_the_machine_is_shown_where_it_was_recorded(tmp_path: Path) -> None:
     report = report_of(bad_run())
     assert "another draw of the same distribution" not in Page(render_html(report)).text
     report["provenance"]["machine"] = {"cpu_model": "AMD EPYC", "kernels": "AVX2", "threads": 2}
+    report["provenance"]["elsewhere"] = {"ppo": {"cpu_model": "Xeon", "kernels": "AVX512", "threads": 8}}
     write_report(report, tmp_path)
     text = plain(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
     assert "cpu model AMD EPYC, kernels AVX2, threads 2" in text
+    assert "ppo was made on: cpu model Xeon, kernels AVX512, threads 8" in text
     for page in (text, plain((tmp_path / "report.md").read_text(encoding="utf-8"))):
         assert "The same machine and versions give the same bits." in page
 
