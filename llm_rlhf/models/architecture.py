@@ -78,7 +78,7 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
     name = type(model).__name__
     if model.base_model is model:
         raise ValueError(f"{name} names no trunk (base_model_prefix), so that its hidden states cannot be read.")
-    if not _can_be_read(model):
+    if not can_be_read(model):
         return False
     ids_BT = torch.tensor([[5, 1, 2, 3, 4], [6, 1, 2, 3, 4]], device=model.device)
     mask_BT = torch.ones_like(ids_BT)
@@ -120,7 +120,7 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
     return (tiled_N - own_BT.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
 
 
-def _can_be_read(model: Any) -> bool:
+def can_be_read(model: Any) -> bool:
     """Whether one process can run the model as it stands: its weights are here, whole.
 
     Quantised weights on a CPU are left alone: bitsandbytes repacks them for good in the first forward without gradient.

@@ -221,7 +221,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
     fused_forward = model.forward
-    plain = check_logits(model, functools.partial(_trunk_inputs, model))
+    plain = check_logits(model, functools.partial(trunk_inputs, model))
     head = _tiled_head(model, temperature) if plain else _fused_head(model, fused_forward)
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
@@ -309,7 +309,7 @@ def _fused_head(model: Any, fused_forward: Any) -> LanguageHead:
 
         hook = model.base_model.register_forward_hook(keep_predicting_positions)
         try:
-            fused = fused_forward(**_trunk_inputs(model, ids, mask), shift_labels=labels, fused_lm_head=True)
+            fused = fused_forward(**trunk_inputs(model, ids, mask), shift_labels=labels, fused_lm_head=True)
         finally:
             hook.remove()
         return fused.log_probs, fused.entropy if with_entropy else None, kept[0]
@@ -319,11 +319,12 @@ def _fused_head(model: Any, fused_forward: Any) -> LanguageHead:
 
 def hidden_states(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     """The last hidden states of a model's trunk, (B, T, H), each token at its place among the counted ones."""
-    inputs = _trunk_inputs(model, input_ids_BT, attention_mask_BT)
+    inputs = trunk_inputs(model, input_ids_BT, attention_mask_BT)
     return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def _trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Any]:
+def trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> dict[str, Any]:
+    """What a model's trunk is given for left-padded ids and their mask, (B, T) each."""
     inputs: dict[str, Any] = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
     if "position_ids" in inspect.signature(model.base_model.forward).parameters:  # ALiBi models have none
         inputs["position_ids"] = position_ids(attention_mask_BT)

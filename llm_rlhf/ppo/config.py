@@ -55,7 +55,13 @@ class PPOConfig(RLOOConfig):
             "at zero; 'adapter' is an adapter and head of its own, started from the reward model's."
         },
     )
-    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "Per-token estimator of the KL."})
+    kl_estimator: Literal["k1"] = field(
+        default="k1",
+        metadata={
+            "help": "Per-token estimator of the KL that is paid as a penalty: the log-ratio. trl's k3 is logged "
+            "(objective/kl_k3) but cannot be paid: as a reward it pulls no policy back to the reference (docs/ppo.md)."
+        },
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip of the value around its rollout value."})
@@ -312,6 +318,12 @@ class PPOConfig(RLOOConfig):
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
     def _check_choices(self) -> None:
+        if self.kl_estimator == "k3":
+            raise ValueError(
+                "kl_estimator is 'k3', which estimates the KL well but does not regularise when it is paid as a "
+                "reward: a token made rarer costs more and falls further (docs/ppo.md has the experiment). Leave it at "
+                "'k1'; objective/kl_k3 is logged beside."
+            )
         for name in ("value", "kl_estimator", "score_combination", "score_normalization",
                      "score_normalization_by", "old_logprobs", "keep", "side_guard"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])

@@ -28,6 +28,8 @@ def kl_estimate(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, estimator: str = "
 
     With l = log policy - log reference, clamped to +-20: `k1` is l (unbiased, either sign); `k3` is exp(-l) - 1 + l
     (unbiased, never negative, smaller variance where the two are close). Used as a value, never differentiated.
+    Only k1 may be paid as a penalty. Paid as a reward, -k1 has the policy gradient of -KL(policy || reference), but -k3
+    that of KL(reference || policy) - KL(policy || reference), which grows without end as some token becomes rare.
     Source: Schulman, "Approximating KL divergence", 2020.
     """
     log_ratio = (logprobs_BR - ref_logprobs_BR).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

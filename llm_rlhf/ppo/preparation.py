@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from torch import nn
 from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.models.roles import recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.soundness import check_peft_config
 
 MOVED = {  # arguments of trl.PPOTrainer, and where they went
     "ref_model": "leave it out: the reference is the base with its adapters off, or a copy made here without LoRA",
@@ -76,17 +76,6 @@ def no_reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[Non
         args.beta = beta
 
 
-def turn_off_dropout(model: Any) -> Any:
-    """Every dropout to 0: modules, LoRA's, and the rates that attention layers keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-    return model
-
-
 def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
     if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
         raise ValueError(
@@ -94,6 +83,7 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
             f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
             "num_mini_batches, or give more prompts."
         )
+    check_peft_config(kwargs.get("peft_config"))
     if args.ptx_coef and not ptx_dataset:
         raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
     if args.keep == "best" and kwargs.get("eval_dataset") is None:

@@ -116,7 +116,7 @@ def finish_rollout(
     masks = [b["response_mask"] for b in batches]
     rewards = []
     for batch, mask in zip(batches, masks, strict=True):
-        kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], args.kl_estimator) * mask
+        kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"]) * mask
         batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]).to(
             batch["scores"].dtype
         )
@@ -144,6 +144,8 @@ def _statistics(
     for batch, mask in zip(batches, masks, strict=True):
         columns["objective/scores"].append(batch.get("raw_scores", batch["scores"]))
         columns["objective/kl"].append(batch["sequence_kl"])
+        k3 = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], "k3") * mask
+        columns["objective/kl_k3"].append(k3.sum(1))
         columns["objective/rlhf_reward"].append(batch["final_scores"] - kl_coef * batch["sequence_kl"])
         columns["response_length"].append(mask.sum(1).float())
         columns["eos_rate"].append(batch["stopped"].float())

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from llm_rlhf.functions import FUNCTION, load_function
+from llm_rlhf.models.roles import POLICY, VALUE
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.objectives import Total
+
+HELDOUT = "heldout"  # the adapter of the judge that is never trained against
+RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
 
 
 class ScoreSources:
@@ -30,6 +34,11 @@ class ScoreSources:
     """
 
     def __init__(self, adapters: dict[str, Any], reward_funcs: Any, args: PPOConfig) -> None:
+        if taken := sorted(RESERVED & adapters.keys()):
+            raise ValueError(
+                f"A reward adapter is called {taken[0]!r}, which is the name of another role; call it otherwise than "
+                f"{', '.join(sorted(RESERVED))}."
+            )
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.adapters = list(adapters)
         self.functions = [load_function(f) if isinstance(f, str) and FUNCTION.match(f) else f for f in given]
@@ -126,8 +135,8 @@ class RunningMoments:
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0  # squares: sum of squared deviations from the mean
 
     def update(self, values_B: Tensor, total: Total) -> None:
-        values = values_B.double()
-        count = total(torch.tensor(float(len(values)), device=values.device, dtype=torch.float64)).item()
+        values = values_B.to(torch.float32 if values_B.device.type == "mps" else torch.float64)  # MPS has no float64
+        count = total(torch.tensor(float(len(values)), device=values.device, dtype=values.dtype)).item()
         if count == 0:  # on every process alike
             return
         mean = total(values.sum()).item() / count

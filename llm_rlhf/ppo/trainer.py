@@ -22,6 +22,7 @@ Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 
 import contextlib
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ from llm_rlhf.models.roles import (
     add_value_role,
     role_scores,
     scalar_head,
+    trunk_inputs,
 )
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
@@ -64,7 +66,6 @@ from llm_rlhf.ppo.preparation import (
     is_deepspeed_zero3,
     no_reference_of_the_parents,
     objectives_of,
-    turn_off_dropout,
 )
 from llm_rlhf.ppo.rollout import (
     add_demonstrations,
@@ -83,10 +84,9 @@ from llm_rlhf.ppo.sampling import (
     send_policy_weights,
     watch_generate,
 )
-from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
+from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
-
-HELDOUT = "heldout"
+from llm_rlhf.ppo.soundness import check_decoding, check_embeddings, check_quiet, check_trainable, turn_off_noise
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -160,9 +160,10 @@ class PPOTrainer(WatchedEvaluation):
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )
         self.scores.bind(self.reward_funcs, self.reward_func_names)
+        check_embeddings(self.base_model())
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
-            self.ref_model = self.accelerator.prepare_model(turn_off_dropout(reference), evaluation_mode=True)
+            self.ref_model = self.accelerator.prepare_model(turn_off_noise(reference), evaluation_mode=True)
         if self._tokenizer.pad_token_id in self.eos_token_ids:
             raise ValueError(
                 f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
@@ -173,7 +174,7 @@ class PPOTrainer(WatchedEvaluation):
             if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
                 make_room_for(self._tokenizer, causal_lm)
         self._add_roles(adapters, heldout_adapter)
-        turn_off_dropout(self.model)
+        self._check_soundness()
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
@@ -199,6 +200,17 @@ class PPOTrainer(WatchedEvaluation):
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
+
+    def _check_soundness(self) -> None:
+        """Refuse what PPO could not be right about (soundness.py)."""
+        base = turn_off_noise(self.base_model())
+        if is_peft_model(self.model):
+            check_trainable(self.model)
+        inputs = functools.partial(trunk_inputs, base)
+        check_quiet(base, inputs)
+        if not self.use_vllm and not self.use_transformers_continuous_batching:
+            with active_adapters(base, [POLICY] if is_peft_model(self.model) else []):
+                check_decoding(base, inputs)
 
     # ---- the roles ---------------------------------------------------------------------------------------------
 

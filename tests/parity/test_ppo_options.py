@@ -186,7 +186,7 @@ def test_choosing_the_best_by_hand() -> None:
     assert best(rows, None)["step"] == 2
     assert best(rows, 3.0)["step"] == 1
     assert best([{**row, "heldout": None} for row in rows], None)["step"] == 3
-    with pytest.raises(ValueError, match=r"the least is 1.0"):
+    with pytest.raises(ValueError, match=r"the least of 3 such ones is 1.0"):
         best(rows, 0.5)
 
 

@@ -19,6 +19,26 @@ def test_k1_is_the_log_ratio_and_k3_is_never_negative() -> None:
     )
 
 
+def test_what_each_estimator_regularises_when_it_is_paid() -> None:
+    """The policy gradient sum of p k grad log p, k held fixed, beside the gradient of a KL, both summed exactly."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, generator=generator, dtype=torch.float64).requires_grad_()
+    ref = torch.randn(16, generator=generator, dtype=torch.float64).log_softmax(0)
+    policy = logits.log_softmax(0)
+    to_ref, from_ref = (policy.exp() * (policy - ref)).sum(), (ref.exp() * (ref - policy)).sum()
+
+    def paid(estimator: str) -> torch.Tensor:
+        kl = objectives.kl_estimate(policy.detach(), ref, estimator)
+        return torch.autograd.grad((policy.detach().exp() * kl * policy).sum(), logits, retain_graph=True)[0]
+
+    close = {"rtol": 0, "atol": 1e-12}  # float64
+    (backward,) = torch.autograd.grad(to_ref, logits, retain_graph=True)
+    (forward,) = torch.autograd.grad(from_ref, logits, retain_graph=True)
+    torch.testing.assert_close(paid("k1"), backward, **close)
+    torch.testing.assert_close(paid("k3"), backward - forward, **close)
+    assert (forward.abs() > 0.01).any()  # so that the two differ
+
+
 def test_log_ratio_is_clamped_so_that_nothing_overflows() -> None:
     far = objectives.kl_estimate(T([[-1.0]]), T([[-101.0]]), "k3")
     assert torch.isfinite(far).all()

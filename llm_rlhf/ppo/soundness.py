@@ -1,0 +1,194 @@
+"""Is this model one that PPO can be right about? Asked of the model itself, before anything is sampled.
+
+- What trains must switch: a parameter that trains outside the adapters and the value head would move the reference and
+  the reward models with the policy.
+- The same row must read the same twice: noise in training mode (dropout, router jitter, layers that are skipped) would
+  pass for a change of the policy, and pay one response two rewards.
+- What is sampled must be what is scored: token by token with a cache and padding, the model must be its own forward.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from llm_rlhf.models.architecture import can_be_read
+
+RATES = ("drop", "jitter")  # dropout, layerdrop, attn_pdrop, router_jitter_noise, ...
+QUIET = 10.0  # times what two forwards without noise differ by, from which a difference is noise
+# Expected difference of log-probabilities, in nats a token. float32: 1e-6 in most families, 2e-4 to 5e-4 where a state
+# is kept in another form while decoding (Zamba2, Nemotron-H).
+DECODES = {True: 0.02, False: 0.3}  # by whether the model computes in float32
+CLOSE = {True: 1e-4, False: 0.1}
+
+TrunkInputs = Callable[[Tensor, Tensor], dict[str, Any]]
+
+
+def check_peft_config(peft_config: Any) -> None:
+    """What a policy adapter may not ask for, told before the model is loaded.
+
+    Raises:
+        ValueError: naming the option, the value and the remedy.
+    """
+    if peft_config is None:
+        return
+    for name, neutral in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
+        value = getattr(peft_config, name, neutral)
+        if value and value != neutral:
+            raise ValueError(
+                f"peft_config.{name} is {value!r}; what it trains is no adapter, and would move the reference and the "
+                f"reward models with the policy. Leave it at {neutral!r}, or train the whole model (no peft_config)."
+            )
+
+
+def check_embeddings(base: Any) -> None:
+    """Raise ValueError where an adapter is on the input embeddings; TRL refuses one on the output embeddings."""
+    if isinstance(base.get_input_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "The policy's adapter is on the input embeddings, which every role shares; take them out of target_modules "
+            "('all-linear' leaves them out)."
+        )
+
+
+def check_trainable(model: Any) -> None:
+    """Whether a PEFT model trains its adapters and its value head alone.
+
+    Raises:
+        ValueError: naming the parameters.
+    """
+    base = model.get_base_model()
+    switched = {id(p) for p in _adapter_parameters(model)} | {id(p) for p in base.value_head.parameters()}
+    others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in switched]
+    if others:
+        raise ValueError(
+            f"{len(others)} parameters train outside the adapters, {others[0]} the first: they would move the "
+            "reference and the reward models with the policy. Take away modules_to_save, bias and "
+            "trainable_token_indices, or train the whole model (no peft_config)."
+        )
+
+
+def _adapter_parameters(model: Any) -> Iterator[nn.Parameter]:
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.adapter_layer_names:
+                part = getattr(layer, name, None)
+                if isinstance(part, (nn.ModuleDict, nn.ParameterDict)):
+                    yield from part.parameters()
+
+
+def turn_off_noise(model: Any) -> Any:
+    """Every rate of dropout, layerdrop and router jitter to 0, in modules and in the configurations that they read."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        _no_rates(module)
+        if (config := vars(module).get("config")) is not None:
+            _no_rates(config)
+    return model
+
+
+def _no_rates(holder: Any) -> None:
+    for name, value in vars(holder).items():
+        if isinstance(value, float) and any(rate in name for rate in RATES):
+            setattr(holder, name, 0.0)
+
+
+@torch.no_grad()
+def check_quiet(model: Any, trunk_inputs: TrunkInputs) -> None:
+    """Read two rows in training mode with other random numbers each time: the states must be the same.
+
+    Where kernels themselves add up in no fixed order, evaluation mode shows by how much, and ten times that is allowed.
+
+    Raises:
+        ValueError: naming the architecture and how far the states are apart.
+    """
+    if not can_be_read(model):
+        return
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids_BT = (torch.arange(24, device=model.device).view(2, 12) * 7 + 3) % vocabulary
+    inputs = trunk_inputs(ids_BT, torch.ones_like(ids_BT))
+    was_training = model.training
+    try:
+        apart, floor = (_spread(model.train(mode), inputs) for mode in (True, False))
+    finally:
+        model.train(was_training)
+    if not apart <= QUIET * floor:
+        raise ValueError(
+            f"{type(model).__name__} reads a row otherwise each time in training mode (its states move by {apart:.2g} "
+            "of their size): noise that is not dropout, layerdrop or router jitter by name. PPO would take it for a "
+            "change of the policy; turn it off in the model's configuration."
+        )
+
+
+def _spread(model: Any, inputs: dict[str, Any]) -> float:
+    """The largest difference between three readings, over the largest state."""
+    devices = [model.device] if model.device.type != "cpu" else []
+    readings = []
+    for seed in range(3):
+        with torch.random.fork_rng(devices=devices, device_type=model.device.type):
+            torch.manual_seed(seed)
+            readings.append(model.base_model(**inputs, use_cache=False).last_hidden_state.float())
+    apart = max((other - readings[0]).abs().max().item() for other in readings[1:])
+    return apart / max(readings[0].abs().max().item(), 1e-8)
+
+
+@torch.no_grad()
+def check_decoding(model: Any, trunk_inputs: TrunkInputs) -> float:
+    """Decode three tokens after prompts of unequal length, and read them again in one forward.
+
+    Returns:
+        The largest expected difference of log-probabilities at a token, in nats; 0 where it could not be asked.
+
+    Raises:
+        ValueError: where the difference is so large that sampling is not the model that is scored.
+    """
+    if not can_be_read(model):
+        return 0.0
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids_BP = (torch.arange(12, device=model.device).view(2, 6) * 5 + 2) % vocabulary
+    mask_BP = torch.ones_like(ids_BP)
+    mask_BP[1, :3] = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sampled = model.generate(
+                input_ids=ids_BP,
+                attention_mask=mask_BP,
+                generation_config=GenerationConfig(
+                    max_new_tokens=3,
+                    min_new_tokens=3,
+                    do_sample=False,
+                    pad_token_id=0,
+                    eos_token_id=None,
+                    bos_token_id=None,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                    disable_compile=True,
+                ),
+            )
+        mask_BT = torch.cat([mask_BP, torch.ones_like(mask_BP[:, :3])], 1)
+        read = model(**trunk_inputs(sampled.sequences, mask_BT), use_cache=False).logits[:, -4:-1]
+    finally:
+        model.train(was_training)
+    read, decoded = (logits.float().log_softmax(-1) for logits in (read, torch.stack(sampled.logits, 1)))
+    apart = float((read.exp() * (read - decoded).abs()).sum(-1).max())
+    in_float32 = next(model.parameters()).dtype == torch.float32
+    if not apart <= DECODES[in_float32]:
+        raise ValueError(
+            f"{type(model).__name__} decodes otherwise than it reads under left padding: token by token with a cache, "
+            f"its log-probabilities are {apart:.2g} nats off its own forward. What is sampled would not be the policy "
+            "that is scored; sample with an engine of its own (use_vllm), or take a base of another family."
+        )
+    if apart > CLOSE[in_float32]:
+        warnings.warn(
+            f"{type(model).__name__} decodes a little otherwise than it reads: {apart:.2g} nats a token, by which "
+            "sampling is off the policy.",
+            stacklevel=2,
+        )
+    return apart
