@@ -32,6 +32,7 @@ from llm_rlhf.processes import bar_interval
 
 # Tokens of a batch. A CPU is fastest while a batch stays in its caches; an accelerator wants more work at once.
 CPU_BUDGET, ACCELERATOR_BUDGET = 1024, 16384
+LONG = 600  # tokens of the prompt behind which packing is tried out: beyond GPT-Neo's window of 256
 
 Scores: TypeAlias = NDArray[np.float32]
 Scored: TypeAlias = Conversation | tuple[str | Conversation, str]
@@ -388,7 +389,7 @@ class RewardModel:
         if not bool(((apply_head(member.head, alone) - own).abs() <= (1e-4 if exactly else 0.02) * scale).all()):
             return "whole" if self._same_padded(own, rows, exactly) else "alone"
 
-        def same(groups: list[Group]) -> bool:
+        def same(groups: list[Group], alone: Tensor = alone) -> bool:
             off = (self._last_states(groups).float() - alone).norm(dim=1) / alone.norm(dim=1)
             return bool((off <= (1e-4 if exactly else 0.1)).all())  # float32 rounds to 1e-6, another reading is 0.1 off
 
@@ -396,8 +397,13 @@ class RewardModel:
             return "alone"
         if not _attends_to_everything(self._config):
             return "rows"
+        # Replies as far from their prompt's beginning as a window that the configuration does not name might end.
+        prompt = (usable * (LONG // len(usable) + 1))[: max(min(LONG, self.max_length - 9), 1)]
+        far = [prompt + usable[:9], prompt + usable[9:13]]
+        far_alone = torch.cat([self._last_states([Group([0], [], [row])]) for row in far]).float()
         try:
-            return "packed" if same(group_rows(rows, [0, 0, 1])) else "rows"
+            packed = same(group_rows(rows, [0, 0, 1])) and same(group_rows(far, [0, 0]), far_alone)
+            return "packed" if packed else "rows"
         except (RuntimeError, ValueError, TypeError, IndexError):  # this architecture takes no mask of four dimensions
             return "rows"
 
@@ -439,4 +445,5 @@ def _attends_to_everything(config: Any) -> bool:
     layers = getattr(config, "layer_types", None)
     if layers is not None:
         return set(layers) == {"full_attention"}
-    return getattr(config, "sliding_window", None) is None
+    windows = [name for name in vars(config) if any(part in name for part in ("window", "chunk_size", "local"))]
+    return all(not getattr(config, name) for name in windows)

@@ -30,6 +30,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
+from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.models.architecture import check_logits, hidden_width
 from llm_rlhf.models.logprobs import token_logprobs
@@ -221,8 +222,11 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
     fused_forward = model.forward
-    plain = check_logits(model, functools.partial(trunk_inputs, model))
-    head = _tiled_head(model, temperature) if plain else _fused_head(model, fused_forward)
+    tiled = check_logits(model, functools.partial(trunk_inputs, model))
+    head = _tiled_head(model, temperature) if tiled else _fused_head(model, fused_forward)
+    plain_head = head  # without a temperature, for demonstrations, which nobody sampled
+    if temperature != 1.0:
+        plain_head = _tiled_head(model, 1.0) if tiled else _fused_head(model, _fused_without_temperature(model))
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
     def forward(self: Any, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -231,6 +235,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         return _policy_and_value(
             self,
             head,
+            plain_head,
             kwargs["input_ids"],
             kwargs["attention_mask"],
             response_mask,
@@ -243,6 +248,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
 def _policy_and_value(
     model: Any,
     head: LanguageHead,
+    plain_head: LanguageHead,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor,
     response_mask_BR: Tensor,
@@ -258,7 +264,7 @@ def _policy_and_value(
     The log-probabilities are an fp32 log-softmax of the logits divided by the sampling temperature that the fused head
     was given. Uncounted positions hold 0. `detach_value` keeps the value's gradient in its head (and its adapter).
     Demonstrations (`ptx_input_ids` and both masks, right-padded) add `ptx_logprobs` of their tokens that `ptx_mask`
-    counts, in the same call for DDP's sake.
+    counts, in the same call for DDP's sake; these are of the model itself, at temperature 1.
     """
     R = response_mask_BR.size(1)
     before_response = slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)
@@ -276,7 +282,7 @@ def _policy_and_value(
         answer["value_estimates"] = apply_head(model.value_head, hidden_BRH) * response_mask_BR
     if ptx_input_ids is not None and ptx_attention_mask is not None and ptx_mask is not None:
         labels = ptx_input_ids.masked_fill(~ptx_mask.bool(), NOT_COUNTED)[:, 1:]
-        answer["ptx_logprobs"] = head(ptx_input_ids, ptx_attention_mask, labels, slice(0, -1), False)[0]
+        answer["ptx_logprobs"] = plain_head(ptx_input_ids, ptx_attention_mask, labels, slice(0, -1), False)[0]
     return answer
 
 
@@ -294,6 +300,14 @@ def _tiled_head(model: Any, temperature: float) -> LanguageHead:
         return zeros.masked_scatter(counted, logprobs_N), entropies, hidden_BSH
 
     return head
+
+
+def _fused_without_temperature(model: Any) -> Any:
+    """TRL's fused forward at temperature 1, made on top of the one that the model carries, which stays."""
+    carried = model.forward
+    add_fused_lm_head(model)
+    plain, model.forward = model.forward, carried
+    return plain
 
 
 def _fused_head(model: Any, fused_forward: Any) -> LanguageHead:

@@ -348,6 +348,15 @@ class PPOConfig(RLOOConfig):
                 f"reward_weights is set, but score_combination {self.score_combination!r} takes the scores as they "
                 "are; remove one."
             )
+        if self.fp16:
+            raise ValueError(
+                "fp16 is set; its loss scaling cannot pass over the steps that PPO's guards skip. Use bf16, or neither."
+            )
+        if self.old_logprobs == "rollout" and self.cache_implementation:
+            raise ValueError(
+                f"old_logprobs is 'rollout', and cache_implementation {self.cache_implementation!r} compiles the model "
+                "for sampling: what watches it would be compiled anew at every token. Leave old_logprobs 'rescored'."
+            )
         if self.micro_batch_tokens is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "micro_batch_tokens and gradient_accumulation_steps both cut a mini-batch into micro-batches; leave "

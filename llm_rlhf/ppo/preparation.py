@@ -3,12 +3,15 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
+from peft import get_peft_model_state_dict
+from torch import Tensor
 from trl.trainer.utils import RepeatSampler
 
-from llm_rlhf.models.roles import recompute_with_same_adapters
+from llm_rlhf.models.roles import POLICY, recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.soundness import check_peft_config
 
@@ -57,19 +60,28 @@ def is_deepspeed_zero3(args: PPOConfig) -> bool:
 
 def copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
     """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
-    if isinstance(model, str) or kwargs.get("peft_config") is not None or is_peft_model(model):
+    if isinstance(model, (str, Path)) or kwargs.get("peft_config") is not None or is_peft_model(model):
         return None
     if args.deepspeed_plugin is not None or args.fsdp:
         raise ValueError("Without LoRA, under DeepSpeed or FSDP, give the model by its name or folder, not in memory.")
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
+def given_adapter(model: Any) -> dict[str, Tensor] | None:
+    """The weights of the adapter that a PEFT model came with, before a parent rounds them (TRL does on NF4)."""
+    if isinstance(model, (str, Path)) or not is_peft_model(model) or POLICY not in model.peft_config:
+        return None
+    return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(model).items()}
+
+
 @contextlib.contextmanager
-def no_reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
-    """The parent loads no reference where its beta is 0."""
+def reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
+    """The parent loads a reference where its beta is not 0: only then, and always then, when there is none of ours.
+
+    Without a penalty the KL is still logged, and `kl_limit` still ends the run.
+    """
     beta = args.beta
-    if reference is not None:
-        args.beta = 0.0
+    args.beta = 1.0 if reference is None else 0.0
     try:
         yield
     finally:
@@ -88,6 +100,11 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
         raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
     if args.keep == "best" and kwargs.get("eval_dataset") is None:
         raise ValueError("keep is 'best', but there is nothing to evaluate on; give an eval_dataset.")
+    if args.keep == "best" and isinstance(kwargs.get("eval_dataset"), dict):
+        raise ValueError(
+            f"keep is 'best', but there are {len(kwargs['eval_dataset'])} sets of prompts to evaluate on, which may "
+            "disagree on what is best; give one eval_dataset, or keep: last."
+        )
     if args.preview_best_of and not args.eval_on_start:
         raise ValueError(
             f"preview_best_of is {args.preview_best_of}, but it starts from an evaluation of the starting policy; set "
@@ -95,6 +112,21 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
         )
     if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
         raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
+
+
+def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
+    """What a way of spreading over devices cannot do right; `ratio_limit`, which is on by default, is passed over."""
+    if kind == DistributedType.DEEPSPEED and args.update_kl_limit is not None:
+        raise ValueError(
+            "update_kl_limit is set, but DeepSpeed takes the optimizer step within the backward pass, before the limit "
+            "could skip it; remove it, or use DDP or FSDP."
+        )
+    sharded = kind == DistributedType.FSDP or is_deepspeed_zero3(args)
+    if sharded and args.micro_batch_tokens is not None:
+        raise ValueError(
+            "micro_batch_tokens gives processes different numbers of forwards, but FSDP and ZeRO-3 gather the weights "
+            "in every one and would wait for ever; cut by per_device_train_batch_size instead."
+        )
 
 
 def checkpoint_with_adapters(args: PPOConfig) -> None:

@@ -80,6 +80,18 @@ def _adapter_parameters(model: Any) -> Iterator[nn.Parameter]:
                     yield from part.parameters()
 
 
+def warn_of_coarse_weights(model: Any, learning_rate: float) -> None:
+    """Half-precision weights that train as they are round a small step away."""
+    coarse = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    if coarse:
+        named = str(coarse.pop()).removeprefix("torch.")
+        warnings.warn(
+            f"The whole model trains in {named}, where most steps of {learning_rate:g} "
+            "are lost in the rounding of the weights. Load it in float32 (dtype) and let bf16 compute in bfloat16.",
+            stacklevel=3,
+        )
+
+
 def turn_off_noise(model: Any) -> Any:
     """Every rate of dropout, layerdrop and router jitter to 0, in modules and in the configurations that they read."""
     for module in model.modules():

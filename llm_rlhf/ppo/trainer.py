@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import DistributedType, gather_object, is_peft_model, set_seed
 from datasets import Dataset
+from peft import set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.data_utils import is_conversational
@@ -61,11 +62,13 @@ from llm_rlhf.ppo.preparation import (
     OVERALL,
     SeededSampler,
     check_before_loading,
+    check_distribution,
     checkpoint_with_adapters,
     copy_for_reference,
+    given_adapter,
     is_deepspeed_zero3,
-    no_reference_of_the_parents,
     objectives_of,
+    reference_of_the_parents,
 )
 from llm_rlhf.ppo.rollout import (
     add_demonstrations,
@@ -86,7 +89,14 @@ from llm_rlhf.ppo.sampling import (
 )
 from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
-from llm_rlhf.ppo.soundness import check_decoding, check_embeddings, check_quiet, check_trainable, turn_off_noise
+from llm_rlhf.ppo.soundness import (
+    check_decoding,
+    check_embeddings,
+    check_quiet,
+    check_trainable,
+    turn_off_noise,
+    warn_of_coarse_weights,
+)
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -153,9 +163,10 @@ class PPOTrainer(WatchedEvaluation):
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
             complete_tokenizer(kwargs["processing_class"], kwargs["processing_class"].name_or_path or "the model")
         reference = copy_for_reference(model, args, kwargs)
+        given = given_adapter(model)
         if kwargs.get("peft_config") is not None:
             kwargs["peft_config"] = copy.deepcopy(kwargs["peft_config"])  # PEFT writes the layers it finds into it
-        with self.scores.parent_weights(args), no_reference_of_the_parents(args, reference):
+        with self.scores.parent_weights(args), reference_of_the_parents(args, reference):
             super().__init__(
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )
@@ -173,13 +184,15 @@ class PPOTrainer(WatchedEvaluation):
             # Only for a pad token that was added: other new tokens are the caller's to make room for.
             if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
                 make_room_for(self._tokenizer, causal_lm)
-        self._add_roles(adapters, heldout_adapter)
+        self._add_roles(adapters, heldout_adapter, given)
         self._check_soundness()
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
-        self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
+        check_distribution(self.accelerator.distributed_type, args)
+        in_time = self.accelerator.distributed_type != DistributedType.DEEPSPEED  # its engine steps within backward
+        self.guard = StepGuard(args.ratio_limit if in_time else None, args.update_kl_limit)
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
@@ -206,6 +219,8 @@ class PPOTrainer(WatchedEvaluation):
         base = turn_off_noise(self.base_model())
         if is_peft_model(self.model):
             check_trainable(self.model)
+        else:
+            warn_of_coarse_weights(base, self.args.learning_rate)
         inputs = functools.partial(trunk_inputs, base)
         check_quiet(base, inputs)
         if not self.use_vllm and not self.use_transformers_continuous_batching:
@@ -214,7 +229,9 @@ class PPOTrainer(WatchedEvaluation):
 
     # ---- the roles ---------------------------------------------------------------------------------------------
 
-    def _add_roles(self, adapters: dict[str, Any], heldout_adapter: str | Path | None) -> None:
+    def _add_roles(
+        self, adapters: dict[str, Any], heldout_adapter: str | Path | None, given: dict[str, Tensor] | None
+    ) -> None:
         base = self.base_model()
         # A model that came with an adapter: the parent has kept a copy of it, named "ref", as the reference.
         has_copy = is_peft_model(self.model) and "ref" in self.model.peft_config
@@ -228,6 +245,8 @@ class PPOTrainer(WatchedEvaluation):
         if is_peft_model(self.model):
             if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
                 adapters_in_float32(self.model)
+                for name in [POLICY, *self.reference_adapters] if given is not None else []:
+                    set_peft_model_state_dict(self.model, given, adapter_name=name)
             if self.reference_adapters:
                 self.model.set_requires_grad(*self.reference_adapters, requires_grad=False)
             first = next(iter(adapters), None)
@@ -322,7 +341,8 @@ class PPOTrainer(WatchedEvaluation):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         kl = metrics["objective/kl"]
-        self.kl_controller.update(kl, episodes)
+        if self.rollouts_done >= self.args.value_warmup_rollouts:  # before, the policy stands still
+            self.kl_controller.update(kl, episodes)
         if self.args.kl_limit is not None and kl > self.args.kl_limit:
             self.guard.rest_is_skipped = self.control.should_training_stop = True
             self.accelerator.print(

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ppo_helpers import make_trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llm_rlhf import PPOConfig
+from llm_rlhf.models import roles
 from llm_rlhf.models.roles import POLICY
+from llm_rlhf.ppo.preparation import check_distribution
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -125,6 +130,80 @@ def test_decoding_that_is_not_the_forward_is_refused(base_folder, tmp_path, monk
     monkeypatch.setattr(attention, "forward", forgetful)
     with pytest.raises(ValueError, match=r"decodes otherwise than it reads under left padding.*use_vllm"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model)
+
+
+def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="The whole model trains in bfloat16, where most steps of 0.001 are lost"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=False, perturb=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (DistributedType.DEEPSPEED, {"update_kl_limit": 0.1}, "update_kl_limit is set, but DeepSpeed takes"),
+        (DistributedType.FSDP, {"micro_batch_tokens": 99}, "would wait for ever"),
+    ],
+)
+def test_what_a_way_of_spreading_cannot_do_is_refused(tmp_path, kind, options, message) -> None:
+    args = PPOConfig(str(tmp_path), per_device_train_batch_size=4, bf16=False, **options)
+    check_distribution(DistributedType.NO, args)
+    with pytest.raises(ValueError, match=message):
+        check_distribution(kind, args)
+
+
+def test_the_best_of_several_evaluation_sets_is_refused(base_folder, tmp_path) -> None:
+    rows = Dataset.from_list([{"prompt": "a"}])
+    with pytest.raises(ValueError, match="2 sets of prompts to evaluate on, which may disagree"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], eval_dataset={"a": rows, "b": rows},
+                     keep="best", eval_rollouts=1)  # fmt: skip
+
+
+def test_without_a_penalty_the_kl_is_still_known_and_limited(base_folder, tmp_path, capsys) -> None:
+    """Of a whole model by its folder the parent would load no reference where nothing is paid for leaving it."""
+    trainer = make_trainer(
+        base_folder, tmp_path, None, model=str(base_folder), lora=False, kl_coef=0.0, perturb=False, total_episodes=32,
+        reward_funcs=[lambda completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids]],
+        learning_rate=1e-2, kl_limit=1e-4,
+    )  # fmt: skip
+    assert trainer.args.kl_coef == trainer.args.beta == 0.0
+    trainer.train()
+    assert trainer.state.global_step < trainer.args.max_steps
+    assert "over kl_limit (0.0001)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_demonstrations_are_read_without_the_sampling_temperature(base_folder, tmp_path, monkeypatch, tiled) -> None:
+    if not tiled:
+        monkeypatch.setattr(roles, "check_logits", lambda *_: False)  # TRL's fused head
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, temperature=0.5)
+    ids = torch.arange(20, 32)[None]
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        found = trainer.model(
+            input_ids=ids, attention_mask=mask, response_mask=mask[:, -4:].bool(), ptx_input_ids=ids,
+            ptx_attention_mask=mask, ptx_mask=mask,
+        )  # fmt: skip
+        logits = trainer.model(input_ids=ids).logits[:, :-1]
+    chosen = ids[:, 1:, None]
+    close = {"rtol": 0, "atol": 1e-5}  # float32 in another kernel
+    torch.testing.assert_close(found["ptx_logprobs"], logits.log_softmax(-1).gather(2, chosen).squeeze(2), **close)
+    cold = (logits / 0.5).log_softmax(-1).gather(2, chosen).squeeze(2)
+    torch.testing.assert_close(found["logprobs"], cold[:, -4:], **close)
+
+
+def test_the_penalty_is_not_steered_while_the_policy_stands_still(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, value_warmup_rollouts=2, total_episodes=24, perturb=False,
+        adaptive_kl_target=1.0, adaptive_kl_horizon=10,
+    )  # fmt: skip
+    seen = []
+    finish = trainer._after_rollout
+    trainer._after_rollout = lambda *args: (finish(*args), seen.append(trainer.kl_controller.value))
+    trainer.train()
+    assert seen[:2] == [0.05, 0.05]
+    assert seen[2] < 0.05  # KL 0 against a target of 1
 
 
 @pytest.mark.parametrize("name", [POLICY, "value", "heldout", "ref"])

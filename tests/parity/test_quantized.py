@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_helpers import random_reward_adapter
+from peft import LoraConfig, get_peft_model
 from peft.utils.integrations import dequantize_module_weight
 from ppo_helpers import fixed_responses, gradients, make_trainer, responses_of, rollout
 from transformers import AutoModelForCausalLM
@@ -82,6 +83,23 @@ def test_adapters_on_a_quantized_base_are_float32_and_small_steps_move_them(wide
     trainer.train()
     after = dict(trainer.model.named_parameters())
     assert all(not torch.equal(p, after[n]) for n, p in before.items())
+
+
+def test_the_reference_of_a_given_adapter_on_nf4_is_that_very_adapter(wide_base, tmp_path, tokenizer) -> None:
+    model = get_peft_model(
+        quantized(wide_base, "nf4"), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    given = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    trainer = make_trainer(wide_base, tmp_path, None, model=model, reward_funcs=[score], lora=False, perturb=False)
+    fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
+    (batch,) = rollout(trainer)
+    assert torch.equal(batch["old_logprobs"], batch["ref_logprobs"])
+    kept = dict(trainer.model.named_parameters())
+    assert all(torch.equal(kept[name], weight) for name, weight in given.items())
 
 
 def test_four_bit_weights_are_not_repacked_on_cpus(wide_base) -> None:
