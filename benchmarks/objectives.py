@@ -11,13 +11,17 @@ Writes: benchmarks/OBJECTIVES.md and objectives.json
 import argparse
 import json
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quickstart import HERE, SHOWN, run_quickstart, seeds_of
+from quickstart import HERE, RECIPE, SHOWN, run_quickstart, seeds_of
 from scipy import stats
+
+from llm_rlhf.evaluation.reward_checks import GATED
+from llm_rlhf.recipe import load_recipe
 
 SETTINGS: dict[str, list[str]] = {  # name: what it changes
     "default": [],
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/objectives-benchmark"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    for changes in SETTINGS.values():
+        load_recipe(RECIPE, changes)  # what is wrong is told now; and TRL cannot be imported by two threads at once
     rows: dict[str, list[dict[str, Any]]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for name in SETTINGS:  # the default first: the others start from its folders
@@ -51,7 +57,14 @@ def _run(name: str, seed: int, folder: Path) -> dict[str, Any]:
         stages = ["world", "sft", "data"] + ([] if any(key.startswith("reward.") for key in overrides) else ["reward"])
         for stage in stages:
             shutil.copytree(folder / f"default-{seed}" / stage, run / stage)
-    return run_quickstart(run, seed, ["world.phrasings=development", *overrides])
+    row = run_quickstart(run, seed, ["world.phrasings=development", *overrides])
+    checks = json.loads((run / "reward" / "warnings.json").read_text(encoding="utf-8"))["checks"]
+    row["warned_of"] = [f"{c['name']} ({c['split']})" for c in checks if c["level"] == "warning"]
+    row["noted"] = [f"{c['name']} ({c['split']})" for c in checks if c["level"] == "note" and c["name"] in GATED]
+    sides = json.loads((run / "ppo" / "preview.json").read_text(encoding="utf-8"))["sides"]
+    row["preview"] = {key: sides["harmless"]["refusal_rate"][key] for key in ("average", "best")}
+    row["guard"] = [news["step"] for news in json.loads((run / "ppo" / "watch.json").read_text("utf-8"))["news"]]
+    return row
 
 
 def _page(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -79,7 +92,26 @@ refusals in percentage points.
 The same less the default's of the same seed: mean with its 95 % interval (Student's t over {seeds} seeds).
 
 {chr(10).join(differences)}
+
+## What was said before and while
+
+What the reward stage warned of or noted before PPO began, in how many of the runs; refusals of harmful prompts in the
+preview, of the average reply and of the best of 8 by the training reward; and in how many runs PPO's guard spoke.
+
+| setting | warnings | notes | preview | guard |
+|---|---|---|---|---|
+{chr(10).join(_said(name, found) for name, found in rows.items())}
 """
+
+
+def _said(name: str, found: list[dict[str, Any]]) -> str:
+    def counted(key: str) -> str:
+        counts = Counter(said for row in found for said in set(row[key]))
+        return ", ".join(f"{said} {count}" for said, count in counts.most_common()) or "none"
+
+    average, best = (100 * np.mean([row["preview"][key] for row in found]) for key in ("average", "best"))
+    spoke = sum(bool(row["guard"]) for row in found)
+    return f"| {name} | {counted('warned_of')} | {counted('noted')} | {average:.0f} % -> {best:.0f} % | {spoke} |"
 
 
 def _values(found: list[dict[str, Any]], called: str) -> np.ndarray:

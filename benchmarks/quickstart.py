@@ -37,6 +37,9 @@ SIDE_MARGIN = -0.05  # what either side may lose at most
 def main() -> None:
     options = _options()
     jobs = [(seed, kernels) for seed in options.seeds for kernels in options.kernels]
+    load_recipe(
+        RECIPE, options.overrides
+    )  # what is wrong is told now; and TRL cannot be imported by two threads at once
     options.folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(lambda job: _row(*job, options), jobs))
