@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for changes in SETTINGS.values():
-        load_recipe(RECIPE, changes)  # what is wrong is told now; and TRL cannot be imported by two threads at once
+        load_recipe(RECIPE, changes)  # mistakes are told now; and two threads cannot import TRL at once
     rows: dict[str, list[dict[str, Any]]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for name in SETTINGS:  # the default first: the others start from its folders
