@@ -158,7 +158,7 @@ Made by `python benchmarks/quickstart.py` on {machine}, one thread a run.
 PPO against SFT on held-out prompts in phrasings that no stage saw and by which no setting was chosen; 95 % intervals,
 clustered by phrasing; refusals in percentage points. A run holds where the true score's interval is above 0, neither
 side's estimate is a loss of {-SIDE_MARGIN} or more, and refusals of safe requests in frightening words are not shown
-to rise. Seconds are those of all stages.
+to rise. Seconds are those of all stages, with another run on the other core and at times more work beside.
 
 {_table(rows)}
 

@@ -445,5 +445,5 @@ def _attends_to_everything(config: Any) -> bool:
     layers = getattr(config, "layer_types", None)
     if layers is not None:
         return set(layers) == {"full_attention"}
-    windows = [name for name in vars(config) if any(part in name for part in ("window", "chunk_size", "local"))]
+    windows = [name for name in vars(config) if any(part in name for part in ("window", "chunk_size"))]
     return all(not getattr(config, name) for name in windows)
