@@ -217,6 +217,9 @@ class PPOTrainer(WatchedEvaluation):
     def _check_soundness(self) -> None:
         """Refuse what PPO could not be right about (soundness.py)."""
         base = turn_off_noise(self.base_model())
+        text_config = base.config.get_text_config()
+        if getattr(text_config, "output_router_logits", False):
+            text_config.output_router_logits = False  # its loss is no part of PPO, and decoding cannot compute it
         if is_peft_model(self.model):
             check_trainable(self.model)
         else:
