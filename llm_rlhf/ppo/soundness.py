@@ -8,15 +8,17 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from llm_rlhf.models.architecture import can_be_read
+from llm_rlhf.models.roles import POLICY, active_adapters, trunk_inputs
 
 RATES = ("drop", "jitter")  # dropout, layerdrop, attn_pdrop, router_jitter_noise, ...
 QUIET = 10.0  # times what two forwards without noise differ by, from which a difference is noise
@@ -25,7 +27,30 @@ QUIET = 10.0  # times what two forwards without noise differ by, from which a di
 DECODES = {True: 0.02, False: 0.3}  # by whether the model computes in float32
 CLOSE = {True: 1e-4, False: 0.1}
 
-TrunkInputs = Callable[[Tensor, Tensor], dict[str, Any]]
+
+def settle(model: Any, learning_rate: float, generates: bool) -> None:
+    """Turn all noise off in a policy that carries its roles, and refuse what PPO could not be right about.
+
+    Args:
+        model: a PEFT model, or one that is trained whole.
+        generates: whether transformers' `generate` samples, and not an engine of its own.
+
+    Raises:
+        ValueError: from one of the checks below.
+    """
+    adapted = isinstance(model, PeftModel)
+    base = turn_off_noise(model.get_base_model() if adapted else model)
+    config = base.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False  # its loss is no part of PPO, and decoding cannot compute it
+    if adapted:
+        check_trainable(model)
+    else:
+        warn_of_coarse_weights(base, learning_rate)
+    check_quiet(base)
+    if generates:
+        with active_adapters(base, [POLICY] if adapted else []):
+            check_decoding(base)
 
 
 def check_peft_config(peft_config: Any) -> None:
@@ -88,7 +113,7 @@ def warn_of_coarse_weights(model: Any, learning_rate: float) -> None:
         warnings.warn(
             f"The whole model trains in {named}, where most steps of {learning_rate:g} "
             "are lost in the rounding of the weights. Load it in float32 (dtype) and let bf16 compute in bfloat16.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -113,7 +138,7 @@ def _no_rates(holder: Any) -> None:
 
 
 @torch.no_grad()
-def check_quiet(model: Any, trunk_inputs: TrunkInputs) -> None:
+def check_quiet(model: Any) -> None:
     """Read two rows in training mode with other random numbers each time: the states must be the same.
 
     Where kernels themselves add up in no fixed order, evaluation mode shows by how much, and ten times that is allowed;
@@ -126,13 +151,13 @@ def check_quiet(model: Any, trunk_inputs: TrunkInputs) -> None:
         return
     vocabulary = model.get_input_embeddings().num_embeddings
     ids_BT = (torch.arange(24, device=model.device).view(2, 12) * 7 + 3) % vocabulary
-    inputs = trunk_inputs(ids_BT, torch.ones_like(ids_BT))
+    inputs = trunk_inputs(model, ids_BT, torch.ones_like(ids_BT))
     was_training = model.training
     try:
         apart, floor = (_spread(model.train(mode), inputs) for mode in (True, False))
     finally:
         model.train(was_training)
-    rounding = 2 * torch.finfo(next(model.parameters()).dtype).eps
+    rounding = 2 * torch.finfo(model.dtype).eps
     if not apart <= max(QUIET * floor, rounding):
         raise ValueError(
             f"{type(model).__name__} reads a row otherwise each time in training mode (its states move by {apart:.2g} "
@@ -154,7 +179,7 @@ def _spread(model: Any, inputs: dict[str, Any]) -> float:
 
 
 @torch.no_grad()
-def check_decoding(model: Any, trunk_inputs: TrunkInputs) -> float:
+def check_decoding(model: Any) -> float:
     """Decode three tokens after prompts of unequal length, and read them again in one forward.
 
     Returns:
@@ -190,12 +215,12 @@ def check_decoding(model: Any, trunk_inputs: TrunkInputs) -> float:
                 ),
             )
         mask_BT = torch.cat([mask_BP, torch.ones_like(mask_BP[:, :3])], 1)
-        read = model(**trunk_inputs(sampled.sequences, mask_BT), use_cache=False).logits[:, -4:-1]
+        read = model(**trunk_inputs(model, sampled.sequences, mask_BT), use_cache=False).logits[:, -4:-1]
     finally:
         model.train(was_training)
     read, decoded = (logits.float().log_softmax(-1) for logits in (read, torch.stack(sampled.logits, 1)))
     apart = float((read.exp() * (read - decoded).abs()).sum(-1).max())
-    in_float32 = next(model.parameters()).dtype == torch.float32
+    in_float32 = model.dtype == torch.float32
     if not apart <= DECODES[in_float32]:
         raise ValueError(
             f"{type(model).__name__} decodes otherwise than it reads under left padding: token by token with a cache, "
@@ -206,6 +231,6 @@ def check_decoding(model: Any, trunk_inputs: TrunkInputs) -> float:
         warnings.warn(
             f"{type(model).__name__} decodes a little otherwise than it reads: {apart:.2g} nats a token, by which "
             "sampling is off the policy.",
-            stacklevel=2,
+            stacklevel=5,
         )
     return apart

@@ -22,7 +22,6 @@ Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 
 import contextlib
 import copy
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +49,6 @@ from llm_rlhf.models.roles import (
     add_value_role,
     role_scores,
     scalar_head,
-    trunk_inputs,
 )
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
@@ -89,14 +87,7 @@ from llm_rlhf.ppo.sampling import (
 )
 from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
-from llm_rlhf.ppo.soundness import (
-    check_decoding,
-    check_embeddings,
-    check_quiet,
-    check_trainable,
-    turn_off_noise,
-    warn_of_coarse_weights,
-)
+from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -185,13 +176,16 @@ class PPOTrainer(WatchedEvaluation):
             if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
                 make_room_for(self._tokenizer, causal_lm)
         self._add_roles(adapters, heldout_adapter, given)
-        self._check_soundness()
+        engine = self.use_vllm or self.use_transformers_continuous_batching
+        settle(self.accelerator.unwrap_model(self.model), args.learning_rate, generates=not engine)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)
         in_time = self.accelerator.distributed_type != DistributedType.DEEPSPEED  # its engine steps within backward
+        if not in_time and args.ratio_limit is not None:
+            self.accelerator.print("  note: ratio_limit is not applied: DeepSpeed has stepped before it is known.")
         self.guard = StepGuard(args.ratio_limit if in_time else None, args.update_kl_limit)
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
@@ -213,22 +207,6 @@ class PPOTrainer(WatchedEvaluation):
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
-
-    def _check_soundness(self) -> None:
-        """Refuse what PPO could not be right about (soundness.py)."""
-        base = turn_off_noise(self.base_model())
-        text_config = base.config.get_text_config()
-        if getattr(text_config, "output_router_logits", False):
-            text_config.output_router_logits = False  # its loss is no part of PPO, and decoding cannot compute it
-        if is_peft_model(self.model):
-            check_trainable(self.model)
-        else:
-            warn_of_coarse_weights(base, self.args.learning_rate)
-        inputs = functools.partial(trunk_inputs, base)
-        check_quiet(base, inputs)
-        if not self.use_vllm and not self.use_transformers_continuous_batching:
-            with active_adapters(base, [POLICY] if is_peft_model(self.model) else []):
-                check_decoding(base, inputs)
 
     # ---- the roles ---------------------------------------------------------------------------------------------
 
