@@ -11,7 +11,7 @@ quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
 
 test: $(READY)  ## everything
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## unit, parity and recipes, without the slow ones
 	$(BIN)/python -m pytest tests/unit tests/parity tests/recipes -m "not slow"

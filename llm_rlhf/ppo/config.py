@@ -55,7 +55,7 @@ class PPOConfig(RLOOConfig):
             "at zero; 'adapter' is an adapter and head of its own, started from the reward model's."
         },
     )
-    kl_estimator: Literal["k1"] = field(
+    kl_estimator: Literal["k1", "k3"] = field(  # k3 is named so that it is refused with its reason
         default="k1",
         metadata={
             "help": "Per-token estimator of the KL that is paid as a penalty: the log-ratio. trl's k3 is logged "

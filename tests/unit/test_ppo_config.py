@@ -65,7 +65,7 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"kl_coef": -1.0}, "at least 0"),
         ({"lam": 1.1}, "between 0 and 1"),
         ({"temperature": 0.0}, "over 0"),
-        ({"kl_estimator": "k2"}, "must be one of 'k1'"),
+        ({"kl_estimator": "k2"}, "'k1', 'k3'"),
         ({"fp16": True}, "loss scaling cannot pass over the steps"),
         ({"old_logprobs": "rollout", "cache_implementation": "static"}, "compiled anew at every token"),
         ({"kl_estimator": "k3"}, "does not regularise when it is paid as a reward"),

@@ -102,6 +102,7 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("reward=null", r"'ppo' needs a reward model"),
         ("reward.objectives=both", r"'reward.objectives' is 'both'; it must be one of 'joint', 'separate'"),
         ("reward.ensemble=0", r"'reward.ensemble' is 0; it must be at least 1"),
+        ("ppo.kl_estimator=k3", r"kl_estimator is 'k3', which .* does not regularise when it is paid as a reward"),
         ("reward.gates=stopp", r"'reward.gates' is 'stopp'; it must be one of 'warn', 'stop', .*Did you mean 'stop'"),
         ("reward.gates=on", r"'reward.gates' is True; it must be one of 'warn', 'stop', 'off'"),
         ("reward.gates=3", r"'reward.gates' is 3 \(int\); it must be of type"),
