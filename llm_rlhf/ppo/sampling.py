@@ -1,7 +1,7 @@
 """Sampling responses, and keeping what the sampler computed on the way: log-probabilities, and perhaps values.
 
-transformers' `generate` is watched by hooks (`watch_generate`); continuous batching and vLLM return log-probabilities
-of their own, which become importance weights because their kernels are not the update's.
+transformers' `generate` is watched by hooks (`watch_generate`); continuous batching and vLLM (vllm.py) return
+log-probabilities of their own, which become importance weights because their kernels are not the update's.
 
 Layout: B rows, V vocabulary, S sampling steps.
 """
@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
 from llm_rlhf.models.roles import POLICY, active_adapters, apply_head
@@ -151,76 +148,3 @@ def continuous_batches(
                 "Continuous batching returned its responses in another order, or without log-probabilities."
             )
     return [list(o.generated_tokens) for o in outputs], Sampled([list(o.logprobs) for o in outputs])
-
-
-def keep_engine_logprobs(vllm_generation: Any, keep: Any) -> None:
-    """Make TRL's vLLM generation ask for the sampled tokens' log-probabilities and hand them to `keep(rows)`.
-
-    TRL's online trainer asks for none and drops what comes.
-    """
-    generate = vllm_generation.generate
-    vllm_generation.logprobs = 0  # vLLM's way to say: of the sampled token alone
-
-    def generate_and_keep(*args: Any, **kwargs: Any) -> Any:
-        answer = generate(*args, **kwargs)
-        _, completion_ids, logprobs, _ = answer
-        if logprobs is None:
-            raise SamplingError("vLLM returned no log-probabilities; start its server without --max-logprobs 0.")
-        rows = [[token[0] for token in row] for row in logprobs]
-        for ids, row in zip(completion_ids, rows, strict=True):
-            if len(ids) != len(row) or any(value is None for value in row):
-                raise SamplingError(
-                    "vLLM returned a response with log-probabilities missing; its logits were not finite."
-                )
-        keep(rows)
-        return answer
-
-    vllm_generation.generate = generate_and_keep
-
-
-def send_policy_weights(vllm_generation: Any, model: Any) -> None:
-    """Send vLLM the language model with the policy's adapter added, and leave the base untouched.
-
-    TRL merges the adapter into the base and takes it out again at every synchronisation: in bfloat16 each round moves
-    the base, and with it the reference, by its rounding. It would also send our scalar heads, which vLLM has no place
-    for. Replaces TRL's private `_iter_named_params`; tests/unit/test_trl_contract.py fails when it goes. Under FSDP or
-    DeepSpeed, where the weights must be gathered, TRL's own way stays, without the heads.
-    """
-    every = vllm_generation._iter_named_params
-    distributed = vllm_generation._dist
-    plain = not distributed.is_fsdp and vllm_generation.accelerator.distributed_type != DistributedType.DEEPSPEED
-
-    def language_model() -> Iterator[tuple[str, Tensor]]:
-        for name, weight in policy_weights(model) if plain else every():
-            if not name.startswith(("value_head.", "score_heads.")):
-                yield name, weight
-
-    vllm_generation._iter_named_params = language_model
-
-
-@torch.no_grad()
-def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Name and full weight of every parameter of the language model, the policy's adapter added, one at a time.
-
-    Tied weights come once, as in `named_parameters`. A quantised layer is given in the adapter's compute type.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    seen: set[int] = set()
-    for module_name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            layer = module.get_base_layer()
-            weight = dequantize_module_weight(layer)
-            if POLICY in module._all_available_adapter_names():
-                weight = (weight.float() + module.get_delta_weight(POLICY).float()).to(weight.dtype)
-            yield f"{module_name}.weight", weight
-            if getattr(layer, "bias", None) is not None:
-                yield f"{module_name}.bias", layer.bias.data
-        elif not _inside_an_adapter(module_name):
-            for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield f"{module_name}.{name}" if module_name else name, parameter.data
-
-
-def _inside_an_adapter(module_name: str) -> bool:
-    return any(part == "base_layer" or part.startswith("lora_") for part in module_name.split("."))

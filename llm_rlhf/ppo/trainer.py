@@ -80,14 +80,13 @@ from llm_rlhf.ppo.rollout import (
 from llm_rlhf.ppo.sampling import (
     Sampled,
     continuous_batches,
-    keep_engine_logprobs,
     merged_policy,
-    send_policy_weights,
     watch_generate,
 )
 from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise
+from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -195,6 +194,8 @@ class PPOTrainer(WatchedEvaluation):
         if args.cache_implementation and self.accelerator.device.type == "cuda" and not self.use_vllm:
             self.generation_config.disable_compile = False  # a static cache is asked for to be compiled; TRL says never
         if self.use_vllm:
+            if args.vllm_mode == "server" and self.accelerator.is_main_process:
+                check_server(self.vllm_generation.vllm_client, args)
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
             send_policy_weights(self.vllm_generation, self.model)
         # On a CPU torch.multinomial takes longer than the model; Draw knows the plain distribution only.

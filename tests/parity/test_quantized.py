@@ -12,7 +12,7 @@ from llm_rlhf import RewardModel
 from llm_rlhf.models.base import load_causal_lm, load_tokenizer
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
-from llm_rlhf.ppo.sampling import policy_weights
+from llm_rlhf.ppo.vllm import policy_weights
 from llm_rlhf.recipe import ModelSection
 
 

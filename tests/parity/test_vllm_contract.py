@@ -3,17 +3,25 @@
 No vLLM runs here. TRL's client and generation are the real ones; the import check and the NCCL transport are replaced.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 import trl.generation.vllm_client as client_module
 import trl.generation.vllm_generation as generation_module
+from peft import get_peft_model
 from ppo_helpers import PROMPTS, make_trainer, rollout
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
+from llm_rlhf.models.base import lora_config
 from llm_rlhf.models.roles import active_adapters
 from llm_rlhf.ppo.objectives import importance_weights
-from llm_rlhf.ppo.sampling import SamplingError, policy_weights
+from llm_rlhf.ppo.sampling import SamplingError
+from llm_rlhf.ppo.vllm import as_in_checkpoints, policy_weights
+from llm_rlhf.recipe import LoraSection, ModelSection
 
 
 @pytest.fixture
@@ -37,10 +45,10 @@ def server(base_folder, monkeypatch):
     running.close()
 
 
-def trainer_on(server, base_folder, reward_folder, tmp_path, **options):
+def trainer_on(server, base_folder, reward_folder, tmp_path, temperature=0.8, **options):
     return make_trainer(
         base_folder, tmp_path, reward_folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=server.url,
-        temperature=0.8, **options,
+        temperature=temperature, **options,
     )  # fmt: skip
 
 
@@ -112,3 +120,55 @@ def test_a_server_that_keeps_its_log_probabilities_is_refused(server, base_folde
     server.complete = lambda prompt, body: [{**choice, "logprobs": None} for choice in complete(prompt, body)]
     with pytest.raises(SamplingError, match="no log-probabilities"):
         rollout(trainer)
+
+
+def test_a_server_whose_log_probabilities_are_of_another_temperature_is_refused(
+    server, base_folder, reward_folder, tmp_path
+) -> None:
+    server.logprobs_mode = "raw_logprobs"  # vLLM's default
+    with pytest.raises(ValueError, match=r"reports raw_logprobs.*temperature 0.8.*--logprobs-mode processed_logprobs"):
+        trainer_on(server, base_folder, reward_folder, tmp_path)
+    trainer_on(server, base_folder, reward_folder, tmp_path, temperature=1.0)  # there the two are the same
+
+
+EXPERTS = {
+    "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts": 4,
+    "num_experts_per_tok": 2, "vocab_size": 60, "pad_token_id": None, "bos_token_id": None, "eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "llama", "gpt2"])
+def test_what_is_sent_is_the_policy_as_a_checkpoint_would_hold_it(name, tmp_path) -> None:
+    """In memory experts are stacked and wrapped in adapters of parameters; a checkpoint knows nothing of it."""
+    torch.manual_seed(0)
+    small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60} if name == "gpt2" else EXPERTS
+    config = AutoConfig.for_model(name, **small)
+    model = AutoModelForCausalLM.from_config(config)
+    plain = {n: p.clone() for n, p in model.named_parameters()}
+    model.save_pretrained(tmp_path / "base")  # whose names and shapes are those of the hub
+    policy = get_peft_model(model, lora_config(ModelSection(lora=LoraSection(r=2, alpha=4)), "CAUSAL_LM")).eval()
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter) * 0.1
+    sent = dict(as_in_checkpoints(policy.get_base_model(), policy_weights(policy)))
+    stored = {n: list(t.shape) for n, t in load_all(tmp_path / "base").items()}
+    assert {n: list(t.shape) for n, t in sent.items()} == stored
+    for file in (tmp_path / "base").glob("*.safetensors"):
+        file.unlink()
+    save_file({n: t.contiguous() for n, t in sent.items()}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    loaded = getattr(transformers, type(model).__name__).from_pretrained(tmp_path / "base").eval()
+    ids = torch.arange(20)[None] + 3
+    with torch.no_grad():
+        ours = policy(input_ids=ids).logits
+        # One product with the merged weight against two with the adapter beside it: fp32 noise.
+        torch.testing.assert_close(loaded(input_ids=ids).logits, ours, rtol=0, atol=1e-4)
+        with policy.disable_adapter():
+            assert (policy(input_ids=ids).logits - ours).abs().max() > 0.01
+    for n, p in policy.get_base_model().named_parameters():
+        if "lora_" not in n:
+            assert torch.equal(p, plain[n.replace(".base_layer", "")]), n
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}

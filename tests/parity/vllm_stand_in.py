@@ -19,6 +19,7 @@ class StandIn:
         self.model, self.tokenizer, self.noise = model.eval(), tokenizer, noise
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.announced: dict[str, list[int]] = {}
+        self.logprobs_mode = "processed_logprobs"
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,7 +30,12 @@ class StandIn:
                     "/health": {},
                     "/v1/models": {"data": [{"id": "stand-in"}]},
                     "/get_world_size": {"world_size": 1},
-                    "/server_info": {"vllm_config": {"weight_transfer_config": {"backend": "nccl"}}},
+                    "/server_info": {
+                        "vllm_config": {
+                            "weight_transfer_config": {"backend": "nccl"},
+                            "model_config": {"logprobs_mode": outer.logprobs_mode},
+                        }
+                    },
                 }
                 self.answer(answers[self.path.split("?")[0]])
 
