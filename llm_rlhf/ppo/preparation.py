@@ -58,6 +58,11 @@ def is_deepspeed_zero3(args: PPOConfig) -> bool:
     return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
 
 
+def is_sharded(kind: DistributedType, args: PPOConfig) -> bool:
+    """Whether every process holds a part of each weight only."""
+    return kind == DistributedType.FSDP or is_deepspeed_zero3(args)
+
+
 def copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
     """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
     if isinstance(model, (str, Path)) or kwargs.get("peft_config") is not None or is_peft_model(model):
@@ -121,12 +126,20 @@ def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
             "update_kl_limit is set, but DeepSpeed takes the optimizer step within the backward pass, before the limit "
             "could skip it; remove it, or use DDP or FSDP."
         )
-    sharded = kind == DistributedType.FSDP or is_deepspeed_zero3(args)
-    if sharded and args.micro_batch_tokens is not None:
+    if not is_sharded(kind, args):
+        return
+    if args.micro_batch_tokens is not None:
         raise ValueError(
             "micro_batch_tokens gives processes different numbers of forwards, but FSDP and ZeRO-3 gather the weights "
             "in every one and would wait for ever; cut by per_device_train_batch_size instead."
         )
+    for key, value in (("keep", "best"), ("side_guard", "stop")):
+        if getattr(args, key) == value:
+            raise ValueError(
+                f"{key} is {value!r}, which goes back to a snapshot, and FSDP and ZeRO-3 cannot read one into weights "
+                f"that are spread over processes; leave {key} at its default and choose by `snapshots.jsonl`, or use "
+                "DDP."
+            )
 
 
 def checkpoint_with_adapters(args: PPOConfig) -> None:

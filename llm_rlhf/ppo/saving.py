@@ -22,6 +22,7 @@ from trl import RLOOTrainer
 from llm_rlhf.models.roles import POLICY, VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
+from llm_rlhf.ppo.preparation import is_sharded
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
 from llm_rlhf.ppo.watch import SUMMARY, Watch
@@ -41,8 +42,16 @@ class SavedRoles(RLOOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if is_peft_model(model) else model
 
+    def _whole_weights(self) -> dict[str, Tensor] | None:
+        """Where weights are spread over processes: all of them, which every process must help to gather."""
+        if not is_sharded(self.accelerator.distributed_type, self.args):
+            return None
+        gathered: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return gathered
+
     def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what any PEFT user loads on the base; without LoRA, the whole model."""
+        """Write what any PEFT user loads on the base; without LoRA, the whole model. Called on every process."""
+        state_dict = self._whole_weights() if state_dict is None else state_dict
         if not self.accelerator.is_main_process:
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -55,7 +64,8 @@ class SavedRoles(RLOOTrainer):
             )
 
     def save_roles(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write `policy/` and `value/`: its head, and its adapter if any."""
+        """Write `policy/` and `value/`: its head, and its adapter if any. Called on every process."""
+        state_dict = self._whole_weights() if state_dict is None else state_dict
         if not self.accelerator.is_main_process:
             return
         folder = Path(folder)
@@ -170,6 +180,11 @@ class SavedRoles(RLOOTrainer):
     def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
         if not asked:
             return None
+        if is_sharded(self.accelerator.distributed_type, self.args):
+            raise ValueError(
+                "resume_from_checkpoint is set, but a checkpoint cannot be read into weights that FSDP or ZeRO-3 have "
+                "spread over processes; go on from its `policy/` adapter as a new run, or use DDP."
+            )
         found = checkpoint.latest(Path(self.args.output_dir)) if asked is True else Path(asked)
         state = checkpoint.sealed_state(found) if found is not None else None
         if found is None or state is None:

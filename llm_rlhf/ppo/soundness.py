@@ -234,3 +234,25 @@ def check_decoding(model: Any) -> float:
             stacklevel=5,
         )
     return apart
+
+
+def without_gradient(model: Any) -> list[str]:
+    """Names of the trainable parameters that the joint call's results do not depend on.
+
+    There are some in models that read a layer's weight past its forward (Mamba's fused kernels), or that compute what
+    they do not use. They never train; DDP would wait for their gradients for ever.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not can_be_read(base):
+        return []
+    vocabulary = base.get_input_embeddings().num_embeddings
+    ids_BT = (torch.arange(24, device=base.device).view(2, 12) * 7 + 3) % vocabulary
+    mask_BT = torch.ones_like(ids_BT)
+    was_training = model.training
+    model.train()
+    now = model(input_ids=ids_BT, attention_mask=mask_BT, response_mask=mask_BT[:, -6:].bool(), with_entropy=False)
+    model.train(was_training)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = now["logprobs"].sum() + now["value_estimates"].sum()
+    found = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    return [name for name, gradient in zip(trainable, found, strict=True) if gradient is None]

@@ -85,7 +85,7 @@ from llm_rlhf.ppo.sampling import (
 )
 from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
-from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise
+from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
 
 
@@ -146,8 +146,9 @@ class PPOTrainer(WatchedEvaluation):
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
         if args.gradient_checkpointing and args.value == "adapter":
             checkpoint_with_adapters(args)
-        if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter
+        not_said = args.ddp_find_unused_parameters is None
+        if not_said:
+            args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter, nearly always
         if kwargs.get("processing_class") is None and isinstance(model, (str, Path)):
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
@@ -177,6 +178,12 @@ class PPOTrainer(WatchedEvaluation):
         self._add_roles(adapters, heldout_adapter, given)
         engine = self.use_vllm or self.use_transformers_continuous_batching
         settle(self.accelerator.unwrap_model(self.model), args.learning_rate, generates=not engine)
+        if unused := without_gradient(self.accelerator.unwrap_model(self.model)):
+            self.accelerator.print(
+                f"  note: {len(unused)} parameters get no gradient and stay as they are ({unused[0]} the first)."
+            )
+            if not_said and self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.find_unused_parameters = True
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llm_rlhf import PPOConfig
 from llm_rlhf.models import roles
 from llm_rlhf.models.roles import POLICY
+from llm_rlhf.ppo import saving
 from llm_rlhf.ppo.preparation import check_distribution
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -143,6 +144,8 @@ def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_
     [
         (DistributedType.DEEPSPEED, {"update_kl_limit": 0.1}, "update_kl_limit is set, but DeepSpeed takes"),
         (DistributedType.FSDP, {"micro_batch_tokens": 99}, "would wait for ever"),
+        (DistributedType.FSDP, {"keep": "best", "eval_rollouts": 1}, "keep is 'best', which goes back to a snapshot"),
+        (DistributedType.FSDP, {"side_guard": "stop"}, "side_guard is 'stop', which goes back to a snapshot"),
     ],
 )
 def test_what_a_way_of_spreading_cannot_do_is_refused(tmp_path, kind, options, message) -> None:
@@ -150,6 +153,30 @@ def test_what_a_way_of_spreading_cannot_do_is_refused(tmp_path, kind, options, m
     check_distribution(DistributedType.NO, args)
     with pytest.raises(ValueError, match=message):
         check_distribution(kind, args)
+
+
+def test_weights_that_are_spread_over_processes_are_gathered_by_all_and_written_by_one(
+    base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
+    """No FSDP runs on a CPU: what is asked of accelerate is seen here, on one process that holds everything."""
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value="adapter")
+    trainer.save_roles(tmp_path / "whole")
+    monkeypatch.setattr(saving, "is_sharded", lambda *_: True)
+    gathered = []
+    gather = trainer.accelerator.get_state_dict
+    monkeypatch.setattr(trainer.accelerator, "get_state_dict", lambda m: gathered.append(m) or gather(m))
+    trainer.save_roles(tmp_path / "gathered")
+    assert gathered == [trainer.model_wrapped]  # once, though two roles and a head are written
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / "gathered" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", False)
+    trainer.save_policy(tmp_path / "other")
+    assert len(gathered) == 2
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="resume_from_checkpoint is set, but a checkpoint cannot be read"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_the_best_of_several_evaluation_sets_is_refused(base_folder, tmp_path) -> None:
