@@ -19,10 +19,12 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
 )
 
 from llm_rlhf import RewardModel
+from llm_rlhf.models import reward_model as reading
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.models.reward_loading import write_calibration
@@ -273,6 +275,21 @@ class TestWholeModels:
         for budget in (1, 200, 10_000):
             np.testing.assert_allclose(model.score(talks(), token_budget=budget), expected, atol=CLOSE)
         assert np.std(expected) > 0.05
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_rows_are_not_packed_past_a_local_window(self, tmp_path, tokenizer, monkeypatch, named) -> None:
+        """GPT-Neo's local layers see 256 tokens; a second reply stands behind the first, further from the prompt."""
+        if not named:  # as if the configuration said nothing of windows: a long made-up row shows it
+            monkeypatch.setattr(reading, "_attends_to_everything", lambda _: True)
+        config = GPTNeoConfig(
+            hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], num_labels=1,
+            vocab_size=261, pad_token_id=1, max_position_embeddings=1024, initializer_range=0.2,
+        )  # fmt: skip
+        folder = whole_model(tmp_path, tokenizer, config)
+        model = RewardModel.from_pretrained(folder)
+        assert model.reading == "rows"
+        asked = [("why " * 62, reply) for reply in ("because " * 9, "no " * 20, "it is so")]
+        np.testing.assert_allclose(model.score(asked), own_scores(folder, asked), atol=CLOSE)
 
     def test_an_adapter_on_an_encoder_is_read_by_its_own_forward(self, tmp_path, tokenizer) -> None:
         config = BertConfig(**SMALL, num_labels=1, vocab_size=261, pad_token_id=1)
