@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 WIRING = "tests/parity/test_ppo_wiring.py"
 PROCESSES = "tests/parity/test_processes.py"
 RESUME = "tests/pipeline/test_resume.py"
@@ -304,11 +304,16 @@ def failures(folder: Path, tests: list[str], words: str) -> tuple[int, list[str]
         cwd=folder, env=os.environ | paths | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
+    check_imports(folder)
+    return done.returncode, re.findall(r"^FAILED \S+?::(\S+)", done.stdout, re.MULTILINE)
+
+
+def check_imports(folder: Path) -> None:
+    """Raises WrongPackageError unless every process that imported the package, one at least, took the planted one."""
     log = folder / IMPORTED
     imported = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
     if imported != {str(folder / "llm_rlhf" / "__init__.py")}:
         raise WrongPackageError(f"the tests imported {', '.join(sorted(imported)) or 'no package at all'}")
-    return done.returncode, re.findall(r"^FAILED \S+?::(\S+)", done.stdout, re.MULTILINE)
 
 
 def judge(fault: Fault) -> str | WrongPackageError | None:
