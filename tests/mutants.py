@@ -22,7 +22,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 WIRING = "tests/parity/test_ppo_wiring.py"
 PROCESSES = "tests/parity/test_processes.py"
-RESUME = "tests/pipeline/test_resume.py"
+RESUMED = "tests/pipeline/test_resume.py::test_a_resumed_trainer_ends_with_the_same_bits"
+KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[one process]"
 
 
 class Fault(NamedTuple):
@@ -31,7 +32,7 @@ class Fault(NamedTuple):
     file: str  # under llm_rlhf/
     old: str
     new: str
-    tests: str = "tests/parity/test_ppo_invariants.py"
+    tests: str = "tests/parity/test_ppo_invariants.py"  # a file, or one test of it
 
 
 FAULTS = [
@@ -228,29 +229,28 @@ FAULTS = [
           'batch["final_scores"] - kl_coef * batch["sequence_kl"]',
           'batch["final_scores"] + kl_coef * batch["sequence_kl"]', WIRING),
     Fault("resumed_trainer", "the steered coefficient starts anew", "ppo/saving.py",
-          'self.kl_controller.value = state["kl_coef"]', "pass", RESUME),
+          'self.kl_controller.value = state["kl_coef"]', "pass", RESUMED),
     Fault("resumed_trainer", "the score moments start anew", "ppo/saving.py",
-          'self.score_moments.load_state_dict(state["score_moments"])', "pass", RESUME),
+          'self.score_moments.load_state_dict(state["score_moments"])', "pass", RESUMED),
     Fault("resumed_trainer", "micro-steps are counted anew", "ppo/saving.py",
-          'self._step = state["micro_steps"]', "pass", RESUME),
+          'self._step = state["micro_steps"]', "pass", RESUMED),
     Fault("resumed_trainer", "the random numbers start anew", "ppo/saving.py",
           'self._step = state["micro_steps"]',
-          'self._step, self._load_rng_state = state["micro_steps"], lambda *_: None', RESUME),
+          'self._step, self._load_rng_state = state["micro_steps"], lambda *_: None', RESUMED),
     Fault("resumed_trainer", "the optimizer starts anew", "ppo/saving.py",
           'self._step = state["micro_steps"]',
-          'self._step, self._load_optimizer_and_scheduler = state["micro_steps"], lambda *_: None', RESUME),
+          'self._step, self._load_optimizer_and_scheduler = state["micro_steps"], lambda *_: None', RESUMED),
     Fault("resumed_trainer", "the prompts start anew", "ppo/saving.py",
           'self._step = state["micro_steps"]',
-          'self._step, self.args.ignore_data_skip = state["micro_steps"], True', RESUME),
+          'self._step, self.args.ignore_data_skip = state["micro_steps"], True', RESUMED),
     Fault("resumed_trainer", "a pass' order hangs on the passes before", "ppo/preparation.py",
-          "self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)", "pass", RESUME),
+          "self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)", "pass", RESUMED),
     Fault("resumed_trainer", "the roles are not read back", "ppo/saving.py",
-          "self.load_roles(resume_from_checkpoint)", "pass", RESUME),
+          "self.load_roles(resume_from_checkpoint)", "pass", RESUMED),
     Fault("resumed_trainer", "what was logged after the checkpoint stays", "ppo/saving.py",
-          "checkpoint.forget_after(log, step)", "pass", RESUME),
+          "checkpoint.forget_after(log, step)", "pass", RESUMED),
     Fault("killed_after_a_checkpoint", "a killed run's coefficient starts anew", "ppo/saving.py",
-          'self.kl_controller.value = state["kl_coef"]', "pass",
-          RESUME + "::test_killed_after_a_checkpoint[one process]"),
+          'self.kl_controller.value = state["kl_coef"]', "pass", KILLED),
 ]  # fmt: skip
 
 
