@@ -3,6 +3,10 @@
 `make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name or file holds one of the words. Every
 fault is a change of one line, made in a copy of the package; a fault counts as caught only if a test that carries the
 name of its invariant fails, and fails as a test (an import error or an unknown option does not count).
+
+Tests run in the folder of that copy and with it first on the path, and so do the processes they start: `python -m
+llm_rlhf`, torchrun, accelerate. Each process writes down which package it imported; where one imported another than
+the copy, nothing has been judged, and the exit code is 2 in place of 1.
 """
 
 import os
@@ -15,7 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+WIRING = "tests/parity/test_ppo_wiring.py"
+PROCESSES = "tests/parity/test_processes.py"
+RESUMED = "tests/pipeline/test_resume.py::test_a_resumed_trainer_ends_with_the_same_bits"
+KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[one process]"
 
 
 class Fault(NamedTuple):
@@ -24,7 +32,7 @@ class Fault(NamedTuple):
     file: str  # under llm_rlhf/
     old: str
     new: str
-    tests: str = "tests/parity/test_ppo_invariants.py"
+    tests: str = "tests/parity/test_ppo_invariants.py"  # a file, or one test of it
 
 
 FAULTS = [
@@ -109,10 +117,10 @@ FAULTS = [
           "share = self.accelerator.num_processes / mask.sum()"),
     Fault("invariant_12", "DDP's mean is not undone", "ppo/trainer.py",
           'share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]',
-          'share = 1 / inputs["tokens_per_mini_batch"]', "tests/parity/test_processes.py"),
+          'share = 1 / inputs["tokens_per_mini_batch"]', PROCESSES),
     Fault("invariant_12", "whitened per process", "ppo/rollout.py",
           'masked_moments([b["advantages"] for b in batches], masks, total)',
-          'masked_moments([b["advantages"] for b in batches], masks)', "tests/parity/test_processes.py"),
+          'masked_moments([b["advantages"] for b in batches], masks)', PROCESSES),
     Fault("invariant_13", "the value is not clipped", "ppo/objectives.py",
           "clipped = (near_old - returns_BR) ** 2", "clipped = unclipped"),
     Fault("invariant_13", "half is forgotten", "ppo/objectives.py",
@@ -168,12 +176,112 @@ FAULTS = [
           "ratio.clamp(1 - cliprange, 1 + cliprange)", "ratio"),
     Fault("clipped_surrogate", "the better of the two", "ppo/objectives.py",
           "loss = torch.max(unclipped, clipped)", "loss = torch.min(unclipped, clipped)"),
+    Fault("invariant_12", "a step is divided by its micro-batches once more", "ppo/trainer.py",
+          "loss_is_scaled_for_ga = True", "loss_is_scaled_for_ga = False", WIRING),
+    Fault("temperature_sharpens", "a draw knows no temperature", "models/drawing.py",
+          "scores.float() if self.temperature == 1 else scores.float() / self.temperature", "scores.float()",
+          "tests/unit/test_sampling.py"),
+    Fault("invariant_03", "the policy is drawn from without its temperature", "ppo/trainer.py",
+          "drawing(self.base_model(), self.args.temperature)", "drawing(self.base_model(), 1.0)", WIRING),
+    Fault("invariant_03", "a copied reference is read at temperature 1", "ppo/trainer.py",
+          "add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)",
+          "add_role_forward(self.accelerator.unwrap_model(self.ref_model))", WIRING),
+    Fault("invariant_03", "a copied reference's fused head has temperature 1", "ppo/trainer.py",
+          "add_fused_lm_head(reference, temperature=self.temperature)", "add_fused_lm_head(reference)", WIRING),
+    Fault("invariant_07", "every process reads the first one's function scores", "ppo/trainer.py",
+          "start = self.accelerator.process_index * len(prompts)", "start = 0", PROCESSES),
+    Fault("invariant_14", "every process draws the same random numbers", "ppo/trainer.py",
+          "set_seed(args.seed, device_specific=True)", "set_seed(args.seed)", PROCESSES),
+    Fault("invariant_11", "score moments of one process", "ppo/trainer.py",
+          "self.score_moments.update(scores, [sides[i] for i in order], self._total)",
+          "self.score_moments.update(scores, [sides[i] for i in order], lambda x: x)", PROCESSES),
+    Fault("invariant_10", "the controller counts one process' episodes", "ppo/trainer.py",
+          "self.kl_controller.update(kl, episodes)",
+          "self.kl_controller.update(kl, episodes // self.accelerator.num_processes)", PROCESSES),
+    Fault("invariant_15", "the KL limit is compared per token", "ppo/trainer.py",
+          "self.args.kl_limit is not None and kl > self.args.kl_limit",
+          'self.args.kl_limit is not None and metrics["objective/kl_per_token"] > self.args.kl_limit', WIRING),
+    Fault("invariant_13", "the value is clipped by the policy's range", "ppo/trainer.py",
+          'inputs["returns"], self.args.cliprange_value', 'inputs["returns"], self.args.cliprange', WIRING),
+    Fault("invariant_13", "the policy is clipped by the value's range", "ppo/trainer.py",
+          'inputs["advantages"], self.args.cliprange, ', 'inputs["advantages"], self.args.cliprange_value, ', WIRING),
+    Fault("invariant_16", "the weights' cap is not the configured one", "ppo/trainer.py",
+          'scored["engine_logprobs"], mask, self.args.importance_cap', 'scored["engine_logprobs"], mask, 2.0'),
+    Fault("invariant_16", "the weights have no cap", "ppo/trainer.py",
+          'scored["engine_logprobs"], mask, self.args.importance_cap',
+          'scored["engine_logprobs"], mask, float("inf")'),
+    Fault("invariant_15", "the guard's ratio is over the average mini-batch's tokens", "ppo/trainer.py",
+          'means["policy/ratio"] / share', 'means["policy/ratio"]', WIRING),
+    Fault("invariant_15", "the guard's KL is over the average mini-batch's tokens", "ppo/trainer.py",
+          'means["policy/approxkl"] / share', 'means["policy/approxkl"]', WIRING),
+    Fault("invariant_11", "evaluation feeds the score moments", "ppo/trainer.py",
+          "if training:\n            self.score_moments.update", "if True:\n            self.score_moments.update",
+          WIRING),
+    Fault("value_warm_up", "demonstrations are learned in the critic's warm-up", "ppo/trainer.py",
+          "(0.0 if warming_up else self.args.ptx_coef) * ptx", "self.args.ptx_coef * ptx", WIRING),
+    Fault("drawn_anew", "every rollout has the same demonstrations", "ppo/trainer.py",
+          "(self.args.seed * 1_000_003 + self.rollouts_done) * 1_009", "self.args.seed * 1_000_003 * 1_009", WIRING),
+    Fault("invariant_14", "every pass takes the prompts in the same order", "ppo/preparation.py",
+          "(self.seed or 0) + 1_000_003 * epoch", "self.seed or 0", WIRING),
+    Fault("keep_best", "the best whole model is chosen and not loaded", "ppo/saving.py",
+          "super()._load_from_checkpoint(str(folder))", "pass", WIRING),
+    Fault("invariant_09", "the logged reward adds the KL", "ppo/rollout.py",
+          'batch["final_scores"] - kl_coef * batch["sequence_kl"]',
+          'batch["final_scores"] + kl_coef * batch["sequence_kl"]', WIRING),
+    Fault("resumed_trainer", "the steered coefficient starts anew", "ppo/saving.py",
+          'self.kl_controller.value = state["kl_coef"]', "pass", RESUMED),
+    Fault("resumed_trainer", "the score moments start anew", "ppo/saving.py",
+          'self.score_moments.load_state_dict(state["score_moments"])', "pass", RESUMED),
+    Fault("resumed_trainer", "micro-steps are counted anew", "ppo/saving.py",
+          'self._step = state["micro_steps"]', "pass", RESUMED),
+    Fault("resumed_trainer", "the random numbers start anew", "ppo/saving.py",
+          'self._step = state["micro_steps"]',
+          'self._step, self._load_rng_state = state["micro_steps"], lambda *_: None', RESUMED),
+    Fault("resumed_trainer", "the optimizer starts anew", "ppo/saving.py",
+          'self._step = state["micro_steps"]',
+          'self._step, self._load_optimizer_and_scheduler = state["micro_steps"], lambda *_: None', RESUMED),
+    Fault("resumed_trainer", "the prompts start anew", "ppo/saving.py",
+          'self._step = state["micro_steps"]',
+          'self._step, self.args.ignore_data_skip = state["micro_steps"], True', RESUMED),
+    Fault("resumed_trainer", "a pass' order hangs on the passes before", "ppo/preparation.py",
+          "self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)", "pass", RESUMED),
+    Fault("resumed_trainer", "the roles are not read back", "ppo/saving.py",
+          "self.load_roles(resume_from_checkpoint)", "pass", RESUMED),
+    Fault("resumed_trainer", "what was logged after the checkpoint stays", "ppo/saving.py",
+          "checkpoint.forget_after(log, step)", "pass", RESUMED),
+    Fault("killed_after_a_checkpoint", "a killed run's coefficient starts anew", "ppo/saving.py",
+          'self.kl_controller.value = state["kl_coef"]', "pass", KILLED),
 ]  # fmt: skip
 
 
+class WrongPackageError(Exception):
+    """Some process did not import the planted package, so that its verdict is about another one."""
+
+
+IMPORTED = "imported.txt"  # beside the planted package: the package of every process that imported one, a line each
+NOTE_IMPORTS = f"""
+import sys
+from pathlib import Path
+
+
+class NoteImports:
+    def find_spec(name, path=None, target=None):
+        if name == "llm_rlhf":
+            others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not NoteImports)
+            found = next(filter(None, others), None)
+            with Path(__file__).with_name({IMPORTED!r}).open("a") as file:
+                file.write(f"{{found and found.origin}}\\n")
+
+
+sys.meta_path.insert(0, NoteImports)
+"""
+
+
 def plant(fault: Fault | None, folder: Path) -> None:
-    """A copy of the package with the fault in it."""
+    """A copy of the package with the fault in it, and beside it what notes imports as soon as Python starts."""
     shutil.copytree(ROOT / "llm_rlhf", folder / "llm_rlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").symlink_to(ROOT / "data")  # what the package looks for in its own clone
+    (folder / "sitecustomize.py").write_text(NOTE_IMPORTS, encoding="utf-8")
     if fault is not None:
         path = folder / "llm_rlhf" / fault.file
         text = path.read_text(encoding="utf-8")
@@ -185,47 +293,76 @@ def plant(fault: Fault | None, folder: Path) -> None:
 
 
 def failures(folder: Path, tests: list[str], words: str) -> tuple[int, list[str]]:
-    """Exit code of pytest on the planted package, and the names of the tests that failed."""
+    """Exit code of pytest on the planted package, and the names of the tests that failed.
+
+    Raises:
+        WrongPackageError: where it, or a process that it started, imported another package.
+    """
+    paths = {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}  # safe: no folder of a script or of `-m` before it
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, *tests],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=900,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"),
+         "-k", words, *(str(ROOT / test) for test in tests)],
+        cwd=folder, env=os.environ | paths | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
-    return done.returncode, re.findall(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+    check_imports(folder)
+    return done.returncode, re.findall(r"^FAILED \S+?::(\S+)", done.stdout, re.MULTILINE)
 
 
-def judge(fault: Fault) -> str | None:
+def check_imports(folder: Path) -> None:
+    """Raises WrongPackageError unless every process that imported the package, one at least, took the planted one."""
+    log = folder / IMPORTED
+    imported = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
+    if imported != {str(folder / "llm_rlhf" / "__init__.py")}:
+        raise WrongPackageError(f"the tests imported {', '.join(sorted(imported)) or 'no package at all'}")
+
+
+def judge(fault: Fault) -> str | WrongPackageError | None:
     """None where the fault is caught, else why not."""
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
         try:
-            plant(fault, Path(name))
+            plant(fault, folder)
+            code, failed = failures(folder, [fault.tests], fault.invariant)
         except ValueError as error:
             return str(error)
-        code, failed = failures(Path(name), [fault.tests], fault.invariant)
+        except WrongPackageError as error:
+            return error
     if code == 1 and any(fault.invariant in test for test in failed):
         return None
     return "no test failed" if code == 0 else f"pytest ended with code {code}, failing {failed or 'nothing'}"
 
 
 def main(words: list[str]) -> int:
+    """0 where every fault is caught, 1 where one is missed, 2 where something else than the planted package ran."""
     chosen = [f for f in FAULTS if not words or any(w in f"{f.invariant} {f.what} {f.file}" for w in words)]
+    if not chosen:
+        print(f"No fault's name or file holds {' or '.join(words)}.")
+        return 1
     with tempfile.TemporaryDirectory() as name:
-        plant(None, Path(name))
+        folder = Path(name).resolve()
+        plant(None, folder)
         sound = " or ".join(sorted({f.invariant for f in chosen}))
-        code, failed = failures(Path(name), sorted({f.tests for f in chosen}), sound)
+        try:
+            code, failed = failures(folder, sorted({f.tests for f in chosen}), sound)
+        except WrongPackageError as error:
+            print(f"Nothing was judged: {error}, not the copy in {folder}.")
+            return 2
     if code != 0:
         print(f"Without any fault the tests should pass; pytest ended with code {code}: {failed}")
         return 1
-    missed = 0
+    missed, wrong = 0, 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores) as pool:
         for fault, reason in zip(chosen, pool.map(judge, chosen), strict=True):
-            missed += reason is not None
-            print(f"{'caught' if reason is None else 'MISSED'}  {fault.invariant}  {fault.what}", flush=True)
+            unjudged = isinstance(reason, WrongPackageError)
+            missed, wrong = missed + (reason is not None and not unjudged), wrong + unjudged
+            verdict = "caught" if reason is None else "UNJUDGED" if unjudged else "MISSED"
+            print(f"{verdict}  {fault.invariant}  {fault.what}", flush=True)
             if reason is not None:
                 print(f"        {reason}", flush=True)
-    print(f"{len(chosen) - missed} of {len(chosen)} planted faults caught")
-    return 1 if missed else 0
+    print(f"{len(chosen) - missed - wrong} of {len(chosen)} planted faults caught")
+    return 2 if wrong else 1 if missed else 0
 
 
 if __name__ == "__main__":

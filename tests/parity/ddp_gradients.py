@@ -5,13 +5,20 @@ Arguments: base folder, reward folder, scratch folder, value role, file to write
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import conftest  # noqa: F401 - offline, one thread
 import torch
+from accelerate.utils import gather_object
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, responses_of
 
 base, reward, scratch, value, out = sys.argv[1:]
 ROWS = 8
+
+
+def first_token(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """Another score for every row."""
+    return [ids[0] / 100 for ids in completion_ids]
 
 
 def main() -> None:
@@ -21,8 +28,10 @@ def main() -> None:
     mine = ROWS // world
     trainer = make_trainer(
         Path(base), Path(scratch), Path(reward), rows=ROWS, value=value, per_device_train_batch_size=2,
-        gradient_accumulation_steps=mine // 2, use_cpu=True,
+        gradient_accumulation_steps=mine // 2, use_cpu=True, reward_funcs=[first_token], score_normalization="whiten",
+        adaptive_kl_target=0.1, adaptive_kl_horizon=100,
     )  # fmt: skip
+    drawn = gather_object([torch.rand(4).tolist()])  # by each process' own generator, from its seed
     fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id)[rank * mine : (rank + 1) * mine])
     batches = trainer._rollout(
         [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[rank * mine : (rank + 1) * mine]]
@@ -42,7 +51,8 @@ def main() -> None:
     gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
     mean_loss = trainer.accelerator.reduce(loss, reduction="mean").item()
     if rank == 0:
-        torch.save({"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics}, out)
+        known = {"moments": trainer.score_moments.state_dict(), "kl_coef": trainer.kl_controller.value, "drawn": drawn}
+        torch.save({"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics, **known}, out)
 
 
 main()

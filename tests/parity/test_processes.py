@@ -1,5 +1,6 @@
 """One process or two: the same rollout gives the same loss, gradients and statistics."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ppo_helpers import responses_of
 
 HERE = Path(__file__).parent
 
@@ -31,13 +33,28 @@ def launch(processes: int, arguments: list[str]) -> dict:
     return torch.load(arguments[-1], weights_only=True)
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_invariant_12_two_processes_give_the_gradients_of_one(base_folder, reward_folder, tmp_path, value) -> None:
+@pytest.fixture(scope="module")
+def shared(base_folder, reward_folder, tmp_path_factory) -> tuple[dict, dict]:
+    return one_and_two(base_folder, reward_folder, tmp_path_factory.mktemp("shared"), "shared")
+
+
+@pytest.fixture(scope="module")
+def adapter(base_folder, reward_folder, tmp_path_factory) -> tuple[dict, dict]:
+    return one_and_two(base_folder, reward_folder, tmp_path_factory.mktemp("adapter"), "adapter")
+
+
+def one_and_two(base: Path, reward: Path, folder: Path, value: str) -> tuple[dict, dict]:
+    """What one process and what two found of the same rollout."""
     one, two = (
-        launch(n, [str(base_folder), str(reward_folder), str(tmp_path / str(n)), value, str(tmp_path / f"{n}.pt")])
-        for n in (1, 2)
+        launch(n, [str(base), str(reward), str(folder / str(n)), value, str(folder / f"{n}.pt")]) for n in (1, 2)
     )
     assert (one["world"], two["world"]) == (1, 2)
+    return one, two
+
+
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+def test_invariant_12_two_processes_give_the_gradients_of_one(request, value) -> None:
+    one, two = request.getfixturevalue(value)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, gradient in one["gradients"].items():
@@ -45,6 +62,36 @@ def test_invariant_12_two_processes_give_the_gradients_of_one(base_folder, rewar
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     for name, value_of_one in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(value_of_one, abs=1e-5), name
+
+
+def test_invariant_07_each_process_gives_its_rows_their_own_function_scores(shared) -> None:
+    """The function pays a hundredth of the first token's id."""
+    one, two = shared
+    firsts = [ids[0] / 100 for ids in responses_of(0)]
+    for found in (one, two):
+        # fp32 mean of eight numbers of order 1
+        assert found["metrics"]["scores/first_token"] == pytest.approx(sum(firsts) / 8, abs=1e-6)
+
+
+def test_invariant_11_score_moments_are_of_all_processes_rows(shared) -> None:
+    one, two = (found["moments"]["all"] for found in shared)
+    assert one["count"] == two["count"] == 8
+    for name, moment in one.items():
+        assert two[name] == pytest.approx(moment, rel=1e-5), name  # of fp32 scores read at other padded widths
+
+
+def test_invariant_10_the_controller_counts_the_episodes_of_all_processes(shared) -> None:
+    """Eight responses far from the target of .1 in one direction: a fifth of 8 / 100 up or down."""
+    for found in shared:
+        kl = found["metrics"]["objective/kl"]
+        assert abs(kl / 0.1 - 1) > 0.2
+        assert found["kl_coef"] == pytest.approx(0.05 * (1 + math.copysign(0.2, kl / 0.1 - 1) * 8 / 100), rel=1e-12)
+
+
+def test_invariant_14_processes_do_not_share_their_random_numbers(shared) -> None:
+    one, two = (found["drawn"] for found in shared)
+    assert one[0] == two[0]  # the first process of two draws as one alone
+    assert two[0] != two[1]
 
 
 def test_two_processes_do_not_wait_for_gradients_that_never_come(base_folder, tmp_path) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from chain_helpers import copy
+from datasets import Dataset
 from launching import command, environment
+from ppo_helpers import make_trainer
+
+from llm_rlhf.ppo.trainer import PPOTrainer
 
 OVERRIDES = (
     "ppo.total_episodes=96", "ppo.save_rollouts=1", "ppo.save_total_limit=2", "ppo.eval_rollouts=2",
@@ -106,3 +111,32 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, finished: Path, tmp_
     damaged.write_bytes(damaged.read_bytes()[:-1])
     finish(launch(run, processes))
     assert_same_end(run, expected)
+
+
+DEMONSTRATIONS = Dataset.from_list([{"input_ids": [20 + i, 30, 40, 50 + i]} for i in range(40)])
+
+
+def train(base: Path, reward: Path, folder: Path, resume: bool = False) -> PPOTrainer:
+    """Four rollouts of four steps and two passes over the prompts, everything on that has a state."""
+    trainer = make_trainer(
+        base, folder, reward, per_device_train_batch_size=2, num_mini_batches=2, num_ppo_epochs=2, total_episodes=16,
+        save_strategy="steps", save_rollouts=1, adaptive_kl_target=0.05, adaptive_kl_horizon=100,
+        score_normalization="whiten", ptx_coef=0.1, ptx_dataset=DEMONSTRATIONS,
+    )  # fmt: skip
+    trainer.samples_file = folder / "samples.jsonl"
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_a_resumed_trainer_ends_with_the_same_bits(base_folder, reward_folder, tmp_path) -> None:
+    """Resumed in the middle of the second pass: after three rollouts of half the prompts each."""
+    whole = train(base_folder, reward_folder, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-16")
+    resumed = train(base_folder, reward_folder, tmp_path / "resumed", resume=True)
+    samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("whole", "resumed")]
+    assert samples[0] == samples[1]
+    assert resumed.kl_controller.value == whole.kl_controller.value != whole.args.kl_coef
+    assert resumed.score_moments.state_dict() == whole.score_moments.state_dict()
+    expected = dict(whole.model.named_parameters())
+    assert all(torch.equal(p, expected[n]) for n, p in resumed.model.named_parameters())
