@@ -95,8 +95,8 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
     model.eval()
     try:
         with understood(model, "read two rows under left padding"):
-            logprobs_BTV = model(**inputs).logits.float().log_softmax(-1)
-            alone_SV = model(input_ids=ids_BT[:1, before:]).logits[0].float().log_softmax(-1)
+            logprobs_BTV = model(**inputs, use_cache=False).logits.float().log_softmax(-1)
+            alone_SV = model(input_ids=ids_BT[:1, before:], use_cache=False).logits[0].float().log_softmax(-1)
             hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state
         with understood(model, "take log-probabilities from its hidden states and its output embeddings"):
             add_fused_lm_head(model)  # on top, without a temperature

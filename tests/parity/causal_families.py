@@ -134,7 +134,7 @@ def readme_table() -> str:
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
 
-# Given where a configuration knows the name. Three layers, or one of every kind where there are kinds; windows, chunks
+# Given where a configuration knows the name. Two layers, or one of every kind where there are kinds; windows, chunks
 # and budgets of attention shorter than the rows. Sparse indexers have many heads, since scores of few heads tie
 # at 0, and ties are broken otherwise in another shape.
 GENERIC: dict[str, Any] = {
@@ -143,7 +143,7 @@ GENERIC: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "emb_dim", "dim_model", "hidden_dim",
                      "word_embed_proj_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "decoder_layers", "num_layers",
-                     "num_decoder_layers"), 3),
+                     "num_decoder_layers"), 2),
     **dict.fromkeys(("encoder_layers", "num_encoder_layers"), 1),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads",
                      "attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"), 4),
@@ -159,7 +159,8 @@ GENERIC: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
     "qk_head_dim": 16, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 8,
-    **dict.fromkeys(("sliding_window", "attention_window", "window_size"), 6), "mamba_chunk_size": 8,
+    **dict.fromkeys(("sliding_window", "attention_window", "window_size"), 6), "mamba_chunk_size": 8, "use_sliding_window": True,
+    "max_window_layers": 1, "no_rope_layer_interval": 2,
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 8),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 4),
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -219,7 +220,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+    "doge": {"keep_window_size": 8},
     "falcon_h1": _MAMBA_2,
+    "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {
         **_ALTERNATING, **_PER_LAYER, "laurel_rank": 8, "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0],
     },
@@ -229,12 +232,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {**_MAMBA_2, **_HYBRID},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 3},
+    "inkling2_text": {"n_layers_per_attn_res_block": 2},
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
+    "laguna": {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]},
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "longcat_flash": {"zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 8},
     "minicpm3": {"scale_emb": 2.0, "dim_model_base": 16},
     "minimax": {"block_size": 4},
+    "minimax_m3_vl_text": {"num_hidden_layers": 2, "layer_types": ["full_attention", "minimax_m3_sparse"], "mlp_layer_types": ["dense", "sparse"], "index_block_size": 4, "index_n_heads": 4, "index_topk_blocks": 3, "dense_intermediate_size": 48},
     "nemotron_h": {
         "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 8, "expand": 2,
         "moe_shared_expert_intermediate_size": 24,
@@ -244,9 +250,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ple_embed_dim": 32, "heads_per_ngram": 2,
         "ngram_vocab_size_base": 100, "split_ngram_parts": 2, "hc_lowrank": 8, "make_ngram_vocab_size_divisible_by": 8,
     },
-    "recurrent_gemma": {"intermediate_size": 96},
+    "recurrent_gemma": {"intermediate_size": 96, "num_hidden_layers": 3},
     "reformer": {
-        "axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 48, "num_buckets": 4,
+        "axial_pos_embds": False, "num_hidden_layers": 3, "attention_head_size": 8, "feed_forward_size": 48, "num_buckets": 4,
         "attn_layers": ["local", "lsh", "local"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
     },
     "roc_bert": {"pronunciation_vocab_size": 12, "shape_vocab_size": 12, "pronunciation_embed_dim": 8,
@@ -254,14 +260,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "xlstm": {"num_heads": 4, "num_blocks": 2, "num_hidden_layers": 2, "hidden_size": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
-        "mamba_dt_rank": 4, "n_mamba_heads": 2, "attention_head_dim": 16,
+        "num_hidden_layers": 3, "mamba_dt_rank": 4, "n_mamba_heads": 2, "attention_head_dim": 16,
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "n_mamba_heads": 8, "chunk_size": 8,
-        "adapter_rank": 4, "num_key_value_heads": 4,
+        "num_hidden_layers": 3, "adapter_rank": 4, "num_key_value_heads": 4,
     },
-    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "zaya": {"num_hidden_layers": 2, "layer_types": ["hybrid", "hybrid_sliding"], "num_experts_per_tok": 1, "router_hidden_size": 16},
 }  # fmt: skip
 
 

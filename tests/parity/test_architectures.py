@@ -77,6 +77,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
         r"RwkvForCausalLM reads what stands under the left padding",
     ),
+    # Positions that nobody can tell it: it counts them over the padding.
+    "bart": (
+        {
+            "d_model": 32,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 48,
+            "is_decoder": True,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+        },
+        r"BartForCausalLM reads a row otherwise under left padding than alone",
+    ),
     "llama4_text": (
         {**SIZES, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48},
         r"Llama4ForCausalLM names no trunk",
@@ -420,6 +434,8 @@ ROUTED = {"mlp.gate", "mlp.experts", "mlp.experts.base_layer"}  # the experts' t
         ("qwen3_moe", {**FAMILIES["qwen3_moe"], "mlp_only_layers": [1]}, ATTENTION),
         ("gpt_oss", FAMILIES["gpt_oss"], ATTENTION),
         ("granitemoe", POLICIES_ONLY["granitemoe"], ATTENTION),
+        # Its router is a Linear that answers with two tensors, which PEFT cannot wrap.
+        ("phimoe", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}, ATTENTION),
         (
             "qwen2_moe",
             {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 24},
