@@ -22,6 +22,11 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.models.logprobs import token_logprobs
 from llm_rlhf.recipe_values import RecipeError
 
+# In the name of a layer's kind, where its attention chooses what it reads: what it does shows only on rows that are
+# wider than its budget, which is 2,048 tokens in all that there are.
+SELECTIVE = ("sparse", "indexed", "compressed")
+WIDE = 2_304
+
 
 def hidden_width(model: Any) -> int:
     """Size of the hidden states that every head reads: some models (OPT-350m) narrow them at the end."""
@@ -124,6 +129,12 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
             f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
             "a row would depend on the others of its batch. This architecture cannot be trained here."
         )
+    wide, most = _leak_in_wide_rows(model, trunk_inputs), 1e-3 if exactly else 0.05
+    if not wide <= most:
+        raise ValueError(
+            f"{name} reads what stands under the left padding of long rows (its states move by {wide:.2g} of their "
+            "size): its sparse attention counts slots, padding and all. This architecture cannot be trained here."
+        )
     # Another padded width is another order of sums: 5e-6 in float32, up to 0.1 in bfloat16.
     moved, most = (own_BS[0] - alone_S).abs().max().item(), 1e-4 if exactly else 0.25
     if not moved <= most:
@@ -138,6 +149,33 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
         hidden_BTH[:, before:-1].flatten(0, 1), model.get_output_embeddings(), labels_BS.flatten(), 1.0
     )
     return (tiled_N - own_BS.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
+
+
+def _leak_in_wide_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> float:
+    """How far the states of two long rows are apart that differ under the padding alone, over the largest state.
+
+    0 where no layer has selective attention: others do with long rows what they do with short ones.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    if not any(word in kind for kind in kinds for word in SELECTIVE):
+        return 0.0
+    width = min(WIDE, getattr(config, "max_position_embeddings", None) or WIDE)
+    before = width // 3
+    ids_T = 15 + torch.arange(width, device=model.device) * 7 % (model.get_input_embeddings().num_embeddings - 15)
+    ids_BT = torch.stack([ids_T, ids_T])
+    ids_BT[0, :before], ids_BT[1, :before] = 13, 14
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[:, :before] = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with understood(model, f"read two rows of {width} tokens under left padding"):
+            inputs = trunk_inputs(ids_BT, mask_BT)
+            states = model.base_model(**inputs, use_cache=False).last_hidden_state[:, before:].float()
+    finally:
+        model.train(was_training)
+    return float((states[0] - states[1]).abs().max() / states.abs().max().clamp(min=1e-8))
 
 
 @contextlib.contextmanager

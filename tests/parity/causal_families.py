@@ -27,7 +27,7 @@ _EXACT = """
     gptj granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text
     hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling2_text internlm3 iquestcoder jais2 jamba jetmoe
     kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama longcat_flash mamba mamba2 mellum mimo_v2_flash minicpm3
-    minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moss_transcribe_diarize mpt nanochat
+    minimax minimax_m2 ministral ministral3 mistral mixtral moss_transcribe_diarize mpt nanochat
     nemotron olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe
     qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text seed_oss
     smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu zamba zaya
@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "what stands under the padding is read": (
         r"\w+ reads what stands under the left padding",
-        "blt cpmant deepseek_v4 rwkv",
+        "blt cpmant deepseek_v4 minimax_m3_vl_text rwkv",
     ),
     "decoding is not the forward": (
         r"\w+ decodes otherwise than it reads under left padding",
@@ -159,8 +159,8 @@ GENERIC: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
     "qk_head_dim": 16, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 8,
-    **dict.fromkeys(("sliding_window", "attention_window", "window_size"), 6), "mamba_chunk_size": 8, "use_sliding_window": True,
-    "max_window_layers": 1, "no_rope_layer_interval": 2,
+    **dict.fromkeys(("sliding_window", "attention_window", "window_size"), 6), "mamba_chunk_size": 8,
+    "use_sliding_window": True, "max_window_layers": 1, "no_rope_layer_interval": 2,
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 8),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 4),
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -240,11 +240,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 8},
     "minicpm3": {"scale_emb": 2.0, "dim_model_base": 16},
     "minimax": {"block_size": 4},
-    "minimax_m3_vl_text": {"num_hidden_layers": 2, "layer_types": ["full_attention", "minimax_m3_sparse"], "mlp_layer_types": ["dense", "sparse"], "index_block_size": 4, "index_n_heads": 4, "index_topk_blocks": 3, "dense_intermediate_size": 48},
+    "minimax_m3_vl_text": {
+        "num_hidden_layers": 2, "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "mlp_layer_types": ["dense", "sparse"], "dense_intermediate_size": 48,
+        "index_n_heads": 2, "index_block_size": 16, "index_topk_blocks": 2,  # as much as the shortest check reads
+    },
     "nemotron_h": {
         "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 8, "expand": 2,
         "moe_shared_expert_intermediate_size": 24,
     },
+    "phi4_multimodal_audio": {"num_blocks": 1},
     "qwen4_exp_text": {
         "indexer_n_heads": 32, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
         "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ple_embed_dim": 32, "heads_per_ngram": 2,
@@ -252,7 +257,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"intermediate_size": 96, "num_hidden_layers": 3},
     "reformer": {
-        "axial_pos_embds": False, "num_hidden_layers": 3, "attention_head_size": 8, "feed_forward_size": 48, "num_buckets": 4,
+        "num_hidden_layers": 3, "axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 48,
+        "num_buckets": 4,
         "attn_layers": ["local", "lsh", "local"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
     },
     "roc_bert": {"pronunciation_vocab_size": 12, "shape_vocab_size": 12, "pronunciation_embed_dim": 8,
@@ -267,7 +273,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "n_mamba_heads": 8, "chunk_size": 8,
         "num_hidden_layers": 3, "adapter_rank": 4, "num_key_value_heads": 4,
     },
-    "zaya": {"num_hidden_layers": 2, "layer_types": ["hybrid", "hybrid_sliding"], "num_experts_per_tok": 1, "router_hidden_size": 16},
+    "zaya": {
+        "num_hidden_layers": 2, "layer_types": ["hybrid", "hybrid_sliding"], "num_experts_per_tok": 1,
+        "router_hidden_size": 16,
+    },
 }  # fmt: skip
 
 
