@@ -135,14 +135,14 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
             f"{name} reads what stands under the left padding of long rows (its states move by {wide:.2g} of their "
             "size): its sparse attention counts slots, padding and all. This architecture cannot be trained here."
         )
-    # Another padded width is another order of sums: 5e-6 in float32 on small logits, up to 0.1 in bfloat16, and more at a
-    # token whose experts change. Wrong positions move every token, by a nat or so.
+    # Another padded width is another order of sums: 5e-6 in float32 on small logits, up to 0.1 in bfloat16, and more at
+    # a token whose experts change. Wrong positions move every token, by a nat or so.
     moved, most = (own_BS[0] - alone_S).abs().mean().item(), 1e-3 if exactly else 0.25
     if not moved <= most:
         raise ValueError(
-            f"{name} reads a row otherwise under left padding than alone (its log-probabilities move by {moved:.2g} nats "
-            "on average): its positions cannot be told, or it makes nothing of the mask. This architecture cannot be "
-            "trained here."
+            f"{name} reads a row otherwise under left padding than alone (its log-probabilities move by {moved:.2g} "
+            "nats on average): its positions cannot be told, or it makes nothing of the mask. This architecture cannot "
+            "be trained here."
         )
     if model.device.type != "cpu":
         return False
