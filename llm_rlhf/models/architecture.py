@@ -1,15 +1,18 @@
 """What an architecture must offer to carry the roles: found out by asking the model, not from a list of names.
 
 Before reward modelling reads its data: is there a sequence-classification class with one linear head? When a model
-gets the joint call (roles.py): does the fused head of TRL give the model's own log-probabilities, and does nothing
-depend on what stands under the left padding? Where the answer is no, an error names the architecture.
+gets the joint call (roles.py): does the fused head of TRL give the model's own log-probabilities, does nothing depend
+on what stands under the left padding, and is a row read as it is without any? Where the answer is no, or the model's
+own code fails, an error names the architecture.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -19,11 +22,16 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.models.logprobs import token_logprobs
 from llm_rlhf.recipe_values import RecipeError
 
+# In the name of a layer's kind, where its attention chooses what it reads: what it does shows only on rows that are
+# wider than its budget, which is 2,048 tokens in all that there are.
+SELECTIVE = ("sparse", "indexed", "compressed")
+WIDE = 2_304
+
 
 def hidden_width(model: Any) -> int:
     """Size of the hidden states that every head reads: some models (OPT-350m) narrow them at the end."""
     head = model.get_output_embeddings()
-    return int(getattr(head, "in_features", model.config.get_text_config().hidden_size))
+    return int(head.in_features if hasattr(head, "in_features") else model.config.get_text_config().hidden_size)
 
 
 def score_head_name(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
@@ -57,13 +65,14 @@ def score_head_name(config: PreTrainedConfig, trust_remote_code: bool = False) -
 
 @torch.no_grad()
 def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> bool:
-    """Read two short rows and compare TRL's fused head with the model's own logits.
+    """Read two short rows under left padding; compare TRL's fused head with the model's own logits, and with the row.
 
     The fused head projects hidden states itself, so it must repeat what the model does to its logits. It knows scales
     and caps by the names of the configurations that have them (Gemma, Cohere, Granite, Falcon-H1), but not all of them
     (RecurrentGemma's is called otherwise), and a model with code of its own may do anything.
 
-    The rows are equal but for a token that the mask leaves out; recurrent models may let it through.
+    The rows are equal but for tokens that the mask leaves out; recurrent models may let them through. And they must
+    read as the same tokens do without padding, positions or mask: decoders that count positions for themselves do not.
 
     Args:
         trunk_inputs: what the joint call gives the trunk for ids and a mask.
@@ -80,25 +89,33 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
         raise ValueError(f"{name} names no trunk (base_model_prefix), so that its hidden states cannot be read.")
     if not can_be_read(model):
         return False
-    ids_BT = torch.tensor([[5, 1, 2, 3, 4], [6, 1, 2, 3, 4]], device=model.device)
+    before, tokens = 5, list(range(1, 13))  # an odd shift: some attention summarises every fourth token
+    ids_BT = torch.tensor([[first] * before + tokens for first in (13, 14)], device=model.device)
     mask_BT = torch.ones_like(ids_BT)
-    mask_BT[:, 0] = 0
+    mask_BT[:, :before] = 0
     inputs = trunk_inputs(ids_BT, mask_BT)
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
+    labels_BT[:, before] = -100  # the first counted token has nothing before it
     forward, was_training = model.forward, model.training
     model.eval()
     try:
-        logprobs_BTV = model(**inputs).logits.float().log_softmax(-1)
-        add_fused_lm_head(model)  # on top, without a temperature
-        fused_BT = model(**inputs, labels=ids_BT.masked_fill(mask_BT == 0, -100), fused_lm_head=True).log_probs[:, 1:]
-        hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state
+        with understood(model, "read two rows under left padding"):
+            logprobs_BTV = model(**inputs, use_cache=False).logits.float().log_softmax(-1)
+            alone_SV = model(input_ids=ids_BT[:1, before:], use_cache=False).logits[0].float().log_softmax(-1)
+            hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state
+        with understood(model, "take log-probabilities from its hidden states and its output embeddings"):
+            add_fused_lm_head(model)  # on top, without a temperature
+            fused_BT = model(**inputs, labels=labels_BT, fused_lm_head=True).log_probs[:, before:]
     finally:
         model.forward = forward
         model.train(was_training)
-    own_BT = logprobs_BTV[:, 1:-1].gather(2, ids_BT[:, 2:, None]).squeeze(2)
+    labels_BS = ids_BT[:, before + 1 :]
+    own_BS = logprobs_BTV[:, before:-1].gather(2, labels_BS[..., None]).squeeze(2)
+    alone_S = alone_SV[:-1].gather(1, labels_BS[0, :, None]).squeeze(1)
     exactly = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
     # The same product in another kernel: 5e-7 was measured in float32 and up to 0.01 in bfloat16, on small logits. A
     # missed scale or cap is off by more than a nat on real ones.
-    off, most = (fused_BT - own_BT).abs().max().item(), 1e-4 if exactly else 0.25
+    off, most = (fused_BT - own_BS).abs().max().item(), 1e-4 if exactly else 0.25
     if not off <= most:
         raise ValueError(
             f"TRL's fused head does not give {name}'s log-probabilities (off by {off:.2g} nats): the model changes its "
@@ -106,18 +123,104 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
         )
     # Equal shapes and masks: 0 in every architecture that masks, bfloat16 too. The rest is for kernels that sort rows
     # by their content (experts).
-    leak, most = (own_BT[0] - own_BT[1]).abs().max().item(), 1e-4 if exactly else 0.05
+    leak, most = (own_BS[0] - own_BS[1]).abs().max().item(), 1e-4 if exactly else 0.05
     if not leak <= most:
         raise ValueError(
             f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
             "a row would depend on the others of its batch. This architecture cannot be trained here."
         )
+    wide, most = _leak_in_wide_rows(model, trunk_inputs), 1e-3 if exactly else 0.05
+    if not wide <= most:
+        raise ValueError(
+            f"{name} reads what stands under the left padding of long rows (its states move by {wide:.2g} of their "
+            "size): its sparse attention counts slots, padding and all. This architecture cannot be trained here."
+        )
+    # Another padded width is another order of sums: 5e-6 in float32 on small logits, up to 0.1 in bfloat16, and more at
+    # a token whose experts change. Wrong positions move every token, by a nat or so.
+    moved, most = (own_BS[0] - alone_S).abs().mean().item(), 1e-3 if exactly else 0.25
+    if not moved <= most:
+        raise ValueError(
+            f"{name} reads a row otherwise under left padding than alone (its log-probabilities move by {moved:.2g} "
+            "nats on average): its positions cannot be told, or it makes nothing of the mask. This architecture cannot "
+            "be trained here."
+        )
     if model.device.type != "cpu":
         return False
     tiled_N, _ = token_logprobs(
-        hidden_BTH[:, 1:-1].flatten(0, 1), model.get_output_embeddings(), ids_BT[:, 2:].flatten(), 1.0
+        hidden_BTH[:, before:-1].flatten(0, 1), model.get_output_embeddings(), labels_BS.flatten(), 1.0
     )
-    return (tiled_N - own_BT.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
+    return (tiled_N - own_BS.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
+
+
+def _leak_in_wide_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> float:
+    """How far the states of two long rows are apart that differ under the padding alone, over the largest state.
+
+    0 where no layer has selective attention: others do with long rows what they do with short ones.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    if not any(word in kind for kind in kinds for word in SELECTIVE):
+        return 0.0
+    width = min(WIDE, getattr(config, "max_position_embeddings", None) or WIDE)
+    before = width // 3
+    ids_T = 15 + torch.arange(width, device=model.device) * 7 % (model.get_input_embeddings().num_embeddings - 15)
+    ids_BT = torch.stack([ids_T, ids_T])
+    ids_BT[0, :before], ids_BT[1, :before] = 13, 14
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[:, :before] = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with understood(model, f"read two rows of {width} tokens under left padding"):
+            inputs = trunk_inputs(ids_BT, mask_BT)
+            states = model.base_model(**inputs, use_cache=False).last_hidden_state[:, before:].float()
+    finally:
+        model.train(was_training)
+    return float((states[0] - states[1]).abs().max() / states.abs().max().clamp(min=1e-8))
+
+
+@contextlib.contextmanager
+def understood(model: Any, trial: str) -> Iterator[None]:
+    """Let a failure of the model's own code, or PEFT's, come out as a ValueError that says what was tried on what."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's code may raise anything
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        adapted = unlike_linear(model, adapted=True)
+        remedy = (
+            f"The adapter is on layers that are linear maps by name alone ({adapted[0]} the first); keep it off them "
+            f"(exclude_modules={sorted({layer.rsplit('.', 1)[-1] for layer in adapted})} in the LoraConfig)."
+            if adapted
+            else "This architecture cannot be trained here; take a base of another family."
+        )
+        raise ValueError(f"{type(model).__name__} could not {trial} ({reason}). {remedy}") from error
+
+
+def unlike_linear(model: Any, adapted: bool = False) -> list[str]:
+    """Names of layers that are nn.Linear by class and answer with something else than one vector for each vector.
+
+    PEFT's LoRA takes them for linear maps, and fails in the first forward: PhiMoE's and Llama 4's routers answer with
+    two tensors, DeepSeek-V4's grouped projection reads each group with weights of its own.
+
+    Args:
+        adapted: only those that carry an adapter.
+    """
+    found = []
+    for name, module in model.named_modules():
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        own = isinstance(layer, nn.Linear) and "modeling_" in type(layer).__module__  # of a model's own code
+        if own and not name.endswith(".base_layer") and (isinstance(module, BaseTunerLayer) or not adapted):
+            weights = {key: torch.empty_like(p, device="meta") for key, p in layer.named_parameters()}
+            vectors = torch.empty(2, layer.in_features, dtype=layer.weight.dtype, device="meta")
+            try:
+                answer = torch.func.functional_call(layer, weights, (vectors,))
+            except Exception:  # a layer's code may raise anything
+                answer = None
+            if not isinstance(answer, Tensor) or answer.shape != (2, layer.out_features):
+                found.append(name)
+    return found
 
 
 def can_be_read(model: Any) -> bool:

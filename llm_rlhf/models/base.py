@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from llm_rlhf.models.architecture import unlike_linear
 from llm_rlhf.processes import processes
 from llm_rlhf.recipe import ModelSection
 from llm_rlhf.recipe_values import RecipeError
@@ -123,8 +124,10 @@ def quantization_config(section: ModelSection) -> BitsAndBytesConfig:
     )
 
 
-def lora_config(section: ModelSection, task_type: str, **options: Any) -> LoraConfig:
-    """The LoRA of every role. No dropout: it would make the ratios of PPO noise.
+def lora_config(section: ModelSection, task_type: str, model: Any, **options: Any) -> LoraConfig:
+    """The LoRA of every role on this model. No dropout: it would make the ratios of PPO noise.
+
+    `all-linear` leaves out what PEFT would take for a linear map and is none (PhiMoE's router).
 
     `all-linear` in mixtures of experts, whose experts transformers 5 holds as fused 3-D parameters:
 
@@ -140,11 +143,13 @@ def lora_config(section: ModelSection, task_type: str, **options: Any) -> LoraCo
     default).
     """
     lora = section.lora
+    excluded = unlike_linear(model) if lora.target_modules == "all-linear" else []
     return LoraConfig(
         task_type=task_type,
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=lora.target_modules,
+        exclude_modules=excluded or None,
         lora_dropout=0.0,
         **options,
     )

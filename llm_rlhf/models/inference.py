@@ -50,7 +50,7 @@ def load_roles(
     model.forward_of_its_own = model.forward  # what `at_temperature_one` starts from
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     if policy is None:
-        model = get_peft_model(model, lora_config(section, "CAUSAL_LM"))  # a fresh adapter adds nothing
+        model = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))  # a fresh adapter adds nothing
     else:
         model = PeftModel.from_pretrained(model, policy, adapter_name=POLICY)
     if section.quantization == "none":

@@ -7,6 +7,7 @@
 - What is sampled must be what is scored: token by token with a cache and padding, the model must be its own forward.
 """
 
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,15 +18,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from llm_rlhf.models.architecture import can_be_read
+from llm_rlhf.models.architecture import can_be_read, understood
 from llm_rlhf.models.roles import POLICY, active_adapters, trunk_inputs
 
-RATES = ("drop", "jitter")  # dropout, layerdrop, attn_pdrop, router_jitter_noise, ...
+RATE = "drop"  # dropout, layerdrop, attn_pdrop, ...
+JITTER = "jitter"  # of a router: jitter_noise, router_jitter_noise, moe_jitter_eps, ...
 QUIET = 10.0  # times what two forwards without noise differ by, from which a difference is noise
-# Expected difference of log-probabilities, in nats a token. float32: 1e-6 in most families, 2e-4 to 5e-4 where a state
-# is kept in another form while decoding (Zamba2, Nemotron-H).
+# Expected difference of log-probabilities, in nats a token. float32: 1e-6 in most families, up to 2e-3 where decoding
+# updates a state otherwise than the forward does (Zamba2, Nemotron-H).
 DECODES = {True: 0.02, False: 0.3}  # by whether the model computes in float32
 CLOSE = {True: 1e-4, False: 0.1}
+DECODED = 12  # tokens: what decoding does to a state shows after some
 
 
 def settle(model: Any, learning_rate: float, generates: bool) -> None:
@@ -118,7 +121,10 @@ def warn_of_coarse_weights(model: Any, learning_rate: float) -> None:
 
 
 def turn_off_noise(model: Any) -> Any:
-    """Every rate of dropout, layerdrop and router jitter to 0, in modules and in the configurations that they read.
+    """Every rate of dropout and layerdrop to 0, in modules and in the configurations that they read; no router jitter.
+
+    A module with router jitter stays in evaluation mode for good instead: PhiMoE's is also the margin within which
+    experts share the weight, in evaluation too, so that at 0 the model would be another.
 
     A whole model that is saved afterwards keeps the zeros in its config.json.
     """
@@ -128,13 +134,21 @@ def turn_off_noise(model: Any) -> Any:
         _no_rates(module)
         if isinstance(config := vars(module).get("config"), PreTrainedConfig):
             _no_rates(config)
+        if any(isinstance(value, float) and value and JITTER in name for name, value in vars(module).items()):
+            module.eval()
+            module.train = types.MethodType(_stay, module)
     return model
 
 
 def _no_rates(holder: Any) -> None:
     for name, value in vars(holder).items():
-        if isinstance(value, float) and any(rate in name for rate in RATES):
+        if isinstance(value, float) and RATE in name:
             setattr(holder, name, 0.0)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In place of a module's `train`."""
+    return module
 
 
 @torch.no_grad()
@@ -154,7 +168,8 @@ def check_quiet(model: Any) -> None:
     inputs = trunk_inputs(model, ids_BT, torch.ones_like(ids_BT))
     was_training = model.training
     try:
-        apart, floor = (_spread(model.train(mode), inputs) for mode in (True, False))
+        with understood(model, "read two rows in training mode"):
+            apart, floor = (_spread(model.train(mode), inputs) for mode in (True, False))
     finally:
         model.train(was_training)
     rounding = 2 * torch.finfo(model.dtype).eps
@@ -180,7 +195,7 @@ def _spread(model: Any, inputs: dict[str, Any]) -> float:
 
 @torch.no_grad()
 def check_decoding(model: Any) -> float:
-    """Decode three tokens after prompts of unequal length, and read them again in one forward.
+    """Decode twelve tokens after prompts of unequal length, and read them again in one forward.
 
     Returns:
         The largest expected difference of log-probabilities at a token, in nats; 0 where it could not be asked.
@@ -197,14 +212,14 @@ def check_decoding(model: Any) -> float:
     was_training = model.training
     model.eval()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), understood(model, "decode after prompts of unequal length"):
             warnings.simplefilter("ignore")
             sampled = model.generate(
                 input_ids=ids_BP,
                 attention_mask=mask_BP,
                 generation_config=GenerationConfig(
-                    max_new_tokens=3,
-                    min_new_tokens=3,
+                    max_new_tokens=DECODED,
+                    min_new_tokens=DECODED,
                     do_sample=False,
                     pad_token_id=0,
                     eos_token_id=None,
@@ -214,11 +229,12 @@ def check_decoding(model: Any) -> float:
                     disable_compile=True,
                 ),
             )
-        mask_BT = torch.cat([mask_BP, torch.ones_like(mask_BP[:, :3])], 1)
-        read = model(**trunk_inputs(model, sampled.sequences, mask_BT), use_cache=False).logits[:, -4:-1]
+            mask_BT = torch.cat([mask_BP, mask_BP.new_ones(len(mask_BP), DECODED)], 1)
+            read = model(**trunk_inputs(model, sampled.sequences, mask_BT), use_cache=False).logits
+            read, decoded = read[:, -DECODED - 1 : -1], torch.stack(sampled.logits, 1)
     finally:
         model.train(was_training)
-    read, decoded = (logits.float().log_softmax(-1) for logits in (read, torch.stack(sampled.logits, 1)))
+    read, decoded = (logits.float().log_softmax(-1) for logits in (read, decoded))
     apart = float((read.exp() * (read - decoded).abs()).sum(-1).max())
     in_float32 = model.dtype == torch.float32
     if not apart <= DECODES[in_float32]:

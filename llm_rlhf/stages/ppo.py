@@ -66,7 +66,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         heldout_adapter=heldout if kept_back and heldout.exists() else None,
         ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM"),
+        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
         samples_file=folder / "samples.jsonl",
         refuses=refused,
     )

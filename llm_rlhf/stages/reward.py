@@ -128,7 +128,7 @@ def _train(
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "SEQ_CLS", modules_to_save=[head]),
+        peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
         options=options,
         length_weight=starting_weight(rows, options),
     )

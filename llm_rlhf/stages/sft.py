@@ -44,12 +44,13 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         score_head_name(AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code))
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
+    model = load_causal_lm(base, recipe.model, tokenizer)
     trainer = _SFTTrainer(
-        model=load_causal_lm(base, recipe.model, tokenizer),
+        model=model,
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM"),
+        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
     )
     adapters_in_float32(trainer.model)
     attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
@@ -57,7 +58,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter")
     run_folder.state.wait_for_everyone()
-    del trainer
+    del trainer, model
     gc.collect()
     if run_folder.state.is_main_process:
         _merge(recipe, base, tokenizer, folder)

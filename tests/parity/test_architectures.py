@@ -77,6 +77,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
         r"RwkvForCausalLM reads what stands under the left padding",
     ),
+    # Positions that nobody can tell it: it counts them over the padding.
+    "bart": (
+        {
+            "d_model": 32,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 48,
+            "is_decoder": True,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+        },
+        r"BartForCausalLM reads a row otherwise under left padding than alone",
+    ),
     "llama4_text": (
         {**SIZES, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48},
         r"Llama4ForCausalLM names no trunk",
@@ -364,7 +378,7 @@ def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenize
     recipe = one_recipe(base, tmp_path)
     recipe.model.lora.target_modules = ".*language_model.*_proj"  # as the README says
     reward_stage._train(recipe, RunFolder(tmp_path), base, tokenizer, PLAN, tmp_path / "joint")
-    lora = lora_config(recipe.model, "CAUSAL_LM")
+    lora = lora_config(recipe.model, "CAUSAL_LM", AutoModelForCausalLM.from_pretrained(base))
     trainer = make_trainer(base, tmp_path, tmp_path / "joint", lora=lora, value="adapter")
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     batches = rollout(trainer)
@@ -420,6 +434,8 @@ ROUTED = {"mlp.gate", "mlp.experts", "mlp.experts.base_layer"}  # the experts' t
         ("qwen3_moe", {**FAMILIES["qwen3_moe"], "mlp_only_layers": [1]}, ATTENTION),
         ("gpt_oss", FAMILIES["gpt_oss"], ATTENTION),
         ("granitemoe", POLICIES_ONLY["granitemoe"], ATTENTION),
+        # Its router is a Linear that answers with two tensors, which PEFT cannot wrap.
+        ("phimoe", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}, ATTENTION),
         (
             "qwen2_moe",
             {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 24},
@@ -429,7 +445,8 @@ ROUTED = {"mlp.gate", "mlp.experts", "mlp.experts.base_layer"}  # the experts' t
 )  # fmt: skip
 def test_what_all_linear_adapts_in_mixtures_of_experts(name, sizes, targets, tokenizer) -> None:
     section = ModelSection(lora=LoraSection(r=2, alpha=4))
-    model = get_peft_model(tiny_model(name, sizes, tokenizer), lora_config(section, "CAUSAL_LM"))
+    model = tiny_model(name, sizes, tokenizer)
+    model = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
     layers = {n.split(".layers.1.")[1]: m for n, m in model.named_modules()
               if isinstance(m, BaseTunerLayer) and ".layers.1." in n}  # fmt: skip
     assert set(layers) == targets
@@ -475,12 +492,13 @@ def test_supervised_fine_tuning_of_experts_balances_the_router_and_merges(family
     rows = Dataset.from_list([{"input_ids": list(range(20, 30)), "labels": list(range(20, 30))}] * 4)
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "use_cpu": True, "report_to": "none",
                "learning_rate": 1e-2, "save_strategy": "no", "disable_tqdm": True, "max_length": None}  # fmt: skip
+    model = load_causal_lm(family.base, section, tokenizer)
     trainer = SFTTrainer(
-        model=load_causal_lm(family.base, section, tokenizer),
+        model=model,
         args=SFTConfig(output_dir=str(tmp_path), **options),
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=lora_config(section, "CAUSAL_LM"),
+        peft_config=lora_config(section, "CAUSAL_LM", model),
     )
     trainer.train()
     assert trainer.aux_loss_enabled

@@ -90,13 +90,44 @@ def test_every_rate_of_noise_is_off(name, base_folder, tokenizer, tmp_path) -> N
         return found
 
     with torch.no_grad():
+        evaluated = model.eval()(input_ids=ids).logits
         first, *others = readings(model)
         assert any(not torch.equal(first, other) for other in others)  # there is noise to turn off
         adapters = lora(exclude_modules=".*router")  # PhiMoE's is a Linear that answers with two tensors
-        trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=adapters)
+        trainer = make_trainer(
+            base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=adapters, perturb=False
+        )
         first, *others = readings(trainer.model)
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=1e-6)  # experts may add rows up in another order
+    # Only noise is gone. PhiMoE's margin of shared experts is its jitter too, and at 0 logits move by more than 1.
+    torch.testing.assert_close(first, evaluated, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_on_what_is_no_linear_map_is_named_with_its_remedy(base_folder, tokenizer, tmp_path) -> None:
+    model = noisy("phimoe", tokenizer, **EXPERTS)
+    with pytest.raises(ValueError, match=r"PhimoeForCausalLM could not read two rows .*exclude_modules=\['router'\]"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=lora())
+
+
+def test_a_failure_of_a_models_own_code_names_it_and_what_was_tried(base_folder, tmp_path, monkeypatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+
+    def fails(error: Exception) -> Any:
+        def forward(*_: Any, **__: Any) -> None:
+            raise error
+
+        return forward
+
+    monkeypatch.setattr(model.model.layers[0].mlp, "forward", fails(KeyError("experts")))
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM could not read two rows under left padding \(KeyError: 'exp"
+    ):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    monkeypatch.setattr(model.model.layers[0].mlp, "forward", fails(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model)
 
 
 class Restless(nn.Module):
