@@ -8,7 +8,7 @@ own code fails, an error names the architecture.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -26,6 +26,7 @@ from llm_rlhf.recipe_values import RecipeError
 # wider than its budget, which is 2,048 tokens in all that there are.
 SELECTIVE = ("sparse", "indexed", "compressed")
 WIDE = 2_304
+REFUSED = "This architecture cannot be trained here."
 
 
 def hidden_width(model: Any) -> int:
@@ -89,6 +90,55 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
         raise ValueError(f"{name} names no trunk (base_model_prefix), so that its hidden states cannot be read.")
     if not can_be_read(model):
         return False
+    read = _read_two_rows(model, trunk_inputs)
+    exactly = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
+    # The same product in another kernel: 5e-7 was measured in float32 and up to 0.01 in bfloat16, on small logits. A
+    # missed scale or cap is off by more than a nat on real ones.
+    off, most = (read.fused - read.own).abs().max().item(), 1e-4 if exactly else 0.25
+    if not off <= most:
+        raise ValueError(
+            f"TRL's fused head does not give {name}'s log-probabilities (off by {off:.2g} nats): the model changes its "
+            f"logits in a way that the head does not know. {REFUSED}"
+        )
+    # Equal shapes and masks: 0 in every architecture that masks, bfloat16 too. The rest is for kernels that sort rows
+    # by their content (experts).
+    leak, most = (read.own[0] - read.own[1]).abs().max().item(), 1e-4 if exactly else 0.05
+    if not leak <= most:
+        raise ValueError(
+            f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
+            f"a row would depend on the others of its batch. {REFUSED}"
+        )
+    wide, most = _leak_in_wide_rows(model, trunk_inputs), 1e-3 if exactly else 0.05
+    if not wide <= most:
+        raise ValueError(
+            f"{name} reads what stands under the left padding of long rows (its states move by {wide:.2g} of their "
+            f"size): its sparse attention counts slots, padding and all. {REFUSED}"
+        )
+    # Another padded width is another order of sums: 5e-6 in float32 on small logits, up to 0.1 in bfloat16, and more at
+    # a token whose experts change. Wrong positions move every token, by a nat or so.
+    moved, most = (read.own[0] - read.alone).abs().mean().item(), 1e-3 if exactly else 0.25
+    if not moved <= most:
+        raise ValueError(
+            f"{name} reads a row otherwise under left padding than alone (its log-probabilities move by {moved:.2g} "
+            f"nats on average): its positions cannot be told, or it makes nothing of the mask. {REFUSED}"
+        )
+    if model.device.type != "cpu":
+        return False
+    tiled_N, _ = token_logprobs(read.hidden.flatten(0, 1), model.get_output_embeddings(), read.labels.flatten(), 1.0)
+    return (tiled_N - read.own.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
+
+
+class _Read(NamedTuple):
+    """What two rows gave that differ under their padding alone, (B, S); S: the tokens after it but the first."""
+
+    labels: Tensor
+    own: Tensor  # log-probabilities of the model's own logits
+    fused: Tensor  # of TRL's fused head
+    alone: Tensor  # own ones of the first row without padding, positions or mask, (S,)
+    hidden: Tensor  # of the trunk, before each token, (B, S, H)
+
+
+def _read_two_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> _Read:
     before, tokens = 5, list(range(1, 13))  # an odd shift: some attention summarises every fourth token
     ids_BT = torch.tensor([[first] * before + tokens for first in (13, 14)], device=model.device)
     mask_BT = torch.ones_like(ids_BT)
@@ -105,51 +155,18 @@ def check_logits(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, 
             hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state
         with understood(model, "take log-probabilities from its hidden states and its output embeddings"):
             add_fused_lm_head(model)  # on top, without a temperature
-            fused_BT = model(**inputs, labels=labels_BT, fused_lm_head=True).log_probs[:, before:]
+            fused_BT = model(**inputs, labels=labels_BT, fused_lm_head=True).log_probs
     finally:
         model.forward = forward
         model.train(was_training)
     labels_BS = ids_BT[:, before + 1 :]
-    own_BS = logprobs_BTV[:, before:-1].gather(2, labels_BS[..., None]).squeeze(2)
-    alone_S = alone_SV[:-1].gather(1, labels_BS[0, :, None]).squeeze(1)
-    exactly = model.device.type == "cpu" and next(model.parameters()).dtype == torch.float32
-    # The same product in another kernel: 5e-7 was measured in float32 and up to 0.01 in bfloat16, on small logits. A
-    # missed scale or cap is off by more than a nat on real ones.
-    off, most = (fused_BT - own_BS).abs().max().item(), 1e-4 if exactly else 0.25
-    if not off <= most:
-        raise ValueError(
-            f"TRL's fused head does not give {name}'s log-probabilities (off by {off:.2g} nats): the model changes its "
-            "logits in a way that the head does not know. This architecture cannot be trained here."
-        )
-    # Equal shapes and masks: 0 in every architecture that masks, bfloat16 too. The rest is for kernels that sort rows
-    # by their content (experts).
-    leak, most = (own_BS[0] - own_BS[1]).abs().max().item(), 1e-4 if exactly else 0.05
-    if not leak <= most:
-        raise ValueError(
-            f"{name} reads what stands under the left padding (its log-probabilities move by {leak:.2g} nats), so that "
-            "a row would depend on the others of its batch. This architecture cannot be trained here."
-        )
-    wide, most = _leak_in_wide_rows(model, trunk_inputs), 1e-3 if exactly else 0.05
-    if not wide <= most:
-        raise ValueError(
-            f"{name} reads what stands under the left padding of long rows (its states move by {wide:.2g} of their "
-            "size): its sparse attention counts slots, padding and all. This architecture cannot be trained here."
-        )
-    # Another padded width is another order of sums: 5e-6 in float32 on small logits, up to 0.1 in bfloat16, and more at
-    # a token whose experts change. Wrong positions move every token, by a nat or so.
-    moved, most = (own_BS[0] - alone_S).abs().mean().item(), 1e-3 if exactly else 0.25
-    if not moved <= most:
-        raise ValueError(
-            f"{name} reads a row otherwise under left padding than alone (its log-probabilities move by {moved:.2g} "
-            "nats on average): its positions cannot be told, or it makes nothing of the mask. This architecture cannot "
-            "be trained here."
-        )
-    if model.device.type != "cpu":
-        return False
-    tiled_N, _ = token_logprobs(
-        hidden_BTH[:, before:-1].flatten(0, 1), model.get_output_embeddings(), labels_BS.flatten(), 1.0
+    return _Read(
+        labels_BS,
+        own=logprobs_BTV[:, before:-1].gather(2, labels_BS[..., None]).squeeze(2),
+        fused=fused_BT[:, before:],
+        alone=alone_SV[:-1].gather(1, labels_BS[0, :, None]).squeeze(1),
+        hidden=hidden_BTH[:, before:-1],
     )
-    return (tiled_N - own_BS.flatten()).abs().max().item() <= (1e-4 if exactly else 0.05)
 
 
 def _leak_in_wide_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict[str, Any]]) -> float:
@@ -193,7 +210,7 @@ def understood(model: Any, trial: str) -> Iterator[None]:
             f"The adapter is on layers that are linear maps by name alone ({adapted[0]} the first); keep it off them "
             f"(exclude_modules={sorted({layer.rsplit('.', 1)[-1] for layer in adapted})} in the LoraConfig)."
             if adapted
-            else "This architecture cannot be trained here; take a base of another family."
+            else f"{REFUSED[:-1]}; take a base of another family."
         )
         raise ValueError(f"{type(model).__name__} could not {trial} ({reason}). {remedy}") from error
 

@@ -147,7 +147,7 @@ def test_what_is_sent_is_the_policy_as_a_checkpoint_would_hold_it(name, tmp_path
     model = AutoModelForCausalLM.from_config(config)
     plain = {n: p.clone() for n, p in model.named_parameters()}
     model.save_pretrained(tmp_path / "base")  # whose names and shapes are those of the hub
-    policy = get_peft_model(model, lora_config(ModelSection(lora=LoraSection(r=2, alpha=4)), "CAUSAL_LM")).eval()
+    policy = get_peft_model(model, lora_config(ModelSection(lora=LoraSection(r=2, alpha=4)), "CAUSAL_LM", model)).eval()
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * 0.1
