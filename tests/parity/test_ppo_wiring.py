@@ -13,6 +13,7 @@ from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, respo
 from transformers import AutoModelForCausalLM
 
 from llm_rlhf.models import roles
+from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.trainer import PPOTrainer
 
 ASKED = Dataset.from_list([{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(4)])
@@ -254,3 +255,35 @@ def test_keep_best_without_lora_loads_the_snapshot(base_folder, tmp_path) -> Non
     kept = {n: w for n, w in trainer.model.state_dict().items() if not n.startswith("value_head")}
     assert all(torch.equal(w, of_step[2][n]) for n, w in kept.items())
     assert not all(torch.equal(w, of_step[4][n]) for n, w in kept.items())
+
+
+def test_invariant_11_each_score_feeds_the_moments_of_its_own_objective(base_folder, tmp_path, eos) -> None:
+    """Rows are grouped by length on the way, away from the prompts' order."""
+    trainer = make_trainer(
+        base_folder, tmp_path, None, reward_funcs=[length], per_device_train_batch_size=2, num_mini_batches=4,
+        score_normalization="whiten",
+    )  # fmt: skip
+    trainer.score_moments = ScoreMoments(["helpful", "harmless"])
+    asked = [("helpful", 6), ("harmless", 1), ("harmless", 2), ("helpful", 5), ("harmless", 1), ("helpful", 6),
+             ("harmless", 2), ("helpful", 5)]  # fmt: skip
+    fixed_responses(trainer, [[20 + t for t in range(n - 1)] + [eos] for _, n in asked])
+    batches = trainer._rollout(
+        [{"prompt": [{"role": "user", "content": p}], "objective": o} for p, (o, _) in zip(PROMPTS, asked, strict=True)]
+    )
+    assert [i for batch in batches for i in batch["rows"].tolist()] != list(range(8))
+    means = {name: moments["mean"] for name, moments in trainer.score_moments.state_dict().items()}
+    assert means == {"helpful": 5.5, "harmless": 1.5}
+    for batch in batches:  # each objective's scores are half a point off its mean
+        assert batch["scores"].abs().tolist() == pytest.approx([0.75**0.5] * len(batch["rows"]), abs=1e-6)
+
+
+def test_invariant_08_evaluation_knows_the_score_and_what_is_paid_of_it(base_folder, tmp_path, eos) -> None:
+    """Responses of one to four tokens, scored by length; every second one is cut off. Previews pick by what is paid."""
+    trainer = make_trainer(
+        base_folder, tmp_path, None, reward_funcs=[length], missing_eos_penalty=2.0, eval_dataset=ASKED,
+        per_device_eval_batch_size=4,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(eos, rows=4))
+    trainer.evaluate()
+    found = sorted((row.score, row.paid) for _, row in trainer._eval_rows)
+    assert found == [(1, 1), (2, 2 - 2), (3, 3), (4, 4 - 2)]

@@ -122,10 +122,11 @@ def test_a_server_that_keeps_its_log_probabilities_is_refused(server, base_folde
         rollout(trainer)
 
 
+@pytest.mark.parametrize("said", ["raw_logprobs", None])  # vLLM's default
 def test_a_server_whose_log_probabilities_are_of_another_temperature_is_refused(
-    server, base_folder, reward_folder, tmp_path
+    server, base_folder, reward_folder, tmp_path, said
 ) -> None:
-    server.logprobs_mode = "raw_logprobs"  # vLLM's default
+    server.logprobs_mode = said
     with pytest.raises(ValueError, match=r"reports raw_logprobs.*temperature 0.8.*--logprobs-mode processed_logprobs"):
         trainer_on(server, base_folder, reward_folder, tmp_path)
     trainer_on(server, base_folder, reward_folder, tmp_path, temperature=1.0)  # there the two are the same

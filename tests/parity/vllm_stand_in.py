@@ -19,7 +19,7 @@ class StandIn:
         self.model, self.tokenizer, self.noise = model.eval(), tokenizer, noise
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.announced: dict[str, list[int]] = {}
-        self.logprobs_mode = "processed_logprobs"
+        self.logprobs_mode: str | None = "processed_logprobs"  # None: of a version that does not say
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -33,7 +33,7 @@ class StandIn:
                     "/server_info": {
                         "vllm_config": {
                             "weight_transfer_config": {"backend": "nccl"},
-                            "model_config": {"logprobs_mode": outer.logprobs_mode},
+                            "model_config": {"logprobs_mode": outer.logprobs_mode} if outer.logprobs_mode else {},
                         }
                     },
                 }
