@@ -195,7 +195,7 @@ def _spread(model: Any, inputs: dict[str, Any]) -> float:
 
 @torch.no_grad()
 def check_decoding(model: Any) -> float:
-    """Decode twelve tokens after prompts of unequal length, and read them again in one forward.
+    """Decode twelve tokens after prompts of unequal length (less in a short context), and read them in one forward.
 
     Returns:
         The largest expected difference of log-probabilities at a token, in nats; 0 where it could not be asked.
@@ -209,6 +209,8 @@ def check_decoding(model: Any) -> float:
     ids_BP = (torch.arange(12, device=model.device).view(2, 6) * 5 + 2) % vocabulary
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[1, :3] = 0
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    decoded = min(DECODED, room - ids_BP.size(1)) if room else DECODED
     was_training = model.training
     model.eval()
     try:
@@ -218,8 +220,8 @@ def check_decoding(model: Any) -> float:
                 input_ids=ids_BP,
                 attention_mask=mask_BP,
                 generation_config=GenerationConfig(
-                    max_new_tokens=DECODED,
-                    min_new_tokens=DECODED,
+                    max_new_tokens=decoded,
+                    min_new_tokens=decoded,
                     do_sample=False,
                     pad_token_id=0,
                     eos_token_id=None,
@@ -229,13 +231,13 @@ def check_decoding(model: Any) -> float:
                     disable_compile=True,
                 ),
             )
-            mask_BT = torch.cat([mask_BP, mask_BP.new_ones(len(mask_BP), DECODED)], 1)
+            mask_BT = torch.cat([mask_BP, mask_BP.new_ones(len(mask_BP), decoded)], 1)
             read = model(**trunk_inputs(model, sampled.sequences, mask_BT), use_cache=False).logits
-            read, decoded = read[:, -DECODED - 1 : -1], torch.stack(sampled.logits, 1)
+            read, seen = read[:, -decoded - 1 : -1], torch.stack(sampled.logits, 1)
     finally:
         model.train(was_training)
-    read, decoded = (logits.float().log_softmax(-1) for logits in (read, decoded))
-    apart = float((read.exp() * (read - decoded).abs()).sum(-1).max())
+    read, seen = (logits.float().log_softmax(-1) for logits in (read, seen))
+    apart = float((read.exp() * (read - seen).abs()).sum(-1).max())
     in_float32 = model.dtype == torch.float32
     if not apart <= DECODES[in_float32]:
         raise ValueError(
@@ -265,10 +267,11 @@ def without_gradient(model: Any) -> list[str]:
     ids_BT = (torch.arange(24, device=base.device).view(2, 12) * 7 + 3) % vocabulary
     mask_BT = torch.ones_like(ids_BT)
     was_training = model.training
-    model.train()
-    now = model(input_ids=ids_BT, attention_mask=mask_BT, response_mask=mask_BT[:, -6:].bool(), with_entropy=False)
-    model.train(was_training)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = now["logprobs"].sum() + now["value_estimates"].sum()
-    found = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    model.train()
+    with torch.enable_grad():
+        now = model(input_ids=ids_BT, attention_mask=mask_BT, response_mask=mask_BT[:, -6:].bool(), with_entropy=False)
+        total = now["logprobs"].sum() + now["value_estimates"].sum()
+        found = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    model.train(was_training)
     return [name for name, gradient in zip(trainable, found, strict=True) if gradient is None]

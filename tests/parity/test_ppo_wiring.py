@@ -3,6 +3,7 @@
 Every option under test has another value than its neighbours, so that one taken for another shows.
 """
 
+import json
 import math
 from typing import Any
 
@@ -246,8 +247,11 @@ def test_keep_best_without_lora_loads_the_snapshot(base_folder, tmp_path) -> Non
         base_folder, tmp_path, None, lora=False, perturb=False, reward_funcs=[best_at_step_2], eval_dataset=ASKED,
         eval_rollouts=1, per_device_eval_batch_size=4, keep="best", total_episodes=16, num_ppo_epochs=2,
     )  # fmt: skip
+    stale = {"step": 3, "scores": 99.0, "heldout": None, "kl": 0.0, "response_length": 1.0}  # of an earlier training
+    (tmp_path / "snapshots.jsonl").write_text(json.dumps(stale) + "\n")
     trainer.train()
     assert trainer.state.global_step == 4
+    assert [row["step"] for row in trainer.snapshots.rows()] == [0, 2, 4]
     of_step = {
         step: AutoModelForCausalLM.from_pretrained(tmp_path / "snapshots" / f"step-{step}").state_dict()
         for step in (2, 4)

@@ -5,6 +5,7 @@ import torch
 
 from llm_rlhf.models import logprobs
 from llm_rlhf.models.logprobs import token_logprobs
+from llm_rlhf.models.roles import apply_head
 
 
 @pytest.mark.parametrize("trained", ["hidden states", "hidden states and head"])
@@ -45,3 +46,11 @@ def test_bfloat16_states_give_float32_log_probabilities() -> None:
     assert found.dtype == torch.float32
     expected = (hidden @ head.weight.bfloat16().t()).float().log_softmax(-1)[torch.arange(5), torch.arange(5)]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_scalar_head_is_float32_under_autocast() -> None:
+    """bfloat16 would tell 1.001 from 1 nowhere."""
+    head = torch.nn.Linear(2, 1)
+    head.weight.data, head.bias.data = torch.tensor([[1.0, 0.001]]), torch.zeros(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert apply_head(head, torch.ones(1, 2)).tolist() == [pytest.approx(1.001, abs=1e-6)]  # float32

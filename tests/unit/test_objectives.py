@@ -84,14 +84,14 @@ def test_lambda_one_without_discount_is_return_minus_value() -> None:
 
 
 def test_whitening_uses_counted_tokens_of_all_micro_batches() -> None:
-    values = [T([[1.0, 2.0, 100.0]]), T([[3.0]])]
+    values = [T([[2.0, 4.0, 100.0]]), T([[6.0]])]
     masks = [T([[True, True, False]]), T([[True]])]
     moments = objectives.masked_moments(values, masks)
-    assert (moments.mean.item(), moments.variance.item(), moments.tokens.item()) == (2.0, 1.0, 3.0)  # of 1, 2, 3
+    assert (moments.mean.item(), moments.variance.item(), moments.tokens.item()) == (4.0, 4.0, 3.0)  # of 2, 4, 6
     white = objectives.whiten(values[0], moments, masks[0])
     torch.testing.assert_close(white, T([[-1.0, 0.0, 0.0]]), rtol=0, atol=1e-7)  # eps 1e-8 in the root
     kept = objectives.whiten(values[0], moments, masks[0], shift_mean=False)
-    torch.testing.assert_close(kept, T([[1.0, 2.0, 0.0]]), rtol=0, atol=1e-7)  # the same eps
+    torch.testing.assert_close(kept, T([[3.0, 4.0, 0.0]]), rtol=0, atol=1e-7)  # the same eps; the mean stays 4
 
 
 def test_policy_loss_takes_the_worse_of_clipped_and_unclipped() -> None:
