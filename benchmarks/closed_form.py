@@ -346,17 +346,16 @@ to most of the seeds; KLs in nats a response and objectives, the seeds' mean.
 ![Probability of every response to every prompt: learned against optimal](closed_form.svg)
 
 With one token, LoRA, the whole model, either value function and another temperature come to the same optimum, at every
-beta. What a policy no longer samples it cannot find again: in the farthest run of temperature 0.7 a response worth
-.087 at the optimum was pushed to .0001 by the first steps and stayed there. Sequences of up to three tokens are nearly there: exact gradients of the same LoRA, nothing sampled, are .014 away at
-beta 1 after as many steps.
+beta. What a policy no longer samples it cannot find again: in the farthest run of temperature 0.7 a response worth .087
+at the optimum was pushed to .0001 by the first steps and stayed there. Sequences of up to three tokens are nearly
+there: exact gradients of the same LoRA, nothing sampled, are .014 away at beta 1 after as many steps.
 
 TRL's RLOO pays what PPO pays here and has the same optimum. TRL's GRPO has it too where rewards are not scaled
-(`scale_rewards="none"`): it adds beta k3 to the loss and multiplies it by the ratio, whose gradient counts. As it comes
-it divides rewards by their deviation in the group, which grows without bound as a policy becomes sure: the KL's weight
-vanishes beside it, and the policy ends far from both. Without the ratio
-(`use_bias_correction_kl=False`, as k3 was proposed) the gradient of the penalty is that of KL(reference || policy), the
-other way round; its optimum is beta reference / (multiplier - r), and that is where it goes, to {min(forward):.4f} to
-{max(forward):.4f} of it.
+(`scale_rewards="none"`): it adds beta k3 to the loss and multiplies it by the ratio, whose gradient counts. As it
+comes it divides rewards by their deviation in the group, which shrinks as a policy becomes sure, so that the KL weighs
+less and less beside them; it ends far from the optimum. Without the ratio (`use_bias_correction_kl=False`, as k3 was
+proposed) the gradient of the penalty is that of KL(reference || policy), the other way round. Its optimum is
+beta reference / (multiplier - r), and that is where it goes, to {min(forward):.3f} to {max(forward):.3f} of it.
 
 ## k3 paid as a reward
 
