@@ -293,6 +293,18 @@ FAULTS = [
     Fault("learns_the_optimum", "the penalty is paid by its square", "ppo/objectives.py",
           "rewards = -kl_coef * kl_BR", "rewards = -kl_coef * kl_BR * kl_BR.abs()",
           "tests/parity/test_closed_form.py::test_ppo_learns_the_optimum[beta .3]"),
+    Fault("one_objective", "no objective is known before all are", "ppo/scores.py",
+          "return any(moments.count for moments", "return all(moments.count for moments",
+          "tests/unit/test_score_moments.py"),
+    Fault("decoding_that_is_not", "decoding that is no number passes", "ppo/soundness.py",
+          "if not apart <= DECODES[in_float32]:", "if apart > DECODES[in_float32]:",
+          "tests/parity/test_ppo_soundness.py"),
+    Fault("looks_worse", "a snapshot that looks worse is kept", "ppo/snapshots.py",
+          'return not row.get("worse") and not row.get("doubtful")', 'return not row.get("worse")',
+          "tests/unit/test_snapshots.py"),
+    Fault("drawn_anew", "every micro-batch has the same demonstrations", "ppo/rollout.py",
+          '(len(batch["input_ids"]),), generator=generator)',
+          '(len(batch["input_ids"]),), generator=torch.Generator().manual_seed(seed))', WIRING),
 ]  # fmt: skip
 
 

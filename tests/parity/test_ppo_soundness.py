@@ -149,15 +149,16 @@ def test_noise_by_another_name_is_refused(base_folder, tmp_path) -> None:
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model)
 
 
-def test_decoding_that_is_not_the_forward_is_refused(base_folder, tmp_path, monkeypatch) -> None:
-    """A cache that forgets: while decoding, a layer sees the newest token alone."""
+@pytest.mark.parametrize("answer", [0.0, float("nan")])
+def test_decoding_that_is_not_the_forward_is_refused(base_folder, tmp_path, monkeypatch, answer) -> None:
+    """A cache that forgets: while decoding, a layer's attention answers nothing, or no number."""
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     attention = model.model.layers[0].self_attn
     whole = attention.forward
 
     def forgetful(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
         attended, weights = whole(hidden_states=hidden_states, **kwargs)
-        return (attended * 0, weights) if hidden_states.size(1) == 1 else (attended, weights)
+        return (attended * answer, weights) if hidden_states.size(1) == 1 else (attended, weights)
 
     monkeypatch.setattr(attention, "forward", forgetful)
     with pytest.raises(ValueError, match=r"decodes otherwise than it reads under left padding.*use_vllm"):

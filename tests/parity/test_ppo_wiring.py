@@ -220,6 +220,17 @@ def test_demonstrations_are_drawn_anew_for_each_rollout(base_folder, reward_fold
     assert len(set(drawn)) == 6  # eight of forty: the same eight by chance once in millions
 
 
+def test_demonstrations_are_drawn_anew_for_each_micro_batch(base_folder, reward_folder, tmp_path, eos) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, ptx_coef=0.5, ptx_dataset=DEMONSTRATIONS, per_device_train_batch_size=2,
+        num_mini_batches=4,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(eos))
+    drawn = [tuple(batch["ptx_input_ids"][:, 0].tolist()) for batch in rollout(trainer)]
+    assert len(drawn) == 4
+    assert len(set(drawn)) > 1  # two of forty, four times
+
+
 def test_demonstrations_are_not_learned_in_the_value_warm_up(base_folder, reward_folder, tmp_path, eos) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, ptx_coef=0.5, ptx_dataset=DEMONSTRATIONS, value_warmup_rollouts=1

@@ -77,3 +77,12 @@ def test_prompts_must_say_their_objective_where_it_counts() -> None:
 def test_by_objective_needs_something_to_be_done_by_it(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="score_normalization_by is set"):
         PPOConfig(output_dir=str(tmp_path), bf16=False, score_normalization_by="objective")
+
+
+def test_one_objective_is_normalised_before_the_other_has_been_seen() -> None:
+    moments = ScoreMoments(("helpful", "harmless"))
+    assert not moments.known
+    moments.update(SCORES[:2], SIDES[:2], alone)
+    assert moments.known
+    half = 0.5**0.5
+    assert moments.normalised(SCORES, SIDES, "whiten").tolist() == pytest.approx([-half, half, 10, 30])
