@@ -30,8 +30,8 @@ def test_the_optimum_is_better_than_what_is_near_it() -> None:
         assert compare(near, reference, task).objective < found.objective
 
 
-# Of the reference's distance, seeds 0 to 2 (0 to 4 at beta .3) leave .05 to .11 at beta .3, .06 to .08 where the whole model
-# is trained, .07 to .11 at temperature .7 and .11 to .13 at beta 3. Sequences take longer: .45 is left.
+# Of the reference's distance, seeds 0 to 2 (0 to 4 at beta .3) leave .05 to .11 at beta .3, .06 to .08 where the whole
+# model is trained, .07 to .11 at temperature .7 and .11 to .13 at beta 3. Sequences take longer: .45 is left.
 @pytest.mark.parametrize(
     ("task", "options", "left"),
     [
