@@ -209,8 +209,8 @@ def check_decoding(model: Any) -> float:
     ids_BP = (torch.arange(12, device=model.device).view(2, 6) * 5 + 2) % vocabulary
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[1, :3] = 0
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    decoded = min(DECODED, room - ids_BP.size(1)) if room else DECODED
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or -1  # -1: without end
+    decoded = min(DECODED, max(context - ids_BP.size(1), 1)) if context > 0 else DECODED
     was_training = model.training
     model.eval()
     try:
