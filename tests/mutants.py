@@ -305,6 +305,12 @@ FAULTS = [
     Fault("drawn_anew", "every micro-batch has the same demonstrations", "ppo/rollout.py",
           '(len(batch["input_ids"]),), generator=generator)',
           '(len(batch["input_ids"]),), generator=torch.Generator().manual_seed(seed))', WIRING),
+    Fault("invariant_11", "normalised scores are logged as the scores", "ppo/rollout.py",
+          'columns["objective/scores"].append(batch.get("raw_scores", batch["scores"]))',
+          'columns["objective/scores"].append(batch["scores"])', WIRING),
+    Fault("previews_interval", "the preview's interval counts different prompts alone", "ppo/preview.py",
+          "for total in sums.values())) / len(differences)", "for total in sums.values())) / count",
+          "tests/unit/test_watch.py"),
 ]  # fmt: skip
 
 

@@ -288,6 +288,7 @@ def test_invariant_11_each_score_feeds_the_moments_of_its_own_objective(base_fol
     assert [i for batch in batches for i in batch["rows"].tolist()] != list(range(8))
     means = {name: moments["mean"] for name, moments in trainer.score_moments.state_dict().items()}
     assert means == {"helpful": 5.5, "harmless": 1.5}
+    assert logged(trainer)["objective/scores"] == 3.5  # as the function gave them
     for batch in batches:  # each objective's scores are half a point off its mean
         assert batch["scores"].abs().tolist() == pytest.approx([0.75**0.5] * len(batch["rows"]), abs=1e-6)
 

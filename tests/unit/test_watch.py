@@ -277,3 +277,19 @@ def test_a_side_that_nobody_measures_is_said_to_be_unjudged(tmp_path, side, held
     assert any("No side was shown to get worse" in line for line in lines) == bool(measured)
     assert any("nothing but the training reward is known" in line for line in lines) == (not measured)
     assert any("held-out score" in line for line in lines) == ("heldout_scores" in measured)
+
+
+def test_the_previews_interval_has_equal_prompts_as_one_cluster_by_hand() -> None:
+    """Gains of 1 and 1 for a prompt asked twice, 0 and 0 for another: sqrt(2 / 1 * (1^2 + 1^2)) / 4 = .5 either side."""
+    samples = [
+        {
+            i: Row(objective="helpful", score=s, heldout=None, refused=None, length=1, paid=s)
+            for i, s in enumerate(scores)
+        }
+        for scores in ((2.0, 0.0, 1.0, 1.0), (0.0, 2.0, 1.0, 1.0))
+    ]
+    found = preview(samples, {0: "a", 1: "a", 2: "b", 3: "b"})["sides"]["helpful"]
+    assert (found["prompts"], found["different_prompts"]) == (4, 2)
+    assert (found["scores"]["average"], found["scores"]["best"]) == (1.0, 1.5)
+    half = 1.959964 * 0.5
+    assert (found["scores"]["low"], found["scores"]["high"]) == pytest.approx((0.5 - half, 0.5 + half))
