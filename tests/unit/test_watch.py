@@ -280,7 +280,7 @@ def test_a_side_that_nobody_measures_is_said_to_be_unjudged(tmp_path, side, held
 
 
 def test_the_previews_interval_has_equal_prompts_as_one_cluster_by_hand() -> None:
-    """Gains of 1 and 1 for a prompt asked twice, 0 and 0 for another: sqrt(2 / 1 * (1^2 + 1^2)) / 4 = .5 either side."""
+    """Gains of 1 and 1 for a prompt asked twice, 0 and 0 for another: sqrt(2 / 1 * (1^2 + 1^2)) / 4 = .5 each way."""
     samples = [
         {
             i: Row(objective="helpful", score=s, heldout=None, refused=None, length=1, paid=s)
