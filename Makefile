@@ -16,7 +16,7 @@ test: $(READY)  ## everything
 test-fast: $(READY)  ## unit, parity and recipes, without the slow ones
 	$(BIN)/python -m pytest tests/unit tests/parity tests/recipes -m "not slow"
 
-mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (some minutes)
+mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py
 
 bench: $(READY)  ## PPO against trl 1.12.0's, in an environment of its own: benchmarks/RESULTS.md; scoring: REWARD.md
