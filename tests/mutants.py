@@ -311,6 +311,9 @@ FAULTS = [
     Fault("previews_interval", "the preview's interval counts different prompts alone", "ppo/preview.py",
           "for total in sums.values())) / len(differences)", "for total in sums.values())) / count",
           "tests/unit/test_watch.py"),
+    Fault("not_finite", "infinite scores pass", "ppo/guards.py",
+          "bad = (~torch.isfinite(scores_B)).nonzero()", "bad = torch.isnan(scores_B).nonzero()",
+          "tests/unit/test_guards.py"),
 ]  # fmt: skip
 
 
