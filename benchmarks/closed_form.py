@@ -274,11 +274,11 @@ def _one(job: tuple[str, int]) -> dict[str, Any]:
     task, options = ROWS[name]
     policy = train(task, seed, **options)
     found = compare(policy, log_probabilities(model(task.length), task), task)
-    row = {"name": name, "seed": seed, **asdict(found)}
+    row = {"name": name, "seed": seed, **{key: round(number, 6) for key, number in asdict(found).items()}}
     if options.get("use_bias_correction_kl") is False:
-        row["distance_forward"] = _distance(policy, forward_optimum(task))
+        row["distance_forward"] = round(_distance(policy, forward_optimum(task)), 6)
     if task.length == 1:
-        row["policy"] = policy.exp().tolist()
+        row["policy"] = [[round(p, 6) for p in of_prompt] for of_prompt in policy.exp().tolist()]
     print(f"{name}, seed {seed}: distance {found.distance:.4f}, regret {found.regret:.4f}", flush=True)
     return row
 

@@ -72,11 +72,17 @@ def send_policy_weights(vllm_generation: Any, model: Any) -> None:
     plain = not distributed.is_fsdp and vllm_generation.accelerator.distributed_type != DistributedType.DEEPSPEED
 
     def language_model() -> Iterator[tuple[str, Tensor]]:
-        named = policy_weights(model) if plain else every()
-        kept = ((name, weight) for name, weight in named if not name.startswith(("value_head.", "score_heads.")))
-        return as_in_checkpoints(model.get_base_model() if isinstance(model, PeftModel) else model, kept)
+        if plain:
+            base = model.get_base_model() if isinstance(model, PeftModel) else model
+            yield from as_in_checkpoints(base, _without_heads(policy_weights(model)))
+        else:  # each weight is there only until the next is asked for
+            yield from _without_heads(every())
 
     vllm_generation._iter_named_params = language_model
+
+
+def _without_heads(named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, weight) for name, weight in named if not name.startswith(("value_head.", "score_heads.")))
 
 
 def as_in_checkpoints(base: Any, named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
