@@ -49,11 +49,14 @@ def run(
     if only is not None and from_stage is not None:
         raise typer.BadParameter("--only and --from exclude each other; --from redoes the stage and all later ones.")
     with told_in_one_message():
-        _quiet_libraries()
-        from llm_rlhf.pipeline import run_recipe
+        _quiet_warnings()
         from llm_rlhf.recipe import load_recipe
 
-        folder = run_recipe(load_recipe(recipe, overrides or ()), only, from_stage)
+        loaded = load_recipe(recipe, overrides or ())  # first: to import all that runs it takes seconds
+        _quiet_libraries()
+        from llm_rlhf.pipeline import run_recipe
+
+        folder = run_recipe(loaded, only, from_stage)
         report = folder / "report.json"
         if not folder.state.is_main_process or not report.is_file():
             return
@@ -238,11 +241,16 @@ def _say_error(message: str) -> None:
         print(f"error: {message}", file=sys.stderr)
 
 
-def _quiet_libraries() -> None:
-    """Keep the libraries' notes to developers off a user's screen; errors still show."""
+def _quiet_warnings() -> None:
+    """Keep the libraries' warnings to developers off a user's screen."""
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for module in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notes to developers off a user's screen; errors still show."""
+    _quiet_warnings()
     import datasets
     import transformers
 

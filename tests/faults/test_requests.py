@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from llm_rlhf.cli import app
 
 
-def ask(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "llm_rlhf", *arguments], capture_output=True, text=True, cwd=cwd, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def in_its_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
 def recipe_on(base: Path, folder: Path, rows: list[dict] | None, **sections) -> Path:
@@ -37,9 +43,8 @@ def pairs(n: int) -> list[dict]:
     return [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(n)]
 
 
-def refused(done: subprocess.CompletedProcess, *words: str) -> None:
-    assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
-    assert "Traceback" not in done.stderr
+def refused(done: Result, *words: str) -> None:
+    assert done.exit_code == 2, (done.exception, done.stderr[-2000:])
     (message,) = [line for line in done.stderr.splitlines() if line.lower().startswith("error:")]
     assert all(word in message for word in words), message
 
@@ -58,23 +63,23 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
 )
 def test_wrong_requests(base_folder, tmp_path, arguments, words) -> None:
     recipe_on(base_folder, tmp_path, pairs(40))
-    refused(ask(*arguments, cwd=tmp_path), *words)
+    refused(ask(*arguments), *words)
 
 
 def test_a_missing_data_file_is_named_before_anything_is_made(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, None)
-    refused(ask("run", "recipe.yaml", cwd=tmp_path), "pairs.jsonl")
+    refused(ask("run", "recipe.yaml"), "pairs.jsonl")
     assert not (tmp_path / "runs" / "faulty" / "sft").exists()
 
 
 def test_empty_data(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, [])
-    refused(ask("run", "recipe.yaml", cwd=tmp_path), "pairs.jsonl")
+    refused(ask("run", "recipe.yaml"), "pairs.jsonl")
 
 
 def test_a_base_that_is_not_there(tmp_path) -> None:
     recipe_on(tmp_path / "no-model", tmp_path, pairs(40))
-    refused(ask("run", "recipe.yaml", cwd=tmp_path), "model.base", "no-model")
+    refused(ask("run", "recipe.yaml"), "model.base", "no-model")
 
 
 def test_malformed_rows_are_counted_and_the_run_goes_on(base_folder, tmp_path) -> None:
@@ -86,9 +91,9 @@ def test_malformed_rows_are_counted_and_the_run_goes_on(base_folder, tmp_path) -
         turns = [{"role": r, "content": "x" * 120} for r in ("user", "assistant", "user")]
         file.write(json.dumps({"prompt": turns, "chosen": [{"role": "assistant", "content": "yes"}],
                                "rejected": [{"role": "assistant", "content": "no"}]}) + "\n")  # fmt: skip
-    done = ask("run", "recipe.yaml", cwd=tmp_path)
+    done = ask("run", "recipe.yaml")
     run = tmp_path / "runs" / "faulty"
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.exit_code == 0, (done.exception, done.stderr[-3000:])
     counts = json.loads((run / "data" / "counts.json").read_text())["preferences"]
     assert counts["read"] == 64
     assert sum(counts["set_aside"].values()) == 2
@@ -101,14 +106,17 @@ def test_malformed_rows_are_counted_and_the_run_goes_on(base_folder, tmp_path) -
 
 def test_a_loss_that_is_not_finite_stops_with_exit_code_one(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, pairs(40), sft={"learning_rate": 1e30, "max_steps": 20, "max_grad_norm": 0.0})
-    done = ask("run", "recipe.yaml", cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_rlhf", "run", "recipe.yaml"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
     assert "The sft loss is" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs" / "faulty" / "sft").exists()
 
 
-def test_help_shows_an_example(tmp_path) -> None:
-    done = ask("run", "--help", cwd=tmp_path)
-    assert done.returncode == 0
+def test_help_shows_an_example() -> None:
+    done = ask("run", "--help")
+    assert done.exit_code == 0
     assert "llm-rlhf run recipes/quickstart.yaml" in done.stdout

@@ -1,6 +1,7 @@
-"""Run by test_processes.py under torchrun: one rollout shared out over the processes, its loss and gradients.
+"""One rollout shared out over the processes there are: its loss, gradients and statistics.
 
-Arguments: base folder, reward folder, scratch folder, value role, file to write (main process).
+test_processes.py calls it in its own process, and runs it under torchrun. Arguments: base folder, reward folder,
+scratch folder, where the main process writes `shared.pt` and `adapter.pt`.
 """
 
 import sys
@@ -12,7 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, responses_of
 
-base, reward, scratch, value, out = sys.argv[1:]
+from llm_rlhf.processes import processes
+
 ROWS = 8
 
 
@@ -21,13 +23,12 @@ def first_token(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [ids[0] / 100 for ids in completion_ids]
 
 
-def main() -> None:
-    from llm_rlhf.processes import processes
-
+def measure(base: Path, reward: Path, scratch: Path, value: str) -> dict[str, Any]:
+    """What this process knows of the rollout when the value role is `value`."""
     world, rank = processes().num_processes, processes().process_index
     mine = ROWS // world
     trainer = make_trainer(
-        Path(base), Path(scratch), Path(reward), rows=ROWS, value=value, per_device_train_batch_size=2,
+        base, scratch, reward, rows=ROWS, value=value, per_device_train_batch_size=2,
         gradient_accumulation_steps=mine // 2, use_cpu=True, reward_funcs=[first_token], score_normalization="whiten",
         adaptive_kl_target=0.1, adaptive_kl_horizon=100,
     )  # fmt: skip
@@ -50,9 +51,13 @@ def main() -> None:
     }
     gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
     mean_loss = trainer.accelerator.reduce(loss, reduction="mean").item()
-    if rank == 0:
-        known = {"moments": trainer.score_moments.state_dict(), "kl_coef": trainer.kl_controller.value, "drawn": drawn}
-        torch.save({"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics, **known}, out)
+    known = {"moments": trainer.score_moments.state_dict(), "kl_coef": trainer.kl_controller.value, "drawn": drawn}
+    return {"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics, **known}
 
 
-main()
+if __name__ == "__main__":
+    base, reward, scratch = map(Path, sys.argv[1:])
+    for value in ("shared", "adapter"):
+        found = measure(base, reward, scratch, value)
+        if processes().is_main_process:
+            torch.save(found, scratch / f"{value}.pt")

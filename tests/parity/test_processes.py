@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ddp_gradients import measure
 from ppo_helpers import responses_of
 
 HERE = Path(__file__).parent
@@ -28,33 +29,28 @@ def torchrun(processes: int, script: Path, arguments: list[str]) -> subprocess.C
     return done
 
 
-def launch(processes: int, arguments: list[str]) -> dict:
-    torchrun(processes, HERE / "ddp_gradients.py", arguments)
-    return torch.load(arguments[-1], weights_only=True)
+@pytest.fixture(scope="module")
+def one_and_two(base_folder, reward_folder, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
+    """What one process and what two found of the same rollout, by value role."""
+    folder = tmp_path_factory.mktemp("processes")
+    torchrun(2, HERE / "ddp_gradients.py", [str(base_folder), str(reward_folder), str(folder)])
+    found = {}
+    for value in ("shared", "adapter"):
+        one = measure(base_folder, reward_folder, folder, value)
+        two = torch.load(folder / f"{value}.pt", weights_only=True)
+        assert (one["world"], two["world"]) == (1, 2)
+        found[value] = (one, two)
+    return found
 
 
 @pytest.fixture(scope="module")
-def shared(base_folder, reward_folder, tmp_path_factory) -> tuple[dict, dict]:
-    return one_and_two(base_folder, reward_folder, tmp_path_factory.mktemp("shared"), "shared")
-
-
-@pytest.fixture(scope="module")
-def adapter(base_folder, reward_folder, tmp_path_factory) -> tuple[dict, dict]:
-    return one_and_two(base_folder, reward_folder, tmp_path_factory.mktemp("adapter"), "adapter")
-
-
-def one_and_two(base: Path, reward: Path, folder: Path, value: str) -> tuple[dict, dict]:
-    """What one process and what two found of the same rollout."""
-    one, two = (
-        launch(n, [str(base), str(reward), str(folder / str(n)), value, str(folder / f"{n}.pt")]) for n in (1, 2)
-    )
-    assert (one["world"], two["world"]) == (1, 2)
-    return one, two
+def shared(one_and_two) -> tuple[dict, dict]:
+    return one_and_two["shared"]
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_invariant_12_two_processes_give_the_gradients_of_one(request, value) -> None:
-    one, two = request.getfixturevalue(value)
+def test_invariant_12_two_processes_give_the_gradients_of_one(one_and_two, value) -> None:
+    one, two = one_and_two[value]
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, gradient in one["gradients"].items():
