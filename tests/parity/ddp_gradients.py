@@ -46,6 +46,7 @@ def measure(base: Path, reward: Path, scratch: Path, value: str) -> dict[str, An
             part = trainer._compute_loss(model, batch)
             part.backward()
         loss += part.detach()
+    trainer.finish_step()
     metrics = {
         name: sum(values) / len(values) for name, values in trainer._metrics["train"].items() if name != "num_tokens"
     }

@@ -122,6 +122,93 @@ def test_invariant_13_policy_and_value_are_each_clipped_by_their_own_range(
     assert found["loss/value"] == pytest.approx(value, rel=1e-5)
 
 
+# ---- what is logged ------------------------------------------------------------------------------------------------
+
+
+def test_every_number_logged_of_a_rollout_is_what_its_name_says(base_folder, reward_folder, tmp_path, eos) -> None:
+    """From the token tensors of four micro-batches, response by response, in double precision."""
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, reward_funcs=[length], reward_weights=[1.0, 0.1], kl_coef=0.3,
+        missing_eos_penalty=2.0, per_device_train_batch_size=2, num_mini_batches=4,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(eos))
+    batches = rollout(trainer)
+    assert len(batches) == 4
+
+    def of_tokens(name: str) -> list[torch.Tensor]:
+        return [row[m].double() for b in batches for row, m in zip(b[name], b["response_mask"], strict=True)]
+
+    def of_rows(name: str) -> torch.Tensor:
+        return torch.cat([b[name] for b in batches]).double()
+
+    logs = [old - ref for old, ref in zip(of_tokens("old_logprobs"), of_tokens("ref_logprobs"), strict=True)]
+    tokens, scores = sum(map(len, logs)), of_rows("raw_scores")
+    kl = torch.stack([x.sum() for x in logs])
+    returns, values = (torch.cat(of_tokens(name)) for name in ("returns", "old_values"))
+    penalty = 2.0 * (~of_rows("stopped").bool()).double()
+    expected = {
+        "objective/scores": scores.mean(),
+        "objective/scores_std": scores.std(),
+        "objective/kl": kl.mean(),
+        "objective/kl_per_token": kl.sum() / tokens,
+        "objective/sqrt_kl": kl.mean().sqrt(),
+        "objective/kl_k3": sum((torch.expm1(-x) + x).sum() for x in logs) / 8,
+        "objective/kl_coef": 0.3,
+        "objective/entropy": torch.cat(of_tokens("entropies")).mean(),
+        "objective/rlhf_reward": (scores - penalty - 0.3 * kl).mean(),
+        "response_length": tokens / 8,
+        "eos_rate": 0.5,
+        "scores/reward": of_rows("scores/reward").mean(),
+        "scores/length": tokens / 8,
+        "val/explained_variance": 1 - (returns - values).var() / returns.var(),
+    }
+    found = logged(trainer)
+    assert kl.mean() > 0.01
+    assert expected.keys() == found.keys() - {"num_tokens"}
+    for name, number in expected.items():
+        assert found[name] == pytest.approx(float(number), abs=1e-5), name  # fp32 sums of numbers of order 1
+
+
+def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, reward_folder, tmp_path, eos) -> None:
+    """Two micro-batches of one step, whose old log-probabilities and values are moved at random."""
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        cliprange=0.2, cliprange_value=0.1,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(eos))
+    batches = rollout(trainer)
+    known: dict[str, list[torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for batch in batches:
+        mask = batch["response_mask"]
+        moves = torch.randn(2, *mask.shape, generator=generator) * 0.3
+        batch["old_logprobs"], batch["old_values"] = batch["old_logprobs"] - moves[0], batch["old_values"] - moves[1]
+        names = ("advantages", "old_values", "returns")
+        for name, x in zip(("log_ratio", "moved", *names), (*moves, *(batch[n] for n in names)), strict=True):
+            known.setdefault(name, []).append(x[mask].double())
+    gradients(trainer, batches)
+    trainer.finish_step()
+    log_ratio, moved, A, V, R = (torch.cat(parts) for parts in known.values())
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    far, near = (V + moved - R) ** 2, (V + moved.clamp(-0.1, 0.1) - R) ** 2
+    expected = {
+        "loss/policy": torch.maximum(-A * ratio, -A * clipped).mean(),
+        "loss/value": torch.maximum(far, near).mean() / 2,
+        "policy/approxkl": (log_ratio**2).mean() / 2,
+        "policy/clipfrac": (-A * clipped > -A * ratio).double().mean(),
+        "policy/ratio": ratio.mean(),
+        "policy/skipped": 0.0,
+        "val/clipfrac": (near > far).double().mean(),
+    }
+    found = logged(trainer)
+    assert 0.1 < expected["policy/clipfrac"] < 0.4
+    assert 0.1 < expected["val/clipfrac"] < 0.9
+    assert expected.keys() <= found.keys()
+    for name, number in expected.items():
+        assert found[name] == pytest.approx(float(number), abs=1e-5), name  # fp32 sums of numbers of order 1
+
+
 # ---- the update ----------------------------------------------------------------------------------------------------
 
 
