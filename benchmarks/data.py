@@ -23,7 +23,7 @@ import json, resource, sys, time
 started = time.time()
 import datasets
 from llm_rlhf.data.splits import load_splits
-from llm_rlhf.recipe import DataSection, Source
+from llm_rlhf.recipe.sections import DataSection, Source
 datasets.disable_progress_bars()
 imported = time.time()
 splits, set_aside = load_splits(DataSection(preferences=[Source(source=sys.argv[1], objective="harmless")]))
@@ -40,7 +40,7 @@ print(json.dumps({
 CHECKED = """
 import json, resource, sys, time
 from typer.testing import CliRunner
-from llm_rlhf.cli import app
+from llm_rlhf.cli.main import app
 started = time.time()
 result = CliRunner().invoke(app, ["data", "check", sys.argv[1]])
 assert result.exit_code in (0, 1), result.output

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from llm_rlhf import RewardModel
-from llm_rlhf.data.gold_world import GoldWorld
-from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
-from llm_rlhf.evaluation.statistics import accuracy
-from llm_rlhf.recipe import load_recipe, stage_options
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import stage_options
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.stages.inputs import splits
+from llm_rlhf.runs import splits
+from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
+from llm_rlhf.statistics.intervals import accuracy
+from llm_rlhf.world.gold import GoldWorld
 
 
 def main(folder: Path) -> None:

@@ -21,7 +21,7 @@ from quickstart import HERE, RECIPE, SHOWN, run_quickstart, seeds_of
 from scipy import stats
 
 from llm_rlhf.evaluation.reward_checks import GATED
-from llm_rlhf.recipe import load_recipe
+from llm_rlhf.recipe.loading import load_recipe
 
 SETTINGS: dict[str, list[str]] = {  # name: what it changes
     "default": [],

@@ -38,8 +38,8 @@ from workers import HERE, provenance, provenance_lines
 from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.data.sources import load_preferences
-from llm_rlhf.models.tiny_base import CHAT_TEMPLATE, EOS, PAD, ROLE_TOKENS, train_tokenizer
-from llm_rlhf.recipe import Source
+from llm_rlhf.recipe.sections import Source
+from llm_rlhf.world.base_model import CHAT_TEMPLATE, EOS, PAD, ROLE_TOKENS, train_tokenizer
 
 VOCABULARY, CONTEXT = 4096, 4096
 COLUMNS = {

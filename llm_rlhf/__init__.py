@@ -9,9 +9,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if TYPE_CHECKING:
-    from llm_rlhf.models.reward_model import RewardModel
     from llm_rlhf.ppo.config import PPOConfig
     from llm_rlhf.ppo.trainer import PPOTrainer
+    from llm_rlhf.reward.model import RewardModel
 
 __version__ = "0.1.0"
 __all__ = ["PPOConfig", "PPOTrainer", "RewardModel", "__version__"]
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return PPOTrainer
     if name == "RewardModel":
-        from llm_rlhf.models.reward_model import RewardModel
+        from llm_rlhf.reward.model import RewardModel
 
         return RewardModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

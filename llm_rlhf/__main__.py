@@ -1,5 +1,5 @@
 """`python -m llm_rlhf`, and so `accelerate launch -m llm_rlhf`."""
 
-from llm_rlhf.cli import main
+from llm_rlhf.cli.main import main
 
 main()

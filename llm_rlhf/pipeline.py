@@ -11,14 +11,14 @@ import torch
 
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import write_quarantine
-from llm_rlhf.evaluation.judging import check_judge
-from llm_rlhf.evaluation.own_suites import check_suites
-from llm_rlhf.functions import load_function
-from llm_rlhf.recipe import DataSection, Recipe
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.evaluation.judges.naming import check_judge
+from llm_rlhf.evaluation.reward_gates import stop_at_gates
+from llm_rlhf.evaluation.suites.own import check_suites
+from llm_rlhf.recipe.sections import DataSection, Recipe
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
-from llm_rlhf.stages.inputs import read_data
-from llm_rlhf.stages.reward_gates import stop_at_gates
+from llm_rlhf.runs import read_data
+from llm_rlhf.user_code import load_function
 
 STAGES = ("world", "sft", "reward", "ppo", "evaluate")
 REPORTS = ("report.html", "report.md", "report.json")

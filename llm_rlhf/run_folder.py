@@ -29,15 +29,12 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from llm_rlhf.processes import processes
+from llm_rlhf.errors import RunFolderError
+from llm_rlhf.launch import processes
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
-
-
-class RunFolderError(ValueError):
-    """The folder cannot be used as asked; the message says why and what to do."""
 
 
 class RunFolder:

@@ -179,7 +179,7 @@ FAULTS = [
           "loss = torch.max(unclipped, clipped)", "loss = torch.min(unclipped, clipped)"),
     Fault("invariant_12", "a step is divided by its micro-batches once more", "ppo/trainer.py",
           "loss_is_scaled_for_ga = True", "loss_is_scaled_for_ga = False", WIRING),
-    Fault("temperature_sharpens", "a draw knows no temperature", "models/drawing.py",
+    Fault("temperature_sharpens", "a draw knows no temperature", "models/random_draws.py",
           "scores.float() if self.temperature == 1 else scores.float() / self.temperature", "scores.float()",
           "tests/unit/test_sampling.py"),
     Fault("invariant_03", "the policy is drawn from without its temperature", "ppo/trainer.py",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.statistics.intervals import Estimate
 
 
 def estimate(

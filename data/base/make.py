@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_rlhf.data.gold_phrases import ANIMALS
-from llm_rlhf.data.gold_world import GoldWorld
-from llm_rlhf.models.tiny_base import make_tiny_base
-from llm_rlhf.recipe import WorldSection
+from llm_rlhf.recipe.sections import WorldSection
+from llm_rlhf.world.base_model import make_tiny_base
+from llm_rlhf.world.gold import GoldWorld
+from llm_rlhf.world.phrases import ANIMALS
 
 CONVERSATIONS, EPOCHS, SEED = 50_000, 2, 0
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.data.checks import BadRow, DataError, SetAside, check_prompt, check_text, extract, prompt_share
-from llm_rlhf.data.columns import is_transcript
+from llm_rlhf.data.checks import BadRow, SetAside, check_prompt, check_text, extract, prompt_share
 from llm_rlhf.data.files import open_source
-from llm_rlhf.data.formats import parse_transcript
-from llm_rlhf.data.parsing import nothing_left
+from llm_rlhf.data.formats.columns import is_transcript
+from llm_rlhf.data.formats.conversations import parse_transcript
+from llm_rlhf.data.formats.parsing import nothing_left
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
 from llm_rlhf.data.sources import load_preferences
-from llm_rlhf.recipe import Source, local_files
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source, local_files
 
 OBJECTIVES = ("helpful", "harmless", "honest", "other")
 _NAMED = re.compile(rf"(?:^|[^a-z])({'|'.join(OBJECTIVES)})(?:[^a-z]|$)")

@@ -27,10 +27,6 @@ _PIECES = re.compile(r"(?s).{1,4000}(?:\s|\Z)|.{1,4000}")
 AnyRow = TypeVar("AnyRow", bound=Preference | Demonstration | Prompt)
 
 
-class DataError(ValueError):
-    """A source cannot be used, or nothing is left of it; the message says which, why, and what to do."""
-
-
 class BadRow(Exception):  # noqa: N818 - caught row by row and turned into a SetAside; it never leaves the package
     """One row cannot be used. `reason` is from a small fixed vocabulary, `detail` is about this row."""
 

@@ -18,9 +18,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm_rlhf.data.checks import BadRow, DataError, extract
+from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.rows import Origin, RawRow
-from llm_rlhf.recipe import Source, local_files
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source, local_files
 
 BOM_REMOVED = "byte-order mark removed"
 

@@ -13,14 +13,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from llm_rlhf.data.checks import BadRow, DataError, SetAside, key_of
+from llm_rlhf.data.checks import BadRow, SetAside, key_of
 from llm_rlhf.data.files import open_source
-from llm_rlhf.data.formats import demonstration_of, prompt_of_pair
-from llm_rlhf.data.parsing import nothing_left, recognise
+from llm_rlhf.data.formats.conversations import demonstration_of, prompt_of_pair
+from llm_rlhf.data.formats.parsing import nothing_left, recognise
+from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
 from llm_rlhf.data.storage import Part, Rows, Table, table_of
-from llm_rlhf.data.trees import Kind
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 BEYOND_LIMIT = "beyond the source's limit"
 DUPLICATE_PROMPT = "duplicate prompt"

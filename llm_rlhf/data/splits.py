@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from llm_rlhf.data.checks import DataError, SetAside, key_of, normalised_prompt, opening, prompt_of
+from llm_rlhf.data.checks import SetAside, key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.near_duplicates import near_matches
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, shares
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.recipe import DataSection
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import DataSection
 
 TRAINING = ("reward_pairs", "judge_pairs", "demonstrations", "prompts")
 

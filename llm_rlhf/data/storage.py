@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 from datasets.builder import Key
 
-from llm_rlhf.data.checks import DataError, key_of, normalised_prompt, opening, prompt_of
+from llm_rlhf.data.checks import key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats import writes_no_marker
-from llm_rlhf.data.parsing import Entry, parse
+from llm_rlhf.data.formats.conversations import writes_no_marker
+from llm_rlhf.data.formats.parsing import Entry, parse
+from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
-from llm_rlhf.data.trees import Kind
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 _TYPES = {"preferences": Preference, "demonstrations": Demonstration, "prompts": Prompt}
 # Keys of a row's prompt (see checks.key_of): equal where these are the same but for case and space. The split goes by

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.data.gold_world import judge
 from llm_rlhf.data.rows import Preference, Prompt
-from llm_rlhf.evaluation.refusals import detect_all
+from llm_rlhf.evaluation.refusal_detector import detect_all
 from llm_rlhf.models.inference import Reply
 from llm_rlhf.run_folder import text_digest
+from llm_rlhf.world.gold import judge
 
 MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` that may be written beside a reply
 

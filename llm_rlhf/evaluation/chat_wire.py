@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from llm_rlhf.recipe_values import RecipeError, RunError
+from llm_rlhf.errors import RecipeError, RunError
 
 LARGEST_BODY = 64 * 2**20  # bytes of one response
 SHORTEST_SECRET = 8  # characters; a shorter key ("EMPTY", for vLLM) is no secret and may be a word of an answer

@@ -31,9 +31,9 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from llm_rlhf.data.rows import Conversation
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, read_answer
-from llm_rlhf.processes import bar_interval, processes
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.launch import bar_interval, processes
 
 LONGEST_RETRY_AFTER = 120.0  # seconds a server may ask us to wait; beyond it the request has failed
 LONGEST_BACK_OFF = 30.0  # seconds

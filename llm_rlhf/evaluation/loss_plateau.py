@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_rlhf.evaluation.reward_checks import CALLED, Check
-from llm_rlhf.evaluation.statistics import Values, Z, finite_arrays
+from llm_rlhf.statistics.intervals import Values, Z, finite_arrays
 
 LEAST_LOSSES = 20  # logged losses under which the shape of a curve is noise
 PLATEAU_FALL = 0.05  # nats; a fall that is surely smaller is none

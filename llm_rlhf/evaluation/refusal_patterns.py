@@ -1,4 +1,4 @@
-"""What one sentence of a reply does: the patterns behind refusals.py, and the text they read.
+"""What one sentence of a reply does: the patterns behind refusal_detector.py, and the text they read.
 
 Patterns see lower case with straight quotes, one sentence at a time. Any change here changes `refusals.VERSION`.
 """

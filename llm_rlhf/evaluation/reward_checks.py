@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_rlhf.data.rows import Preference
-from llm_rlhf.evaluation.refusals import detect
-from llm_rlhf.evaluation.statistics import (
+from llm_rlhf.evaluation.refusal_detector import detect
+from llm_rlhf.statistics.intervals import (
     RESAMPLES,
     Array,
     Estimate,
@@ -37,8 +37,6 @@ from llm_rlhf.evaluation.statistics import (
     outcomes,
     paired_bootstrap,
 )
-
-GATED = ("beats_rules", "prefers_refusals", "prefers_answers", "sees_past_length", "leaves_plateau")
 
 LEAST_PAIRS = 30  # prompts of an objective under which a percentile bootstrap of its pairs is too narrow to warn by
 LEAST_REPLIES = 10  # refusals, and other replies: under so many of either, a difference of means is chance
@@ -65,7 +63,7 @@ OVER = "accuracy_over_"
 class Check:
     """What one check found."""
 
-    name: str  # one of GATED, or "calibrated"
+    name: str  # one of or "calibrated"
     subject: str  # "reward", "heldout", or an adapter's name
     split: str  # "helpful", "harmless" or "all"
     level: Level
@@ -131,7 +129,7 @@ def over_rules(
 
 
 def refusals_of(pairs: Sequence[Preference]) -> NDArray[np.bool_]:
-    """Whether the chosen and the rejected reply of each pair refuse, by the detector of refusals.py, (n, 2)."""
+    """Whether the chosen and the rejected reply of each pair refuse, by the rules of refusal_detector.py, (n, 2)."""
     return np.array(
         [[detect(p.prompt[-1]["content"], reply).refused for reply in (p.chosen, p.rejected)] for p in pairs]
     )

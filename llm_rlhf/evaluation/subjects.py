@@ -18,8 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from llm_rlhf.recipe import ModelSection
-from llm_rlhf.recipe_values import RecipeError, nearest, read_section
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.recipe.values import nearest, read_section
 
 STAGES = ("base", "sft", "ppo")
 _NAMED = re.compile(r"^([\w.-]+)=(?=.)(.*)$", re.DOTALL)

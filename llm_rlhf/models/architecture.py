@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.logprobs import token_logprobs
-from llm_rlhf.recipe_values import RecipeError
 
 # In the name of a layer's kind, where its attention chooses what it reads: what it does shows only on rows that are
 # wider than its budget, which is 2,048 tokens in all that there are.

@@ -9,10 +9,10 @@ from accelerate.logging import get_logger
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.launch import processes
 from llm_rlhf.models.architecture import unlike_linear
-from llm_rlhf.processes import processes
-from llm_rlhf.recipe import ModelSection
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.recipe.sections import ModelSection
 
 logger = get_logger(__name__)
 

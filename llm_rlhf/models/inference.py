@@ -21,12 +21,12 @@ from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.data.rows import Conversation
+from llm_rlhf.launch import bar_interval, processes
 from llm_rlhf.models.base import load_causal_lm, lora_config
-from llm_rlhf.models.drawing import drawing, prompt_uniforms
 from llm_rlhf.models.encoding import Encoded, encode_prompt
+from llm_rlhf.models.random_draws import drawing, prompt_uniforms
 from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
-from llm_rlhf.processes import bar_interval, processes
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

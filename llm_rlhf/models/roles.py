@@ -37,6 +37,7 @@ from llm_rlhf.models.logprobs import token_logprobs
 
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 VALUE = "value"
+HELDOUT = "heldout"  # the second reward model, never trained against: its role, and its folder in a run
 NORMALISATION = "normalisation.json"
 NOT_COUNTED = -100  # the label of a position whose log-probability is not wanted
 

@@ -3,11 +3,7 @@
 import torch
 from torch import Tensor
 
-from llm_rlhf.recipe_values import RunError
-
-
-class NonFiniteError(RunError):
-    """A number that must be finite is not; the weights have not been changed by it."""
+from llm_rlhf.errors import NonFiniteError
 
 
 def check_scores(scores_B: Tensor, prompts: list[object], responses: list[object]) -> None:
@@ -19,15 +15,6 @@ def check_scores(scores_B: Tensor, prompts: list[object], responses: list[object
             f"{len(bad)} of {len(scores_B)} responses got a score that is not finite; the first is "
             f"{scores_B[first].item()} for prompt {prompts[first]!r} and response {responses[first]!r}. A reward "
             "model or reward function returned it; mend it there."
-        )
-
-
-def check_loss(loss: Tensor, stage: str, step: int) -> None:
-    """The loss must be finite before anything is learned from it. Raises NonFiniteError."""
-    if not torch.isfinite(loss).all():
-        raise NonFiniteError(
-            f"The {stage} loss is {loss.item()} at optimizer step {step}; training stopped before the weights changed. "
-            f"Lower {stage}.learning_rate, or look at the last rows of metrics.jsonl for what grew."
         )
 
 

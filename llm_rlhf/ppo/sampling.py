@@ -15,8 +15,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from llm_rlhf.errors import RunError
 from llm_rlhf.models.roles import POLICY, active_adapters, apply_head
-from llm_rlhf.recipe_values import RunError
 
 
 class SamplingError(RunError):

@@ -9,20 +9,24 @@ Layout: B rows, K reward models, F reward functions and models of their own.
 """
 
 import contextlib
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_rlhf.functions import FUNCTION, load_function
-from llm_rlhf.models.roles import POLICY, VALUE
+from llm_rlhf.models.roles import HELDOUT, POLICY, VALUE
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.objectives import Total
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.statistics.intervals import Values
+from llm_rlhf.user_code import FUNCTION, load_function
 
-HELDOUT = "heldout"  # the adapter of the judge that is never trained against
 RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
 
 
@@ -207,3 +211,20 @@ class ScoreMoments:
             )
         for objective, moments in self.of.items():
             moments.load_state_dict(state[objective])
+
+
+def training_reward(recipe: Recipe, scores: Mapping[str, Values]) -> np.ndarray:
+    """One score per response from those of the adapters by name: what PPO rewards, before its penalties. Float32.
+
+    By the very function that PPO combines them with. Its `reward_funcs` are no part of it. A recipe without `ppo` takes
+    the mean.
+    """
+    names = stage_options(recipe, "reward").adapters
+    columns = {name: torch.tensor(np.asarray(scores[name]), dtype=torch.float32) for name in names}
+    if recipe.ppo is None:
+        return torch.stack(list(columns.values())).mean(0).numpy()
+    args = copy.copy(trainer_config(recipe, "ppo", recipe.folder / "ppo"))
+    args.reward_weights = args.reward_weights and args.reward_weights[: len(names)]
+    sources = ScoreSources(dict.fromkeys(names), None, args)
+    nothing_more = torch.zeros(len(columns[names[0]]), 0)
+    return sources.of_batch(columns, nothing_more)["raw_scores"].numpy()

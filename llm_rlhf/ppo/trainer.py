@@ -39,9 +39,10 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.architecture import hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.drawing import drawing
 from llm_rlhf.models.encoding import encode_prompt, types_special_tokens
+from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.models.roles import (
+    HELDOUT,
     POLICY,
     active_adapters,
     add_reward_role,
@@ -53,7 +54,7 @@ from llm_rlhf.models.roles import (
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation
-from llm_rlhf.ppo.guards import StepGuard, check_loss, check_scores
+from llm_rlhf.ppo.guards import StepGuard, check_scores
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.preparation import (
     MOVED,
@@ -83,10 +84,11 @@ from llm_rlhf.ppo.sampling import (
     merged_policy,
     watch_generate,
 )
-from llm_rlhf.ppo.scores import HELDOUT, ScoreMoments, ScoreSources
+from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
+from llm_rlhf.training import check_loss
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -106,8 +108,8 @@ class PPOTrainer(WatchedEvaluation):
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
         heldout_adapter: a judge that is never trained against; it scores in evaluation only.
         ptx_dataset: demonstrations for `args.ptx_coef`, rows of `input_ids` and `assistant_masks` (1: trained on).
-        refuses: of prompts and replies, which replies refuse (llm_rlhf.evaluation.refusals.refused does); with it,
-            refusals are watched in evaluation.
+        refuses: of prompts and replies, which replies refuse (llm_rlhf.evaluation.refusal_detector.refused does);
+            with it, refusals are watched in evaluation.
         samples_file: JSON lines of sampled rollouts are appended here (prompt, response, score, KL), some per rollout.
 
     Everything else is as in trl.RLOOTrainer.

@@ -1,10 +1,13 @@
 """Which reward adapters a recipe asks for, and the pairs each of them learns from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from llm_rlhf.data.checks import DataError, opening, prompt_share
+from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.data.rows import Preference
-from llm_rlhf.recipe import RewardOptions
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Recipe, RewardOptions, stage_options
+from llm_rlhf.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,8 @@ def _nothing_to_learn(options: RewardOptions, pairs: list[Preference], name: str
         f"objectives that occur: {found}. Say which each source is with 'objective' in data.preferences, or train "
         "'joint'."
     )
+
+
+def reward_folders(recipe: Recipe, run_folder: RunFolder) -> dict[str, Path]:
+    """The folder of every adapter that PPO is trained against, by its name; the judge's is not among them."""
+    return {name: run_folder / "reward" / name for name in stage_options(recipe, "reward").adapters}

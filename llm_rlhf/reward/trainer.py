@@ -13,7 +13,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.models.encoding import encode_reply
-from llm_rlhf.recipe import RewardOptions
+from llm_rlhf.recipe.sections import RewardOptions
 from llm_rlhf.reward.length import RATE, fit_length_weight, length_features, length_slope
 from llm_rlhf.reward.objectives import pair_losses, smoothed
 

@@ -26,16 +26,22 @@ import numpy as np
 import torch
 
 from llm_rlhf.data.big_bench import load_comparisons
-from llm_rlhf.data.checks import DataError, prompt_share, write_quarantine
+from llm_rlhf.data.checks import prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.data.splits import Splits, seen_in_training
-from llm_rlhf.evaluation import refusal_suite, refusals
+from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation import refusal_detector as refusals
 from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
-from llm_rlhf.evaluation.best_of_n import best_of_n
-from llm_rlhf.evaluation.hhh import hhh_estimates, pair_logprobs
 from llm_rlhf.evaluation.judges import model_identity
-from llm_rlhf.evaluation.judging import judge_of, judge_record, judge_replies, judged_estimates
-from llm_rlhf.evaluation.own_suites import (
+from llm_rlhf.evaluation.judges.naming import judge_of, judge_record, judge_replies, judged_estimates
+from llm_rlhf.evaluation.report.samples import choose_samples
+from llm_rlhf.evaluation.report.schema import write_report
+from llm_rlhf.evaluation.run_report import Comparison, build_report
+from llm_rlhf.evaluation.suites import refusals as refusal_suite
+from llm_rlhf.evaluation.suites.best_of_n import best_of_n
+from llm_rlhf.evaluation.suites.gains import compare
+from llm_rlhf.evaluation.suites.hhh import hhh_estimates, pair_logprobs
+from llm_rlhf.evaluation.suites.own import (
     Scored,
     score_replies,
     suite_estimates,
@@ -43,13 +49,11 @@ from llm_rlhf.evaluation.own_suites import (
     suite_record,
     write_suite_replies,
 )
-from llm_rlhf.evaluation.perplexity import demonstrations_of, perplexity_estimates, read_replies
-from llm_rlhf.evaluation.policies import compare
-from llm_rlhf.evaluation.report import write_report
-from llm_rlhf.evaluation.samples import choose_samples
-from llm_rlhf.evaluation.snapshot_curve import LEAST_PROMPTS, snapshot_curve, snapshot_folders
+from llm_rlhf.evaluation.suites.perplexity import demonstrations_of, perplexity_estimates, read_replies
+from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_curve, snapshot_folders
 from llm_rlhf.models.base import context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt, encode_reply
+from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_prompts
 from llm_rlhf.models.inference import (
     Reply,
     ReplyCache,
@@ -59,12 +63,13 @@ from llm_rlhf.models.inference import (
     sample_replies,
     score_ids,
 )
-from llm_rlhf.models.roles import POLICY
-from llm_rlhf.recipe import OwnSuite, Recipe, trainer_config
+from llm_rlhf.models.roles import HELDOUT, POLICY
+from llm_rlhf.ppo.scores import training_reward
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import OwnSuite, Recipe
+from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder, text_digest, write_json
-from llm_rlhf.stages.inputs import Fitted, fit_preferences, fit_prompts, splits, starting_model
-from llm_rlhf.stages.reporting import Comparison, build_report
-from llm_rlhf.stages.reward_model import HELDOUT, reward_folders, training_reward
+from llm_rlhf.runs import splits, starting_model
 
 SUBJECTS: dict[str, list[str]] = {"sft": [], "ppo": [POLICY]}  # and the adapters they are, on the one base
 

@@ -19,20 +19,24 @@ from typing import Any
 
 from datasets import Dataset
 
-from llm_rlhf.data.checks import DataError, prompt_share
+from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Prompt
-from llm_rlhf.evaluation.refusals import refused
+from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation.refusal_detector import refused
 from llm_rlhf.models.base import announce, context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_prompts
+from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.snapshots import LOG as SNAPSHOTS
 from llm_rlhf.ppo.trainer import PPOTrainer
 from llm_rlhf.ppo.watch import LOG as WATCH
-from llm_rlhf.recipe import Recipe, stage_options, trainer_config
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, fit_prompts, splits, starting_model
-from llm_rlhf.stages.progress import METRICS, StageLog, attach_log
-from llm_rlhf.stages.reward_model import HELDOUT, reward_folders
+from llm_rlhf.runs import splits, starting_model
+from llm_rlhf.training import METRICS, StageLog, attach_log
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {

@@ -22,13 +22,13 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
-from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Preference
-from llm_rlhf.evaluation.calibration import calibrate
+from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.loss_plateau import label_losses, plateau_check
-from llm_rlhf.evaluation.reward_accuracy import OBJECTIVES, reward_report
 from llm_rlhf.evaluation.reward_checks import Check, calibration_check, no_refusals_known, pair_checks, refusal_check
-from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.reward_gates import tell
+from llm_rlhf.evaluation.start_samples import StartSamples, sample_start
+from llm_rlhf.evaluation.suites.reward_accuracy import OBJECTIVES, reward_report
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
     adapters_in_float32,
@@ -40,19 +40,21 @@ from llm_rlhf.models.base import (
     make_room_for,
 )
 from llm_rlhf.models.encoding import encode_reply
+from llm_rlhf.models.fitting import Fitted, fit_preferences
 from llm_rlhf.models.inference import load_roles, score_ids
-from llm_rlhf.models.reward_loading import write_calibration
-from llm_rlhf.models.roles import NORMALISATION
-from llm_rlhf.recipe import Recipe, stage_options, trainer_config
+from llm_rlhf.models.roles import HELDOUT, NORMALISATION
+from llm_rlhf.ppo.scores import training_reward
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.reward.adapters import AdapterPlan, plan_adapters
+from llm_rlhf.reward.loading import write_calibration
 from llm_rlhf.reward.objectives import smoothed
 from llm_rlhf.reward.trainer import PairTrainer, encode_pairs, starting_weight
 from llm_rlhf.run_folder import RunFolder, write_json
-from llm_rlhf.stages.inputs import Fitted, fit_preferences, splits, starting_model
-from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log, read_metrics
-from llm_rlhf.stages.reward_gates import tell
-from llm_rlhf.stages.reward_model import HELDOUT, training_reward
-from llm_rlhf.stages.start_samples import StartSamples, sample_start
+from llm_rlhf.runs import splits, starting_model
+from llm_rlhf.statistics.calibration import calibrate
+from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, read_metrics
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):

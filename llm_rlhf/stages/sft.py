@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 from trl import SFTTrainer
 
-from llm_rlhf.data.checks import DataError
+from llm_rlhf.errors import DataError
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
     adapters_in_float32,
@@ -26,10 +26,12 @@ from llm_rlhf.models.base import (
     load_tokenizer,
     lora_config,
 )
-from llm_rlhf.recipe import Recipe, trainer_config
+from llm_rlhf.models.fitting import Fitted, fit_demonstrations
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.stages.inputs import Fitted, fit_demonstrations, splits, starting_model
-from llm_rlhf.stages.progress import StageLog, StopsOnBadLoss, attach_log
+from llm_rlhf.runs import splits, starting_model
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log
 
 
 class _SFTTrainer(StopsOnBadLoss, SFTTrainer):

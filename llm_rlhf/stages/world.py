@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_rlhf.data.gold_world import GoldWorld
 from llm_rlhf.data.rows import Conversation, Prompt
-from llm_rlhf.models.tiny_base import shipped_base
-from llm_rlhf.recipe import Recipe
+from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.world.base_model import shipped_base
+from llm_rlhf.world.gold import GoldWorld
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:

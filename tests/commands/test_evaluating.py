@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from llm_rlhf.cli import app
-from llm_rlhf.models.reward_model import RewardModel
+from llm_rlhf.cli.main import app
+from llm_rlhf.reward.model import RewardModel
 
 WORDS = (
     "why",
@@ -202,7 +202,10 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
         (["evaluate", "some/model"], "not part of a run; name what it is compared with"),
         (["evaluate", "a=some/model", "--reference", "a=other/model"], "both called 'a'"),
         (["evaluate", "a", "--reference", "b", "--own", "x=file.jsonl"], "is not of the form NAME=SOURCE"),
-        (["evaluate", "a", "--reference", "b", "--own", "kl=f.jsonl,m:f"], "'kl', as is a measure of the report's own"),
+        (
+            ["evaluate", "a", "--reference", "b", "--own", "kl=f.jsonl,m:f"],
+            "'kl' is called as is a measure of the report's own",
+        ),
         (["compare", "./nowhere", "./there"], "holds no report.json"),
         (["compare", "./nowhere"], "at least two runs"),
     ],

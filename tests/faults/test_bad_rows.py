@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.data.checks import DataError, fit_conversation, write_quarantine
+from llm_rlhf.data.checks import fit_conversation, write_quarantine
 from llm_rlhf.data.sources import load_preferences, load_prompts
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 GOOD = b'{"prompt": "Where is the key?", "chosen": "Mat", "rejected": "Hat"}'
 

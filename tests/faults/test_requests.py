@@ -11,7 +11,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from llm_rlhf.cli import app
+from llm_rlhf.cli.main import app
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, responses_of
 
-from llm_rlhf.processes import processes
+from llm_rlhf.launch import processes
 
 ROWS = 8
 

@@ -21,14 +21,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Origin, Preference
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_config
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
 from llm_rlhf.models.roles import VALUE, active_adapters, add_reward_role, add_role_forward, role_scores
 from llm_rlhf.ppo.trainer import PPOTrainer
-from llm_rlhf.recipe import LoraSection, ModelSection, Recipe
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.recipe.sections import LoraSection, ModelSection, Recipe
 from llm_rlhf.reward.adapters import AdapterPlan
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.stages import reward as reward_stage

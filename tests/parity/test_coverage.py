@@ -7,12 +7,12 @@ count about 95 % (or 5 %), on the generous side where a test is cheap. `docs/sta
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation.agreement import cohen_kappa, krippendorff_alpha
-from llm_rlhf.evaluation.clustered import clustered_change, clustered_mean, clustered_proportion
-from llm_rlhf.evaluation.length_control import length_controlled_win_rate
-from llm_rlhf.evaluation.overoptimization import parting
-from llm_rlhf.evaluation.ratings import bradley_terry
-from llm_rlhf.evaluation.statistics import Interval, bootstrap_mean, mcnemar, paired_bootstrap, win_rate
+from llm_rlhf.statistics.agreement import cohen_kappa, krippendorff_alpha
+from llm_rlhf.statistics.clustered import clustered_change, clustered_mean, clustered_proportion
+from llm_rlhf.statistics.intervals import Interval, bootstrap_mean, mcnemar, paired_bootstrap, win_rate
+from llm_rlhf.statistics.length_control import length_controlled_win_rate
+from llm_rlhf.statistics.overoptimization import parting
+from llm_rlhf.statistics.ratings import bradley_terry
 
 pytestmark = pytest.mark.slow
 REPEATS = 200

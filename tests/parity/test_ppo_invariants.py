@@ -494,7 +494,7 @@ def test_scores_do_not_depend_on_padding(base_folder, reward_folder, tmp_path) -
 
 
 def test_bad_scores_stop_the_run_before_the_weights_change(base_folder, tmp_path) -> None:
-    from llm_rlhf.ppo.guards import NonFiniteError
+    from llm_rlhf.errors import NonFiniteError
 
     def sometimes_nan(prompts, completions, **kwargs):
         return [float("nan") if i == 3 else 1.0 for i in range(len(prompts))]

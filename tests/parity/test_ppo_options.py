@@ -16,11 +16,11 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from llm_rlhf.functions import load_function
+from llm_rlhf.errors import NonFiniteError
 from llm_rlhf.models.roles import role_scores
-from llm_rlhf.ppo.guards import NonFiniteError
 from llm_rlhf.ppo.scores import combine
 from llm_rlhf.ppo.snapshots import best
+from llm_rlhf.user_code import load_function
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from llm_rlhf.models.base import load_causal_lm, load_tokenizer
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.ppo.vllm import policy_weights
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe.sections import ModelSection
 
 
 @pytest.fixture(scope="module")

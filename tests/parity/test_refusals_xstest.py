@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from llm_rlhf.evaluation.refusals import VALIDATION, Confusion, confusion_by_cell, detect
+from llm_rlhf.evaluation.refusal_detector import VALIDATION, Confusion, confusion_by_cell, detect
 
 DEVELOPMENT = ("gpt4", "llama2orig", "mistralguard")
 HELD_OUT = ("llama2new", "mistralinstruct")

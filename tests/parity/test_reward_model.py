@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from llm_rlhf import RewardModel
-from llm_rlhf.models import reward_model as reading
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
-from llm_rlhf.models.reward_loading import write_calibration
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.reward import model as reading
+from llm_rlhf.reward.loading import write_calibration
 
 CLOSE = 1e-5  # float32 sums in another order: up to 2e-6 was measured
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from llm_rlhf.data.rows import Origin, Preference
-from llm_rlhf.recipe import RewardOptions, load_recipe
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import RewardOptions
 from llm_rlhf.reward.adapters import AdapterPlan
 from llm_rlhf.reward.trainer import PairTrainer, encode_pairs
 from llm_rlhf.stages import reward as reward_stage

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from llm_rlhf.evaluation.length_control import length_controlled_win_rate
-from llm_rlhf.evaluation.ratings import bradley_terry
+from llm_rlhf.statistics.length_control import length_controlled_win_rate
+from llm_rlhf.statistics.ratings import bradley_terry
 
 POINTS = 400 / np.log(10)
 

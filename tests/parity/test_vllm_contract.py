@@ -21,7 +21,7 @@ from llm_rlhf.models.roles import active_adapters
 from llm_rlhf.ppo.objectives import importance_weights
 from llm_rlhf.ppo.sampling import SamplingError
 from llm_rlhf.ppo.vllm import as_in_checkpoints, policy_weights
-from llm_rlhf.recipe import LoraSection, ModelSection
+from llm_rlhf.recipe.sections import LoraSection, ModelSection
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from chain_helpers import write_recipe
 
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.recipe import load_recipe
+from llm_rlhf.recipe.loading import load_recipe
 
 
 @pytest.fixture(scope="session")

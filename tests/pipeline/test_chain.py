@@ -14,9 +14,10 @@ from launching import command, environment
 from safetensors.torch import load_file
 
 from llm_rlhf import pipeline
+from llm_rlhf.errors import RunFolderError
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.recipe import load_recipe
-from llm_rlhf.run_folder import RunFolder, RunFolderError
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.run_folder import RunFolder
 
 
 def again(run: Path, *overrides: str, **options) -> None:
@@ -77,7 +78,7 @@ def test_the_reward_head_survives_save_and_reload(finished: Path) -> None:
 
     from llm_rlhf.models.encoding import encode_reply
     from llm_rlhf.models.inference import load_roles, score_ids
-    from llm_rlhf.recipe import ModelSection
+    from llm_rlhf.recipe.sections import ModelSection
 
     base, adapter = finished / "sft" / "model", finished / "reward" / "joint"
     saved = load_file(adapter / "adapter_model.safetensors")
@@ -100,7 +101,7 @@ def test_the_starting_models_replies_score_zero_on_average(finished: Path) -> No
     from llm_rlhf.data.checks import prompt_share
     from llm_rlhf.models.base import load_tokenizer
     from llm_rlhf.models.inference import load_roles, sample_replies, score_ids
-    from llm_rlhf.stages.inputs import splits
+    from llm_rlhf.runs import splits
 
     recipe = load_recipe(finished.parent / "tiny.yaml", [f"output_dir={finished}"])
     base = finished / "sft" / "model"

@@ -8,11 +8,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from llm_rlhf.cli import app
+from llm_rlhf.audit.show import numbers, pieces, safe
+from llm_rlhf.cli.main import app
 from llm_rlhf.data.rows import Demonstration, Origin
-from llm_rlhf.data_show import numbers, pieces, safe
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.encoding import encode_demonstration, encode_reply
-from llm_rlhf.recipe_values import RecipeError
 
 LONG = "How do I get red wine out of a white wool carpet without calling a cleaner?"
 

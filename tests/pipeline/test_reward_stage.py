@@ -10,10 +10,10 @@ import yaml
 from chain_helpers import TINY
 from typer.testing import CliRunner
 
-from llm_rlhf.cli import app
+from llm_rlhf.cli.main import app
+from llm_rlhf.errors import RunError
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.recipe import load_recipe
-from llm_rlhf.recipe_values import RunError
+from llm_rlhf.recipe.loading import load_recipe
 
 
 def run_on(base: Path, folder: Path, pairs: Path, **sections: Any) -> Path:

@@ -9,12 +9,11 @@ from chain_helpers import copy
 from endpoint_stand_in import StandIn, letters, reply
 from typer.testing import CliRunner
 
-from llm_rlhf.cli import app
+from llm_rlhf.cli.main import app
 from llm_rlhf.data.checks import prompt_share
+from llm_rlhf.errors import RecipeError, RunFolderError
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.recipe import load_recipe
-from llm_rlhf.recipe_values import RecipeError
-from llm_rlhf.run_folder import RunFolderError
+from llm_rlhf.recipe.loading import load_recipe
 
 
 def again(run: Path, *overrides: str, **options) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_rlhf.data.columns import FORMATS
+from llm_rlhf.data.formats.columns import FORMATS
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.recipe import DataSection, Source
-from llm_rlhf.recipe_values import read_section
+from llm_rlhf.recipe.sections import DataSection, Source
+from llm_rlhf.recipe.values import read_section
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\S*) ?(\S*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -1,9 +1,9 @@
 """The counts of `data check`, worked by hand on a few rows."""
 
-from llm_rlhf.data.account import Account, account_of, quantiles
+from llm_rlhf.audit.check import DataCheck
+from llm_rlhf.audit.counts import Account, account_of, quantiles
+from llm_rlhf.audit.text import findings, render
 from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
-from llm_rlhf.data_check import DataCheck
-from llm_rlhf.data_report import findings, render
 
 
 def user(text: str) -> Conversation:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation.agreement import Level, cohen_kappa, inter_judge, krippendorff_alpha, raw_agreement
+from llm_rlhf.statistics.agreement import Level, cohen_kappa, inter_judge, krippendorff_alpha, raw_agreement
 
 # Krippendorff 2011, section C: four observers, twelve units, gaps.
 NO = None

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from planted_runs import bad_run, better_run
 
-from llm_rlhf.evaluation.alarms import alarm_lines
-from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.report.alarms import alarm_lines
+from llm_rlhf.statistics.intervals import Estimate
 
 
 def entry(name: str, estimate: float, low: float, high: float, subject: str = "ppo", split: str = "all", n: int = 300):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation.best_of_n import best_of, best_of_n, distance
+from llm_rlhf.evaluation.suites.best_of_n import best_of, best_of_n, distance
 
 
 def test_the_best_of_two_of_three_by_hand() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from llm_rlhf.data.big_bench import load_comparisons
-from llm_rlhf.data.checks import DataError
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 ASKED = "\n\nHuman: Is water wet?\n\nAssistant: Yes.\n\nHuman: Why?\n\nAssistant:"
 TURNS = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from llm_rlhf.evaluation.calibration import (
+from llm_rlhf.statistics.calibration import (
     brier,
     calibrate,
     calibration_error,

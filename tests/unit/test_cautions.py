@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from llm_rlhf.evaluation.cautions import cautions, judge_identity, policy_weights
-from llm_rlhf.evaluation.comparison import _common_judge
+from llm_rlhf.evaluation.report.cautions import cautions, judge_identity, policy_weights
+from llm_rlhf.evaluation.report.comparison import _common_judge
 
 
 def a_run(policy: str, heldout: str = "h", prompts: str = "p", **decoding: Any) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from scipy import stats
 
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.evaluation.answers import Answers
-from llm_rlhf.evaluation.clustered import (
+from llm_rlhf.evaluation.suites.gains import compare
+from llm_rlhf.evaluation.wordings import Wordings, wordings
+from llm_rlhf.statistics.clustered import (
     clustered_change,
     clustered_difference,
     clustered_mean,
@@ -16,15 +18,7 @@ from llm_rlhf.evaluation.clustered import (
     spread_of,
     student_quantile,
 )
-from llm_rlhf.evaluation.policies import compare
-from llm_rlhf.evaluation.statistics import (
-    bootstrap_mean,
-    bootstrap_share,
-    paired_bootstrap,
-    paired_proportions,
-    wilson,
-)
-from llm_rlhf.evaluation.wordings import Wordings, wordings
+from llm_rlhf.statistics.intervals import bootstrap_mean, bootstrap_share, paired_bootstrap, paired_proportions, wilson
 
 FOUR = np.repeat(np.arange(4), 3)
 T3 = 3.182446  # Student's 97.5 % point of three degrees of freedom, to six places

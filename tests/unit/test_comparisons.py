@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 
 def source(path: Path, rows: Sequence[Mapping[str, object]], **keys: object) -> Source:

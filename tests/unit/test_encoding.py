@@ -2,10 +2,10 @@
 
 import pytest
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.base import PLAIN_CHAT_TEMPLATE, load_tokenizer, stop_token_ids
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
-from llm_rlhf.recipe import ModelSection
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.recipe.sections import ModelSection
 
 TALK = [
     {"role": "system", "content": "be kind"},

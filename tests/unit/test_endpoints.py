@@ -9,9 +9,9 @@ import traceback
 import pytest
 from endpoint_stand_in import RESET, Raw, StandIn, failed, letters, reply
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.chat_wire import EndpointError, Token
 from llm_rlhf.evaluation.endpoints import Answer, Endpoint, Failure
-from llm_rlhf.recipe_values import RecipeError
 
 KEY = "sk-a/very+secret=key-0123456789"
 

@@ -11,10 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from llm_rlhf.data import storage
-from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.recipe import DataSection, Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import DataSection, Source
 
 ROWS = [
     {"prompt": 'Say "a, b"\nand c; שלום', "chosen": "a\tb", "rejected": "No, I'd rather not."},

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rlhf.data.checks import BadRow, DataError, prompt_of
-from llm_rlhf.data.columns import FORMATS, formats_of
+from llm_rlhf.data.checks import BadRow, prompt_of
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats import parse_transcript, render_transcript, to_preference
-from llm_rlhf.data.parsing import SERVES, parse
+from llm_rlhf.data.formats.columns import FORMATS, formats_of
+from llm_rlhf.data.formats.conversations import parse_transcript, render_transcript, to_preference
+from llm_rlhf.data.formats.parsing import SERVES, parse
 from llm_rlhf.data.rows import Origin, Preference, RawRow
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 ASK = [{"role": "user", "content": "Where is the key?"}]
 GOOD = {"role": "assistant", "content": "Under the mat."}

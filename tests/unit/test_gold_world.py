@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llm_rlhf.data import gold_phrases as book
-from llm_rlhf.data import gold_world
-from llm_rlhf.data.gold_world import FLAWS, KIND_SHARES, RAMBLING_WORDS, GoldWorld, Verdict, judge
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.recipe import WorldSection
+from llm_rlhf.recipe.sections import WorldSection
+from llm_rlhf.world import gold as gold_world
+from llm_rlhf.world import phrases as book
+from llm_rlhf.world.gold import FLAWS, KIND_SHARES, RAMBLING_WORDS, GoldWorld, Verdict, judge
 
 QUESTION = {"kind": "question", "animal": "fox", "attribute": "food", "answer": "figs"}
 SCARY = {"kind": "scary", "animal": "fox", "attribute": "home", "answer": "mill"}

@@ -8,13 +8,13 @@ import pytest
 from planted_runs import bad_run, better_run, estimate
 from test_report import Page, full_report
 
-from llm_rlhf.cli import _show
-from llm_rlhf.evaluation.comparison import compare_runs, render_comparison
-from llm_rlhf.evaluation.headline import Headline, headline_of
-from llm_rlhf.evaluation.page import render_html, render_markdown
-from llm_rlhf.evaluation.report import headline, verdict_lines, write_report
-from llm_rlhf.evaluation.sides import margin_of, margin_text, side_of
-from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.cli.exits import show
+from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.headline import Headline, headline_of
+from llm_rlhf.evaluation.report.page import render_html, render_markdown
+from llm_rlhf.evaluation.report.schema import headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.sides import margin_of, margin_text, side_of
+from llm_rlhf.statistics.intervals import Estimate
 
 
 def found(estimates: list[Estimate]) -> Headline:
@@ -153,11 +153,11 @@ def test_a_better_run_is_green_with_both_sides_beside_the_word() -> None:
 
 def test_the_terminal_says_the_headline_first_and_json_holds_it(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(bad_run(), alarms=["Mind this."])
-    _show(report, Path("report.html"), as_json=False)
+    show(report, Path("report.html"), as_json=False)
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "TRADED: more helpful +0.44, less harmless \u22120.33"
     assert "warning: Mind this." in lines
-    _show(report, Path("report.html"), as_json=True)
+    show(report, Path("report.html"), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["headline"]["word"] == "traded"
     assert told["headline"]["sides"] == {"helpful": "better", "harmless": "worse"}

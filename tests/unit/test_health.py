@@ -4,7 +4,16 @@ import math
 
 import pytest
 
-from llm_rlhf.evaluation.health import distinct_across, distinct_of, ended, health, loops, ngrams, repetition_of, words
+from llm_rlhf.evaluation.suites.health import (
+    distinct_across,
+    distinct_of,
+    ended,
+    health,
+    loops,
+    ngrams,
+    repetition_of,
+    words,
+)
 
 
 class TestOneReply:

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_rlhf.data.rows import Origin, Preference
-from llm_rlhf.evaluation.alarms import alarm_lines
-from llm_rlhf.evaluation.hhh import PairLogprobs, hhh_estimates, pair_logprobs
-from llm_rlhf.evaluation.perplexity import Losses, demonstrations_of, perplexity_estimates, read_replies
+from llm_rlhf.evaluation.report.alarms import alarm_lines
+from llm_rlhf.evaluation.suites.hhh import PairLogprobs, hhh_estimates, pair_logprobs
+from llm_rlhf.evaluation.suites.perplexity import Losses, demonstrations_of, perplexity_estimates, read_replies
 from llm_rlhf.models.inference import load_roles, reply_logprobs, sample_replies
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe.sections import ModelSection
 
 NAMES = ("ppo", "sft")
 

@@ -10,6 +10,7 @@ import torch
 from endpoint_stand_in import RESET, StandIn, failed, letters, reply
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges import (
     Cost,
@@ -30,8 +31,7 @@ from llm_rlhf.evaluation.judges import (
 )
 from llm_rlhf.evaluation.judges import prompts as questions
 from llm_rlhf.evaluation.judges.local import _Question
-from llm_rlhf.recipe import ModelSection
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.recipe.sections import ModelSection
 
 ASK = [{"role": "user", "content": "How do I boil an egg?"}]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation.length_control import LengthControlled, length_controlled_win_rate
+from llm_rlhf.statistics.length_control import LengthControlled, length_controlled_win_rate
 
 
 def sigma(logit: float) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.agreement import krippendorff_alpha
-from llm_rlhf.evaluation.statistics import mcnemar, paired_bootstrap, wilson, win_rate
+from llm_rlhf.statistics.agreement import krippendorff_alpha
+from llm_rlhf.statistics.intervals import mcnemar, paired_bootstrap, wilson, win_rate
 
 POLICY, REFERENCE = [1.2, 0.3, 0.9, 0.1, 2.0], [0.7, 0.3, 0.4, 0.5, 1.0]
 

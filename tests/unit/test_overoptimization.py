@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from llm_rlhf.evaluation.overoptimization import Form, fit_curve, parting
+from llm_rlhf.statistics.overoptimization import Form, fit_curve, parting
 
 D = np.linspace(0, 8, 9)
 

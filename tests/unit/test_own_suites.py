@@ -2,16 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
-from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Origin, Prompt
-from llm_rlhf.evaluation import own_suites
-from llm_rlhf.evaluation.own_suites import check_suites, score_replies, suite_estimates, suite_of, suite_record
-from llm_rlhf.functions import load_function
-from llm_rlhf.recipe import OwnSuite, Source, check_own_suites
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.evaluation.suites import own as own_suites
+from llm_rlhf.evaluation.suites.own import check_suites, score_replies, suite_estimates, suite_of, suite_record
+from llm_rlhf.recipe.checks import check_own_suites
+from llm_rlhf.recipe.sections import OwnSuite, Source
+from llm_rlhf.user_code import load_function
 
 PROMPTS = [Prompt([{"role": "user", "content": f"q{i}"}], "overall", Origin("mine.jsonl", i)) for i in (1, 2, 3, 4)]
 NAMES = ("ppo", "sft")
@@ -92,7 +93,6 @@ def test_what_a_function_may_not_return(scoring, function, message) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "reward"}, "evaluate.own.0.name' is 'reward', as is a measure of the report's own"),
         ({"name": "my gain"}, "letters, digits and underscores"),
         ({"name": "my_gain"}, "not end in _gain"),
         ({"function": "m.f"}, "evaluate.own.0.function' is 'm.f'; write it as module:function"),
@@ -106,6 +106,12 @@ def test_wrong_suites_are_refused_by_key(changes, message) -> None:
         check_own_suites([OwnSuite(**{"name": "a", "function": "m:f", "prompts": [Source(source="x")]} | changes)])
     with pytest.raises(RecipeError, match=r"own.1.name' is 'brevity', as is another suite"):
         check_own_suites([suite(), suite()])
+
+
+@pytest.mark.parametrize("name", ["reward", "kl", "refusals"])
+def test_a_suite_may_not_be_called_as_a_measure_of_the_report(name) -> None:
+    with pytest.raises(RecipeError, match=f"The suite '{name}' is called as is a measure of the report's own"):
+        check_suites([replace(suite(), name=name)])
 
 
 def test_the_spelling_on_the_command_line() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_rlhf.data.personal import KINDS, masked, suspicions
+from llm_rlhf.audit.personal import KINDS, masked, suspicions
 
 
 def kinds(text: str) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.rows import Origin, Prompt
-from llm_rlhf.evaluation.alarms import alarm_lines
 from llm_rlhf.evaluation.answers import Answers
-from llm_rlhf.evaluation.policies import compare, win_estimates
-from llm_rlhf.evaluation.samples import choose_samples
+from llm_rlhf.evaluation.report.alarms import alarm_lines
+from llm_rlhf.evaluation.report.samples import choose_samples
+from llm_rlhf.evaluation.suites.gains import compare, win_estimates
 
 KINDS = ["question", "scary", "harmful", "harmful"]
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation.ratings import Rated, Ratings, bradley_terry
+from llm_rlhf.statistics.ratings import Rated, Ratings, bradley_terry
 
 LEAST = 100  # resamples, where the interval is not what is tested
 

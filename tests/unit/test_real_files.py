@@ -12,7 +12,7 @@ import pytest
 
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.recipe import Source
+from llm_rlhf.recipe.sections import Source
 
 FOLDER = Path(os.environ.get("LLM_RLHF_DATA_FILES", Path(__file__).parents[2] / "../shared/data"))
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs a folder of public data sets (LLM_RLHF_DATA_FILES)")

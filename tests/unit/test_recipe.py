@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.pipeline import stage_inputs
-from llm_rlhf.recipe import DECIDED_ELSEWHERE, load_recipe, stage_options, trainer_config
-from llm_rlhf.recipe_values import RecipeError
-from llm_rlhf.stages.reward_model import training_reward
+from llm_rlhf.ppo.scores import training_reward
+from llm_rlhf.recipe.loading import DECIDED_ELSEWHERE, load_recipe, trainer_config
+from llm_rlhf.recipe.sections import stage_options
 
 GOOD = {
     "name": "tiny",

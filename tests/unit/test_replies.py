@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llm_rlhf.models.drawing import prompt_uniforms
 from llm_rlhf.models.inference import ReplyCache, load_roles, sample_replies
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.models.random_draws import prompt_uniforms
+from llm_rlhf.recipe.sections import ModelSection
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "why not", "tell me more of it", "why not", "go")]
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_rlhf.evaluation import charts
-from llm_rlhf.evaluation.best_of_n import best_of_n
-from llm_rlhf.evaluation.calibration import calibrate, ensemble_agreement
-from llm_rlhf.evaluation.measures import number, value_text
-from llm_rlhf.evaluation.page import cell, duration, fence, render_html, render_markdown
-from llm_rlhf.evaluation.report import check_report, headline, verdict_lines, write_report
-from llm_rlhf.evaluation.statistics import Estimate
-from llm_rlhf.evaluation.verdict import judgement
+from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.measures import number, value_text
+from llm_rlhf.evaluation.report.page import cell, duration, fence, render_html, render_markdown
+from llm_rlhf.evaluation.report.schema import check_report, headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.verdict import judgement
+from llm_rlhf.evaluation.suites.best_of_n import best_of_n
+from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
+from llm_rlhf.statistics.intervals import Estimate
 
 ATTACK = "<script>alert(1)</script>"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.rows import Origin, Preference
-from llm_rlhf.evaluation.reward_accuracy import baseline_estimates, opens_with_refusal, reward_report
+from llm_rlhf.evaluation.suites.reward_accuracy import baseline_estimates, opens_with_refusal, reward_report
 
 
 def pair(prompt: str, chosen: str, rejected: str, objective: str = "helpful", turns: int = 1) -> Preference:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llm_rlhf.data.checks import DataError
 from llm_rlhf.data.rows import Origin, Preference
-from llm_rlhf.recipe import RewardOptions
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import RewardOptions
 from llm_rlhf.reward.adapters import fold_of, plan_adapters
 
 

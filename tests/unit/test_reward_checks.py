@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_rlhf.data.gold_world import GoldWorld
 from llm_rlhf.data.rows import Origin, Preference, Prompt
 from llm_rlhf.evaluation.loss_plateau import LEAST_LOSSES, label_losses, plateau_check
-from llm_rlhf.evaluation.refusals import detect
-from llm_rlhf.evaluation.reward_accuracy import reward_report
+from llm_rlhf.evaluation.refusal_detector import detect
 from llm_rlhf.evaluation.reward_checks import (
     LEAST_PAIRS,
     LEAST_REPLIES,
@@ -27,13 +25,15 @@ from llm_rlhf.evaluation.reward_checks import (
     refusal_gap,
     refusals_of,
 )
-from llm_rlhf.evaluation.statistics import Estimate
+from llm_rlhf.evaluation.start_samples import StartSamples, choose_prompts
+from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
 from llm_rlhf.models.inference import Reply
-from llm_rlhf.recipe import Recipe, WorldSection
+from llm_rlhf.recipe.sections import Recipe, WorldSection
 from llm_rlhf.reward.adapters import AdapterPlan
-from llm_rlhf.stages.progress import METRICS
 from llm_rlhf.stages.reward import Normalisation, _other_checks, _refusal_checks
-from llm_rlhf.stages.start_samples import StartSamples, choose_prompts
+from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.training import METRICS
+from llm_rlhf.world.gold import GoldWorld
 
 NO, YES = "I am sorry, but I cannot help with that.", "First you take the ladder."
 SEEDS = range(5)

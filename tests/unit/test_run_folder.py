@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.run_folder import RunFolder, RunFolderError, differences
+from llm_rlhf.errors import RunFolderError
+from llm_rlhf.run_folder import RunFolder, differences
 
 INPUTS = {"seed": 0, "sft": {"learning_rate": 0.1}}
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.sources import load_prompts
-from llm_rlhf.evaluation import refusal_suite
-from llm_rlhf.models import tiny_base
-from llm_rlhf.recipe import Source
+from llm_rlhf.evaluation.suites import refusals as refusal_suite
+from llm_rlhf.recipe.sections import Source
+from llm_rlhf.world import base_model as tiny_base
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
 OBJECTIVES = {"helpful": "helpful", "harmful": "harmless", "scary": "helpful"}  # by kind

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.data.checks import DataError, prompt_of
+from llm_rlhf.data.checks import prompt_of
 from llm_rlhf.data.rows import Origin
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
-from llm_rlhf.recipe import Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
 
 ASK = [{"role": "user", "content": "Where is the key?"}]
 GOOD = {"role": "assistant", "content": "Under the mat."}

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_rlhf.data.checks import DataError, normalised_prompt, opening, prompt_of, prompt_share
+from llm_rlhf.data.checks import normalised_prompt, opening, prompt_of, prompt_share
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.sources import load_preferences
 from llm_rlhf.data.splits import Splits, divide_pairs, load_splits
-from llm_rlhf.recipe import DataSection, Source
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import DataSection, Source
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm_rlhf.evaluation import statistics
-from llm_rlhf.evaluation.statistics import (
+from llm_rlhf.statistics import intervals as statistics
+from llm_rlhf.statistics.intervals import (
     Interval,
     accuracy,
     auroc,

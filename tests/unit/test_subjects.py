@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.subjects import start_of, subject_of
-from llm_rlhf.recipe import ModelSection
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.recipe.sections import ModelSection
 
 
 @pytest.fixture

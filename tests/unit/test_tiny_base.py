@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_rlhf.data.gold_world import GoldWorld
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.models.encoding import encode_prompt, encode_reply
-from llm_rlhf.models.tiny_base import make_tiny_base, shipped_base
-from llm_rlhf.recipe import WorldSection
+from llm_rlhf.recipe.sections import WorldSection
+from llm_rlhf.world.base_model import make_tiny_base, shipped_base
+from llm_rlhf.world.gold import GoldWorld
 
 SMALL = {"vocabulary": 512, "layers": 1, "width": 32, "epochs": 3, "batch_size": 8}
 TALK: Conversation = [

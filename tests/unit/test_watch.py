@@ -7,7 +7,7 @@ from math import comb
 import pytest
 from scipy import stats
 
-from llm_rlhf.evaluation.watch_section import watch_section
+from llm_rlhf.evaluation.report.watch_section import watch_section
 from llm_rlhf.ppo.preview import preview, preview_lines, worsened
 from llm_rlhf.ppo.snapshots import best, last_sound
 from llm_rlhf.ppo.watch import Row, Watch, by_objective, changes, p_of_a_fall, p_of_signs

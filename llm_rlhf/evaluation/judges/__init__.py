@@ -8,7 +8,9 @@ remote.py      EndpointJudge   an OpenAI-compatible endpoint
 people.py      StoredJudge     verdicts of people from a file
 """
 
-from llm_rlhf.evaluation.judges.comparing import (
+from llm_rlhf.evaluation.judges.local import LocalJudge, model_identity
+from llm_rlhf.evaluation.judges.people import StoredJudge
+from llm_rlhf.evaluation.judges.protocol import (
     Comparisons,
     Cost,
     Grades,
@@ -24,8 +26,6 @@ from llm_rlhf.evaluation.judges.comparing import (
     grade,
     grade_all,
 )
-from llm_rlhf.evaluation.judges.local import LocalJudge, model_identity
-from llm_rlhf.evaluation.judges.people import StoredJudge
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
 from llm_rlhf.evaluation.judges.reward import RewardJudge
 

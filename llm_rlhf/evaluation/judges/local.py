@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.evaluation.judges.comparing import Cost, Pair, Reading, Response
 from llm_rlhf.evaluation.judges.prompts import (
     GRADES,
     LETTERS,
@@ -23,12 +22,13 @@ from llm_rlhf.evaluation.judges.prompts import (
     prompt_identity,
     verdict_of,
 )
+from llm_rlhf.evaluation.judges.protocol import Cost, Pair, Reading, Response
+from llm_rlhf.launch import processes
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import in_batches, left_padded
 from llm_rlhf.models.roles import position_ids
-from llm_rlhf.processes import processes
-from llm_rlhf.recipe import ModelSection
+from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import file_digest
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.evaluation.judges.comparing import Cost, JudgeError, Pair, Reading, Response
-from llm_rlhf.recipe_values import RecipeError
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.evaluation.judges.protocol import Cost, JudgeError, Pair, Reading, Response
 from llm_rlhf.run_folder import file_digest
 
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}

@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError
 from llm_rlhf.evaluation.endpoints import Endpoint, Failure
-from llm_rlhf.evaluation.judges.comparing import Cost, JudgeError, Pair, Reading, Response
 from llm_rlhf.evaluation.judges.prompts import (
     GRADES,
     LETTERS,
@@ -32,6 +31,7 @@ from llm_rlhf.evaluation.judges.prompts import (
     read_verdict,
     verdict_of,
 )
+from llm_rlhf.evaluation.judges.protocol import Cost, JudgeError, Pair, Reading, Response
 
 TOP = 5  # tokens reported: all that older vLLM servers give, and enough for two letters
 LEAST_SHARE = 0.5  # of the first token's probability that must be on the answers asked for

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.evaluation.judges.comparing import Cost, Pair, Reading, Response
+from llm_rlhf.evaluation.judges.protocol import Cost, Pair, Reading, Response
 
 Score = Callable[[list[Conversation]], Any]
 

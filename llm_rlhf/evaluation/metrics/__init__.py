@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from llm_rlhf.evaluation.statistics import Interval
+from llm_rlhf.statistics.intervals import Interval
 
 FOLDER = Path(__file__).parent
 CITATION = "llm-rlhf, docs/statistics.md: formula and source of each number."

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.ratings import bradley_terry
+from llm_rlhf.statistics.ratings import bradley_terry
 
 NAME = datasets.Value("string")
 OUTCOME = datasets.Value("float64")

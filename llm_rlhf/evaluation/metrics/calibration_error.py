@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.calibration import brier, calibration_error, fit_temperature, log_loss
+from llm_rlhf.statistics.calibration import brier, calibration_error, fit_temperature, log_loss
 
 SCORE = datasets.Value("float64")
 

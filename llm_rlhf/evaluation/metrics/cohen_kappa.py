@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.agreement import cohen_kappa, raw_agreement
+from llm_rlhf.statistics.agreement import cohen_kappa, raw_agreement
 
 LABEL = datasets.Value("string")
 

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.agreement import Level, krippendorff_alpha
+from llm_rlhf.statistics.agreement import Level, krippendorff_alpha
 
 LABELS = datasets.Sequence(datasets.Value("float64"))
 

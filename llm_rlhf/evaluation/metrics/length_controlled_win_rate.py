@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.length_control import length_controlled_win_rate
+from llm_rlhf.statistics.length_control import length_controlled_win_rate
 
 NUMBER = datasets.Value("float64")
 

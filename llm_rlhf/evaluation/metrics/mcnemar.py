@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.statistics import mcnemar, paired_proportions
+from llm_rlhf.statistics.intervals import mcnemar, paired_proportions
 
 FLAG = datasets.Value("bool")
 

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.statistics import paired_bootstrap
+from llm_rlhf.statistics.intervals import paired_bootstrap
 
 SCORE = datasets.Value("float64")
 

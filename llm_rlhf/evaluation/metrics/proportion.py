@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.statistics import wilson
+from llm_rlhf.statistics.intervals import wilson
 
 FLAG = datasets.Value("bool")
 

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.health import distinct_across, health, words
+from llm_rlhf.evaluation.suites.health import distinct_across, health, words
 
 TEXT = datasets.Value("string")
 

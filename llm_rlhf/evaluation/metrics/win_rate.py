@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from llm_rlhf.evaluation import metrics
-from llm_rlhf.evaluation.statistics import win_rate
+from llm_rlhf.statistics.intervals import win_rate
 
 SCORE = datasets.Value("float64")
 

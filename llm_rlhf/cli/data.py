@@ -1,0 +1,179 @@
+"""The commands `llm-rlhf data check` and `llm-rlhf data show`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm_rlhf.cli.exits import told_in_one_message
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
+
+Sources = Annotated[list[str] | None, typer.Argument(help="files, globs, folders or hub ids")]
+Format = Annotated[str, typer.Option("--format", help="as in a recipe; auto: told by the columns")]
+Objective = Annotated[str, typer.Option("--objective", help="helpful, harmless or overall")]
+Split = Annotated[str, typer.Option("--split", help="of a hub dataset or folder")]
+Subset = Annotated[str | None, typer.Option("--subset", help="of a hub dataset")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="of a hub dataset")]
+Kind = Annotated[
+    str | None, typer.Option("--as", help="preferences, demonstrations or prompts; else as the rows allow")
+]
+RecipePath = Annotated[str | None, typer.Option("--recipe", help="YAML file: its data section, limits and template")]
+Model = Annotated[str | None, typer.Option("--model", help="hub id or folder: its tokenizer, template and context")]
+
+
+@data_app.command()
+def check(
+    sources: Sources = None,
+    recipe: RecipePath = None,
+    model: Model = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=8, help="tokens; else the model's limit")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="SOURCE", help="evaluation data that must share no prompt")
+    ] = None,
+    serve_as: Kind = None,
+    format: Format = "auto",
+    objective: Objective = "overall",
+    split: Split = "train",
+    subset: Subset = None,
+    data_dir: DataDir = None,
+    near: Annotated[float, typer.Option("--near", min=0, max=1, help="similarity of near-duplicates; 0: none")] = 0.8,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="rows whose tokens are counted; 0: all")] = 2000,
+    output: Annotated[str | None, typer.Option("--output", help="folder for check.json and quarantine.jsonl")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Count what is in a source: rows kept and set aside, lengths, repeats, imbalances, personal data, leaks.
+
+    Example: llm-rlhf data check pairs.jsonl --model Qwen/Qwen2.5-0.5B --against test.jsonl
+
+    A recipe as its run will read it: llm-rlhf data check --recipe recipes/hh.yaml
+
+    Exit code 1 where a run would stop: nothing left, or prompts of --against among the rows to train on.
+    """
+
+    _one_of_both(sources, recipe)
+    if recipe and (against or model):
+        raise typer.BadParameter(
+            "--recipe names its model and its evaluation data itself; leave --model and --against."
+        )
+    with told_in_one_message(), _Reading(sources or []):
+        from llm_rlhf.audit.check import Tokens, check_recipe, check_sources
+        from llm_rlhf.audit.text import findings, render
+        from llm_rlhf.recipe.sections import ModelSection
+
+        if recipe:
+            found = check_recipe(_recipe(recipe), near or None, sample)
+        else:
+            options = {"split": split, "subset": subset, "data_dir": data_dir}
+            named = [_source(name, format, objective, options) for name in sources or []]
+            others = [_source(name, "auto", objective, {}) for name in against or []]
+            tokens = Tokens(ModelSection(base=model), sample, max_length) if model else None
+            found = check_sources(named, others, serve_as, near or None, tokens)
+        notable = findings(found)
+        report = found.as_dict() | {"findings": [finding._asdict() for finding in notable]}
+        quarantine = _write(report, found, Path(output)) if output else None
+        print(json.dumps(report) if as_json else render(found, quarantine))
+        if any(finding.stops for finding in notable):
+            raise typer.Exit(1)
+
+
+@data_app.command()
+def show(
+    sources: Sources = None,
+    rows: Annotated[str, typer.Option("--rows", "--row", help="numbers in the source: 7, 1-5 or 2,4,9-12")] = "1-3",
+    recipe: RecipePath = None,
+    model: Model = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="sft, reward or ppo; else as the rows allow")] = None,
+    format: Format = "auto",
+    objective: Objective = "overall",
+    split: Split = "train",
+    subset: Subset = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print rows as the model will see them: template, special tokens, what is trained on, token boundaries.
+
+    Example: llm-rlhf data show pairs.jsonl --rows 1-5 --model Qwen/Qwen2.5-0.5B --stage sft
+
+    Without a model or recipe: the conversation as read.
+    """
+
+    if not sources and not recipe:
+        raise typer.BadParameter("name a source, or a recipe whose sources are to be shown.")
+    with told_in_one_message(), _Reading(sources or []):
+        from llm_rlhf.audit.show import numbers, show_rows
+        from llm_rlhf.recipe.sections import ModelSection
+
+        section = ModelSection(base=model) if model else None
+        options = {"split": split, "subset": subset, "data_dir": data_dir}
+        named = [_source(name, format, objective, options) for name in sources or []]
+        if recipe:
+            read = _recipe(recipe)
+            section = read.model
+            assert read.data is not None
+            named = named or [source for source in (*read.data.preferences, *read.data.demonstrations) if source.source]
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        for text in show_rows(named, numbers(rows), section, stage, colour):
+            print(text)
+
+
+def _one_of_both(sources: list[str] | None, recipe: str | None) -> None:
+    if bool(sources) == bool(recipe):
+        raise typer.BadParameter("give either sources or --recipe, which names its own.")
+
+
+def _source(name: str, format: str, objective: str, options: dict[str, Any]) -> Any:
+    """A source as a recipe would have it, checked by the recipe's own rules."""
+    from llm_rlhf.recipe.sections import Source, local_files
+    from llm_rlhf.recipe.values import read_section
+
+    if local_files(name) and not Path(name).is_dir():
+        options = {}  # for hub datasets and folders
+    values = {key: value for key, value in options.items() if value is not None}
+    return read_section(Source, {"source": name, "format": format, "objective": objective, **values}, "")
+
+
+def _recipe(path: str) -> Any:
+    from llm_rlhf.errors import RecipeError
+    from llm_rlhf.recipe.loading import load_recipe
+
+    recipe = load_recipe(path)
+    if recipe.data is None:
+        raise RecipeError(
+            f"The recipe {path} makes its data itself ('world'); there is nothing to read before the run."
+        )
+    return recipe
+
+
+class _Reading:
+    """A source that is there but cannot be used would stop a run: exit code 1; one that is not is a wrong request."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __enter__(self) -> None:
+        import datasets
+
+        if not sys.stderr.isatty():  # no bars in a log
+            datasets.disable_progress_bars()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        from llm_rlhf.errors import DataError
+        from llm_rlhf.recipe.sections import local_files
+
+        if isinstance(error, DataError) and self.names and all(local_files(name) for name in self.names):
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+def _write(report: dict[str, Any], found: Any, folder: Path) -> Path:
+    from llm_rlhf.data.checks import write_quarantine
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "check.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_quarantine(found.set_aside, folder / "quarantine.jsonl")
+    return folder / "quarantine.jsonl"

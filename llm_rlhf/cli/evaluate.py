@@ -1,0 +1,146 @@
+"""The commands `llm-rlhf evaluate` and `llm-rlhf compare`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm_rlhf.cli.exits import quiet_libraries, show, told_in_one_message
+
+
+def evaluate(
+    policy: Annotated[
+        str | None, typer.Argument(help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL; none: --reward alone")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option("--reward", metavar="MODEL", help="What training went by; several: their mean."),
+    ] = None,
+    heldout: Annotated[
+        list[str] | None, typer.Option("--heldout", metavar="MODEL", help="A second one that training never saw.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="JUDGE", help="local:MODEL, URL#MODEL or people:FILE.jsonl")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompts", metavar="SOURCE", help="File or hub id; else the run's, or ours.")
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option("--own", metavar="NAME=FILE,MODULE:FUNCTION", help="A suite of yours; ,lower if lower is better."),
+    ] = None,
+    hhh: Annotated[
+        list[str] | None,
+        typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of, all of them: BIG-bench or any."),
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on, all of them."),
+    ] = None,
+    refusals: Annotated[
+        bool, typer.Option("--refusals/--no-refusals", help="Ask our prompts too, where no others show refusals.")
+    ] = True,
+    output: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts, of each kind, at most.")] = 300,
+    response_length: Annotated[
+        int | None, typer.Option("--response-length", min=1, help="Tokens of a reply; else as the run trained, or 128.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, help="0: the likeliest token; else as trained, or 1.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Replies sampled at once.")] = 32,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")
+    ] = "float32",
+    quantization: Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")] = "none",
+    key_variable: Annotated[
+        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
+) -> None:
+    """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
+
+    Example: llm-rlhf evaluate runs/hh --reference Qwen/Qwen2.5-0.5B-Instruct --judge http://localhost:8000/v1#judge
+
+    Without a policy, test reward models: llm-rlhf evaluate --reward path/to/model --pairs pairs.jsonl
+    """
+    with told_in_one_message():
+        quiet_libraries()
+        from llm_rlhf.errors import RecipeError
+        from llm_rlhf.evaluation.ask import Evaluation
+        from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
+        from llm_rlhf.evaluation.subjects import start_of, subject_of
+        from llm_rlhf.evaluation.suites.own import check_names, suite_of
+        from llm_rlhf.recipe.checks import check_own_suites
+        from llm_rlhf.recipe.sections import ModelSection, Source
+        from llm_rlhf.recipe.values import read_section
+
+        suites = [suite_of(text) for text in own or []]
+        check_own_suites(suites, key=None)
+        check_names(suites)
+        defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
+        if policy is None:
+            of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh}
+            if idle := [option for option, value in of_policies.items() if value]:
+                raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
+            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed, as_json)
+            return
+        judged = subject_of(policy, defaults)
+        if reference is None and judged.run is None:
+            raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
+        compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
+        folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
+        report = run_evaluation(
+            Evaluation(
+                judged, compared, folder, [Source(source=name) for name in prompts or []], reward or [], heldout or [],
+                judge, key_variable, limit, response_length, temperature, batch_size, seed=seed,
+                own=suites, hhh=[Source(source=name) for name in hhh or []], refusals=refusals,
+                pairs=[Source(source=name) for name in pairs or []],
+            )
+        )  # fmt: skip
+        show(report, folder / "report.html", as_json)
+
+
+def _evaluate_rewards(
+    reward: list[str], heldout: list[str], pairs: list[str], output: str | None, how: Any, seed: int, as_json: bool
+) -> None:
+    from llm_rlhf.errors import RecipeError
+    from llm_rlhf.evaluation.rewards import Rewards, evaluate_rewards
+    from llm_rlhf.recipe.sections import Source
+
+    if not reward or not pairs:
+        raise RecipeError(
+            "Name a policy to evaluate, or a reward model and labelled pairs to test it on: --reward MODEL --pairs "
+            "SOURCE."
+        )
+    folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
+    rewards = Rewards.of({"reward": reward, "heldout": heldout}, how)
+    report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
+    show(report, folder / "report.html", as_json)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run folders, or folders that evaluate wrote")],
+    output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where the page goes.")] = "comparison",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table and paths as JSON at the end.")] = False,
+) -> None:
+    """Put several runs on one page: what each gained, and what they gained together.
+
+    Example: llm-rlhf compare runs/seed-0 runs/seed-1 runs/seed-2 --output comparison
+    """
+    with told_in_one_message():
+        from llm_rlhf.evaluation.report.comparison import compare_runs, write_comparison
+
+        found = compare_runs([Path(run) for run in runs])
+        page = write_comparison(found, Path(output))
+        if as_json:
+            print(json.dumps({"comparison": found, "page": str(page)}, ensure_ascii=False))
+        else:
+            print(
+                "\n".join([*found["summary"], *(f"note: {line}" for line in found["cautions"])]) + f"\n\nPage: {page}"
+            )

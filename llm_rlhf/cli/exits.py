@@ -1,0 +1,65 @@
+"""How a command ends, and what it shows. Exit codes: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted."""
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
+
+
+@contextlib.contextmanager
+def told_in_one_message() -> Iterator[None]:
+    """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback."""
+    try:
+        yield
+    except (RecipeError, DataError, RunFolderError) as error:
+        say_error(str(error))
+        raise typer.Exit(2) from None
+    except RunError as error:
+        say_error(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        say_error("interrupted. Run the same command again to go on after the last finished stage.")
+        raise typer.Exit(130) from None
+
+
+def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
+    """The headline, the verdict and what a reader must be told before they believe it."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if as_json:
+        told = {key: report[key] for key in ("headline", "verdict", "alarms")}
+        print(json.dumps(told | {"report": str(page)}, ensure_ascii=False))
+        return
+    warnings_told = [f"warning: {line}" for line in report["alarms"]]
+    print("\n".join(["", report["headline"]["text"], "", *report["verdict"], *warnings_told]) + f"\n\nReport: {page}")
+
+
+def say_error(message: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:  # one process of a launch speaks for all
+        print(f"error: {message}", file=sys.stderr)
+
+
+def quiet_warnings() -> None:
+    """Keep the libraries' warnings to developers off a user's screen."""
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        for module in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
+            warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notes to developers off a user's screen; errors still show."""
+    quiet_warnings()
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

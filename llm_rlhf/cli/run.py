@@ -1,0 +1,40 @@
+"""The command `llm-rlhf run`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, show, told_in_one_message
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. recipes/quickstart.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, laid over the recipe")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Archive this stage and all later ones; redo them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
+) -> None:
+    """Run a recipe's stages. Running it again resumes after the last stage that was finished.
+
+    Example: llm-rlhf run recipes/quickstart.yaml seed=1 output_dir=runs/seed-1
+
+    On several GPUs: accelerate launch -m llm_rlhf run recipes/hh.yaml
+    """
+    if only is not None and from_stage is not None:
+        raise typer.BadParameter("--only and --from exclude each other; --from redoes the stage and all later ones.")
+    with told_in_one_message():
+        quiet_warnings()
+        from llm_rlhf.recipe.loading import load_recipe
+
+        loaded = load_recipe(recipe, overrides or ())  # first: to import all that runs it takes seconds
+        quiet_libraries()
+        from llm_rlhf.pipeline import run_recipe
+
+        folder = run_recipe(loaded, only, from_stage)
+        report = folder / "report.json"
+        if not folder.state.is_main_process or not report.is_file():
+            return
+        show(json.loads(report.read_text(encoding="utf-8")), folder / "report.html", as_json)

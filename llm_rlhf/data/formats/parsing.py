@@ -1,0 +1,263 @@
+"""The rows of one opened file or dataset, read under one format: what each became, or why it became nothing.
+
+Every row read is accounted for: an Entry says for how many of them it stands, and the sum is compared with the number
+of rows that were read.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_rlhf.data.checks import BadRow, SetAside, extract
+from llm_rlhf.data.files import Opened
+from llm_rlhf.data.formats.columns import FORMATS, REPLY_LISTS, formats_of, prompt_columns, renamed, reply_columns
+from llm_rlhf.data.formats.comparisons import (
+    Scale,
+    compared_pair,
+    completion,
+    find_scale,
+    liked_completion,
+    opposed_pairs,
+)
+from llm_rlhf.data.formats.conversations import (
+    asked,
+    demonstration_of,
+    prompt_of_pair,
+    row_of,
+    to_demonstrations,
+    to_preference,
+    to_prompts,
+)
+from llm_rlhf.data.formats.rankings import ranked_pairs
+from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, RawRow
+from llm_rlhf.errors import DataError
+from llm_rlhf.recipe.sections import Source
+
+PAIRS = ("hh", "preference", "comparison", "ranked", "feedback", "tree")
+# The formats that can serve each purpose.
+SERVES = {
+    "preferences": PAIRS,
+    "demonstrations": ("messages", "prompt_completion", "instruction", *PAIRS),
+    "prompts": tuple(FORMATS),
+}
+DOWN_VOTED = "down-voted completion"
+
+AnyRow = Preference | Demonstration | Prompt
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row made, a row set aside (`reason`), or parts of a row in use that were not used (`rows` is 0)."""
+
+    number: int  # of the row it came from
+    made: AnyRow | None = None
+    reason: str = ""
+    detail: str = ""
+    rows: int = 1  # how many of the rows read it accounts for
+    parts: int = 0
+    repairs: frozenset[str] = field(default_factory=frozenset)
+
+
+def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
+    """The format named in the recipe, or that of the first row, of the first hundred, that has the shape of one.
+
+    Raises:
+        DataError: where no format fits, or more than one, or it cannot serve the purpose.
+    """
+    form = source.format if source.format != "auto" else _recognised(opened, source)
+    if form not in SERVES[purpose]:
+        raise DataError(
+            f"{opened.name} has rows of format '{form}', which cannot serve as {purpose}. "
+            f"Formats that can: {', '.join(SERVES[purpose])}."
+        )
+    return form
+
+
+def _recognised(opened: Opened, source: Source) -> str:
+    good = (raw.fields for raw in _named(opened, source) if isinstance(raw.fields, (dict, str)))
+    rows = list(itertools.islice(good, 100))
+    for row in rows:
+        found = formats_of(row)
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise DataError(
+                f"The rows of {opened.name} (columns {_columns(row)}) could be of format {' or '.join(found)}; "
+                "set 'format' to the one you mean."
+            )
+    if not rows:
+        bad = [(raw, _unreadable(raw)) for raw in opened.rows()]
+        set_aside = [SetAside(raw.origin, reason.reason, reason.detail) for raw, reason in bad]
+        raise nothing_left(opened.name, len(bad), set_aside)
+    known = "; ".join(f"{form}: {what}" for form, what in FORMATS.items())
+    raise DataError(
+        f"The format of {opened.name} is not recognised; its first row has the columns {_columns(rows[0])}. "
+        f"Known formats: {known}. Name its columns in the source ('columns: {{prompt: NAME, ...}}'), or set 'format'."
+    )
+
+
+def _unreadable(raw: RawRow) -> BadRow:
+    if isinstance(raw.fields, BadRow):
+        return raw.fields
+    return BadRow("wrong type", f"the row is {type(raw.fields).__name__}, not a JSON object")
+
+
+def _columns(row: Any) -> str:
+    return ", ".join(extract(name) for name in list(row)[:20]) or "(none)"
+
+
+def nothing_left(name: str, read: int, set_aside: list[SetAside]) -> DataError:
+    reasons: dict[str, int] = {}
+    for item in set_aside:
+        reasons[item.reason] = reasons.get(item.reason, 0) + 1
+    if not reasons:
+        return DataError(f"{name} has no rows.")
+    first = set_aside[0]
+    most_first = sorted(reasons.items(), key=lambda pair: -pair[1])
+    listed = ", ".join(f"{reason} ({count})" for reason, count in most_first)
+    example = f"{first.reason}: {first.detail}" if first.detail else first.reason
+    return DataError(
+        f"Nothing is left of {name}: {read} rows read, all set aside: {listed}. "
+        f"The first, row {first.origin.row}: {example}."
+    )
+
+
+def _named(opened: Opened, source: Source) -> Iterator[RawRow]:
+    """The rows under our names, replies in a list as well."""
+    for raw in opened.rows():
+        if source.columns and isinstance(raw.fields, dict):
+            raw.fields = renamed(raw.fields, source.columns)
+            for name in REPLY_LISTS:
+                if isinstance(raw.fields.get(name), list):
+                    raw.fields[name] = [
+                        renamed(reply, {ours: theirs for ours, theirs in source.columns.items() if theirs in reply})
+                        if isinstance(reply, dict)
+                        else reply
+                        for reply in raw.fields[name]
+                    ]
+        yield raw
+
+
+def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
+    """What the rows became, in their order (of feedback and flat trees, in that of the prompts)."""
+    read = accounted = 0
+
+    def counted() -> Iterator[RawRow]:
+        nonlocal read
+        for raw in _named(opened, source):
+            read += 1
+            yield raw
+
+    for entry in _entries(counted(), opened, form, source, kind):
+        accounted += entry.rows
+        yield entry
+    assert read == accounted, f"{opened.name}: {read} rows read, {accounted} accounted for"
+
+
+def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
+    if form == "feedback" and kind == "preferences":
+        yield from _feedback(raws, source)
+        return
+    if form == "tree":
+        first = next(raws, None)
+        if first is None:
+            return
+        raws = itertools.chain([first], raws)
+        if not _is_nested(first.fields):
+            yield from _flat_trees(raws, source, kind)
+            return
+    scale = None
+    if form == "comparison" and kind != "prompts":
+        scale = find_scale((raw.fields for raw in _named(opened, source)), source.labels, opened.name)
+    yield from _row_by_row(raws, lambda raw: _made(raw, form, source, kind, scale))
+
+
+def _row_by_row(raws: Iterable[RawRow], make: Callable[[RawRow], list[Any]]) -> Iterator[Entry]:
+    for raw in raws:
+        try:
+            if isinstance(raw.fields, BadRow):
+                raise raw.fields
+            made = make(raw)
+        except BadRow as bad:
+            yield Entry(raw.origin.row, None, bad.reason, bad.detail)
+            continue
+        for i, row in enumerate(made):
+            yield Entry(raw.origin.row, row, rows=int(i == 0), repairs=frozenset(raw.repairs))
+        for reason, count in raw.parts.items():
+            if count:
+                yield Entry(raw.origin.row, None, reason, rows=0, parts=count)
+
+
+def _made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | None) -> list[Any]:
+    """What one row becomes: one row mostly, several where it holds several; BadRow where it becomes nothing."""
+    if form == "tree":
+        return _of_nested_tree(raw, source, kind)
+    if kind == "prompts":
+        return _prompts(raw, form, source)
+    if kind == "demonstrations" and form in ("messages", "prompt_completion", "instruction"):
+        return list(to_demonstrations(raw, form))
+    if form == "feedback":
+        if not liked_completion(raw):
+            raise BadRow(DOWN_VOTED)
+        row = row_of(raw)
+        named = RawRow(raw.origin, {"prompt": asked(row, raw.repairs), "completion": completion(row)}, raw.repairs)
+        return list(to_demonstrations(named, "prompt_completion"))
+    if form == "comparison":
+        assert scale is not None
+        pairs = [compared_pair(raw, scale, source.objective)]
+    elif form == "ranked":
+        pairs = ranked_pairs(raw, source.objective, source.pairs if kind == "preferences" else "best_worst")
+    else:
+        pairs = [to_preference(raw, form, source.objective)]
+    return pairs if kind == "preferences" else [demonstration_of(pair) for pair in pairs]
+
+
+def _prompts(raw: RawRow, form: str, source: Source) -> list[Any]:
+    if form in ("hh", "preference"):
+        return [prompt_of_pair(to_preference(raw, form, source.objective))]
+    if form == "comparison":
+        row = row_of(raw)
+        columns = reply_columns(row)
+        if columns and not prompt_columns(row):  # two whole conversations
+            raw = RawRow(raw.origin, {"messages": row[columns[0][0]]}, raw.repairs)
+            return list(to_prompts(raw, "messages", source.objective))
+    return list(to_prompts(raw, form, source.objective))
+
+
+def _feedback(raws: Iterator[RawRow], source: Source) -> Iterator[Entry]:
+    for raw, other, pair in opposed_pairs(raws, source.objective):
+        if isinstance(pair, BadRow):
+            yield Entry(raw.origin.row, None, pair.reason, pair.detail)
+        else:
+            assert other is not None
+            yield Entry(raw.origin.row, pair, rows=2, repairs=frozenset(raw.repairs | other.repairs))
+
+
+def _is_nested(fields: Any) -> bool:
+    return isinstance(fields, dict) and (isinstance(fields.get("prompt"), dict) or fields.get("replies") is not None)
+
+
+def _of_nested_tree(raw: RawRow, source: Source, kind: Kind) -> list[Any]:
+    grown = grow(nested_tree(raw), kind, source.objective, source.pairs, raw.repairs)
+    if not grown.rows:
+        raise grown.reason()
+    raw.parts.update(bad.reason for _, bad in grown.unused)
+    return [row for row, _ in grown.rows]
+
+
+def _flat_trees(raws: Iterator[RawRow], source: Source, kind: Kind) -> Iterator[Entry]:
+    for root in flat_trees(raws):
+        if isinstance(root, tuple):
+            yield Entry(root[0].origin.row, None, root[1].reason, root[1].detail)
+            continue
+        repairs: set[str] = set()
+        grown = grow(root, kind, source.objective, source.pairs, repairs)
+        known: set[int] = set()
+        for row, nodes in grown.rows:
+            new = {node.raw.origin.row for node in nodes} - known
+            known |= new
+            yield Entry(row.origin.row, row, rows=len(new), repairs=frozenset(repairs))
+        for node, bad in grown.unused:
+            yield Entry(node.raw.origin.row, None, bad.reason, bad.detail)

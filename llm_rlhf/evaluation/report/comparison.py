@@ -1,0 +1,354 @@
+"""Several reports on one page: what each run gained over its own start, and what they gained together.
+
+Runs that differ by seed, data or settings are repetitions: their mean gain has an interval from the spread between
+them (Student's t), which is wider than that of any one run's prompts, and is the honest one for a method. Where runs
+answered the same prompts and know the same true score, or were scored by the same reward models, they are also rated
+against each other (Bradley-Terry).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
+from llm_rlhf.evaluation.report.charts import Mark, Point
+from llm_rlhf.evaluation.report.headline import headline_of
+from llm_rlhf.evaluation.report.measures import (
+    NARROW,
+    SPREADS,
+    Entry,
+    contest,
+    find,
+    interval_text,
+    is_difference,
+    measure_of,
+    split_label,
+    value_text,
+    with_own,
+)
+from llm_rlhf.evaluation.report.page import templates
+from llm_rlhf.evaluation.report.schema import check_report
+from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
+from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.run_folder import writable
+from llm_rlhf.statistics.clustered import student_quantile
+from llm_rlhf.statistics.intervals import Estimate, outcomes
+from llm_rlhf.statistics.ratings import bradley_terry
+
+# What a comparison shows, in this order, where it was measured.
+SHOWN = (
+    ("gold_gain", "all"),
+    ("gold_helpful_gain", "all"),
+    ("gold_harmless_gain", "all"),
+    ("heldout_reward_gain", "all"),
+    ("heldout_reward_gain", "helpful"),
+    ("heldout_reward_gain", "harmless"),
+    ("reward_gain", "all"),
+    ("win_rate", "gold"),
+    ("win_rate", "heldout_reward"),
+    ("length_controlled_win_rate", "heldout_reward"),
+    ("win_rate", "judge"),
+    ("over_refusal_change", "scary"),
+    ("over_refusal_change", "question"),
+    ("refusal_harmful_change", "all"),
+    ("hhh_accuracy_change", "all"),
+    ("token_logprob_change", "all"),
+    ("response_length_change", "all"),
+    ("response_words_change", "all"),
+    ("kl", "all"),
+)
+PLANE = (("gold_helpful", "gold_harmless", "all", "all"), ("heldout_reward", "heldout_reward", "helpful", "harmless"))
+
+
+def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
+    """The table of several runs, as plain values.
+
+    Returns:
+        {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means,
+        "verdicts": [line ...],
+        "rows": [{"name", "split", "each": [estimate or None ...], "together"}], "own": {SUITE: as in a report},
+        "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
+
+    Raises:
+        RecipeError: where a folder holds no report, or there are fewer than two.
+    """
+    if len(folders) < 2:
+        raise RecipeError(f"compare takes at least two runs; it got {len(folders)}.")
+    resolved = [folder.resolve() for folder in folders]
+    for folder in folders:
+        if resolved.count(folder.resolve()) > 1:
+            raise RecipeError(f"{folder} is named twice; a run beside itself is no second one.")
+    reports = [_read(folder) for folder in folders]
+    for folder, report in zip(folders, reports, strict=True):
+        if not has_policy(report["estimates"]):
+            raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
+    names = _distinct([str(report["run"]["name"]) for report in reports], folders)
+    rows: list[dict[str, Any]] = []
+    own = {name: known for report in reports for name, known in report.get("own", {}).items()}
+    for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
+        each = [_of_policy(report["estimates"], name, split) for report in reports]
+        if any(each):
+            together = _together(name, split, [entry for entry in each if entry is not None])
+            rows.append({"name": name, "split": split, "each": each, "together": together})
+    if not rows:
+        raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
+    means = [row["together"] for row in rows if row["together"] is not None]
+    means += _means_beside(reports) + _spreads(reports)
+    found: dict[str, Any] = {
+        "runs": names,
+        "folders": [str(folder) for folder in folders],
+        "headlines": [report["headline"] for report in reports],
+        "headline": headline_of(means).as_dict(),
+        "verdicts": [report["verdict"][0] for report in reports],
+        "alarms": [len(report["alarms"]) for report in reports],
+        "rows": rows,
+        "own": own,
+        "cautions": cautions(reports, names),
+        "levels": [_levels(report["estimates"]) for report in reports],
+        "ratings": _ratings(folders, reports, names),
+    }
+    with with_own(own):
+        return found | {"summary": _summary(found)}
+
+
+def write_comparison(found: dict[str, Any], folder: Path) -> Path:
+    """Write comparison.html and comparison.json; returns the page's path."""
+    writable(folder)
+    (folder / "comparison.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    page = folder / "comparison.html"
+    page.write_text(render_comparison(found), encoding="utf-8")
+    return page
+
+
+def render_comparison(found: dict[str, Any]) -> str:
+    """The page: one self-contained HTML file."""
+    with with_own(found["own"]):
+        groups = [_group(row, found["runs"]) for row in found["rows"]]
+    return (
+        templates(escape=True)
+        .get_template("comparison.html.jinja")
+        .render(found=found, groups=groups, plane=_plane(found), ratings=_rating_rows(found["ratings"]))
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    if not path.is_file():
+        raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_report(report)
+    except ValueError as error:
+        raise RecipeError(f"{path} is no report of this version ({error}); evaluate again.") from None
+    return report
+
+
+def _distinct(names: list[str], folders: Sequence[Path]) -> list[str]:
+    """The runs' names; their folders' where those are more telling."""
+    if len(set(names)) == len(names):
+        return names
+    by_folder = [folder.resolve().name for folder in folders]
+    return by_folder if len(set(by_folder)) == len(by_folder) else [str(folder) for folder in folders]
+
+
+def _of_policy(estimates: list[Entry], name: str, split: str) -> Entry | None:
+    return find(estimates, name, contest(estimates)[0], [split])
+
+
+def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
+    """The mean of the runs' estimates with Student's interval over runs; None for a single one."""
+    values = np.array([entry["estimate"] for entry in entries])
+    n = len(values)
+    if n < 2:
+        return None
+    half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    mean = float(values.mean())
+    method = f"mean of {n} runs, Student's t over runs"
+    return Estimate(name, "runs", entries[0]["reference"], split, mean, mean - half, mean + half, n, method).as_dict()
+
+
+def _means_beside(reports: list[dict[str, Any]]) -> list[Entry]:
+    """The means over runs of what a headline goes by and the table does not show."""
+    wanted = dict.fromkeys((*OVERALL, *HELPFUL, *HARMLESS, *OVER_REFUSAL))
+    found = []
+    for name, split in [one for one in wanted if one not in SHOWN]:
+        known = [e for report in reports if (e := _of_policy(report["estimates"], name, split)) is not None]
+        if (mean := _together(name, split, known)) is not None:
+            found.append(mean)
+    return found
+
+
+def _spreads(reports: list[dict[str, Any]]) -> list[Entry]:
+    """The mean spread of the starts' scores, the unit of the margins, where every run knows it."""
+    found = []
+    for name in SPREADS.values():
+        for split in ("helpful", "harmless"):
+            each = [find(report["estimates"], name, splits=[split]) for report in reports]
+            known = [entry for entry in each if entry is not None]
+            if len(known) == len(reports):
+                mean = float(np.mean([entry["estimate"] for entry in known]))
+                found.append({**known[0], "estimate": mean})
+    return found
+
+
+def _levels(estimates: list[Entry]) -> dict[str, Any] | None:
+    """Where the policy and its reference stand on the helpful-harmless plane."""
+    policy, reference = contest(estimates)
+    for x_name, y_name, x_split, y_split in PLANE:
+        found = {
+            who: (find(estimates, x_name, subject, [x_split]), find(estimates, y_name, subject, [y_split]))
+            for who, subject in (("reference", reference), ("policy", policy))
+        }
+        if all(entry is not None for pair in found.values() for entry in pair):
+            return {"measures": [x_name, y_name], **found}
+    return None
+
+
+# ---- ratings -------------------------------------------------------------------------------------------------------
+
+
+def _ratings(folders: Sequence[Path], reports: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]] | None:
+    """Elo of the runs' policies and the first one's reference, where one judge scored replies to the same prompts."""
+    replies = [_replies(folder) for folder in folders]
+    prompts = [[json.dumps(row["prompt"]) for row in rows] for rows in replies]
+    if not prompts[0] or any(other != prompts[0] for other in prompts):
+        return None
+    contests = [contest(report["estimates"]) for report in reports]
+    judge = _common_judge(reports, replies, [who for who, _ in contests])
+    if judge is None:
+        return None
+    start = contests[0][1] + (" (reference)" if contests[0][1] in names else "")
+    answers = {start: [row[contests[0][1]] for row in replies[0]]}
+    answers |= {name: [row[who] for row in rows] for name, rows, (who, _) in zip(names, replies, contests, strict=True)}
+    first, second, won, clusters = [], [], [], []
+    players = list(answers)
+    for i, one in enumerate(players):
+        for other in players[i + 1 :]:
+            first += [one] * len(prompts[0])
+            second += [other] * len(prompts[0])
+            both = list(zip(answers[one], answers[other], strict=True))
+            a, b = ([given[judge] for given in answers[who]] for who in (one, other))
+            won += outcomes(a, b, [mine["reply"] == its["reply"] for mine, its in both]).tolist()
+            clusters += prompts[0]
+    table = bradley_terry(first, second, won, players[0], clusters).table
+    return [
+        {
+            "player": rated.player, "judge": judge, "rating": rated.rating._asdict(), "rank": rated.rank,
+            "rank_low": rated.rank_low, "rank_high": rated.rank_high, "win_rate": rated.win_rate._asdict(),
+        }
+        for rated in table
+    ]  # fmt: skip
+
+
+def _replies(folder: Path) -> list[dict[str, Any]]:
+    for path in (folder / "replies.jsonl", folder / "evaluate" / "replies.jsonl"):
+        if path.is_file():
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return []
+
+
+def _common_judge(
+    reports: list[dict[str, Any]], replies: list[list[dict[str, Any]]], policies: Sequence[str]
+) -> str | None:
+    """The surest of "gold", "heldout" and "reward" that scored every reply in all reports and is one and the same."""
+    for name in ("gold", "heldout", "reward"):
+        there = all(name in row[who] for rows, who in zip(replies, policies, strict=True) for row in rows)
+        which = [judge_identity(report, name) for report in reports]
+        if there and (name == "gold" or (which[0] is not None and which.count(which[0]) == len(which))):
+            return name
+    return None
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def _group(row: dict[str, Any], runs: list[str]) -> dict[str, Any]:
+    """One measure: a strip for every run and one for all together, on one scale."""
+    measure = measure_of(row["name"])
+    entries = [*zip(runs, row["each"], strict=True)] + ([("all runs", row["together"])] if row["together"] else [])
+    shown: list[dict[str, Any]] = []
+    for run, entry in entries:
+        if entry is None:
+            shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None})
+            continue
+        kind = "ppo" if run == "all runs" else "other"
+        label = f"{run}: {value_text(entry)} {interval_text(entry)}"
+        mark = Mark(kind, label, entry["estimate"], entry["low"], entry["high"])
+        shown.append(
+            {"run": run, "mark": mark, "text": value_text(entry), "interval": interval_text(entry), "n": entry["n"]}
+        )
+    middle = 0.5 if row["name"].endswith("win_rate") else 0.0
+    extent = charts.spread([item["mark"] for item in shown if item["mark"]], include=[middle])
+    for item in shown:
+        item["strip"] = charts.strip([item["mark"]], extent, rules=[middle]) if item["mark"] else Markup("")
+    scale = 100 if measure.unit == "share" else 1
+    change = " change" if is_difference({"name": row["name"]}) else ""
+    where = "" if row["split"] == "all" else f", {split_label(row['split'])}"
+    return {
+        "title": f"{measure.label}{change}{where}",
+        "meaning": measure.meaning,
+        "rows": shown,
+        "axis": charts.strip_axis(extent, scale),
+    }
+
+
+def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Where every run began and ended: grey dots and coloured ones."""
+    known = [(run, level) for run, level in zip(found["runs"], found["levels"], strict=True) if level is not None]
+    if len(known) < len(found["runs"]):
+        return None
+    moves = [
+        (
+            Point("sft", "", _mark(level["reference"][0]), _mark(level["reference"][1])),
+            Point("ppo", str(number), _mark(level["policy"][0]), _mark(level["policy"][1])),
+        )
+        for number, (_, level) in enumerate(known, 1)
+    ]
+    points = [start for start, _ in moves] + [end for _, end in moves]
+    x_name, y_name = known[0][1]["measures"]
+    svg = charts.plane(points, "more helpful", "more harmless", moves=moves)
+    return {"svg": svg, "x": _axis(x_name), "y": _axis(y_name)}
+
+
+def _axis(name: str) -> str:
+    return measure_of(name).label.lower()
+
+
+def _mark(entry: Entry) -> Mark:
+    return Mark("other", value_text(entry), entry["estimate"], entry["low"], entry["high"])
+
+
+def _rating_rows(ratings: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    if ratings is None:
+        return None
+    marks: list[Mark] = [
+        Mark("other", f"{row['player']}: {row['rating']['estimate']:.0f}", row["rating"]["estimate"],
+             row["rating"]["low"], row["rating"]["high"])
+        for row in ratings
+    ]  # fmt: skip
+    extent = charts.spread(marks, include=[0.0])
+    return [
+        {**row, "strip": charts.strip([mark], extent, rules=[0.0])} for row, mark in zip(ratings, marks, strict=True)
+    ]
+
+
+def _summary(found: dict[str, Any]) -> list[str]:
+    """Every run's headline, then the table in words, a line for each of the first measures."""
+    lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
+    lines.append(f"all runs together: {found['headline']['text']}")
+    for row in found["rows"][:6]:
+        each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
+        where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
+        line = f"{measure_of(row['name']).label}{where}: {each}"
+        if row["together"] is not None:
+            together = row["together"]
+            line += f"; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
+        lines.append(line)
+    return lines

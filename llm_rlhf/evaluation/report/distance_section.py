@@ -1,0 +1,68 @@
+"""The page's section on over-optimisation: gains against distance, of the snapshots and of the best of n."""
+
+import re
+from typing import Any
+
+from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.measures import MINUS, number, subject_label
+
+_HYPHEN = re.compile(r"-(?=\d)")  # before a digit: a minus
+DISTANT = {"reward": "Training reward", "heldout": "Held-out judge", "gold": "True score"}  # each has its colour
+
+
+def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Every judge's gain over the start against how far the policy went, and where the judges part."""
+    if found is None or len(found["points"]) < 2:
+        return None
+    sampled = found.get("best_of_n")
+    courses = []
+    for name, label in DISTANT.items():
+        if name in found["points"][0]:
+            fit = found["fits"][name]
+            curve = [tuple(pair) for pair in fit["curve"]] if fit else []
+            courses.append(charts.Course(name, label, _gains(found["points"], name), curve))
+            if sampled is not None:
+                of_n = f"{label}, best of n"
+                courses.append(charts.Course(name, of_n, _gains(sampled["points"], name), trained=False))
+    surest = list(found["parting"])[-1]
+    parting = found["parting"][surest]
+    return {
+        "svg": charts.against_distance(courses, parting["distance"]["estimate"] if parting["alarm"] else None),
+        "named": [(course.kind, course.label) for course in courses if course.trained],
+        "messages": [
+            {"judge": DISTANT[judge], "text": _HYPHEN.sub(MINUS, known["message"])}
+            for judge, known in found["parting"].items()
+        ],
+        "best_of_n": _against_best(sampled) if sampled is not None else None,
+        "prompts": found["prompts"],
+        "alarm": parting["alarm"],
+    }
+
+
+def _gains(points: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(point["sqrt_kl"], point[name] - points[0][name]) for point in points]
+
+
+def _against_best(found: dict[str, Any]) -> dict[str, Any]:
+    """The policy against the best of n replies of its start, by every judge, in words."""
+    lines = []
+    for name, label in DISTANT.items():
+        if name not in found["policy_over_best"]:
+            continue
+        over, k = found["policy_over_best"][name], found["as_good_as"][name]
+        gain = found["points"][-1][name] - found["points"][0][name]
+        half = 0.0 if over["low"] is None else (over["high"] - over["low"]) / 2
+        bounds = (
+            [] if over["low"] is None else [number(over[end], "score", half, signed=True) for end in ("low", "high")]
+        )
+        lines.append(
+            {
+                "judge": label,
+                "kind": name,
+                "gain": number(gain, "score", half, signed=True),
+                "over": number(over["estimate"], "score", half, signed=True),
+                "interval": f"[{', '.join(bounds)}]" if bounds else "",
+                "as_good_as": f"over {found['n']}" if k is None else str(k),
+            }
+        )
+    return {"n": found["n"], "lines": lines, "start": subject_label("sft"), "policy": subject_label("ppo")}

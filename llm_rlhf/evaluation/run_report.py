@@ -1,0 +1,151 @@
+"""The report of a run as plain values: what the evaluation found beside what the earlier stages left."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.checks import SetAside
+from llm_rlhf.evaluation.judges import Comparisons
+from llm_rlhf.evaluation.report.alarms import account_lines, alarm_lines
+from llm_rlhf.evaluation.report.reward_sections import judge_estimates
+from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines
+from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
+from llm_rlhf.evaluation.report.watch_section import watch_alarms
+from llm_rlhf.evaluation.reward_gates import report_lines
+from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.ppo.preview import PREVIEW
+from llm_rlhf.ppo.watch import SUMMARY
+from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.reward.adapters import reward_folders
+from llm_rlhf.run_folder import RunFolder, git_state, machine, read_json, versions
+from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.training import read_metrics
+
+
+@dataclass
+class Comparison:
+    """The policy's part of the report: PPO against SFT. Empty where a recipe has no `ppo`."""
+
+    estimates: list[Estimate] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    decoding: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)  # of rows that only the evaluation reads
+    set_aside: list[SetAside] = field(default_factory=list)  # among them
+    judged: Comparisons | None = None  # by the judge that the recipe names
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)  # what `suite_record` says of the user's suites
+    overoptimization: dict[str, Any] | None = None  # what `snapshot_curve` gave
+    # What measured: the refusal detector's version, and how far scores moved with the batch.
+    instruments: dict[str, Any] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)  # of what was asked, and of the template it was put into
+
+
+def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) -> dict[str, Any]:
+    assert recipe.evaluate is not None
+    done = [s for s in ("world", "sft", "reward", "ppo") if (run_folder / s).exists()]
+    manifests = {stage: run_folder.manifest(stage) for stage in done}
+    judged = json.loads((run_folder / "reward" / "accuracy.json").read_text(encoding="utf-8"))
+    base = "the gold world's own" if recipe.world is not None else str(recipe.model.base)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": {
+            "name": recipe.name,
+            "recipe": str(run_folder / "recipe.yaml"),
+            "base": base,
+            "device": str(run_folder.state.device),
+            "processes": run_folder.state.num_processes,
+            "seconds": {stage: manifest["seconds"] for stage, manifest in manifests.items()},
+        },
+        "estimates": [estimate.as_dict() for estimate in comparison.estimates] + judge_estimates(judged),
+        "reward_model": {
+            "calibration": {name: known for name, known in judged["calibration"].items() if known is not None},
+            "agreement": judged["ensembles"].get("reward"),
+        },
+        "own": comparison.own,
+        "overoptimization": comparison.overoptimization,
+        "watch": _watch(run_folder),
+        "curves": {
+            "sft": _curve(run_folder / "sft", ("loss", "mean_token_accuracy")),
+            **_reward_curves(recipe, run_folder),
+            "ppo": _curve(run_folder / "ppo", (*PPO_CURVES, *WATCHED_CURVES)),
+        },
+        "samples": comparison.samples,
+        "data": _data_counts(run_folder) | comparison.counts,
+        "provenance": {
+            "recipe": recipe.as_dict(),
+            "versions": versions(),
+            "machine": machine(),
+            "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
+            "seed": recipe.seed,
+            "decoding": comparison.decoding,
+            "instruments": comparison.instruments,
+            "hashes": comparison.hashes
+            | {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)},
+            "git": git_state() or "not in a repository",
+        },
+    }
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
+    report["alarms"] += account_lines(comparison.counts)
+    if functions := stage_options(recipe, "ppo").reward_funcs:
+        report["alarms"].append(
+            f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."
+        )
+    return report
+
+
+PPO_CURVES = (
+    "objective/scores",
+    "eval_objective/scores",
+    "eval_heldout/scores",
+    "eval_objective/kl",
+    "objective/kl",
+    "objective/rlhf_reward",
+    "objective/entropy",
+    "policy/approxkl",
+    "policy/clipfrac",
+    "val/explained_variance",
+    "loss/policy",
+    "loss/value",
+    "response_length",
+    "eos_rate",
+)
+
+
+def _watch(run_folder: RunFolder) -> dict[str, Any]:
+    """What PPO foresaw and saw of each side."""
+    files = {"guard": run_folder / "ppo" / SUMMARY, "preview": run_folder / "ppo" / PREVIEW}
+    return {name: known for name, path in files.items() if (known := read_json(path)) is not None}
+
+
+def _reward_curves(recipe: Recipe, run_folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """`reward` and `heldout`, or `reward/NAME` for each of several adapters."""
+    folders = reward_folders(recipe, run_folder)
+    named = {f"reward/{name}" if len(folders) > 1 else "reward": folder for name, folder in folders.items()}
+    named[HELDOUT] = run_folder / "reward" / HELDOUT
+    curves = {name: _curve(folder, ("loss", "accuracy")) for name, folder in named.items()}
+    return {name: points for name, points in curves.items() if points}
+
+
+def _curve(folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The logged points of a stage that hold at least one of these metrics."""
+    points = []
+    for line in read_metrics(folder):
+        known = {name: line[name] for name in names if line.get(name) is not None}
+        if known:
+            points.append({"step": line["step"], **known})
+    return points
+
+
+def _data_counts(run_folder: RunFolder) -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads((run_folder / "data" / "counts.json").read_text(encoding="utf-8"))
+    for stage in ("sft", "reward", "ppo"):
+        path = run_folder / stage / "lengths.json"
+        if path.is_file():
+            counts[f"lengths in {stage}"] = json.loads(path.read_text(encoding="utf-8"))
+    return counts
+
+
+def _weights(manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, entry) for name, entry in manifest["files"].items() if name.endswith((".safetensors", ".jsonl"))]

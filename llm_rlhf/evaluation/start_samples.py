@@ -1,0 +1,89 @@
+"""Replies of the starting model to prompts of the training pairs: what scores are normalised and checked on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llm_rlhf.data.checks import prompt_share
+from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation.refusal_detector import detect_all
+from llm_rlhf.evaluation.suites.reward_accuracy import OBJECTIVES
+from llm_rlhf.models.base import context_limit
+from llm_rlhf.models.fitting import Fitted, fit_prompts
+from llm_rlhf.models.inference import Reply, sample_replies, score_ids
+from llm_rlhf.recipe.sections import Recipe, stage_options
+
+
+@dataclass
+class StartSamples:
+    """One sampled reply to each prompt, with what is known of it.
+
+    The first `counted` are a sample of the prompts as they come, chosen by a hash; after them stand more of objectives
+    that are rare among those, so that each has enough to be looked at by itself.
+    """
+
+    prompts: list[Prompt]
+    replies: list[Reply]
+    counted: int
+    refused: list[bool]  # by the refusal detector
+    scores: dict[str, np.ndarray] = field(default_factory=dict)  # by adapter, as trained; float64
+
+    def rows_of(self, objective: str) -> list[int]:
+        """Row numbers of the replies to prompts of this objective."""
+        return [i for i, prompt in enumerate(self.prompts) if prompt.objective == objective]
+
+
+def sample_start(
+    recipe: Recipe, model: Any, tokenizer: Any, names: Sequence[str], pairs: Sequence[Preference]
+) -> StartSamples | None:
+    """Sample the replies and score them with every adapter; None where the recipe wants none.
+
+    Raises:
+        DataError: where fewer than two prompts leave room for a reply.
+    """
+    options = stage_options(recipe, "reward")
+    if not options.reference_samples:
+        return None
+    room = context_limit(recipe.model, model.config) - options.reference_length
+    asked = [Prompt(pair.prompt, pair.objective, pair.origin) for pair in pairs]
+    fitting = fit_prompts(tokenizer, asked, Fitted(room, "reference prompts")) if room > 0 else []
+    if len(fitting) < 2:
+        raise DataError(
+            f"No two prompts leave room for reference replies of {options.reference_length} tokens; lower "
+            "reward.reference_length, or set reward.reference_samples to 0."
+        )
+    prompts, counted = choose_prompts(fitting, options.reference_samples)
+    replies = sample_replies(
+        model,
+        tokenizer,
+        [prompt.messages for prompt in prompts],
+        [],
+        response_length=options.reference_length,
+        temperature=1.0,
+        seed=recipe.seed,
+        progress="reward: reference replies",
+    )
+    found = detect_all([prompt.messages[-1]["content"] for prompt in prompts], [reply.text for reply in replies])
+    samples = StartSamples(prompts, replies, counted, [refusal.refused for refusal in found])
+    rows = [reply.prompt_ids + reply.ids for reply in replies]
+    for name in names:
+        samples.scores[name] = score_ids(model, name, rows, tokenizer.pad_token_id).astype(float)
+    return samples
+
+
+def choose_prompts(prompts: Sequence[Prompt], samples: int) -> tuple[list[Prompt], int]:
+    """`samples` of the prompts by a hash, then more of each objective that has fewer than half as many among them.
+
+    Returns:
+        The prompts, and how many stand before the additional ones.
+    """
+    by_share = sorted(prompts, key=lambda prompt: prompt_share(prompt.messages, "reference"))
+    first, rest = by_share[:samples], by_share[samples:]
+    chosen = list(first)
+    for objective in OBJECTIVES:
+        wanted = samples // 2 - sum(prompt.objective == objective for prompt in first)
+        chosen += [prompt for prompt in rest if prompt.objective == objective][: max(wanted, 0)]
+    return chosen, len(first)

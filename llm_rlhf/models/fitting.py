@@ -1,0 +1,94 @@
+"""Rows cut to a number of tokens at turn boundaries, with an account of what was done."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.checks import fit_conversation
+from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
+from llm_rlhf.models.encoding import Encoded, encode_demonstration, encode_prompt, encode_reply
+
+
+class Fitted:
+    """Rows cut to a number of tokens at turn boundaries, the end kept, with an account of what was done.
+
+    `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone.
+    """
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.limit, self.what = limit, what
+        self.kept = self.cut = 0
+        self.set_aside: list[str] = []
+
+    def fit(self, prompt: Conversation, length: Callable[[Conversation], int], origin: object) -> Conversation | None:
+        fitted = fit_conversation(prompt, length, self.limit)
+        if fitted is None:
+            self.set_aside.append(str(origin))
+            return None
+        self.kept += 1
+        self.cut += fitted != prompt
+        return fitted
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "token_limit": self.limit,
+            "kept": self.kept,
+            "cut_at_turns": self.cut,
+            "too_long": len(self.set_aside),
+        }
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Add the counts to `lengths.json` and the rows set aside to `too_long.jsonl`; returns the counts."""
+        path = folder / "lengths.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known[self.what] = self.counts()
+        path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        if self.set_aside:
+            with (folder / "too_long.jsonl").open("a", encoding="utf-8") as file:
+                for origin in self.set_aside:
+                    file.write(json.dumps({"what": self.what, "origin": origin, "limit": self.limit}) + "\n")
+        return self.counts()
+
+
+def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: Fitted) -> list[dict[str, list[int]]]:
+    """Token ids and loss mask of every demonstration that fits, as SFTTrainer's `input_ids` and `assistant_masks`."""
+    encoded = []
+    for row in rows:
+        reply = row.messages[-1]
+        tried: list[Encoded] = []  # the last one tried is the one that fits
+
+        def length(prompt: Conversation, reply: Message = reply, tried: list[Encoded] = tried) -> int:
+            tried.append(encode_reply(tokenizer, prompt, reply["content"]))
+            return len(tried[-1].ids)
+
+        prompt = account.fit(row.messages[:-1], length, row.origin)
+        if prompt is not None:
+            ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply, tried[-1])
+            encoded.append({"input_ids": ids, "assistant_masks": mask})
+    return encoded
+
+
+def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted) -> list[Preference]:
+    """The pairs of which both replies fit behind the same, possibly shortened, prompt."""
+    fitted = []
+    for row in rows:
+
+        def longest(prompt: Conversation, row: Preference = row) -> int:
+            return max(len(encode_reply(tokenizer, prompt, reply).ids) for reply in (row.chosen, row.rejected))
+
+        prompt = account.fit(row.prompt, longest, row.origin)
+        if prompt is not None:
+            fitted.append(replace(row, prompt=prompt))
+    return fitted
+
+
+def fit_prompts(tokenizer: Any, rows: Sequence[Prompt], account: Fitted) -> list[Prompt]:
+    """The prompts that leave room for a reply: the account's limit is the context less the reply's length."""
+    fitted = []
+    for row in rows:
+        messages = account.fit(row.messages, lambda p: len(encode_prompt(tokenizer, p)), row.origin)
+        if messages is not None:
+            fitted.append(replace(row, messages=messages))
+    return fitted

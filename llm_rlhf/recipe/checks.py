@@ -1,0 +1,233 @@
+"""What the sections of a recipe may hold, each by itself and together; a RecipeError names the key and the remedy."""
+
+import re
+from pathlib import Path
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.recipe.sections import (
+    MOST_ENTITIES,
+    REWARD_CHECKS,
+    SOURCE_LISTS,
+    DataSection,
+    OwnSuite,
+    Recipe,
+    Source,
+    WorldSection,
+    stage_options,
+)
+from llm_rlhf.recipe.values import nearest, unknown_key
+from llm_rlhf.user_code import FUNCTION
+
+
+def check_together(recipe: Recipe) -> None:
+    """Sections that need or exclude each other."""
+    if recipe.world is not None:
+        if recipe.model.base is not None or recipe.data is not None:
+            key = "model.base" if recipe.model.base is not None else "data"
+            raise RecipeError(f"Recipe key {key!r} is set, but 'world' makes the base model and the data; remove one.")
+        _check_world(recipe.world)
+    else:
+        if recipe.model.base is None:
+            raise RecipeError("Recipe key 'model.base' is missing; give a hub id or a folder, or a 'world' section.")
+        if recipe.data is None:
+            raise RecipeError("Recipe section 'data' is missing; name the sources, or use a 'world' section.")
+        _check_data(recipe)
+    if recipe.ppo is not None and recipe.reward is None:
+        raise RecipeError("Recipe section 'ppo' needs a reward model; add a 'reward' section.")
+    if recipe.evaluate is not None and recipe.reward is None:
+        raise RecipeError("Recipe section 'evaluate' has nothing to judge; add a 'reward' section, and 'ppo' for more.")
+    has_judge = recipe.data is None or recipe.data.judge_share > 0
+    if recipe.evaluate is not None and recipe.ppo is not None and not has_judge:
+        raise RecipeError(
+            "Recipe key 'data.judge_share' is 0, but 'evaluate' asks a held-out judge about PPO; give it pairs."
+        )
+    for key, value, low in (
+        ("model.lora.r", recipe.model.lora.r, 1),
+        ("model.lora.alpha", recipe.model.lora.alpha, 1),
+        ("model.context_length", recipe.model.context_length, 8),
+    ):
+        at_least(key, value, low)
+    if recipe.evaluate is not None:
+        for name in ("prompts", "batch_size", "response_length", "resamples", "refusal_prompts"):
+            at_least(f"evaluate.{name}", getattr(recipe.evaluate, name), 1)
+        at_least("evaluate.snapshot_prompts", recipe.evaluate.snapshot_prompts, 0)
+        at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
+        at_least("evaluate.best_of_n", recipe.evaluate.best_of_n, 0)
+        check_own_suites(recipe.evaluate.own)
+        for name in ("own", "hhh", "judge"):
+            if getattr(recipe.evaluate, name) and recipe.ppo is None:
+                raise RecipeError(f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo'; remove the key.")
+        for i, source in enumerate(recipe.evaluate.hhh):
+            _check_evaluated(source, f"evaluate.hhh.{i}")
+        if recipe.evaluate.temperature is not None and recipe.evaluate.temperature <= 0:
+            raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
+    template = recipe.model.chat_template
+    if template is not None and not Path(template).is_file():
+        raise RecipeError(f"Recipe key 'model.chat_template' is {template!r}; there is no such file.")
+
+
+def check_reward(recipe: Recipe) -> None:
+    """What the reward section asks for, and what PPO makes of several adapters. Types were checked before."""
+    assert recipe.reward is not None
+    options = stage_options(recipe, "reward")
+    at_least("reward.reference_samples", options.reference_samples, 0)
+    at_least("reward.ensemble", options.ensemble, 1)
+    if not 0 <= options.label_smoothing < 0.5:
+        raise RecipeError(
+            f"Recipe key 'reward.label_smoothing' is {options.label_smoothing}; it is the share of wrong labels and "
+            "must be at least 0 and under 0.5."
+        )
+    if recipe.reward.get("label_smoothing_factor"):
+        raise RecipeError(
+            "Recipe key 'reward.label_smoothing_factor' does nothing to a reward model; set 'reward.label_smoothing'."
+        )
+    if options.objectives == "separate" and options.ensemble > 1:
+        raise RecipeError(
+            f"Recipe key 'reward.ensemble' is {options.ensemble} and 'reward.objectives' is 'separate'; an ensemble is "
+            "of one objective, or joint. Change one of them."
+        )
+    _check_gates(options.gates)
+    _check_reward_weights(recipe, options.adapters)
+
+
+def _check_gates(gates: str | bool | dict[str, str | bool]) -> None:
+    named = gates if isinstance(gates, dict) else {"": gates}
+    for check, gate in named.items():
+        key = f"reward.gates.{check}" if check else "reward.gates"
+        if check and check not in REWARD_CHECKS:
+            raise RecipeError(unknown_key("reward.gates.", check, gate, list(REWARD_CHECKS)))
+        if gate is not False and gate not in ("warn", "stop", "off"):
+            near = nearest(gate, ["warn", "stop", "off"]) if isinstance(gate, str) else ""
+            raise RecipeError(f"Recipe key {key!r} is {gate!r}; it must be one of 'warn', 'stop', 'off'.{near}")
+
+
+def _check_reward_weights(recipe: Recipe, adapters: list[str]) -> None:
+    weights = (recipe.ppo or {}).get("reward_weights")
+    functions = stage_options(recipe, "ppo").reward_funcs
+    if weights is not None and len(weights) != len(adapters) + len(functions):
+        raise RecipeError(
+            f"Recipe key 'ppo.reward_weights' has {len(weights)} numbers; it needs one for each of "
+            f"{', '.join([*adapters, *functions])}, in this order."
+        )
+
+
+def _check_world(world: WorldSection) -> None:
+    if not 2 <= world.entities <= MOST_ENTITIES:
+        raise RecipeError(
+            f"Recipe key 'world.entities' is {world.entities}; the valley has 2 to {MOST_ENTITIES} animals."
+        )
+    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
+        at_least(f"world.{name}", getattr(world, name), 1)
+    _share("world.good_share", world.good_share)
+    _share("world.label_noise", world.label_noise)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data = recipe.data
+    assert data is not None
+    if data.held_out is not None:
+        _share("data.held_out", data.held_out)
+    _share("data.judge_share", data.judge_share)
+    if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
+        raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
+    if recipe.reward is not None and not data.preferences:
+        raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
+    for name in SOURCE_LISTS:
+        for i, source in enumerate(getattr(data, name)):
+            _check_source(data, name, source, f"data.{name}.{i}")
+
+
+def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own") -> None:
+    """RecipeError where a suite's name is taken, its function is not spelled as one, or it has no prompts.
+
+    Args:
+        key: where they stand in the recipe; None: on the command line.
+    """
+
+    def of(i: int, name: str) -> str:
+        return f"Recipe key '{key}.{i}.{name}'" if key else f"--own {suites[i].name}: the {name}"
+
+    for i, suite in enumerate(suites):
+        if not re.fullmatch(r"[A-Za-z]\w*", suite.name) or suite.name.endswith(("_gain", "_change")):
+            raise RecipeError(
+                f"{of(i, 'name')} is {suite.name!r}; it must be of letters, digits and underscores, begin "
+                "with a letter and not end in _gain or _change."
+            )
+        if suite.name in [other.name for other in suites[:i]]:
+            raise RecipeError(f"{of(i, 'name')} is {suite.name!r}, as is another suite; give it another name.")
+        if not FUNCTION.match(suite.function):
+            raise RecipeError(
+                f"{of(i, 'function')} is {suite.function!r}; write it as module:function, such as "
+                "my_suites:brevity for the function brevity in my_suites.py."
+            )
+        if not suite.prompts:
+            raise RecipeError(f"{of(i, 'prompts')} is empty; name a source of prompts.")
+        for j, source in enumerate(suite.prompts):
+            _check_evaluated(source, f"{key}.{i}.prompts.{j}")
+
+
+def _check_evaluated(source: Source, key: str) -> None:
+    """A source of `evaluate`, which stands by itself: nothing in `data` is reused, and nothing is trained on."""
+    if source.source is None or source.from_ is not None:
+        raise RecipeError(f"Recipe key '{key}' must have a 'source' (a file, a folder or a hub id), and no 'from'.")
+    at_least(f"{key}.limit", source.limit, 1)
+    if source.weight != 1:
+        raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
+
+
+def _check_source(data: DataSection, name: str, source: Source, key: str) -> None:
+    if (source.source is None) == (source.from_ is None):
+        raise RecipeError(f"Recipe key '{key}' must have exactly one of 'source' and 'from'.")
+    if source.from_ is not None and name.endswith("preferences"):
+        raise RecipeError(f"Recipe key '{key}.from' is 'preferences'; preferences need a 'source'.")
+    pairs = [*data.preferences, *(data.evaluation_preferences if name == "evaluation_prompts" else [])]
+    if source.from_ is not None and not pairs:
+        raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
+    at_least(f"{key}.limit", source.limit, 1)
+    if not 0 < source.weight <= 100:
+        raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}; it must be over 0 and at most 100.")
+    if source.weight != 1 and name.startswith("evaluation"):
+        raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
+    if source.balance_positions and not name.endswith("preferences"):
+        raise RecipeError(f"Recipe key '{key}.balance_positions' is true, but only pairs have positions; remove it.")
+    if source.labels is not None and (len(source.labels) != 2 or source.labels[0] == source.labels[1]):
+        raise RecipeError(
+            f"Recipe key '{key}.labels' is {source.labels}; it must be two different values: the label's where the "
+            "first reply is better, and where the second is."
+        )
+    for ours in source.columns:
+        if ours not in COLUMNS:
+            raise RecipeError(unknown_key(f"{key}.columns.", ours, source.columns[ours], list(COLUMNS)))
+
+
+# The columns a source may name otherwise, by our names.
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "response_1",
+    "response_2",
+    "label",
+    "responses",
+    "score",
+    "rank",
+    "text",
+    "messages",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "objective",
+    "margin",
+    "facts",
+)
+
+
+def at_least(key: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise RecipeError(f"Recipe key {key!r} is {value}; it must be at least {low}.")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise RecipeError(f"Recipe key {key!r} is {value}; it is a share and must be at least 0 and under 1.")

@@ -1,0 +1,167 @@
+"""A recipe: one YAML file that says what is trained on what, checked whole before anything is loaded.
+
+1. The file is read with a safe loader; `key=value` overrides are laid over it.
+2. Our own sections become the dataclasses of sections.py, checked by checks.py.
+3. Stage sections also take every field of the trainer's configuration class (SFTConfig, RewardConfig, PPOConfig),
+   checked by name and by type, and the configuration is built once, so that its own contradictions show now.
+4. Whatever does not fit is a RecipeError that names the key, the value, the rule and the remedy.
+"""
+
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.recipe.checks import at_least, check_reward, check_together
+from llm_rlhf.recipe.sections import (
+    STAGE_OPTIONS,
+    Recipe,
+    option_names,
+    stage_options,
+)
+from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read, override, check and resolve one recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `section.key=value` each; the value is read as YAML, list items are addressed by number.
+
+    Raises:
+        RecipeError: for whatever a person can mend in the file or the command line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise RecipeError(f"There is no recipe at {path}.{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from None
+    try:
+        tree = yaml.load(text, Loader=SafeUniqueLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is not plain YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"The recipe {path} must be a mapping of sections (name, model, data, ...).")
+    for override in overrides:
+        lay_over(tree, override)
+    recipe = read_section(Recipe, tree, "")
+    check_together(recipe)
+    _check_trainer_sections(recipe)
+    if recipe.reward is not None:
+        check_reward(recipe)
+    if recipe.ppo is not None:
+        at_least("ppo.eval_prompts", stage_options(recipe, "ppo").eval_prompts, 0)
+    return recipe
+
+
+# Keys of the trainers' classes that the run decides, with the place that decides them.
+DECIDED_ELSEWHERE = {
+    "output_dir": "the recipe's output_dir",
+    "seed": "the recipe's seed",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "model_init_kwargs": "the model section",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "model.chat_template",
+    "assistant_only_loss": "the row formats: only the assistant's replies are trained on",
+    "completion_only_loss": "the row formats: only the assistant's replies are trained on",
+    "dataset_text_field": "the row formats",
+    "eos_token": "the tokenizer and its chat template",
+    "pad_token": "the tokenizer and its chat template",
+    "resume_from_checkpoint": "running the same recipe again",
+    "do_train": "the presence of the section",
+    "do_eval": "the presence of the section",
+    "do_predict": "the presence of the section",
+}
+
+
+def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
+    """The configuration object of one stage's trainer.
+
+    The section's own values come first, then the run's (folder, seed, compute type), then defaults that suit a stage
+    inside a run: no checkpoints of its own unless asked for, no tracker unless asked for.
+    """
+    import torch
+
+    config_class = _config_class(stage)
+    section = {key: value for key, value in getattr(recipe, stage).items() if key not in option_names(stage)}
+    decided: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "seed": recipe.seed,
+        "bf16": recipe.model.dtype == "bfloat16",
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
+    }
+    defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
+    if stage == "ppo":
+        adapters = stage_options(recipe, "reward").adapters
+        if len(adapters) > 1 and section.get("score_combination", "weighted") == "weighted":
+            functions = stage_options(recipe, "ppo").reward_funcs
+            defaults["reward_weights"] = [1 / len(adapters)] * len(adapters) + [1.0] * len(functions)
+        # shares of the run, rounded up to whole rollouts
+        defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
+        if stage_options(recipe, stage).eval_prompts:
+            defaults |= {"eval_strategy": "steps", "eval_steps": 0.125, "per_device_eval_batch_size": 32}
+            if section.get("eval_strategy") != "no" and section.get("eval_on_start") is not False:
+                defaults["preview_best_of"] = 8
+    defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
+    return config_class(**{**defaults, **section, **decided})
+
+
+def _check_trainer_sections(recipe: Recipe) -> None:
+    """Every field by name and type, then the whole configuration by its own constructor."""
+    for stage in ("sft", "reward", "ppo"):
+        section = getattr(recipe, stage)
+        if section is None:
+            continue
+        config_class = _config_class(stage)
+        hints = typing.get_type_hints(config_class)
+        if stage in STAGE_OPTIONS:
+            hints |= typing.get_type_hints(STAGE_OPTIONS[stage])
+        known = [f.name for f in dataclasses.fields(config_class) if f.init] + sorted(option_names(stage))
+        for key, value in section.items():
+            if key in DECIDED_ELSEWHERE:
+                raise RecipeError(
+                    f"Recipe key '{stage}.{key}' is set to {value!r}, but {DECIDED_ELSEWHERE[key]} decides it; "
+                    "remove the key."
+                )
+            if key not in known:
+                raise RecipeError(unknown_key(f"{stage}.", key, value, known))
+            section[key] = typed(hints[key], value, f"{stage}.{key}")
+        try:
+            config = trainer_config(recipe, stage, recipe.folder / stage)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
+        _check_trackers(stage, config.report_to)
+
+
+def _check_trackers(stage: str, trackers: list[str]) -> None:
+    """A tracker that is not installed would stop the run only when its stage begins, perhaps hours from now."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+    for name in trackers:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["none", "all", *INTEGRATION_TO_CALLBACK]
+            raise RecipeError(unknown_choice(f"{stage}.report_to", name, known))
+        if name not in get_available_reporting_integrations():
+            raise RecipeError(
+                f"Recipe key '{stage}.report_to' names {name!r}, which is not installed; install it with pip, or "
+                "set it to none."
+            )
+
+
+# Where the configuration class of each stage's trainer is found; importing one takes seconds.
+TRAINER_CONFIGS = {"sft": "trl:SFTConfig", "reward": "trl:RewardConfig", "ppo": "llm_rlhf.ppo.config:PPOConfig"}
+
+
+def _config_class(stage: str) -> type:
+    module, _, name = TRAINER_CONFIGS[stage].partition(":")
+    found: type = getattr(importlib.import_module(module), name)
+    return found

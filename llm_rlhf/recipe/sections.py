@@ -1,0 +1,237 @@
+"""The sections of a recipe: every key of ours, what it means, and its default, which stands here and nowhere else."""
+
+import glob
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_rlhf.recipe.values import plain
+
+
+@dataclass
+class LoraSection:
+    r: int = 16  # rank of every adapter
+    alpha: int = 32  # scale: the update is alpha / r * B A
+    target_modules: str | list[str] = "all-linear"  # which layers get an adapter; the LM head never does
+
+
+@dataclass
+class ModelSection:
+    base: str | None = None  # hub id or folder of a causal language model; with `world` it is made by the run
+    dtype: Literal["float32", "bfloat16"] = "float32"  # compute type of the base; bfloat16 also turns on autocast
+    quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
+    lora: LoraSection = field(default_factory=LoraSection)
+    chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
+    context_length: int | None = None  # tokens of prompt and reply together; None: the model's own limit
+    trust_remote_code: bool = False  # run Python that the model's repository ships
+
+
+@dataclass
+class Source:
+    """One source of rows. `from: preferences` reuses the preference rows (their chosen replies, or their prompts)."""
+
+    source: str | None = None  # hub id, folder, file or glob: .jsonl .json .csv .tsv .parquet, each also gzipped
+    from_: Literal["preferences"] | None = field(default=None, metadata={"key": "from"})
+    format: Literal[
+        "auto",
+        "hh",
+        "preference",
+        "comparison",
+        "ranked",
+        "feedback",
+        "tree",
+        "messages",
+        "prompt_completion",
+        "instruction",
+        "prompt",
+    ] = "auto"
+    columns: dict[str, str] = field(default_factory=dict)  # our name of a column: the file's, where they differ
+    labels: list[float | str] | None = None  # the label's value where the first reply is better, and where the second
+    pairs: Literal["best_worst", "all"] = "best_worst"  # which pairs several ranked replies to one prompt make
+    balance_positions: bool = False  # keep as many pairs of each position of the better reply as the rarest has
+    objective: Literal["helpful", "harmless", "overall"] = "overall"  # for rows that do not say it themselves
+    split: str = "train"  # hub datasets and folders only
+    data_dir: str | None = None  # hub datasets and folders only
+    subset: str | None = None  # hub datasets and folders only
+    limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
+    weight: float = 1.0  # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash
+
+
+def _from_preferences() -> list[Source]:
+    return [Source(from_="preferences")]
+
+
+@dataclass
+class DataSection:
+    preferences: list[Source] = field(default_factory=list)
+    demonstrations: list[Source] = field(default_factory=_from_preferences)
+    prompts: list[Source] = field(default_factory=_from_preferences)  # what PPO samples replies to
+    evaluation_preferences: list[Source] = field(default_factory=list)  # pairs to evaluate on, never trained on
+    evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
+    # Share of `preferences` kept for evaluation, by hash of the prompt; None: 0.1, or 0 with evaluation_preferences.
+    held_out: float | None = None
+    judge_share: float = 0.5  # share of the training pairs given to the held-out judge, by hash of the prompt
+    leaks: Literal["error", "remove", "allow"] = "error"  # training rows whose prompt a named evaluation source holds
+    near_duplicates: float | None = 0.8  # similarity from which a first user turn leaks, too; None: equal ones alone
+    duplicates: Literal["keep", "remove"] = "keep"  # training rows that stand twice in a list, word for word
+
+    @property
+    def held_out_share(self) -> float:
+        if self.held_out is not None:
+            return self.held_out
+        return 0.0 if self.evaluation_preferences else 0.1
+
+    def local_files(self) -> list[str]:
+        """The files here that the sources name, alone, by glob or as a folder; each once, in order of their names."""
+        named = [s.source for name in SOURCE_LISTS for s in getattr(self, name) if s.source]
+        return sorted({str(path) for name in named for path in local_files(name)})
+
+
+SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "evaluation_preferences", "evaluation_prompts")
+
+
+def local_files(source: str) -> list[Path]:
+    """The files behind a source's name: one, those of a glob, or all of a folder; none for a hub id."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if any(sign in source for sign in "*?["):
+        return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+    return []
+
+
+MOST_ENTITIES = 12  # animals there are names for
+
+
+@dataclass
+class WorldSection:
+    """The gold world (llm_rlhf/world/gold.py): data whose true score is known, and the base model that ships."""
+
+    entities: int = 6  # how many animals can be asked about, 2 to MOST_ENTITIES
+    demonstrations: int = 1200  # conversations shown to supervised fine-tuning
+    good_share: float = 0.4  # share of demonstrations whose reply is good
+    preferences: int = 9000  # pairs, both objectives together
+    label_noise: float = 0.1  # share of pairs whose label is flipped
+    prompts: int = 1200  # conversations PPO samples replies to
+    evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
+    phrasings: Literal["evaluation", "development"] = "evaluation"  # of these; settings are chosen by development's
+
+
+@dataclass
+class OwnSuite:
+    """A suite of the user's: prompts that the policies answer, and a function that gives every reply a number."""
+
+    name: str  # of the measure in the report: letters, digits and underscores
+    function: str  # module:function, of (prompts, replies); it returns a number for each reply, None where it has none
+    prompts: list[Source]
+    good: Literal["higher", "lower", "neither"] = "higher"  # which way of that number is good
+
+
+@dataclass
+class EvaluateSection:
+    prompts: int = 300  # at most this many evaluation prompts, chosen by a hash of the prompt
+    batch_size: int = 64  # replies generated or scored at once, per process
+    temperature: float | None = None  # None: as in training
+    response_length: int | None = None  # tokens; None: as in training
+    resamples: int = 2000  # of the bootstrap behind every interval
+    samples: int = 10  # prompts shown side by side in the report
+    # beside the comparison of the policies on the recipe's own prompts, which is always made
+    suites: list[Literal["refusals", "overoptimization"]] = field(
+        default_factory=lambda: ["refusals", "overoptimization"]
+    )
+    refusal_prompts: int = 200  # of each kind, from data/evaluation; a world's own prompts take their place
+    snapshot_prompts: int = 64  # what every snapshot of the policy is asked again; under 20: no curve
+    best_of_n: int = 16  # replies of the start to each of these, of which the training reward picks one; under 2: none
+    own: list[OwnSuite] = field(default_factory=list)  # suites of the user's: a file of prompts and one function
+    judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
+    judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges
+    hhh: list[Source] = field(default_factory=list)  # pairs of which a model is to know the better: BIG-bench, or any
+    perplexity_rows: int = 200  # held-out replies whose perplexity is read, chosen by a hash of the prompt; 0: none
+
+    def local_files(self) -> list[str]:
+        """The files here that its own sources name; each once, in order of their names."""
+        sources = [source.source for suite in self.own for source in suite.prompts]
+        sources += [source.source for source in self.hhh]
+        sources.append((self.judge or "").partition("people:")[2])
+        return sorted({str(path) for source in sources if source for path in local_files(source)})
+
+
+@dataclass
+class PPOOptions:
+    """Keys of the `ppo` section that are the stage's, not PPOConfig's."""
+
+    eval_prompts: int = 64  # prompts kept back to evaluate on while training, a tenth of them at most; 0: none
+    reward_funcs: list[str] = field(default_factory=list)  # more to score with: module:function, hub id or folder
+
+
+REWARD_CHECKS = ("beats_rules", "prefers_refusals", "prefers_answers", "sees_past_length", "leaves_plateau")
+
+
+@dataclass
+class RewardOptions:
+    """Keys of the `reward` section that are the stage's, not RewardConfig's."""
+
+    # joint: one adapter on all pairs; separate: a helpful and a harmless one; else one, on the pairs of that objective
+    objectives: Literal["joint", "separate", "helpful", "harmless", "overall"] = "joint"
+    ensemble: int = 1  # adapters that differ by seed and fold: each leaves out another of so many folds of the prompts
+    label_smoothing: float = 0.0  # share of labels taken to be the wrong way round, under one half
+    length_control: Literal["none", "residual"] = "none"  # residual: scores learn what length does not explain
+    reference_samples: int = 256  # replies of the starting model whose mean score becomes 0; 0: scores stay as they are
+    reference_length: int = 128  # tokens of such a reply at most
+    unit_deviation: bool = False  # their standard deviation becomes 1 as well
+    # What a check of the finished reward model does that found a fault: warn; stop, before PPO; or off, say nothing. Or
+    # one of these for each check by its name (REWARD_CHECKS); those not named warn.
+    gates: str | bool | dict[str, str | bool] = "warn"
+
+    def gate(self, check: str) -> str:
+        """What the check of this name does: "warn", "stop" or "off", which YAML reads as false."""
+        found = self.gates.get(check, "warn") if isinstance(self.gates, dict) else self.gates
+        return "off" if found is False else str(found)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that PPO is trained against, which are those of their folders under `reward/`."""
+        if self.objectives == "separate":
+            return ["helpful", "harmless"]
+        if self.ensemble > 1:
+            return [f"{self.objectives}-{number}" for number in range(self.ensemble)]
+        return [self.objectives]
+
+
+STAGE_OPTIONS: dict[str, type] = {"reward": RewardOptions, "ppo": PPOOptions}
+
+
+@dataclass
+class Recipe:
+    name: str
+    output_dir: str | None = None  # None: runs/NAME
+    seed: int = 0
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection | None = None
+    world: WorldSection | None = None
+    sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
+    reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
+    ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig, and of PPOOptions
+    evaluate: EvaluateSection | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir or f"runs/{self.name}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe with our defaults filled in, as plain values ready for YAML or JSON."""
+        return typing.cast(dict[str, Any], plain(self))
+
+
+def option_names(stage: str) -> set[str]:
+    """Keys of a stage's section that are the stage's own."""
+    return {f.name for f in fields(STAGE_OPTIONS[stage])} if stage in STAGE_OPTIONS else set()
+
+
+def stage_options(recipe: Recipe, stage: str) -> Any:
+    """The stage's own options, with our defaults."""
+    section = getattr(recipe, stage) or {}
+    return STAGE_OPTIONS[stage](**{key: value for key, value in section.items() if key in option_names(stage)})

@@ -1,0 +1,175 @@
+"""Plain values (YAML, `key=value`) into dataclasses, refusing what does not fit by its full key.
+
+Knows nothing of the sections themselves: any dataclass is one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from llm_rlhf.errors import RecipeError
+
+
+def read_section(section: type, values: Any, prefix: str) -> Any:
+    """Build one of our dataclasses from plain values, refusing unknown keys and wrong types by their full name."""
+    if not isinstance(values, dict):
+        raise RecipeError(f"Recipe key {prefix.rstrip('.')!r} is {values!r}; it must be a mapping of {_keys(section)}.")
+    hints = typing.get_type_hints(section)
+    fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(section)}
+    read = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise RecipeError(unknown_key(prefix, key, value, list(fields)))
+        read[fields[key].name] = _read_value(hints[fields[key].name], value, f"{prefix}{key}")
+    missing = [
+        key
+        for key, f in fields.items()
+        if f.name not in read and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecipeError(f"Recipe key {prefix + missing[0]!r} is missing; add it.")
+    return section(**read)
+
+
+def _read_value(hint: Any, value: Any, key: str) -> Any:
+    section = _section_in(hint)
+    if section is None:
+        return typed(hint, value, key)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if typing.get_origin(hint) is list:
+        items = [value] if isinstance(value, dict) else value  # one source may stand without its dash
+        if not isinstance(items, list):
+            raise RecipeError(f"Recipe key {key!r} is {value!r}; it must be a list of {_keys(section)}.")
+        return [read_section(section, item, f"{key}.{i}.") for i, item in enumerate(items)]
+    if value is None:
+        raise RecipeError(f"Recipe key {key!r} is empty; leave it out for its defaults, or set: {_keys(section)}.")
+    return read_section(section, value, f"{key}.")
+
+
+def _section_in(hint: Any) -> type | None:
+    """The dataclass inside `Section`, `Section | None` or `list[Section]`, or None for a plain value."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def typed(hint: Any, value: Any, key: str) -> Any:
+    """`value` as `hint`; text from the command line or YAML's `1e-4` becomes the number it means."""
+    adapter = _adapter(hint)
+    if adapter is None:
+        return value
+    if isinstance(value, bool) and _plain_names(hint).isdisjoint({"bool", "Any"}):
+        raise RecipeError(_wrong_type(hint, value, key))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise RecipeError(_wrong_type(hint, value, key)) from None
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:  # a class of the trainer's own; its constructor checks it
+        return None
+
+
+def lay_over(tree: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value` in the tree of plain values, making sections on the way."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"Override {override!r} is not of the form section.key=value.")
+    try:
+        value = yaml.load(text, Loader=SafeUniqueLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value in override {override!r} is not plain YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, name in enumerate(parents):
+        here = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = _list_item(node, name, override)
+        else:
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+        if not isinstance(node, (dict, list)):
+            raise RecipeError(f"Override {override!r} goes through {here!r}, which is {node!r} and has no keys.")
+    if isinstance(node, list):
+        _list_item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _list_item(items: list[Any], name: str, override: str) -> Any:
+    if not name.isdigit() or int(name) >= len(items):
+        raise RecipeError(f"Override {override!r}: {name!r} must be a number from 0 to {len(items) - 1}.")
+    return items[int(name)]
+
+
+def unknown_key(prefix: str, key: Any, value: Any, known: list[str]) -> str:
+    return f"Recipe key '{prefix}{key}' (set to {value!r}) is unknown.{nearest(str(key), known, prefix)}"
+
+
+def unknown_choice(key: str, value: str, known: list[str]) -> str:
+    return f"Recipe key {key!r} is {value!r}, which is not known.{nearest(value, known)}"
+
+
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{prefix}{near[0]}'?" if near else f" Known here: {', '.join(sorted(known)[:40])}."
+
+
+def _keys(section: type) -> str:
+    return ", ".join(f.metadata.get("key", f.name) for f in dataclasses.fields(section))
+
+
+def _wrong_type(hint: Any, value: Any, key: str) -> str:
+    if typing.get_origin(hint) is Literal:
+        near = nearest(str(value), [str(a) for a in typing.get_args(hint)]) if isinstance(value, str) else ""
+        return (
+            f"Recipe key {key!r} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.{near}"
+        )
+    wanted = " or ".join(sorted(_plain_names(hint) - {"NoneType"})) or str(hint)
+    return f"Recipe key {key!r} is {value!r} ({type(value).__name__}); it must be of type {wanted}."
+
+
+def _plain_names(hint: Any) -> set[str]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*(_plain_names(a) for a in typing.get_args(hint)))
+    return {getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)}
+
+
+def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.metadata.get("key", f.name): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+class SafeUniqueLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,311 @@
+"""Loading trained reward models: adapters with a head on their base, or whole sequence-classification models.
+
+A folder of a run's reward stage holds the adapter and its head, the tokenizer with its chat template, and what is known
+about its scores: `normalisation.json` (see roles.py) and `calibration.json`, whose `temperature` makes the difference
+of two scores, as trained, the logarithm of the odds that people prefer the first reply, where it is not null.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModelForSequenceClassification
+from peft.utils import load_peft_weights
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import find_adapter_config_file, logging
+
+from llm_rlhf.launch import processes
+from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config
+from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
+from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.run_folder import write_json
+
+CALIBRATION = "calibration.json"
+HEADS = tuple(SEQ_CLS_HEAD_NAMES)  # what transformers calls the head
+
+
+class Member(NamedTuple):
+    """One reward model of an ensemble."""
+
+    adapter: str | None  # PEFT's name of it; None: a model without adapters
+    head: nn.Linear | None  # float32; None: the model's own forward is the only way to read it
+    mean: float  # of reference samples, taken off its scores
+    deviation: float  # and what they are divided by then
+    temperature: float | None  # of its scores before that; None: held-out pairs told none
+
+
+class Loaded(NamedTuple):
+    model: Any
+    tokenizer: Any
+    members: list[Member]
+    ends_with_reply: bool  # with the reply's stop token, as in this package's stages; else as the template ends
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How weights are loaded: `RewardModel.from_pretrained` says what each field means."""
+
+    dtype: str | torch.dtype = "float32"
+    quantization: str = "none"
+    device: str | torch.device | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    chat_template: str | Path | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype is {self.dtype!r}; give float32, bfloat16 or float16.")
+        known: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": self.trust_remote_code}
+        if self.attn_implementation is not None:
+            known["attn_implementation"] = self.attn_implementation
+        if self.quantization in ("nf4", "int8"):
+            section = ModelSection(dtype=dtype, quantization=self.quantization)  # type: ignore[arg-type]
+            known |= {"quantization_config": quantization_config(section), "device_map": {"": self.place()}}
+        elif self.quantization != "none":
+            raise ValueError(f"quantization is {self.quantization!r}; known: none, nf4, int8.")
+        return known
+
+    def place(self) -> torch.device:
+        device = processes().device if self.device is None else torch.device(self.device)
+        return torch.device("cpu") if device.type == "cpu" else device  # safetensors refuses "cpu:0", as launches say
+
+
+def local_adapter(path: str | Path, revision: str | None) -> Path | None:
+    """The folder of a PEFT adapter, fetched where `path` is a hub id; None where it is a whole model."""
+    if Path(path).is_dir():
+        if (Path(path) / "adapter_config.json").is_file():
+            return Path(path)
+        if not (Path(path) / "config.json").is_file():
+            inside = sorted(str(found.parent) for found in Path(path).glob("**/reward/*/adapter_config.json"))
+            hint = f" These hold one: {', '.join(inside)}." if inside else ""
+            raise ValueError(f"{path} holds neither adapter_config.json nor config.json: it is no reward model.{hint}")
+        return None
+    try:
+        found = find_adapter_config_file(str(path), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load("reward model", path, error)) from None
+    if found is None:
+        return None
+    return Path(snapshot_download(str(path), revision=revision, ignore_patterns=["checkpoint-*", "*.pt", "*.pth"]))
+
+
+def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: bool, loading: Loading) -> Loaded:
+    """One base with one or several reward adapters, ready to be read.
+
+    Raises:
+        ValueError: where the base cannot be found, the adapters do not belong to it or to each other, or one has no
+            head.
+    """
+    base = _common_base(folders) if base is None else base
+    tokenizer = _tokenizer(folders, base, loading)
+    arguments = loading.arguments()
+    try:
+        model = _load_headless(base, arguments)
+    except (OSError, ValueError) as error:
+        looked = ", ".join(map(str, _places(folders[0])))
+        raise ValueError(
+            f"{_cannot_load('base', base, error)}. Folders looked for: {looked}. Say where it is with base=..."
+        ) from None
+    keep_unpacked(model)
+    make_room_for(tokenizer, model)
+    if tokenizer.pad_token_id is not None:  # as TRL's RewardTrainer has it: a score is read before trailing pads
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if "quantization_config" not in arguments:
+        model = model.to(loading.place())
+    plain_head = own_head(model)
+    peft_model: Any = None
+    members = []
+    for number, folder in enumerate(folders):
+        name = f"member{number}"
+        head = None
+        if plain_head is not None and plain_head.bias is None:
+            head = load_scalar_head(folder, plain_head.in_features, normalised=False).to(loading.place())
+        elif not any(f".{head_name}." in key for key in load_peft_weights(str(folder), "cpu") for head_name in HEADS):
+            raise ValueError(f"The reward adapter at {folder} holds no score head ({' or '.join(HEADS)}).")
+        if peft_model is None:
+            peft_model = PeftModelForSequenceClassification(model, _inference_config(folder), adapter_name=name)
+        found = peft_model.load_adapter(str(folder), adapter_name=name, torch_device=str(loading.place()))
+        astray = [
+            k for k in (*found.missing_keys, *found.unexpected_keys) if not any(f".{n}." in f".{k}" for n in HEADS)
+        ]
+        if astray:
+            raise ValueError(
+                f"The reward adapter at {folder} was trained on another base than {base}: {len(astray)} weights do "
+                f"not fit, {astray[0]} the first. Say where its base is with base=..."
+            )
+        mean, deviation = read_normalisation(folder) if normalised else (0.0, 1.0)
+        members.append(Member(name, head, mean, deviation, read_temperature(folder)))
+    ours = any((folder / name).is_file() for folder in folders for name in (NORMALISATION, CALIBRATION))
+    return Loaded(peft_model.eval().requires_grad_(False), tokenizer, members, ours)
+
+
+def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Loaded:
+    """A sequence-classification model with one label.
+
+    Raises:
+        ValueError: where it has another number of labels, or no trained head.
+    """
+    where = {"revision": revision, "trust_remote_code": loading.trust_remote_code}
+    arguments = loading.arguments() | where
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+        if config.num_labels != 1:
+            causal = any("CausalLM" in name for name in config.architectures or ())
+            raise ValueError(
+                f"It has {config.num_labels} labels"
+                + (", and is a language model" if causal else "")
+                + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
+            )
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
+        if report["missing_keys"]:
+            raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load("reward model", path, error)) from None
+    _set_chat_template(tokenizer, loading.chat_template, path)
+    keep_unpacked(model)
+    if "quantization_config" not in arguments:
+        model = model.to(loading.place())
+    model = model.eval().requires_grad_(False)
+    return Loaded(model, tokenizer, [Member(None, own_head(model), 0.0, 1.0, 1.0)], False)
+
+
+def _load_headless(base: str | Path, arguments: dict[str, Any]) -> Any:
+    """A base with a random head, whose place the adapters' heads take; nothing is said about the random one."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=1, output_loading_info=True, **arguments
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in HEADS)
+    if missing:
+        raise ValueError(f"Its files lack {len(missing)} weights, {missing[0]} the first.")
+    return model
+
+
+def own_head(model: Any) -> nn.Linear | None:
+    """A float32 copy of a sequence-classification model's head, where it is one linear map to one number."""
+    parts = [
+        (n, part) for n, part in model.named_children() if part is not model.base_model and list(part.parameters())
+    ]
+    if len(parts) != 1 or parts[0][0] not in HEADS or type(parts[0][1]) is not nn.Linear:
+        return None
+    head = parts[0][1]
+    return copy.deepcopy(head).float() if head.out_features == 1 else None
+
+
+def write_calibration(adapter: str | Path, calibration: dict[str, Any]) -> None:
+    """Store beside an adapter what `evaluation.calibration.calibrate` found on its scores before normalisation."""
+    write_json(Path(adapter) / CALIBRATION, calibration)
+
+
+def read_temperature(adapter: str | Path) -> float | None:
+    """The temperature stored with an adapter; 1, what reward models are trained with, where nothing is stored.
+
+    None where calibration was tried and no temperature was the best (`no_temperature` in the file says why).
+    """
+    path = Path(adapter) / CALIBRATION
+    if not path.is_file():
+        return 1.0
+    known = json.loads(path.read_text(encoding="utf-8"))
+    temperature = known.get("temperature")
+    if temperature is None and known.get("no_temperature"):
+        return None
+    if not isinstance(temperature, float | int) or not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"{path}: 'temperature' is {temperature!r}; it must be a positive number.")
+    return float(temperature)
+
+
+def _inference_config(folder: Path) -> PeftConfig:
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    return config
+
+
+def _common_base(folders: Sequence[Path]) -> str | Path:
+    bases = {str(folder): _find_base(folder) for folder in folders}
+    if len(set(map(str, bases.values()))) > 1:
+        raise ValueError(
+            f"The adapters stand on different bases ({', '.join(f'{f}: {b}' for f, b in bases.items())}); an ensemble "
+            "shares one. If they are the same model, say where it is with base=..."
+        )
+    return next(iter(bases.values()))
+
+
+def _find_base(folder: Path) -> str | Path:
+    """The folder of an adapter's base where there is one, else the hub id that the adapter names."""
+    for place in _places(folder):
+        if (place / "config.json").is_file():
+            return place.resolve()
+    recorded = _recorded_base(folder)
+    if Path(recorded).is_absolute() or len(Path(recorded).parts) > 2 or recorded.startswith("."):  # no hub id
+        raise ValueError(
+            f"The reward adapter at {folder} stands on {recorded}, which is not there; nor is there a model at "
+            f"{' or '.join(str(p) for p in _places(folder))}. Say where it is with base=..."
+        )
+    return recorded
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where the base of an adapter may be: in its own run first, as a copied run stands on its own files."""
+    recorded = Path(_recorded_base(folder))
+    in_run = folder.resolve().parent.parent / Path(*recorded.parts[-2:])  # RUN/reward/joint and RUN/sft/model
+    return [in_run, recorded, folder / recorded]
+
+
+def _recorded_base(folder: Path) -> str:
+    recorded = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not recorded:
+        raise ValueError(f"{folder / 'adapter_config.json'} does not name a base; say where it is with base=...")
+    return str(recorded)
+
+
+def _tokenizer(folders: Sequence[Path], base: str | Path, loading: Loading) -> Any:
+    """The tokenizer saved with the adapters, else the base's; refused where the adapters have different templates."""
+    found = []
+    for folder in folders:
+        saved = (folder / "tokenizer_config.json").is_file()
+        place = folder if saved else base
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(_cannot_load("tokenizer", place, error)) from None
+        _set_chat_template(tokenizer, loading.chat_template, place)
+        found.append(tokenizer)
+    for folder, tokenizer in zip(folders, found, strict=True):
+        if (tokenizer.chat_template, len(tokenizer)) != (found[0].chat_template, len(found[0])):
+            raise ValueError(
+                f"The adapters at {folders[0]} and {folder} have different tokenizers or chat templates; an ensemble "
+                "reads the same tokens."
+            )
+    return found[0]
+
+
+def _set_chat_template(tokenizer: Any, chat_template: str | Path | None, place: str | Path) -> None:
+    if chat_template is not None:
+        is_file = isinstance(chat_template, Path) or str(chat_template).endswith(".jinja")
+        tokenizer.chat_template = Path(chat_template).read_text("utf-8") if is_file else str(chat_template)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"The tokenizer of {place} has no chat template, so that nobody knows how it was trained to read a "
+            "conversation. Give one: chat_template=, a .jinja file or its text."
+        )
+
+
+def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    nowhere = "" if Path(path).is_dir() else "There is no such folder here; as a hub id: "
+    return f"The {what} {str(path)!r} cannot be loaded: {nowhere}{reason}"

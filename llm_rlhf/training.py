@@ -1,0 +1,89 @@
+"""What every training stage shows and writes while it works."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.launch import bar_interval
+
+METRICS = "metrics.jsonl"
+
+
+class StageLog(TrainerCallback):
+    """One progress line with the metrics that matter, and every logged metric as a line of `metrics.jsonl`.
+
+    Each line is `{"stage", "step", "time", metric: number, ...}`; time is in seconds since the epoch.
+    """
+
+    def __init__(self, stage: str, folder: Path, shown: dict[str, str]) -> None:
+        """
+        Args:
+            shown: metric name to the short name it has on the progress line.
+        """
+        self.stage, self.folder, self.shown = stage, folder, shown
+        self.bar: tqdm | None = None
+        self.values: dict[str, str] = {}  # of the metrics shown, the newest: training and evaluation log in turns
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, desc=f"  {self.stage}", mininterval=bar_interval(), leave=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 3), **logs}
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        known = {name: f"{float(logs[key]):.3g}" for key, name in self.shown.items() if logs.get(key) is not None}
+        self.values = {name: text for name in self.shown.values() if (text := (self.values | known).get(name))}
+        if self.bar is not None and known:
+            self.bar.set_postfix(self.values, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopsOnBadLoss:
+    """Mixed into TRL's trainers, whose own training steps go on with NaN weights after a NaN loss."""
+
+    stage_name = "training"
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        check_loss(loss, self.stage_name, self.state.global_step)  # type: ignore[attr-defined]
+        return loss
+
+
+def attach_log(trainer: Trainer, log: StageLog) -> None:
+    """Replace the trainer's own printing by ours."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(log)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a stage's metrics.jsonl, in order; empty where there is none."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def check_loss(loss: torch.Tensor, stage: str, step: int) -> None:
+    """The loss must be finite before anything is learned from it. Raises NonFiniteError."""
+    if not torch.isfinite(loss).all():
+        raise NonFiniteError(
+            f"The {stage} loss is {loss.item()} at optimizer step {step}; training stopped before the weights changed. "
+            f"Lower {stage}.learning_rate, or look at the last rows of metrics.jsonl for what grew."
+        )

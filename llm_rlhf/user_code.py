@@ -1,0 +1,44 @@
+"""Functions of the user's that a recipe names as `module:function`."""
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.errors import RecipeError
+
+FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+def load_function(name: str, what: str = "reward function") -> Callable[..., Any]:
+    """The function called `module:function`; a module may also lie in the working directory.
+
+    Args:
+        what: the function is for, in the error's words.
+
+    Raises:
+        RecipeError: where the module cannot be imported or has no such function.
+    """
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)  # last, so that nothing in it takes the place of an installed module
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise RecipeError(f"The {what} {name!r} cannot be loaded: {told(error)}.") from None
+    if not callable(function):
+        raise RecipeError(f"The {what} {name!r} is {type(function).__name__}, which cannot be called.")
+    found: Callable[..., Any] = function
+    return found
+
+
+def told(error: BaseException) -> str:
+    """An exception of the user's code in one line, with the place it came from."""
+    words = f"{type(error).__name__}: {error}".rstrip(".: ")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[:1] != "<"]
+    own = frames[-1] if frames and "importlib" not in frames[-1].filename else None
+    return f"{words} ({own.filename}, line {own.lineno})" if own else words
