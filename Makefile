@@ -13,8 +13,8 @@ quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model
 test: $(READY)  ## everything
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(READY)  ## unit, parity and recipes, without the slow ones
-	$(BIN)/python -m pytest tests/unit tests/parity tests/recipes -m "not slow"
+test-fast: $(READY)  ## without whole chains and the slow ones
+	$(BIN)/python -m pytest --ignore=tests/pipeline -m "not slow"
 
 mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py

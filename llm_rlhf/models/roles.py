@@ -59,7 +59,7 @@ def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
 
     PEFT's own `set_adapter` and `disable_adapter` also freeze what they leave, so that a policy and a value forward in
     one loss lose gradients without a word. This sets PEFT's private `_active_adapter` and nothing else;
-    tests/unit/test_trl_contract.py fails when PEFT stops reading it.
+    tests/ppo/test_trl_contract.py fails when PEFT stops reading it.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [layer._active_adapter for layer in layers]

@@ -3,7 +3,7 @@
 A checkpoint at a rollout boundary holds the adapters, the heads, the optimizer, its schedule, the random states, the KL
 controller and the scores' running moments. The data position and the order of micro-batches are functions of the step.
 
-Private methods of transformers' Trainer that are overridden, guarded by tests/unit/test_trl_contract.py: `_save`,
+Private methods of transformers' Trainer that are overridden, guarded by tests/ppo/test_trl_contract.py: `_save`,
 `_save_checkpoint`, `_load_from_checkpoint`.
 """
 

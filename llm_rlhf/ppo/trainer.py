@@ -13,7 +13,7 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
 5. Between rollouts the trainer evaluates on held-out prompts, side by side (evaluating.py), keeps snapshots, and writes
    checkpoints that a killed run goes on from as if nothing had happened (saving.py).
 
-Private methods of the parents that are overridden, each guarded by tests/unit/test_trl_contract.py: `_prepare_inputs`,
+Private methods of the parents that are overridden, each guarded by tests/ppo/test_trl_contract.py: `_prepare_inputs`,
 `_tokenize_prompts`, `_generate_single_turn`, `_compute_loss`, `_get_train_sampler`; those that know files are in
 saving.py. Called: `_generate`, `_calculate_rewards`.
 

@@ -64,7 +64,7 @@ def send_policy_weights(vllm_generation: Any, model: Any) -> None:
 
     TRL merges the adapter into the base and takes it out again at every synchronisation: in bfloat16 each round moves
     the base, and with it the reference, by its rounding. It would also send our scalar heads, which vLLM has no place
-    for. Replaces TRL's private `_iter_named_params`; tests/unit/test_trl_contract.py fails when it goes. Under FSDP or
+    for. Replaces TRL's private `_iter_named_params`; tests/ppo/test_trl_contract.py fails when it goes. Under FSDP or
     DeepSpeed, where the weights must be gathered, TRL's own way stays, without the heads.
     """
     every = vllm_generation._iter_named_params
