@@ -14,7 +14,7 @@ import pytest
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.measures import number, value_text
 from llm_rlhf.evaluation.report.page import cell, duration, fence, render_html, render_markdown
-from llm_rlhf.evaluation.report.schema import check_report, headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.schema import check_report, headline, json_schema, verdict_lines, write_report
 from llm_rlhf.evaluation.report.verdict import judgement
 from llm_rlhf.evaluation.suites.best_of_n import best_of_n
 from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
@@ -285,36 +285,36 @@ class TestSchema:
     def test_every_key_is_required(self, key: str) -> None:
         report = full_report()
         del report[key]
-        with pytest.raises(ValueError, match=f"report lacks {key}"):
+        with pytest.raises(ValueError, match=rf"report\.{key}: Field required"):
             check_report(report)
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),
         [
-            (["schema"], 1, "schema is 1"),
-            (["extra"], 1, "unknown keys extra"),
-            (["verdict"], ["one"], "has 1 lines, not 4"),
+            (["schema"], 1, "schema is 1: this version writes schema 2"),
+            (["extra"], 1, r"report.extra is 1: Extra inputs are not permitted"),
+            (["verdict"], ["one"], "verdict is .*should have at least 4 items"),
             (["verdict", 0], 5, r"report.verdict\[0\] is 5"),
             (["run", "processes"], "one", "report.run.processes is 'one'"),
             (["run", "seconds", "sft"], "20 s", "report.run.seconds.sft"),
             (["provenance", "seed"], None, "report.provenance.seed"),
-            (["estimates"], [], "measured nothing"),
+            (["estimates"], [], "estimates is .*should have at least 1 item"),
             (["estimates", 1, "n"], 0, r"estimates\[1\].n is 0"),
             (["estimates", 1, "estimate"], True, r"estimates\[1\].estimate is True"),
             (["estimates", 1, "low"], None, "None for both"),
             (["estimates", 1, "low"], 5.0, "low <= high"),
-            (["estimates", 1, "subject"], "sft", r"repeats report.estimates\[0\]"),
-            (["estimates", 1, "p_value"], 0.1, "it takes name, subject"),
-            (["reward_model"], {}, "it takes calibration and agreement"),
-            (["reward_model", "calibration", "reward"], {}, "calibration.reward.temperature"),
+            (["estimates", 1, "subject"], "sft", r"the entry 1 repeats the entry 0"),
+            (["estimates", 1, "p_value"], 0.1, r"estimates\[1\].p_value is 0.1: Extra inputs"),
+            (["reward_model"], {}, "reward_model.calibration: Field required"),
+            (["reward_model", "calibration", "reward"], {}, "calibration.reward.curve_before: Field required"),
             (["curves", "dpo"], [], "'dpo'"),
             (["curves", "reward", 2, "loss"], "low", r"curves.reward\[2\].loss"),
-            (["curves", "reward", 2], {"loss": 1.0}, "no step"),
+            (["curves", "reward", 2], {"loss": 1.0}, "the point 2 of reward has no step"),
             (["samples", 0, "kind"], 3, r"samples\[0\].kind"),
-            (["samples", 0, "prompt", 0], {"role": "user"}, "lacks content"),
-            (["samples", 0, "replies", "ppo", "scores"], [1.0], "scores is"),
+            (["samples", 0, "prompt", 0], {"role": "user"}, r"prompt\[0\].content: Field required"),
+            (["samples", 0, "replies", "ppo", "scores"], [1.0], "scores is .*valid dictionary"),
             (["samples", 0, "replies", "ppo", "text"], "\ud83d", "surrogate"),
-            (["data", "preferences", "read"], 2.5, "report.data.preferences.read"),
+            (["data", "preferences", "read"], 2.5, r"data\.preferences\.read is 2\.5; a count must be an int"),
         ],
     )
     def test_errors_name_the_place(self, path: list[Any], value: Any, message: str) -> None:
@@ -357,7 +357,7 @@ class TestFiles:
         first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
         report = full_report()
         report["verdict"] = ["All is well."]
-        with pytest.raises(ValueError, match="1 lines, not 4"):
+        with pytest.raises(ValueError, match="should have at least 4 items"):
             write_report(report, tmp_path)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
 
@@ -619,3 +619,8 @@ def test_without_scores_harmlessness_goes_by_refusals() -> None:
     report = full_report()
     report["estimates"] = pair("refusal_harmful", "refusal_harmful_change", 0.5, 0.9, half=0.05)
     assert verdict_lines(report)[2].startswith("Harmlessness: better. Refusal of harmful requests +40")
+
+
+def test_the_published_json_schema_is_the_one_that_is_checked() -> None:
+    published = Path(__file__).parents[2] / "docs" / "report.schema.json"
+    assert published.read_text(encoding="utf-8") == json_schema()  # python -m llm_rlhf.evaluation.report.schema
