@@ -315,6 +315,9 @@ FAULTS = [
     Fault("not_finite", "infinite scores pass", "ppo/guards.py",
           "bad = (~torch.isfinite(scores_B)).nonzero()", "bad = torch.isnan(scores_B).nonzero()",
           "tests/unit/test_guards.py"),
+    Fault("half_precision_logits", "sampling's log-probabilities in the model's type", "ppo/sampling.py",
+          "(output.logits[:, -1].float() / self.temperature)", "(output.logits[:, -1] / self.temperature)",
+          "tests/unit/test_sampling.py"),
 ]  # fmt: skip
 
 
