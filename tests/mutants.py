@@ -315,6 +315,18 @@ FAULTS = [
     Fault("not_finite", "infinite scores pass", "ppo/guards.py",
           "bad = (~torch.isfinite(scores_B)).nonzero()", "bad = torch.isnan(scores_B).nonzero()",
           "tests/ppo/test_guards.py"),
+    Fault("half_precision_logits", "sampling's log-probabilities in the model's type", "ppo/sampling.py",
+          "(output.logits[:, -1].float() / self.temperature)", "(output.logits[:, -1] / self.temperature)",
+          "tests/ppo/test_sampling.py"),
+    Fault("keeps_the_lines", "the log lines of the checkpoint's own step are dropped", "ppo/checkpoint.py",
+          'if json.loads(line)["step"] <= step:', 'if json.loads(line)["step"] < step:',
+          "tests/ppo/test_checkpoint.py"),
+    Fault("every_number_logged_of_an_update", "the value's clipped share counts the others", "ppo/objectives.py",
+          "return TokenLoss(0.5 * torch.max(unclipped, clipped), clipped > unclipped)",
+          "return TokenLoss(0.5 * torch.max(unclipped, clipped), unclipped > clipped)", WIRING),
+    Fault("every_number_logged_of_a_rollout", "k3 is logged of the other ratio", "ppo/rollout.py",
+          'k3 = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], "k3") * mask',
+          'k3 = objectives.kl_estimate(batch["ref_logprobs"], batch["old_logprobs"], "k3") * mask', WIRING),
 ]  # fmt: skip
 
 

@@ -55,7 +55,15 @@ def without_ppo(finished: Path, folder: Path) -> Path:
     return run
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+ONE, TWO = pytest.param(1, id="one process"), pytest.param(2, id="two processes")
+
+
+def by(*processes: object) -> pytest.MarkDecorator:
+    """The launches that a test is about; the run to compare with is made once for each."""
+    return pytest.mark.parametrize("uninterrupted", processes, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(request, finished: Path, tmp_path_factory) -> tuple[Path, int]:
     run = without_ppo(finished, tmp_path_factory.mktemp("uninterrupted"))
     finish(launch(run, request.param))
@@ -77,6 +85,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
+@by(ONE, TWO)
 def test_killed_after_a_checkpoint(uninterrupted, finished: Path, tmp_path) -> None:
     expected, processes = uninterrupted
     run = without_ppo(finished, tmp_path)
@@ -87,6 +96,7 @@ def test_killed_after_a_checkpoint(uninterrupted, finished: Path, tmp_path) -> N
 
 
 @pytest.mark.slow
+@by(TWO)
 def test_killed_twice_once_before_any_checkpoint_and_once_while_one_is_written(
     uninterrupted, finished: Path, tmp_path
 ) -> None:
@@ -102,6 +112,7 @@ def test_killed_twice_once_before_any_checkpoint_and_once_while_one_is_written(
 
 
 @pytest.mark.slow
+@by(ONE)
 def test_a_damaged_checkpoint_is_passed_over(uninterrupted, finished: Path, tmp_path) -> None:
     expected, processes = uninterrupted
     run = without_ppo(finished, tmp_path)

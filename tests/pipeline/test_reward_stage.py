@@ -33,7 +33,7 @@ def run_on(base: Path, folder: Path, pairs: Path, **sections: Any) -> Path:
 
 REWARD = {**TINY["reward"], "max_steps": 2, "reference_samples": 8, "reference_length": 8}
 PPO = {**TINY["ppo"], "total_episodes": 16, "eval_prompts": 4}
-EVALUATE = {"prompts": 8, "samples": 2, "resamples": 200}
+EVALUATE = {"prompts": 8, "samples": 2, "resamples": 200, "refusal_prompts": 8}
 
 
 @pytest.mark.parametrize(

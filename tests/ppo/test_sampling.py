@@ -1,5 +1,7 @@
 """Drawing tokens from the whole distribution, and telling an engine's wrong answers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -68,6 +70,23 @@ def test_steps_that_do_not_match_tokens_are_refused() -> None:
     watch = GenerateWatch(torch.nn.Linear(2, 1), 1.0)
     with pytest.raises(SamplingError, match="old_logprobs: rescored"):
         watch.rows([[5, 6]])
+
+
+def test_half_precision_logits_are_normalised_in_float32() -> None:
+    """In bfloat16 a log-probability near -3 would be off by up to 8e-3."""
+    torch.manual_seed(0)
+    watch = GenerateWatch(torch.nn.Linear(2, 1), 0.7)
+    steps = [torch.randn(3, 1, 32).bfloat16() for _ in range(2)]
+    sampled = torch.tensor([[5, 6], [7, 8], [9, 10]])
+    for step, logits in enumerate(steps):
+        watch.see_hidden(None, None, SimpleNamespace(last_hidden_state=torch.zeros(3, 1, 2)))
+        watch.see_logits(None, None, {"input_ids": sampled[:, :step]}, SimpleNamespace(logits=logits))
+    found = watch.rows(sampled.tolist())
+    exact = torch.cat([(logits.double() / 0.7).log_softmax(-1) for logits in steps], 1)
+    logprobs, entropies = exact.gather(2, sampled.unsqueeze(2)).squeeze(2), -(exact.exp() * exact).sum(-1)
+    # float32 sums of 32 terms
+    torch.testing.assert_close(torch.tensor(found.logprobs).double(), logprobs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(found.entropies).double(), entropies, rtol=0, atol=1e-6)
 
 
 LLAMA = LlamaConfig(

@@ -205,21 +205,27 @@ def test_counts_and_origins(world: GoldWorld) -> None:
         assert rows[-1].origin.row == count
 
 
-def test_a_seed_gives_one_world_and_another_seed_another(world: GoldWorld) -> None:
-    again, other = GoldWorld(WorldSection(), seed=0), GoldWorld(WorldSection(), seed=1)
-    for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
-        assert getattr(again, name)() == getattr(world, name)()
-        assert getattr(other, name)() != getattr(world, name)()
+KINDS = ("demonstrations", "preferences", "prompts", "evaluation_prompts")
+SMALL = WorldSection(demonstrations=120, preferences=900, prompts=120, evaluation_prompts=30)
 
 
-def test_one_count_does_not_change_other_rows(world: GoldWorld) -> None:
+def rows_of(world: GoldWorld) -> dict[str, list]:
+    return {kind: getattr(world, kind)() for kind in KINDS}
+
+
+def test_a_seed_gives_one_world_and_another_seed_another() -> None:
+    one, again, other = (rows_of(GoldWorld(SMALL, seed)) for seed in (0, 0, 1))
+    assert one == again
+    assert all(one[kind] != other[kind] for kind in KINDS)
+
+
+def test_one_count_does_not_change_other_rows() -> None:
     """Each kind of row has a stream of its own: more of one leaves the rest, and its own beginning, as they were."""
-    section = WorldSection()
-    for field in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
-        more = GoldWorld(replace(section, **{field: getattr(section, field) + 7}), seed=0)
-        assert getattr(more, field)()[:-7] == getattr(world, field)()
-        for name in {"demonstrations", "preferences", "prompts", "evaluation_prompts"} - {field}:
-            assert getattr(more, name)() == getattr(world, name)()
+    known = rows_of(GoldWorld(SMALL, seed=0))
+    for field in KINDS:
+        more = rows_of(GoldWorld(replace(SMALL, **{field: getattr(SMALL, field) + 7}), seed=0))
+        more[field] = more[field][:-7]
+        assert more == known
 
 
 def test_label_noise_flips_its_share_and_moves_no_text(world: GoldWorld) -> None:
