@@ -52,6 +52,8 @@ def warned(base_folder, tmp_path_factory):
 
 
 def test_the_collapse_is_told_once_and_training_goes_on(base_folder, tmp_path, capsys) -> None:
+    earlier = {"step": 3, "worse": ["helpful"]}  # what another training in this folder saw
+    (tmp_path / "watch.jsonl").write_text(json.dumps(earlier) + "\n")
     train(base_folder, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4, 6, 8]
