@@ -28,7 +28,7 @@ from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Labels, Values
 
 ELO = 400 / math.log(10)  # points a logit: 173.7
 RESAMPLES = 1000
-CELLS = 2_000_000  # pairs times resamples held at once, 16 MB an array
+CELLS = 2_000_000  # pairs, or pairs of players, times resamples held at once: 16 MB an array
 NEWTON_STEPS = 200
 LEAST = 1e-6  # of a win that chance may leave to a side: its rating is then some 3,000 points off, and finite
 Index = NDArray[np.intp]
@@ -87,7 +87,7 @@ def bradley_terry(
 
     outcome[k] is 1 where first[k] beat second[k], 0 where it lost, 1/2 for a tie; a judge's probability will do.
     `clusters` gives each comparison's prompt. `prior_ties` multiplies the ties given to the pairs, see the top.
-    The players' graph is kept as a list of pairs; a matrix of players by players is inverted twice.
+    Each resample solves systems of players by players, a few times: meant for tens of players, not thousands.
 
     Raises:
         ValueError: comparisons of a player with itself, an outcome outside [0, 1], a reference who never played,
@@ -100,13 +100,8 @@ def bradley_terry(
     wins = np.bincount(graph.pair, weights=graph.outcome)[:, None]
     games = np.bincount(graph.pair).astype(np.float64)[:, None]
     half = graph.ties[:, None] / 2
-    start = np.zeros((len(graph.players), 1))
-    precondition = 4 * _inverse_laplacian(graph, games[:, 0] + graph.ties)
-    theta = _fit(graph, wins + half, games - wins + half, start, precondition)
-
-    p = _win_probability(graph, theta)
-    precondition = _inverse_laplacian(graph, ((games + 2 * half) * p * (1 - p))[:, 0])
-    draws = _resampled(graph, theta, precondition, resamples, seed)
+    theta = _fit(graph, wins + half, games - wins + half, np.zeros((len(graph.players), 1)))
+    draws = _resampled(graph, theta, resamples, seed)
     return _table(graph, theta[:, 0], draws, seed)
 
 
@@ -150,7 +145,8 @@ def _graph(
     )
     _check_connected(graph, finite=prior_ties == 0)
     games = np.bincount(pair).astype(np.float64)
-    inverse = _inverse_laplacian(graph, games)
+    inverse, others = np.zeros((len(players), len(players))), _others(graph)
+    inverse[np.ix_(others, others)] = np.linalg.inv(_laplacian(graph, games[:, None])[0])
     i, j = graph.first, graph.second
     return graph._replace(ties=prior_ties * games * (inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]))
 
@@ -197,16 +193,18 @@ def _reached(graph: _Graph, source: Index, target: Index) -> NDArray[np.bool_]:
         reached[new] = True
 
 
-def _inverse_laplacian(graph: _Graph, weights: Array) -> Array:
-    """Inverse of sum over pairs of weight (e_i - e_j)(e_i - e_j)', the reference left out (its row and column 0)."""
+def _laplacian(graph: _Graph, weights: Array) -> Array:
+    """(B, P - 1, P - 1): sums over pairs of weight (e_i - e_j)(e_i - e_j)', weights (E, B), the reference left out."""
     size = len(graph.players)
-    matrix = np.zeros((size, size))
-    matrix[graph.first, graph.second] = matrix[graph.second, graph.first] = -weights
-    matrix[np.diag_indices(size)] = -matrix.sum(axis=1)
-    others = np.delete(np.arange(size), graph.reference)
-    inverse = np.zeros_like(matrix)
-    inverse[np.ix_(others, others)] = np.linalg.inv(matrix[np.ix_(others, others)])
-    return inverse
+    matrix = np.zeros((weights.shape[1], size, size))
+    matrix[:, graph.first, graph.second] = matrix[:, graph.second, graph.first] = -weights.T
+    matrix[:, np.arange(size), np.arange(size)] = -matrix.sum(axis=2)
+    others = _others(graph)
+    return matrix[:, others[:, None], others]
+
+
+def _others(graph: _Graph) -> Index:
+    return np.delete(np.arange(len(graph.players)), graph.reference)
 
 
 def _win_probability(graph: _Graph, theta: Array) -> Array:
@@ -214,16 +212,19 @@ def _win_probability(graph: _Graph, theta: Array) -> Array:
     return 1 / (1 + np.exp(theta[graph.second] - theta[graph.first]))
 
 
-def _fit(graph: _Graph, wins: Array, losses: Array, theta: Array, precondition: Array) -> Array:
+def _fit(graph: _Graph, wins: Array, losses: Array, theta: Array) -> Array:
     """Logits (P, B) that maximise the likelihood of `wins` and `losses` (E, B), each column a problem of its own.
 
     Newton's method. With M the widest step between two who met, t = ln(1 + M) / M of the step can only raise the
     likelihood (the logistic log-likelihood's third derivative is at most its second), and t tends to 1 at the optimum.
     """
+    others = _others(graph)
     for _ in range(NEWTON_STEPS):
         p = _win_probability(graph, theta)
         score = _to_players(graph, wins * (1 - p) - losses * p)
-        step = _solve(graph, (wins + losses) * p * (1 - p), score, precondition)
+        curvature = _laplacian(graph, (wins + losses) * p * (1 - p))
+        step = np.zeros_like(score)  # the reference stays where it is
+        step[others] = np.linalg.solve(curvature, score[others].T[:, :, None])[:, :, 0].T
         widest = np.maximum(np.abs(step[graph.first] - step[graph.second]).max(axis=0), 1e-300)
         theta = theta + step * (np.log1p(widest) / widest)
         if widest.max() < 1e-4:  # of a logit; a Newton step leaves about its square: 1e-6 Elo points
@@ -240,38 +241,12 @@ def _to_players(graph: _Graph, values: Array) -> Array:
     return summed
 
 
-def _solve(graph: _Graph, weights: Array, score: Array, precondition: Array) -> Array:
-    """The Newton step: the Laplacian with these weights (E, B), inverted on `score` by conjugate gradients.
-
-    Products with the Laplacian cost a pass over the pairs, so that it is never formed for each resample; the inverse
-    at the full data's estimate, as preconditioner, leaves few iterations to do. Its empty row and column keep the
-    reference where it is.
-    """
-    step = np.zeros_like(score)
-    residual, towards = score.copy(), precondition @ score
-    size = np.einsum("pb,pb->b", residual, towards)
-    enough = 1e-8 * size
-    for _ in range(2 * len(graph.players) + 10):
-        if (size <= enough).all():
-            break
-        bent = _to_players(graph, weights * (towards[graph.first] - towards[graph.second]))
-        curvature = np.einsum("pb,pb->b", towards, bent)
-        length = np.divide(size, curvature, out=np.zeros_like(size), where=(curvature > 0) & (size > enough))
-        step += length * towards
-        residual -= length * bent
-        improved = precondition @ residual
-        new = np.einsum("pb,pb->b", residual, improved)
-        towards = improved + np.divide(new, size, out=np.zeros_like(size), where=size > 0) * towards
-        size = new
-    return step
-
-
-def _resampled(graph: _Graph, theta: Array, precondition: Array, resamples: int, seed: int) -> Array:
+def _resampled(graph: _Graph, theta: Array, resamples: int, seed: int) -> Array:
     """Elo ratings (P, resamples) with prompts weighted at random, the reference at 0."""
     rng = np.random.default_rng(seed)
     pairs, prompts = len(graph.first), int(graph.cluster.max()) + 1
     draws = np.empty((len(graph.players), resamples))
-    columns = max(1, CELLS // pairs)
+    columns = max(1, CELLS // max(pairs, len(graph.players) ** 2))
     for start in range(0, resamples, columns):
         width = min(columns, resamples - start)
         wins, losses = np.maximum(rng.standard_gamma(graph.ties[:, None] / 2, size=(2, pairs, width)), LEAST)
@@ -280,7 +255,7 @@ def _resampled(graph: _Graph, theta: Array, precondition: Array, resamples: int,
             won = np.bincount(graph.pair, weights=weights * graph.outcome)
             wins[:, b] += won
             losses[:, b] += np.bincount(graph.pair, weights=weights) - won
-        fitted = _fit(graph, wins, losses, np.repeat(theta, width, axis=1), precondition)
+        fitted = _fit(graph, wins, losses, np.repeat(theta, width, axis=1))
         draws[:, start : start + width] = ELO * fitted
     return draws
 

@@ -107,7 +107,7 @@ class TestExtremes:
             bradley_terry(*games, reference="base")
 
     def test_a_chain_of_a_hundred(self) -> None:
-        """The longest way conjugate gradients can have to go: every game tied, so everyone is level."""
+        """Every game tied, so everyone is level, however far from the reference."""
         players = [f"p{k:03d}" for k in range(100)]
         games = rows(*((a, b, 0.5, 4) for a, b in itertools.pairwise(players)))
         found = bradley_terry(*games, reference="p000", resamples=LEAST)
