@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -13,8 +12,6 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models.architecture import unlike_linear
 from llm_rlhf.recipe.sections import ModelSection
-
-logger = get_logger(__name__)
 
 # For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
 # and untrained. The reply ends with the EOS token and nothing after it.

@@ -164,11 +164,6 @@ def parse_transcript(text: str) -> Conversation:
     ]
 
 
-def render_transcript(messages: Conversation) -> str:
-    """The HH transcript of a conversation without system message: the inverse of parse_transcript."""
-    return "".join(f"\n\n{_SPEAKER[message['role']]}: {message['content']}" for message in messages)
-
-
 def hh_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, str, str]:
     chosen, rejected = (check_text(row.get(name), name).strip() for name in ("chosen", "rejected"))
     chosen_turns, rejected_turns = parse_transcript(chosen), parse_transcript(rejected)
