@@ -182,7 +182,7 @@ FAULTS = [
     Fault("temperature_sharpens", "a draw knows no temperature", "models/random_draws.py",
           "scores.float() if self.temperature == 1 else scores.float() / self.temperature", "scores.float()",
           "tests/ppo/test_sampling.py"),
-    Fault("invariant_03", "the policy is drawn from without its temperature", "ppo/trainer.py",
+    Fault("invariant_03", "the policy is drawn from without its temperature", "ppo/generation.py",
           "drawing(self.base_model(), self.args.temperature)", "drawing(self.base_model(), 1.0)", WIRING),
     Fault("invariant_03", "a copied reference is read at temperature 1", "ppo/trainer.py",
           "add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)",

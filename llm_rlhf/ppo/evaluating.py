@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.preview import PREVIEW, preview, preview_lines
-from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, Row, Watch, by_objective
 from llm_rlhf.run_folder import write_json
 
@@ -28,7 +28,7 @@ NUMBER = "number_kept_back"  # the column that says which prompt an evaluation's
 Refuses = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 
 
-class WatchedEvaluation(SavedRoles):
+class WatchedEvaluation(GeneratedResponses):
     """The part of PPOTrainer that evaluates."""
 
     refuses: Refuses | None

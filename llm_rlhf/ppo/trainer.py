@@ -14,13 +14,12 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
    checkpoints that a killed run goes on from as if nothing had happened (saving.py).
 
 Private methods of the parents that are overridden, each guarded by tests/ppo/test_trl_contract.py: `_prepare_inputs`,
-`_tokenize_prompts`, `_generate_single_turn`, `_compute_loss`, `_get_train_sampler`; those that know files are in
-saving.py. Called: `_generate`, `_calculate_rewards`.
+`_compute_loss`, `_get_train_sampler`; those that sample are in generation.py, those that know files in saving.py.
+Called: `_generate`, `_calculate_rewards`.
 
 Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 """
 
-import contextlib
 import copy
 import json
 from collections.abc import Mapping
@@ -33,14 +32,10 @@ from datasets import Dataset
 from peft import set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
-from trl.data_utils import is_conversational
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.architecture import hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.encoding import encode_prompt, types_special_tokens
-from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.models.roles import (
     HELDOUT,
     POLICY,
@@ -78,16 +73,9 @@ from llm_rlhf.ppo.rollout import (
     shuffled_steps,
     stopped_by_itself,
 )
-from llm_rlhf.ppo.sampling import (
-    Sampled,
-    continuous_batches,
-    merged_policy,
-    watch_generate,
-)
 from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
-from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
 from llm_rlhf.training import check_loss
 
 
@@ -168,24 +156,9 @@ class PPOTrainer(WatchedEvaluation):
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(turn_off_noise(reference), evaluation_mode=True)
-        if self._tokenizer.pad_token_id in self.eos_token_ids:
-            raise ValueError(
-                f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
-                "told from padding; give the tokenizer a pad token of its own."
-            )
-        for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
-            # Only for a pad token that was added: other new tokens are the caller's to make room for.
-            if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
-                make_room_for(self._tokenizer, causal_lm)
+        self._check_pad_token()
         self._add_roles(adapters, heldout_adapter, given)
-        engine = self.use_vllm or self.use_transformers_continuous_batching
-        settle(self.accelerator.unwrap_model(self.model), args.learning_rate, generates=not engine)
-        if unused := without_gradient(self.accelerator.unwrap_model(self.model)):
-            self.accelerator.print(
-                f"  note: {len(unused)} parameters get no gradient and stay as they are ({unused[0]} the first)."
-            )
-            if not_said and self.accelerator.ddp_handler is not None:
-                self.accelerator.ddp_handler.find_unused_parameters = True
+        self._settle_model(find_unused=not_said)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
@@ -200,25 +173,36 @@ class PPOTrainer(WatchedEvaluation):
         if self.eval_dataset is not None:
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
-        if args.cache_implementation and self.accelerator.device.type == "cuda" and not self.use_vllm:
-            self.generation_config.disable_compile = False  # a static cache is asked for to be compiled; TRL says never
-        if self.use_vllm:
-            if args.vllm_mode == "server" and self.accelerator.is_main_process:
-                check_server(self.vllm_generation.vllm_client, args)
-            keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
-            send_policy_weights(self.vllm_generation, self.model)
-        # On a CPU torch.multinomial takes longer than the model; Draw knows the plain distribution only.
-        on_cpu = self.accelerator.device.type == "cpu" and not self.use_vllm
-        self._draws = on_cpu and not args.samples_with_bias and not args.generation_kwargs
-        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
-        self._sampled: Sampled | None = None
+        self._ready_to_sample()
         self._micro_batches: list[dict[str, Tensor]] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
 
     # ---- the roles ---------------------------------------------------------------------------------------------
+
+    def _check_pad_token(self) -> None:
+        """It must not stop a response, and both models must have room for it."""
+        if self._tokenizer.pad_token_id in self.eos_token_ids:
+            raise ValueError(
+                f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
+                "told from padding; give the tokenizer a pad token of its own."
+            )
+        for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
+            # Only for a pad token that was added: other new tokens are the caller's to make room for.
+            if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
+                make_room_for(self._tokenizer, causal_lm)
+
+    def _settle_model(self, find_unused: bool) -> None:
+        """Refuse what cannot be trained rightly; `find_unused`: let DDP look for parameters that get no gradient."""
+        engine = self.use_vllm or self.use_transformers_continuous_batching
+        settle(self.accelerator.unwrap_model(self.model), self.args.learning_rate, generates=not engine)
+        if unused := without_gradient(self.accelerator.unwrap_model(self.model)):
+            self.accelerator.print(
+                f"  note: {len(unused)} parameters get no gradient and stay as they are ({unused[0]} the first)."
+            )
+            if find_unused and self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.find_unused_parameters = True
 
     def _add_roles(
         self, adapters: dict[str, Any], heldout_adapter: str | Path | None, given: dict[str, Tensor] | None
@@ -346,42 +330,6 @@ class PPOTrainer(WatchedEvaluation):
             tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
             for batch in batches:
                 batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """The parent's, but a special token that stands in a message is read as the text that somebody typed."""
-        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
-        if images is None and is_conversational({"prompt": prompts[0]}) and not self.chat_template_kwargs:
-            for i, prompt in enumerate(prompts):
-                if types_special_tokens(self._tokenizer, prompt):
-                    prompt_ids[i] = encode_prompt(self._tokenizer, prompt)
-        return prompt_ids, images, multimodal_fields
-
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
-        """The parent's, keeping the log-probabilities that sampling computed."""
-        response_ids: list[list[int]]
-        if self.use_transformers_continuous_batching:
-            was_training = self.model.training
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-                response_ids, self._sampled = continuous_batches(
-                    model, prompt_ids, self.generation_config, self.continuous_batching_config
-                )
-            self.model.train(was_training)  # the engine turns it to evaluation
-            return response_ids
-        with contextlib.ExitStack() as stack:
-            watch = None
-            if self.args.old_logprobs == "rollout":
-                watch = stack.enter_context(watch_generate(self.base_model(), self.args.temperature))
-            if self._draws:
-                stack.enter_context(drawing(self.base_model(), self.args.temperature))
-            if self._merges:
-                stack.enter_context(merged_policy(self.base_model()))
-            response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        if watch is not None:
-            self._sampled = watch.rows(response_ids)
-        return response_ids
-
-    def _keep_engine_logprobs(self, rows: list[list[float]]) -> None:
-        self._sampled = Sampled(rows)
 
     def _score(self, batch: dict[str, Tensor], function_scores_BF: Tensor, rows: list[int]) -> dict[str, Tensor]:
         """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""
