@@ -21,7 +21,7 @@ from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.statistics.clustered import effective_rows
 from llm_rlhf.statistics.intervals import Estimate
 
-CLONE = Path(__file__).parents[2] / "data" / "evaluation"
+CLONE = Path(__file__).parents[3] / "data" / "evaluation"
 INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "evaluation"
 FILES = {"harmful.jsonl": "harmful", "safe_but_scary.jsonl": "scary", "helpful.jsonl": "question"}
 LABELLED = {"harmful": "unsafe", "scary": "safe"}  # kinds of prompt whose like people have labelled
