@@ -193,7 +193,8 @@ def test_files_that_a_page_names_exist(path: Path) -> None:
     """A file in a code span is the end of the path of one that there is."""
     folders = ("llm_rlhf", "tests", "benchmarks", "data", "examples", "recipes")
     known = [f"/{named(file)}" for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
-    told = re.findall(r"`(?:python )?([\w./-]+\.py|(?:%s)/[\w./-]+\.\w+)" % "|".join(folders), path.read_text("utf-8"))
+    ours = "|".join(folders)
+    told = re.findall(rf"`(?:python )?([\w./-]+\.py|(?:{ours})/[\w./-]+\.\w+)", path.read_text(encoding="utf-8"))
     outside = {"data/counts.json", "data/quarantine.jsonl"}  # of a run's folder
     assert [name for name in told if name not in outside and not any(k.endswith(f"/{name}") for k in known)] == []
 
