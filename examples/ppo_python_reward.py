@@ -16,7 +16,7 @@ from llm_rlhf import PPOConfig, PPOTrainer
 
 def brevity(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """One number a reply, higher is better: here, the fewer words the better. `columns` are the data set's others."""
-    return [-0.1 * len(completion[-1]["content"].split()) for completion in completions]
+    return [-float(len(completion[-1]["content"].split())) for completion in completions]
 
 
 def main(model: str = "data/base", output: str = "runs/brevity", episodes: str = "640") -> None:
