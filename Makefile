@@ -27,6 +27,7 @@ check: $(READY)  ## judge, change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 fix: $(READY)  ## rewrite
 	$(BIN)/ruff format .

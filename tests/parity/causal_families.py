@@ -2,7 +2,7 @@
 
 The verdicts: EXACT (the joint call is the plain model, to the tolerance of test_causal_families.py), DEVIATES (it is,
 but decoding is off by more, and a warning says so), REFUSED (PPOTrainer raises an error that says why), NOT_BUILT (no
-tiny text model comes of its configuration). The README's table is written from these:
+tiny text model comes of its configuration). The table of docs/architectures.md is written from these:
 
     python tests/parity/causal_families.py
 """
@@ -118,8 +118,8 @@ def missing_library(name: str) -> bool:
     return name == "gemma3n" and importlib.util.find_spec("timm") is not None
 
 
-def readme_table() -> str:
-    """The README's lines on every causal model type."""
+def page_table() -> str:
+    """The lines of docs/architectures.md on every causal model type."""
     rows = {
         f"exact ({len(EXACT)})": ", ".join(EXACT),
         f"with a warning ({len(DEVIATES)}): decoding is off, by nats a token": ", ".join(
@@ -327,4 +327,4 @@ def _every_kind(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(readme_table())
+    print(page_table())

@@ -376,7 +376,7 @@ def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenize
     AutoModelForCausalLM.from_config(config).save_pretrained(base)
     tokenizer.save_pretrained(base)
     recipe = one_recipe(base, tmp_path)
-    recipe.model.lora.target_modules = ".*language_model.*_proj"  # as the README says
+    recipe.model.lora.target_modules = ".*language_model.*_proj"  # as docs/architectures.md says
     reward_stage._train(recipe, RunFolder(tmp_path), base, tokenizer, PLAN, tmp_path / "joint")
     lora = lora_config(recipe.model, "CAUSAL_LM", AutoModelForCausalLM.from_pretrained(base))
     trainer = make_trainer(base, tmp_path, tmp_path / "joint", lora=lora, value="adapter")

@@ -133,7 +133,7 @@ class TestScores:
             model.score(talks())
 
     def test_bfloat16_moves_them_little(self, adapters) -> None:
-        """What the README says of bfloat16: the batch moves a score by a few percent of their deviation at most."""
+        """As RewardModel says of bfloat16: the batch moves a score by a few percent of their deviation at most."""
         model = RewardModel.from_pretrained(adapters[0], dtype="bfloat16")
         asked = talks(prompts=40)
         runs = np.stack([model.score(asked, token_budget=budget) for budget in (1, 200, 5000)])

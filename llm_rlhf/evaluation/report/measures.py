@@ -1,6 +1,6 @@
 """What each number of the report means, in words, and how it is written down.
 
-An estimate is a dict with the fields of `statistics.Estimate`. A measure that is not listed here still appears in the
+An estimate is a dict with the fields of `intervals.Estimate`. A measure that is not listed here still appears in the
 report's full table, under its own name.
 """
 

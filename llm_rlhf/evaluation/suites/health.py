@@ -1,7 +1,7 @@
 """Is the language still sound? Length, repetition, variety and endings of replies, from token ids or words.
 
 A reply is a list of token ids or of words (`words`). Every measure gives one value a reply (`*_of`), so that two
-policies on the same prompts can be compared by `statistics.paired_bootstrap`, and `health` gives the means with their
+policies on the same prompts can be compared by `intervals.paired_bootstrap`, and `health` gives the means with their
 intervals. A reply too short to hold an n-gram has no value: NaN, left out of the mean, and n says how many are in.
 """
 
