@@ -3,8 +3,6 @@
 python examples/win_rate_metric.py
 """
 
-import evaluate
-
 from llm_rlhf.evaluation import metrics
 
 
@@ -13,7 +11,7 @@ def main() -> None:
     reference = [0.7, 0.4, 1.0, 0.2, 0.1, 0.5]  # of the reference's, to the same prompts
     prompts = [0, 0, 1, 1, 2, 2]  # replies to one prompt belong together
 
-    win_rate = evaluate.load(metrics.path("win_rate"))
+    win_rate = metrics.load("win_rate")
     win_rate.add_batch(predictions=policy, references=reference)
     for name, value in win_rate.compute(clusters=prompts).items():
         print(f"{name}: {value}")

@@ -330,6 +330,9 @@ FAULTS = [
     Fault("told_once", "what an earlier training watched is kept", "ppo/saving.py",
           "for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log):",
           "for log in (self.snapshots and self.snapshots.log,):", "tests/parity/test_ppo_watch.py"),
+    Fault("ptx_adds", "demonstrations' prompts are learned too", "ppo/rollout.py",
+          'list(row.get("assistant_masks") or [1] * len(ids)) + [0] * missing', "[1] * len(ids) + [0] * missing",
+          "tests/parity/test_ppo_options.py"),
 ]  # fmt: skip
 
 

@@ -228,6 +228,7 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
             batch["ptx_input_ids"], batch["ptx_attention_mask"], batch["ptx_mask"], strict=True
         ):
             ids, mask = ids[attention.bool()], mask[attention.bool()]
+            assert mask.tolist() == [0, 0, 1, 1][: len(ids)]
             with torch.no_grad():
                 logprobs = mixed.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)
             expected -= (logprobs[:-1].gather(1, ids[1:, None]).squeeze(1) * mask[1:]).sum().item()
