@@ -107,12 +107,11 @@ def _prompts(
         (folder / "lengths.json").unlink(missing_ok=True)
         (folder / "too_long.jsonl").unlink(missing_ok=True)
         account.write(folder)
-    kept_back = keep_back(prompts, eval_prompts)
-    return [p for i, p in enumerate(prompts) if i not in kept_back], [prompts[i] for i in sorted(kept_back)]
+    return keep_back(prompts, eval_prompts)
 
 
-def keep_back(prompts: Sequence[Prompt], count: int) -> set[int]:
-    """Numbers of the prompts to evaluate on: `count`, a tenth of all at most, by a hash of the prompt.
+def keep_back(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those to evaluate on: `count`, a tenth of all at most, by a hash of the prompt.
 
     Each objective gives equally many, but a tenth of its own at most; the others make up for one that has fewer.
     """
@@ -128,7 +127,8 @@ def keep_back(prompts: Sequence[Prompt], count: int) -> set[int]:
         chosen.update(group[:share])
         missing -= share
     rest = [i for i in by_hash if i not in chosen]  # what rounding down has left
-    return chosen.union(rest[:missing])
+    chosen.update(rest[:missing])
+    return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]
 
 
 def _dataset(prompts: list[Prompt]) -> Dataset:
