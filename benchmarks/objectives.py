@@ -20,8 +20,8 @@ import numpy as np
 from quickstart import HERE, RECIPE, SHOWN, run_quickstart, seeds_of
 from scipy import stats
 
-from llm_rlhf.evaluation.reward_checks import GATED
 from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import REWARD_CHECKS
 
 SETTINGS: dict[str, list[str]] = {  # name: what it changes
     "default": [],
@@ -60,7 +60,9 @@ def _run(name: str, seed: int, folder: Path) -> dict[str, Any]:
     row = run_quickstart(run, seed, ["world.phrasings=development", *overrides])
     checks = json.loads((run / "reward" / "warnings.json").read_text(encoding="utf-8"))["checks"]
     row["warned_of"] = [f"{c['name']} ({c['split']})" for c in checks if c["level"] == "warning"]
-    row["noted"] = [f"{c['name']} ({c['split']})" for c in checks if c["level"] == "note" and c["name"] in GATED]
+    row["noted"] = [
+        f"{c['name']} ({c['split']})" for c in checks if c["level"] == "note" and c["name"] in REWARD_CHECKS
+    ]
     sides = json.loads((run / "ppo" / "preview.json").read_text(encoding="utf-8"))["sides"]
     row["preview"] = {key: sides["harmless"]["refusal_rate"][key] for key in ("average", "best")}
     row["guard"] = [news["step"] for news in json.loads((run / "ppo" / "watch.json").read_text("utf-8"))["news"]]
