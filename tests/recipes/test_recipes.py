@@ -163,6 +163,18 @@ PYTHON = [
 @pytest.mark.parametrize("text", PYTHON)
 def test_python_of_the_pages_compiles_and_imports_what_there_is(text: str) -> None:
     compile(text, "page", "exec")
+    check_imports(text)
+
+
+def test_scripts_beside_the_package_import_what_there_is() -> None:
+    scripts = [path for folder in ("benchmarks", "data", "examples") for path in (ROOT / folder).rglob("*.py")]
+    assert len(scripts) > 10
+    for path in scripts:
+        check_imports(path.read_text(encoding="utf-8"))
+
+
+def check_imports(text: str) -> None:
+    """ImportError, AttributeError where a name that the text takes from the package is not there."""
     ours = [
         node
         for node in ast.walk(ast.parse(text))
