@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 SEED ?= 0
+SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast mutants bench check fix clean
 
@@ -11,10 +12,10 @@ quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
 
 test: $(READY)  ## everything
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(SHARED)
 
 test-fast: $(READY)  ## without whole chains and the slow ones
-	$(BIN)/python -m pytest --ignore=tests/pipeline -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) --ignore=tests/pipeline -m "not slow"
 
 mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py

@@ -103,6 +103,7 @@ def without_times(report: dict) -> str:
     return json.dumps({**report, "run": {**report["run"], "seconds": 0}}, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_an_adapter_against_its_base(
     base_folder, reward_folder, policy_folder, prompts_file, own_suite, task_file, tmp_path
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_base_that_is_not_there(tmp_path) -> None:
     refused(ask("run", "recipe.yaml"), "model.base", "no-model")
 
 
+@pytest.mark.slow
 def test_malformed_rows_are_counted_and_the_run_goes_on(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, pairs(60))
     with (tmp_path / "pairs.jsonl").open("a") as file:
@@ -104,6 +105,7 @@ def test_malformed_rows_are_counted_and_the_run_goes_on(base_folder, tmp_path) -
     assert sum(s["cut_at_turns"] for s in lengths.values()) == 1
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_exit_code_one(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, pairs(40), sft={"learning_rate": 1e30, "max_steps": 20, "max_grad_norm": 0.0})
     done = subprocess.run(

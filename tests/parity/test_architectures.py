@@ -284,6 +284,7 @@ SHORT = {
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
 @trained
+@pytest.mark.slow
 def test_ppo_takes_optimizer_steps(family, tmp_path, value) -> None:
     # A fresh adapter's A has no gradient until its B has moved.
     train_on_one_rollout(trainer_of(family, tmp_path, value=value, num_ppo_epochs=2, **SHORT), steps=2)

@@ -36,7 +36,9 @@ def test_the_optimum_is_better_than_what_is_near_it() -> None:
     ("task", "options", "left"),
     [
         pytest.param(Task(0.3), {}, 0.25, id="beta .3"),
-        pytest.param(Task(1.0), {"full": True, "learning_rate": 6e-4}, 0.25, id="beta 1, whole model"),
+        pytest.param(
+            Task(1.0), {"full": True, "learning_rate": 6e-4}, 0.25, id="beta 1, whole model", marks=pytest.mark.slow
+        ),
         pytest.param(Task(3.0), {"value": "adapter"}, 0.25, id="beta 3, value adapter", marks=pytest.mark.slow),
         pytest.param(Task(1.0, temperature=0.7), {}, 0.25, id="beta 1, temperature .7", marks=pytest.mark.slow),
         pytest.param(Task(1.0, 3, eos_penalty=0.5), {}, 0.6, id="beta 1, up to 3 tokens", marks=pytest.mark.slow),

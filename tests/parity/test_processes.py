@@ -12,6 +12,7 @@ from ddp_gradients import measure
 from ppo_helpers import responses_of
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def torchrun(processes: int, script: Path, arguments: list[str]) -> subprocess.CompletedProcess:

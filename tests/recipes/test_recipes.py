@@ -231,6 +231,7 @@ def test_pages_named_in_the_code_exist() -> None:
 # --- the package ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_telemetry_is_off_before_the_first_import_of_trl() -> None:
     code = (
         "import sys, llm_rlhf, os; assert 'trl' not in sys.modules and 'huggingface_hub' not in sys.modules;"
