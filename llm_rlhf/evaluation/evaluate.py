@@ -24,9 +24,10 @@ from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.ask import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
 from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.judges.naming import check_judge, judge_of, judge_record, judge_replies, judged_estimates
-from llm_rlhf.evaluation.report.alarms import account_lines, alarm_lines
+from llm_rlhf.evaluation.report.alarms import account_lines
+from llm_rlhf.evaluation.report.assembly import assemble
 from llm_rlhf.evaluation.report.samples import choose_samples
-from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.evaluation.rewards import (
     ROLES,
@@ -54,7 +55,7 @@ from llm_rlhf.evaluation.suites.perplexity import demonstrations_of, perplexity_
 from llm_rlhf.launch import processes
 from llm_rlhf.recipe.sections import OwnSuite, Recipe
 from llm_rlhf.recipe.values import plain
-from llm_rlhf.run_folder import RunFolder, git_state, machine, versions, write_json
+from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits
 from llm_rlhf.statistics.intervals import Estimate
 
@@ -105,36 +106,24 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     else:
         of_judges, of_rewards = of_the_run(rewards, asked.run)
     instruments = {"refusal_detector": refusals.VERSION, **rewards.identities}
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": {
-            "name": f"{names[0]} against {names[1]}",
-            "recipe": str(asked.run / "recipe.yaml") if asked.run else "none",
-            "base": asked.policy.url or asked.policy.base,
-            "device": str(processes().device),
-            "processes": processes().num_processes,
-            "seconds": {"evaluate": round(time.time() - started, 3)},
-        },
-        "estimates": [estimate.as_dict() for estimate in estimates] + of_judges,
-        "reward_model": of_rewards,
-        "own": {suite.name: suite_record(suite, scored[suite.name]) for suite in asked.own},
-        "overoptimization": None,
-        "curves": {},
-        "samples": choose_samples(prompts, after, before, asked.samples, names),
-        "data": {"prompts": len(prompts), **material.counts},
-        "provenance": {
+    report = assemble(
+        name=f"{names[0]} against {names[1]}",
+        recipe=str(asked.run / "recipe.yaml") if asked.run else "none",
+        base=asked.policy.url or asked.policy.base,
+        seconds={"evaluate": round(time.time() - started, 3)},
+        estimates=[estimate.as_dict() for estimate in estimates] + of_judges,
+        reward_model=of_rewards,
+        own={suite.name: suite_record(suite, scored[suite.name]) for suite in asked.own},
+        samples=choose_samples(prompts, after, before, asked.samples, names),
+        data={"prompts": len(prompts), **material.counts},
+        provenance={
             "recipe": {**asked.identities, **_options(asked)},
-            "versions": versions(),
-            "machine": machine(),
             "seed": asked.seed,
             "decoding": asked.decoding,
             "instruments": instruments | ({"judge": judge_record(judged)} if judged is not None else {}),
             "hashes": material.digests(),
-            "git": git_state() or "not in a repository",
         },
-    }
-    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    )
     if recipe is not None and asked.run is not None and rewards.trained is not None:
         report["alarms"] = report_lines(recipe, RunFolder(asked.run), report["alarms"])
     report["alarms"] += notes + found.notes

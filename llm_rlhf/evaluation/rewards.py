@@ -20,10 +20,11 @@ from llm_rlhf.data.sources import Loaded, load_preferences
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers, rows_digest
 from llm_rlhf.evaluation.judges import model_identity
-from llm_rlhf.evaluation.report.alarms import account_lines, alarm_lines
+from llm_rlhf.evaluation.report.alarms import account_lines
+from llm_rlhf.evaluation.report.assembly import assemble
 from llm_rlhf.evaluation.report.measures import Entry
 from llm_rlhf.evaluation.report.reward_sections import judge_estimates
-from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
 from llm_rlhf.launch import processes
 from llm_rlhf.models.fitting import Fitted, fit_preferences
@@ -32,8 +33,7 @@ from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.sections import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.reward.model import RewardModel
-from llm_rlhf.run_folder import git_state, machine, move_to_archive, read_json, versions, writable
-from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.run_folder import move_to_archive, read_json, writable
 
 ROLES = ("reward", "heldout")
 CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
@@ -279,36 +279,23 @@ def evaluate_rewards(
     pairs = list(loaded.rows)
     scores = score(rewards, [], {}, {"pairs": pairs})["pairs"]
     entries, of_rewards, fitted = preferences(rewards, pairs, scores, resamples, seed)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": {
-            "name": f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
-            "recipe": "none",
-            "base": ", ".join(rewards.folders["reward"]),
-            "device": str(processes().device),
-            "processes": processes().num_processes,
-            "seconds": {"evaluate": round(time.time() - started, 3)},
-        },
-        "estimates": entries,
-        "reward_model": of_rewards,
-        "own": {},
-        "overoptimization": None,
-        "curves": {},
-        "samples": [],
-        "data": {"pairs": loaded.counts() | {"fitted": fitted}},
-        "provenance": {
+    report = assemble(
+        name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
+        recipe="none",
+        base=", ".join(rewards.folders["reward"]),
+        seconds={"evaluate": round(time.time() - started, 3)},
+        estimates=entries,
+        reward_model=of_rewards,
+        data={"pairs": loaded.counts() | {"fitted": fitted}},
+        provenance={
             "recipe": {"pairs": [source.source for source in sources]},
-            "versions": versions(),
-            "machine": machine(),
             "seed": seed,
             "decoding": {},
             "instruments": rewards.identities,
             "hashes": {"pairs": rows_digest(pairs)},
-            "git": git_state() or "not in a repository",
         },
-    }
-    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]]) + account_lines(report["data"])
+    )
+    report["alarms"] += account_lines(report["data"])
     if processes().is_main_process:
         archive_report(output)
         write_report(report, output)

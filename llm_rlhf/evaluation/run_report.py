@@ -7,18 +7,18 @@ from typing import Any
 
 from llm_rlhf.data.checks import SetAside
 from llm_rlhf.evaluation.judges import Comparisons
-from llm_rlhf.evaluation.report.alarms import account_lines, alarm_lines
-from llm_rlhf.evaluation.report.reward_sections import judge_estimates
-from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines
+from llm_rlhf.evaluation.report.alarms import account_lines
+from llm_rlhf.evaluation.report.assembly import assemble
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
+from llm_rlhf.evaluation.rewards import as_sections
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
 from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.reward.adapters import reward_folders
-from llm_rlhf.run_folder import RunFolder, git_state, machine, read_json, versions
+from llm_rlhf.run_folder import RunFolder, machine, read_json
 from llm_rlhf.statistics.intervals import Estimate
 from llm_rlhf.training import read_metrics
 
@@ -45,47 +45,34 @@ def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) 
     done = [s for s in ("world", "sft", "reward", "ppo") if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
     judged = json.loads((run_folder / "reward" / "accuracy.json").read_text(encoding="utf-8"))
-    base = "the gold world's own" if recipe.world is not None else str(recipe.model.base)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": {
-            "name": recipe.name,
-            "recipe": str(run_folder / "recipe.yaml"),
-            "base": base,
-            "device": str(run_folder.state.device),
-            "processes": run_folder.state.num_processes,
-            "seconds": {stage: manifest["seconds"] for stage, manifest in manifests.items()},
-        },
-        "estimates": [estimate.as_dict() for estimate in comparison.estimates] + judge_estimates(judged),
-        "reward_model": {
-            "calibration": {name: known for name, known in judged["calibration"].items() if known is not None},
-            "agreement": judged["ensembles"].get("reward"),
-        },
-        "own": comparison.own,
-        "overoptimization": comparison.overoptimization,
-        "watch": _watch(run_folder),
-        "curves": {
+    weights = {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)}
+    of_judges, of_rewards = as_sections(judged)
+    report = assemble(
+        name=recipe.name,
+        recipe=str(run_folder / "recipe.yaml"),
+        base="the gold world's own" if recipe.world is not None else str(recipe.model.base),
+        seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()},
+        estimates=[estimate.as_dict() for estimate in comparison.estimates] + of_judges,
+        reward_model=of_rewards,
+        own=comparison.own,
+        overoptimization=comparison.overoptimization,
+        watch=_watch(run_folder),
+        curves={
             "sft": _curve(run_folder / "sft", ("loss", "mean_token_accuracy")),
             **_reward_curves(recipe, run_folder),
             "ppo": _curve(run_folder / "ppo", (*PPO_CURVES, *WATCHED_CURVES)),
         },
-        "samples": comparison.samples,
-        "data": _data_counts(run_folder) | comparison.counts,
-        "provenance": {
+        samples=comparison.samples,
+        data=_data_counts(run_folder) | comparison.counts,
+        provenance={
             "recipe": recipe.as_dict(),
-            "versions": versions(),
-            "machine": machine(),
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
             "seed": recipe.seed,
             "decoding": comparison.decoding,
             "instruments": comparison.instruments,
-            "hashes": comparison.hashes
-            | {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)},
-            "git": git_state() or "not in a repository",
+            "hashes": comparison.hashes | weights,
         },
-    }
-    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += account_lines(comparison.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:

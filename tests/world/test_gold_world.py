@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.recipe.sections import WorldSection
+from llm_rlhf.recipe.sections import MOST_ENTITIES, WorldSection
 from llm_rlhf.world import gold as gold_world
 from llm_rlhf.world import phrases as book
 from llm_rlhf.world.gold import FLAWS, KIND_SHARES, RAMBLING_WORDS, GoldWorld, Verdict, judge
@@ -211,6 +211,11 @@ SMALL = WorldSection(demonstrations=120, preferences=900, prompts=120, evaluatio
 
 def rows_of(world: GoldWorld) -> dict[str, list]:
     return {kind: getattr(world, kind)() for kind in KINDS}
+
+
+def test_a_recipe_may_ask_for_as_many_animals_as_have_names() -> None:
+    assert MOST_ENTITIES == len(book.ANIMALS)
+    assert len(GoldWorld(replace(SMALL, entities=MOST_ENTITIES), seed=0).animals) == MOST_ENTITIES
 
 
 def test_a_seed_gives_one_world_and_another_seed_another() -> None:

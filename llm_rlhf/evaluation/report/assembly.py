@@ -1,0 +1,59 @@
+"""The parts of a report that every evaluation has, put together in one way."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_rlhf.evaluation.report.alarms import alarm_lines
+from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines
+from llm_rlhf.launch import processes
+from llm_rlhf.run_folder import git_state, machine, versions
+from llm_rlhf.statistics.intervals import Estimate
+
+
+def assemble(
+    *,
+    name: str,
+    recipe: str,
+    base: str,
+    seconds: dict[str, float],
+    estimates: Sequence[dict[str, Any]],
+    reward_model: dict[str, Any],
+    data: dict[str, Any],
+    provenance: dict[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """A report as `schema.Report` describes it, with its headline, verdict and the alarms that its estimates raise.
+
+    Args:
+        name, recipe, base, seconds: of `schema.Run`.
+        provenance: without what this process knows by itself: versions, machine, the code's commit.
+        more: `own`, `overoptimization`, `watch`, `curves`, `samples`; those left out are empty.
+    """
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": {
+            "name": name,
+            "recipe": recipe,
+            "base": base,
+            "device": str(processes().device),
+            "processes": processes().num_processes,
+            "seconds": seconds,
+        },
+        "estimates": list(estimates),
+        "reward_model": reward_model,
+        "own": {},
+        "overoptimization": None,
+        "curves": {},
+        "samples": [],
+        "data": data,
+        "provenance": {
+            "versions": versions(),
+            "machine": machine(),
+            "git": git_state() or "not in a repository",
+            **provenance,
+        },
+        **more,
+    }
+    report["headline"], report["verdict"] = headline(report), verdict_lines(report)
+    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    return report
