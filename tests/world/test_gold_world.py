@@ -214,7 +214,7 @@ def rows_of(world: GoldWorld) -> dict[str, list]:
 
 
 def test_a_recipe_may_ask_for_as_many_animals_as_have_names() -> None:
-    assert MOST_ENTITIES == len(book.ANIMALS)
+    assert len(book.ANIMALS) == MOST_ENTITIES
     assert len(GoldWorld(replace(SMALL, entities=MOST_ENTITIES), seed=0).animals) == MOST_ENTITIES
 
 
