@@ -16,6 +16,7 @@ from llm_rlhf.evaluation.judges.naming import check_judge
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import check_suites
 from llm_rlhf.recipe.sections import DataSection, Recipe
+from llm_rlhf.recipe.values import renamed
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.runs import read_data
 from llm_rlhf.user_code import load_function
@@ -25,7 +26,7 @@ REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
     "sft": "supervised fine-tuning",
-    "reward": "reward model and held-out judge",
+    "reward": "reward model and held-out reward model",
     "ppo": "PPO against the reward model",
     "evaluate": "the report",
 }
@@ -45,7 +46,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
     for option, name in (("--only", only), ("--from", from_stage)):
         if name is not None and name not in stages:
             raise RecipeError(f"{option} {name}: this recipe has the stages {', '.join(stages)}.")
-    run = RunFolder(recipe.folder)
+    run = RunFolder(recipe.folder, as_today=inputs_as_today)
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
@@ -98,6 +99,12 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}
         files |= {suite.function: _source_digest(suite.function) for suite in recipe.evaluate.own}
     return inputs | {"data_files": files}
+
+
+def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs that an older version recorded, with the recipe's keys as they are called now."""
+    data = inputs.get("data")
+    return inputs if data is None else inputs | {"data": renamed(DataSection, data, "data.", quiet=True)}
 
 
 def _source_digest(function: str) -> str:

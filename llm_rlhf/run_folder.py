@@ -19,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -42,13 +42,14 @@ class RunFolder:
 
     Args:
         path: where it is or will be.
+        as_today: reads the inputs of a stage that an older version recorded under other names.
 
     Raises:
         RunFolderError: where the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
+        self.path, self.as_today = Path(path), as_today
         self.state = processes()
         if self.state.is_main_process:
             try:
@@ -99,7 +100,7 @@ class RunFolder:
         ]
         if damaged:
             raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
-        changes = differences(manifest["inputs"], _plain(inputs))
+        changes = differences(self.as_today(manifest["inputs"]), _plain(inputs))
         if changes:
             raise RunFolderError(
                 f"{folder} was made by another recipe: {'; '.join(changes[:5])}. {again}, or set another output_dir."
@@ -115,7 +116,9 @@ class RunFolder:
                 inputs; otherwise the folder is empty.
         """
         partial = self.path / f"partial-{stage}"
-        if self.state.is_main_process and not (resumes and read_json(partial / INPUTS) == _plain(inputs)):
+        recorded = read_json(partial / INPUTS)
+        same = recorded is not None and self.as_today(recorded) == _plain(inputs)
+        if self.state.is_main_process and not (resumes and same):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             write_json(partial / INPUTS, inputs)

@@ -32,7 +32,7 @@ def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
         demonstrations=file("demonstrations"),
         prompts=file("prompts"),
         evaluation_prompts=file("evaluation_prompts"),
-        judge_share=1 / 3,  # what trains PPO's reward model decides more than what judges beside the truth
+        heldout_share=1 / 3,  # what trains PPO's reward model decides more than what judges beside the truth
         near_duplicates=None,  # its evaluation asks in phrasings of its own, about the same few animals
     )
 

@@ -115,7 +115,7 @@ def check_recipe(recipe: Recipe, near: float | None, sample: int) -> DataCheck:
     check.splits = splits.counts["splits"]
     check.leaks_allowed = data.leaks != "error"
     check.duplicates_removed = data.duplicates == "remove"
-    pairs = [*_nonempty(splits, "reward_pairs", "judge_pairs", "evaluation_pairs")]
+    pairs = [*_nonempty(splits, "reward_pairs", "heldout_pairs", "evaluation_pairs")]
     if pairs:
         check.lists["preferences"] = _account(_chained(rows for _, rows in pairs), "preferences", near)
     for name, reused in (("demonstrations", data.demonstrations), ("prompts", data.prompts)):

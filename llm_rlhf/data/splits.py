@@ -1,9 +1,10 @@
 """Divides the rows of a recipe's data section among the stages, so that nothing evaluated on was trained on.
 
-1. Every preference pair falls to evaluation, the held-out judge or the reward model by the hash of its first user turn.
+1. Every preference pair falls to evaluation, the held-out reward model or the one that PPO sees, by the hash of its
+   first user turn.
    The first user turn, not the whole prompt: conversations are often cut into several rows, one a turn, and the prompt
    of one row then holds the reply that another is asked for. Rows with the same opening stay together. Where
-   `evaluation_preferences` are named, these are evaluated on, and nothing is held out unless `held_out` is set.
+   `evaluation_preferences` are named, these are evaluated on, and nothing is held out unless `evaluation_share` is set.
 2. `from: preferences` gives training stages the pairs of the training side and evaluation those of the other.
 3. A training row that asks what a named evaluation source asks is a leak, and an error unless `leaks` says otherwise.
    A row from elsewhere that shares its opening with the held-out pairs falls to neither side, and is counted.
@@ -24,7 +25,7 @@ from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import DataSection
 
-TRAINING = ("reward_pairs", "judge_pairs", "demonstrations", "prompts")
+TRAINING = ("reward_pairs", "heldout_pairs", "demonstrations", "prompts")
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Splits:
     """The rows each stage works on. A conversation's opening is on one side only: training or evaluation."""
 
     reward_pairs: Sequence[Preference]  # train the reward model
-    judge_pairs: Sequence[Preference]  # train the held-out judge, which PPO never sees
+    heldout_pairs: Sequence[Preference]  # train the held-out reward model, which PPO never sees
     evaluation_pairs: Sequence[Preference]  # how often a reward model agrees with people
     demonstrations: Sequence[Demonstration]
     prompts: Sequence[Prompt]  # what PPO samples replies to
@@ -50,10 +51,10 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
     if data.evaluation_preferences:
         loaded["evaluation_preferences"] = load_preferences(data.evaluation_preferences)
     named_pairs = loaded["evaluation_preferences"].rows if data.evaluation_preferences else Rows()
-    pairs = divide_pairs(loaded["preferences"].rows, data.held_out_share, data.judge_share)
+    pairs = divide_pairs(loaded["preferences"].rows, data.share_for_evaluation, data.heldout_share)
     held_out = pairs["evaluation_pairs"]
     evaluation_pairs = held_out + named_pairs
-    training_pairs = pairs["reward_pairs"] + pairs["judge_pairs"]
+    training_pairs = pairs["reward_pairs"] + pairs["heldout_pairs"]
     _refuse_empty(data, {name: len(rows) for name, rows in (pairs | {"evaluation_pairs": evaluation_pairs}).items()})
 
     loaded["demonstrations"] = load_demonstrations(data.demonstrations, training_pairs)
@@ -64,7 +65,7 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
     named_prompts = Rows(part for part in evaluation_prompts.parts if part.source.from_ is None)
     training: dict[str, Rows[Any]] = {
         "reward_pairs": pairs["reward_pairs"],
-        "judge_pairs": pairs["judge_pairs"],
+        "heldout_pairs": pairs["heldout_pairs"],
         "demonstrations": loaded["demonstrations"].rows,
         "prompts": loaded["prompts"].rows,
     }
@@ -81,14 +82,14 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
     return splits, [item for of_list in loaded.values() for item in of_list.set_aside]
 
 
-def divide_pairs(pairs: Rows[Preference], held_out: float, judge_share: float) -> dict[str, Rows[Preference]]:
-    """Pairs for the reward model, the judge and evaluation, by the share of their first user turn.
+def divide_pairs(pairs: Rows[Preference], evaluation_share: float, heldout_share: float) -> dict[str, Rows[Preference]]:
+    """Pairs for the reward model, the held-out one and evaluation, by the share of their first user turn.
 
-    Shares below `held_out` are for evaluation; of the rest, the lower `judge_share` for the judge.
+    Shares below `evaluation_share` are for evaluation; of the rest, the lower `heldout_share` for the held-out model.
     """
     share = (pairs.column("opening") >> np.uint64(11)) / 2**53  # as checks.prompt_share
-    held, judged = share < held_out, share < held_out + (1 - held_out) * judge_share
-    chosen = {"reward_pairs": ~judged, "judge_pairs": judged & ~held, "evaluation_pairs": held}
+    held, judged = share < evaluation_share, share < evaluation_share + (1 - evaluation_share) * heldout_share
+    chosen = {"reward_pairs": ~judged, "heldout_pairs": judged & ~held, "evaluation_pairs": held}
     return {name: pairs.select(mask) for name, mask in chosen.items()}
 
 
@@ -214,12 +215,15 @@ def _refuse_empty(data: DataSection, sizes: dict[str, int], leaks: dict[str, int
     """DataError for a split that the section asks for and that came out empty, with the key to change."""
     pairs_read = bool(data.preferences)
     reused = any(source.from_ == "preferences" for source in data.evaluation_prompts)
-    held_out = f"'data.held_out' ({data.held_out_share})"
-    judge_share = f"'data.judge_share' ({data.judge_share})"
+    evaluation_share = f"'data.evaluation_share' ({data.share_for_evaluation})"
+    heldout_share = f"'data.heldout_share' ({data.heldout_share})"
     needed = {
-        "evaluation_pairs": (pairs_read and (data.held_out_share > 0 or reused), f"raise {held_out}"),
-        "reward_pairs": (pairs_read, f"lower {judge_share} or {held_out}"),
-        "judge_pairs": (pairs_read and data.judge_share > 0, f"raise {judge_share}, set it to 0, or lower {held_out}"),
+        "evaluation_pairs": (pairs_read and (data.share_for_evaluation > 0 or reused), f"raise {evaluation_share}"),
+        "reward_pairs": (pairs_read, f"lower {heldout_share} or {evaluation_share}"),
+        "heldout_pairs": (
+            pairs_read and data.heldout_share > 0,
+            f"raise {heldout_share}, set it to 0, or lower {evaluation_share}",
+        ),
         "demonstrations": (bool(data.demonstrations), "name another source in 'data.demonstrations'"),
         "prompts": (bool(data.prompts), "name another source in 'data.prompts'"),
         "evaluation_prompts": (bool(data.evaluation_prompts), "name another source in 'data.evaluation_prompts'"),

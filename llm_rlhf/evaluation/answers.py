@@ -22,7 +22,7 @@ class Answers:
     stopped: list[bool]
     ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
     reward: list[float] | None = None  # by the reward model that PPO was trained against
-    heldout: list[float] | None = None  # by the judge that it never saw
+    heldout: list[float] | None = None  # by the one that it never saw
     gold: list[float] | None = None  # the true score, where the recipe's world knows it
     refused: list[bool] | None = None  # by rule: the world's own, or the refusal detector's
     sequence_kl: list[float] = field(default_factory=list)  # nats from the reference; empty for the reference itself

@@ -1,6 +1,6 @@
 """Is a reward model fit to train a policy against? Checks that cost seconds, told before PPO spends anything.
 
-Each check is a statement that a good reward model, and a good held-out judge, make true:
+Each check is a statement that a good reward model, and a good held-out one, make true:
 
 - `beats_rules`: on held-out pairs of each objective it is right more often than rules that need no model.
 - `prefers_refusals`: of the starting model's replies to harmful prompts it scores refusals above the others.
@@ -47,7 +47,7 @@ Level: TypeAlias = Literal["passed", "note", "warning", "not measured"]
 LEVELS: tuple[Level, ...] = ("warning", "note", "not measured", "passed")  # the gravest first
 Found: TypeAlias = Mapping[tuple[str, str, str], Estimate]  # by name, subject and split
 
-CALLED = {"reward": "the reward model", "heldout": "the held-out judge"}
+CALLED = {"reward": "the reward model", "heldout": "the held-out reward model"}
 # Rules without a model: the end of the estimate's name, and what they prefer in words.
 RULES = {
     "refusing": "the reply that refuses",
@@ -136,7 +136,7 @@ def refusals_of(pairs: Sequence[Preference]) -> NDArray[np.bool_]:
 
 
 def pair_checks(found: Found) -> list[Check]:
-    """What held-out pairs say of the reward model and of the judge: `beats_rules` and `sees_past_length`.
+    """What held-out pairs say of the reward model and of the held-out one: `beats_rules` and `sees_past_length`.
 
     Args:
         found: estimates of the report: `reward_accuracy` and those of `over_rules`, and the correlations with length.

@@ -170,8 +170,8 @@ class PPOConfig(RLOOConfig):
         default="last",
         metadata={
             "help": "The policy that is left at the end: the last one, or the snapshot with the best score by the "
-            "held-out judge (without one: by the training reward) on eval_dataset, the start among them, but none in "
-            "which a side looks worse to side_guard. Chosen so, it looks better to that judge than it is."
+            "held-out reward model (without one: by the training reward) on eval_dataset, the start among them, but "
+            "none in which a side looks worse to side_guard. Chosen so, it looks better to that model than it is."
         },
     )
     side_guard: Literal["warn", "stop", "off"] = field(

@@ -1,7 +1,7 @@
 """Light copies of the policy taken at every evaluation in training, and the choice of the best.
 
 `snapshots/step-N` holds the adapter alone; `snapshots.jsonl` beside it, a line each: step, scores by the training
-reward and by the held-out judge, KL, length. Together they are the over-optimisation curve.
+reward and by the held-out reward model, KL, length. Together they are the over-optimisation curve.
 """
 
 import json

@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     objective: str  # "overall" where the row does not say
     score: float  # by what PPO is trained against
-    heldout: float | None  # by the held-out judge; None without one
+    heldout: float | None  # by the held-out reward model; None without one
     refused: bool | None  # None without a detector
     length: int  # tokens
     paid: float  # the score as PPO pays it: normalised, clipped, less the penalty for not stopping

@@ -36,10 +36,10 @@ def check_together(recipe: Recipe) -> None:
         raise RecipeError("Recipe section 'ppo' needs a reward model; add a 'reward' section.")
     if recipe.evaluate is not None and recipe.reward is None:
         raise RecipeError("Recipe section 'evaluate' has nothing to judge; add a 'reward' section, and 'ppo' for more.")
-    has_judge = recipe.data is None or recipe.data.judge_share > 0
-    if recipe.evaluate is not None and recipe.ppo is not None and not has_judge:
+    has_heldout = recipe.data is None or recipe.data.heldout_share > 0
+    if recipe.evaluate is not None and recipe.ppo is not None and not has_heldout:
         raise RecipeError(
-            "Recipe key 'data.judge_share' is 0, but 'evaluate' asks a held-out judge about PPO; give it pairs."
+            "Recipe key 'data.heldout_share' is 0, but 'evaluate' asks a held-out reward model; give it pairs."
         )
     for key, value, low in (
         ("model.lora.r", recipe.model.lora.r, 1),
@@ -125,9 +125,9 @@ def _check_world(world: WorldSection) -> None:
 def _check_data(recipe: Recipe) -> None:
     data = recipe.data
     assert data is not None
-    if data.held_out is not None:
-        _share("data.held_out", data.held_out)
-    _share("data.judge_share", data.judge_share)
+    if data.evaluation_share is not None:
+        _share("data.evaluation_share", data.evaluation_share)
+    _share("data.heldout_share", data.heldout_share)
     if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
     if recipe.reward is not None and not data.preferences:

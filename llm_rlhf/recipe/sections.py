@@ -70,16 +70,17 @@ class DataSection:
     evaluation_preferences: list[Source] = field(default_factory=list)  # pairs to evaluate on, never trained on
     evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
     # Share of `preferences` kept for evaluation, by hash of the prompt; None: 0.1, or 0 with evaluation_preferences.
-    held_out: float | None = None
-    judge_share: float = 0.5  # share of the training pairs given to the held-out judge, by hash of the prompt
+    evaluation_share: float | None = field(default=None, metadata={"was": "held_out"})
+    # Share of the training pairs given to the held-out reward model, by hash of the prompt.
+    heldout_share: float = field(default=0.5, metadata={"was": "judge_share"})
     leaks: Literal["error", "remove", "allow"] = "error"  # training rows whose prompt a named evaluation source holds
     near_duplicates: float | None = 0.8  # similarity from which a first user turn leaks, too; None: equal ones alone
     duplicates: Literal["keep", "remove"] = "keep"  # training rows that stand twice in a list, word for word
 
     @property
-    def held_out_share(self) -> float:
-        if self.held_out is not None:
-            return self.held_out
+    def share_for_evaluation(self) -> float:
+        if self.evaluation_share is not None:
+            return self.evaluation_share
         return 0.0 if self.evaluation_preferences else 0.1
 
     def local_files(self) -> list[str]:

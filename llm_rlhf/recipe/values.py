@@ -5,6 +5,8 @@ Knows nothing of the sections themselves: any dataclass is one.
 
 import dataclasses
 import difflib
+import os
+import sys
 import types
 import typing
 from functools import cache
@@ -24,7 +26,7 @@ def read_section(section: type, values: Any, prefix: str) -> Any:
     hints = typing.get_type_hints(section)
     fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(section)}
     read = {}
-    for key, value in values.items():
+    for key, value in renamed(section, values, prefix).items():
         if key not in fields:
             raise RecipeError(unknown_key(prefix, key, value, list(fields)))
         read[fields[key].name] = _read_value(hints[fields[key].name], value, f"{prefix}{key}")
@@ -36,6 +38,29 @@ def read_section(section: type, values: Any, prefix: str) -> Any:
     if missing:
         raise RecipeError(f"Recipe key {prefix + missing[0]!r} is missing; add it.")
     return section(**read)
+
+
+def renamed(section: type, values: dict[str, Any], prefix: str, quiet: bool = False) -> dict[str, Any]:
+    """The values with the keys that were called otherwise (a field's metadata, "was") under their names of today.
+
+    Raises:
+        RecipeError: where a key stands there under both names.
+    """
+    names = {
+        f.metadata["was"]: f.metadata.get("key", f.name) for f in dataclasses.fields(section) if "was" in f.metadata
+    }
+    for old in values.keys() & names.keys():
+        if names[old] in values:
+            raise RecipeError(
+                f"Recipe key '{prefix}{old}' is called '{prefix}{names[old]}' now, and both are set; remove '{old}'."
+            )
+        if not quiet and int(os.environ.get("RANK", "0")) == 0:
+            print(
+                f"note: recipe key '{prefix}{old}' is called '{prefix}{names[old]}' now; the next version will not "
+                "know the old name.",
+                file=sys.stderr,
+            )
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def _read_value(hint: Any, value: Any, key: str) -> Any:

@@ -20,7 +20,7 @@ class AdapterPlan:
 
 
 def plan_adapters(options: RewardOptions, pairs: list[Preference], seed: int) -> list[AdapterPlan]:
-    """The adapters of the reward model, without the held-out judge, which has pairs of its own and `seed + 1`.
+    """The adapters of the reward model, without the held-out one, which has pairs of its own and `seed + 1`.
 
     - An ensemble's members differ by seed, and member i leaves out fold i of the prompts: fine-tuned from one base on
       the same pairs, by seed alone, members share most of their errors (Eisenstein et al. 2024, arXiv:2312.09244).
@@ -37,7 +37,7 @@ def plan_adapters(options: RewardOptions, pairs: list[Preference], seed: int) ->
             chosen = [pair for pair in chosen if fold_of(pair, options.ensemble) != number]
         if not chosen:
             raise DataError(_nothing_to_learn(options, pairs, name))
-        plans.append(AdapterPlan(name, chosen, seed + number + (number > 0)))  # seed + 1 is the judge's
+        plans.append(AdapterPlan(name, chosen, seed + number + (number > 0)))  # seed + 1 is the held-out model's
     return plans
 
 
@@ -68,5 +68,5 @@ def _nothing_to_learn(options: RewardOptions, pairs: list[Preference], name: str
 
 
 def reward_folders(recipe: Recipe, run_folder: RunFolder) -> dict[str, Path]:
-    """The folder of every adapter that PPO is trained against, by its name; the judge's is not among them."""
+    """The folder of every adapter that PPO is trained against, by its name; the held-out one's is not among them."""
     return {name: run_folder / "reward" / name for name in stage_options(recipe, "reward").adapters}

@@ -2,7 +2,7 @@
 
 1. The SFT model and the PPO policy answer the same prompts, decoded as in training, from one base in memory: the
    held-out prompts of the recipe and, where no world knows the truth, the refusal suite's that ship with the project.
-2. Every reply is scored by the training reward model, by the held-out judge, and, where the recipe's world knows the
+2. Every reply is scored by the training reward model, by the held-out one, and, where the recipe's world knows the
    truth, by rule. Scores must not depend on the batch; this is checked first.
 3. The policy's snapshots answer some of the prompts: the rewards against the distance from the start. So does the
    start, many times: what choosing among its replies by the training reward would give without training.
@@ -215,7 +215,7 @@ class _Asked:
         return answers
 
     def _scores(self, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
-        """Scores of token rows by what PPO was trained against, and by the judge that it never saw."""
+        """Scores of token rows by what PPO was trained against, and by the model that it never saw."""
         scores = {name: score_ids(self.model, name, rows, self.pad, self.section.batch_size) for name in self.rewards}
         return {"reward": training_reward(self.recipe, scores), "heldout": scores[HELDOUT]}
 

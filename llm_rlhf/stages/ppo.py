@@ -2,10 +2,10 @@
 
 1. Prompts that leave room for a reply are kept, others are cut at turns or counted as too long. Some of each objective
    are kept back.
-2. PPOTrainer puts policy, value, reward and judge on one base in memory; the reference is that base.
-3. Before the first update and between rollouts it is evaluated on the prompts kept back, by the judge and the refusal
-   detector too, helpful and harmless each by itself; a side that gets worse is told, or ends the training. Snapshots
-   and checkpoints are written; a launch that finds a checkpoint of an interrupted one goes on from it.
+2. PPOTrainer puts policy, value, reward and held-out reward on one base in memory; the reference is that base.
+3. Before the first update and between rollouts it is evaluated on the prompts kept back, by the held-out reward model
+   and the refusal detector too, helpful and harmless each by itself; a side that gets worse is told, or ends the
+   training. Snapshots and checkpoints are written; a launch that finds a checkpoint of an interrupted one goes on from it.
 4. What is left is the policy's adapter, small enough to keep and to share, and the value function's.
 
 Writes: policy/ value/ snapshots/ snapshots.jsonl watch.jsonl watch.json preview.json metrics.jsonl samples.jsonl
@@ -44,7 +44,7 @@ SHOWN = {
     "objective/kl": "kl",
     "response_length": "length",
     "objective/entropy": "entropy",
-    "eval_helpful/heldout_scores": "helpful",  # by the held-out judge on the prompts kept back
+    "eval_helpful/heldout_scores": "helpful",  # by the held-out reward model on the prompts kept back
     "eval_harmless/heldout_scores": "harmless",
     "eval_harmless/refusal_rate": "refuses",
 }

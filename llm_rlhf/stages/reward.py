@@ -1,9 +1,9 @@
-"""Reward modelling: adapters and heads learn which of two replies people preferred, and another one judges.
+"""Reward modelling: adapters and heads learn which of two replies people preferred, and another one is held out.
 
-1. Training pairs are two disjoint sets by a hash of the prompt: one for the reward model, one for the held-out judge.
-2. The reward model is one adapter or several on one base (`reward.objectives`, `reward.ensemble`), the judge one more,
-   with another seed. Each is trained by TRL's RewardTrainer with the recipe's additions (llm_rlhf/reward/). The judge
-   is never trained against; it only measures.
+1. Training pairs are two disjoint sets by a hash of the prompt: one for the reward model, one for the held-out one.
+2. The reward model is one adapter or several on one base (`reward.objectives`, `reward.ensemble`), the held-out one
+   another, with another seed. Each is trained by TRL's RewardTrainer with the recipe's additions (llm_rlhf/reward/).
+   The held-out one is never trained against; it only measures.
 3. The mean score of the starting model's own replies is stored with each: PPO and the evaluation read scores less it.
 4. All are read back from their files, as PPO and the evaluation will read them, and what they are worth on pairs that
    none of them saw is written beside what rules without a model would score; to each the temperature that makes its
@@ -69,13 +69,13 @@ class Normalisation(NamedTuple):
 
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
-    """Train the reward model and the judge, and measure them. `folder` becomes `reward/`."""
+    """Train the reward model and the held-out one, and measure them. `folder` becomes `reward/`."""
     base = starting_model(recipe, run_folder, before="reward")
     tokenizer = load_tokenizer(base, recipe.model)
     sets = _pairs(recipe, run_folder, base, tokenizer, folder)
     plans = plan_adapters(stage_options(recipe, "reward"), sets["reward_pairs"], recipe.seed)
-    if "judge_pairs" in sets:
-        plans.append(AdapterPlan(HELDOUT, sets["judge_pairs"], recipe.seed + 1))
+    if "heldout_pairs" in sets:
+        plans.append(AdapterPlan(HELDOUT, sets["heldout_pairs"], recipe.seed + 1))
     for plan in plans:
         _train(recipe, run_folder, base, tokenizer, plan, folder / plan.name)
         gc.collect()
@@ -92,16 +92,16 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
 def _pairs(
     recipe: Recipe, run_folder: RunFolder, base: str | Path, tokenizer: Any, folder: Path
 ) -> dict[str, list[Preference]]:
-    """The pairs that fit, by split; no `judge_pairs` where the recipe wants no judge."""
+    """The pairs that fit, by split; no `heldout_pairs` where the recipe wants no held-out one."""
     config = trainer_config(recipe, "reward", folder / "trainer")
     model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
     score_head_name(model_config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
     pairs = splits(recipe, run_folder)
     sets = {}
-    for what in ("reward_pairs", "judge_pairs", "evaluation_pairs"):
+    for what in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):
         rows = getattr(pairs, what)
-        if what == "judge_pairs" and not rows:  # data.judge_share is 0
+        if what == "heldout_pairs" and not rows:  # data.heldout_share is 0
             continue
         account = Fitted(limit, what)
         sets[what] = fit_preferences(tokenizer, rows, account)
@@ -175,7 +175,7 @@ def _measure(
     pairs: list[Preference],
     folder: Path,
 ) -> dict[str, Any] | None:
-    """Measure the reward model, each adapter where it has several, and the judge, on pairs that none of them saw.
+    """Measure the reward model, each of its adapters, and the held-out one, on pairs that none of them saw.
 
     Returns what `reward_report` found, in the main process; None in the others.
     """

@@ -255,7 +255,7 @@ def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs
     chosen, rejected = (model.score([(r["prompt"], r[side]) for r in rows]) for side in ("chosen", "rejected"))
     assert found["reward_accuracy", "reward", "all"]["estimate"] == (chosen > rejected).mean()
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Can the judge be trusted?" in page
+    assert "Can the reward models be trusted?" in page
     assert "Before and after" not in page
 
 

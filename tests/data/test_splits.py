@@ -36,7 +36,7 @@ def section(path: str, **keys: object) -> DataSection:
 
 
 def training_rows(splits: Splits) -> list[Preference | Demonstration | Prompt]:
-    return [*splits.reward_pairs, *splits.judge_pairs, *splits.demonstrations, *splits.prompts]
+    return [*splits.reward_pairs, *splits.heldout_pairs, *splits.demonstrations, *splits.prompts]
 
 
 def openings(rows: Iterable[Preference | Demonstration | Prompt]) -> set[str]:
@@ -45,26 +45,26 @@ def openings(rows: Iterable[Preference | Demonstration | Prompt]) -> set[str]:
 
 
 def test_no_talk_straddles_training_and_evaluation(talks: str) -> None:
-    splits, set_aside = load_splits(section(talks, held_out=0.2, judge_share=0.5))
+    splits, set_aside = load_splits(section(talks, evaluation_share=0.2, heldout_share=0.5))
     assert set_aside == []
     held = openings([*splits.evaluation_pairs, *splits.evaluation_prompts])
     assert openings(training_rows(splits)).isdisjoint(held)
-    assert openings(splits.reward_pairs).isdisjoint(openings(splits.judge_pairs))
+    assert openings(splits.reward_pairs).isdisjoint(openings(splits.heldout_pairs))
     # Both rows of a talk are on one side; by the whole prompt about a third of the talks would be torn apart.
     assert len(splits.evaluation_pairs) == 2 * len(held)
 
 
 def test_shares_are_met_and_every_pair_is_somewhere(talks: str) -> None:
-    splits, _ = load_splits(section(talks, held_out=0.2, judge_share=0.25))
+    splits, _ = load_splits(section(talks, evaluation_share=0.2, heldout_share=0.25))
     sizes = splits.counts["splits"]
-    assert sizes["reward_pairs"] + sizes["judge_pairs"] + sizes["evaluation_pairs"] == 600
+    assert sizes["reward_pairs"] + sizes["heldout_pairs"] + sizes["evaluation_pairs"] == 600
     # Of 300 talks 60, 60 and 180 are expected, with standard deviations of 7, 7 and 8.5; four of them are allowed.
     assert abs(sizes["evaluation_pairs"] / 2 - 60) < 28
-    assert abs(sizes["judge_pairs"] / 2 - 60) < 28
+    assert abs(sizes["heldout_pairs"] / 2 - 60) < 28
     assert abs(sizes["reward_pairs"] / 2 - 180) < 34
     assert splits.counts["preferences"]["read"] == 600
-    assert sizes["demonstrations"] == sizes["reward_pairs"] + sizes["judge_pairs"]
-    assert splits.counts["leaks_removed"] == {"reward_pairs": 0, "judge_pairs": 0, "demonstrations": 0, "prompts": 0}
+    assert sizes["demonstrations"] == sizes["reward_pairs"] + sizes["heldout_pairs"]
+    assert splits.counts["leaks_removed"] == {"reward_pairs": 0, "heldout_pairs": 0, "demonstrations": 0, "prompts": 0}
     json.dumps(splits.counts)
 
 
@@ -73,7 +73,7 @@ def test_the_order_of_rows_does_not_matter(talks: str, tmp_path: Path) -> None:
     turned = write(tmp_path / "turned.jsonl", [json.loads(line) for line in reversed(lines)])
     one, _ = load_splits(section(talks))
     other, _ = load_splits(section(turned))
-    for name in ("reward_pairs", "judge_pairs", "evaluation_pairs", "prompts"):
+    for name in ("reward_pairs", "heldout_pairs", "evaluation_pairs", "prompts"):
         keys = [sorted(normalised_prompt(prompt_of(r)) for r in getattr(s, name)) for s in (one, other)]
         assert keys[0] == keys[1], name
 
@@ -81,11 +81,11 @@ def test_the_order_of_rows_does_not_matter(talks: str, tmp_path: Path) -> None:
 def test_borders_by_hand(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(500)]
     pairs = load_preferences([Source(source=write(tmp_path / "pairs.jsonl", rows))]).rows
-    found = divide_pairs(pairs, held_out=0.3, judge_share=0.5)
+    found = divide_pairs(pairs, evaluation_share=0.3, heldout_share=0.5)
     share = {pair.origin.row: prompt_share(opening(pair.prompt), "split") for pair in pairs}
     numbers = {name: {pair.origin.row for pair in of_split} for name, of_split in found.items()}
     assert numbers["evaluation_pairs"] == {row for row, s in share.items() if s < 0.3}
-    assert numbers["judge_pairs"] == {row for row, s in share.items() if 0.3 <= s < 0.65}
+    assert numbers["heldout_pairs"] == {row for row, s in share.items() if 0.3 <= s < 0.65}
     assert numbers["reward_pairs"] == {row for row, s in share.items() if s >= 0.65}
 
 
@@ -101,7 +101,7 @@ def test_a_limited_source_still_reaches_every_split(tmp_path: Path) -> None:
 
 def test_a_sample_of_evaluation_prompts_is_not_chosen_by_the_split(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i}?", "chosen": "A number", "rejected": "Guess"} for i in range(1000)]
-    splits, _ = load_splits(section(write(tmp_path / "pairs.jsonl", rows), held_out=0.2))
+    splits, _ = load_splits(section(write(tmp_path / "pairs.jsonl", rows), evaluation_share=0.2))
     shares = [prompt_share(prompt.messages) for prompt in splits.evaluation_prompts]
     assert max(shares) > 0.5  # under the split's own hash all are below 0.2, and come before any longer conversation
 
@@ -133,17 +133,17 @@ def test_given_evaluation_prompts_leave_training(talks: str, tmp_path: Path) -> 
     in_evaluation = sum(
         normalised_prompt(opening(p.prompt)) in openings(splits.evaluation_prompts) for p in splits.evaluation_pairs
     )
-    assert leaks["reward_pairs"] + leaks["judge_pairs"] == pairs_held - in_evaluation
+    assert leaks["reward_pairs"] + leaks["heldout_pairs"] == pairs_held - in_evaluation
 
 
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"held_out": 0.0}, "data.held_out"),  # evaluation prompts are to come from held-out pairs
-        ({"held_out": 1e-9}, "data.held_out"),
-        ({"held_out": 0.999999999}, "data.held_out"),
-        ({"judge_share": 0.999999999}, "data.judge_share"),
-        ({"judge_share": 1e-9}, "data.judge_share"),
+        ({"evaluation_share": 0.0}, "data.evaluation_share"),  # evaluation prompts are to come from held-out pairs
+        ({"evaluation_share": 1e-9}, "data.evaluation_share"),
+        ({"evaluation_share": 0.999999999}, "data.evaluation_share"),
+        ({"heldout_share": 0.999999999}, "data.heldout_share"),
+        ({"heldout_share": 1e-9}, "data.heldout_share"),
     ],
 )
 def test_an_empty_split_names_the_key(talks: str, keys: dict[str, float], named: str) -> None:
@@ -153,9 +153,9 @@ def test_an_empty_split_names_the_key(talks: str, keys: dict[str, float], named:
 
 def test_no_judge_and_no_held_out_pairs_where_nobody_asks(talks: str, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "Who are you?"}])
-    data = section(talks, held_out=0.0, judge_share=0.0, evaluation_prompts=[Source(source=prompts)])
+    data = section(talks, evaluation_share=0.0, heldout_share=0.0, evaluation_prompts=[Source(source=prompts)])
     splits, _ = load_splits(data)
-    assert [len(splits.reward_pairs), len(splits.judge_pairs), len(splits.evaluation_pairs)] == [600, 0, 0]
+    assert [len(splits.reward_pairs), len(splits.heldout_pairs), len(splits.evaluation_pairs)] == [600, 0, 0]
 
 
 def test_demonstrations_that_all_leak_are_an_error(talks: str, tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def named(tmp_path: Path) -> dict[str, str]:
 
 
 def named_section(named: dict[str, str], **keys: object) -> DataSection:
-    return section(named["pairs"], evaluation_preferences=[Source(source=named["tests"])], judge_share=0.0, **keys)
+    return section(named["pairs"], evaluation_preferences=[Source(source=named["tests"])], heldout_share=0.0, **keys)
 
 
 def test_named_evaluation_pairs_take_the_place_of_the_held_out_ones(named: dict[str, str]) -> None:
     splits, _ = load_splits(named_section(named, leaks="allow"))
     assert [pair.origin.source for pair in splits.evaluation_pairs] == [named["tests"]] * 3
     assert len(splits.reward_pairs) == 20  # nothing is held out of them
-    both, _ = load_splits(named_section(named, leaks="allow", held_out=0.5))
+    both, _ = load_splits(named_section(named, leaks="allow", evaluation_share=0.5))
     assert len(both.evaluation_pairs) == 3 + (20 - len(both.reward_pairs))
     assert 0 < len(both.reward_pairs) < 20
 
@@ -239,7 +239,7 @@ def test_row_52_a_leak_exact_or_normalised_is_an_error_unless_allowed(named: dic
 
 
 def test_row_52_named_evaluation_prompts_leak_as_well(named: dict[str, str]) -> None:
-    data = section(named["pairs"], held_out=0.0, evaluation_prompts=[Source(source=named["tests"])])
+    data = section(named["pairs"], evaluation_share=0.0, evaluation_prompts=[Source(source=named["tests"])])
     with pytest.raises(DataError, match="ask what a source of evaluation asks"):
         load_splits(data)
 
@@ -262,9 +262,9 @@ def test_row_51_duplicates_in_training_are_counted_and_removed_only_if_asked(tmp
     other = {**row, "rejected": "No idea"}  # another pair, but the same demonstration
     path = write(tmp_path / "pairs.jsonl", [row, row, other, {**row, "prompt": "What is 2?"}])
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "Who are you?"}])
-    keys = {"held_out": 0.0, "judge_share": 0.0, "evaluation_prompts": [Source(source=prompts)]}
+    keys = {"evaluation_share": 0.0, "heldout_share": 0.0, "evaluation_prompts": [Source(source=prompts)]}
     kept, _ = load_splits(section(path, **keys))
-    counted = {"reward_pairs": 1, "judge_pairs": 0, "demonstrations": 2, "prompts": 0}
+    counted = {"reward_pairs": 1, "heldout_pairs": 0, "demonstrations": 2, "prompts": 0}
     assert kept.counts["duplicates"] == counted
     assert (len(kept.reward_pairs), len(kept.demonstrations)) == (4, 4)
     removed, _ = load_splits(section(path, duplicates="remove", **keys))
@@ -283,9 +283,11 @@ def test_weights_thin_out_or_repeat_training_rows_and_nothing_else(tmp_path: Pat
     }
     weights = {"thin": 0.25, "plain": 1.0, "thick": 2.5}
     sources = [Source(source=files[name], weight=weight) for name, weight in weights.items()]
-    splits, _ = load_splits(DataSection(preferences=sources, held_out=0.5, judge_share=0.0))
+    splits, _ = load_splits(DataSection(preferences=sources, evaluation_share=0.5, heldout_share=0.0))
     plain, _ = load_splits(
-        DataSection(preferences=[Source(source=path) for path in files.values()], held_out=0.5, judge_share=0.0)
+        DataSection(
+            preferences=[Source(source=path) for path in files.values()], evaluation_share=0.5, heldout_share=0.0
+        )
     )
     assert list(splits.evaluation_pairs) == list(plain.evaluation_pairs)
     assert list(splits.prompts) == list(plain.prompts)  # `from: preferences` has a weight of its own

@@ -29,7 +29,7 @@ def recipe_on(base: Path, folder: Path, rows: list[dict] | None, **sections) -> 
     tree = {
         "name": "faulty",
         "model": {"base": str(base)},
-        "data": {"preferences": [{"source": "pairs.jsonl"}], "held_out": 0.3},
+        "data": {"preferences": [{"source": "pairs.jsonl"}], "evaluation_share": 0.3},
         "sft": {"max_steps": 1},
         "reward": {"max_steps": 1},
         **sections,

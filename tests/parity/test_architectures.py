@@ -213,7 +213,7 @@ def test_reward_role_scores_as_the_sequence_classifier_does(family, tmp_path, to
     expected = alone_scores(family.base, family.reward, rows)
     section = ModelSection(base=str(family.base), lora=LoraSection(r=2, alpha=4))
     model = load_roles(family.base, section, tokenizer, {"reward": family.reward, "again": family.reward})
-    for name in ("reward", "again"):  # a second reward role beside the first: the held-out judge
+    for name in ("reward", "again"):  # a second reward role beside the first: the held-out one
         assert score_ids(model, name, rows, tokenizer.pad_token_id).tolist() == pytest.approx(expected, abs=CLOSE)
     ids, mask = left_padded(rows, tokenizer.pad_token_id, "cpu")
     wide = torch.full((4, 3), tokenizer.pad_token_id)

@@ -97,7 +97,7 @@ def test_check_of_a_recipe_names_the_keys_that_limit(tmp_path: Path, base_folder
     assert report["shared"]["same_prompt"]["count"] >= 1
     limits = {lengths["what"]: (lengths["limit_name"], lengths["limit"]) for lengths in report["lengths"]}
     assert limits["reward_pairs"] == ("reward.max_length", 50)
-    assert sum(report["splits"][name] for name in ("reward_pairs", "judge_pairs")) == 41
+    assert sum(report["splits"][name] for name in ("reward_pairs", "heldout_pairs")) == 41
     recipe.write_text(recipe.read_text().replace("]}\n", "], leaks: remove}\n", 1))
     assert run("check", "--recipe", str(recipe)).exit_code == 0
 

@@ -22,7 +22,7 @@ def run_on(base: Path, folder: Path, pairs: Path, **sections: Any) -> Path:
     recipe = {
         "name": "tiny",
         "model": {"base": str(base), "lora": {"r": 4, "alpha": 8}, **sections.get("model", {})},
-        "data": {"preferences": [{"source": str(pairs)}], "held_out": 0.2, "judge_share": 0.3},
+        "data": {"preferences": [{"source": str(pairs)}], "evaluation_share": 0.2, "heldout_share": 0.3},
         **{name: section for name, section in sections.items() if name not in ("data", "model")},
     }
     recipe["data"] |= sections.get("data", {})
@@ -110,7 +110,7 @@ def test_a_failed_check_is_told_and_stops_the_run_before_ppo(finished: Path, tmp
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sections: dict[str, Any] = {
         "data": {
-            "held_out": 0.0,
+            "evaluation_share": 0.0,
             "near_duplicates": None,
             "evaluation_preferences": [{"source": str(tmp_path / "held.jsonl"), "objective": "helpful"}],
         },
@@ -160,7 +160,7 @@ def test_a_recipe_without_ppo_reports_its_reward_model_alone(finished: Path, tmp
         finished / "world" / "base",
         tmp_path / "alone",
         finished / "world" / "preferences.jsonl",
-        data={"judge_share": 0},
+        data={"heldout_share": 0},
         reward=REWARD | {"objectives": "harmless"},
         evaluate={},
     )
@@ -174,4 +174,4 @@ def test_a_recipe_without_ppo_reports_its_reward_model_alone(finished: Path, tmp
     assert len(report["verdict"]) == 4
     page = (run / "report.html").read_text()
     assert "Before and after" not in page
-    assert "Can the judge be trusted?" in page
+    assert "Can the reward models be trusted?" in page

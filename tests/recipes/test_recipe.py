@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.pipeline import stage_inputs
+from llm_rlhf.pipeline import inputs_as_today, stage_inputs
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.loading import DECIDED_ELSEWHERE, load_recipe, trainer_config
 from llm_rlhf.recipe.sections import stage_options
@@ -37,7 +37,7 @@ def test_defaults_and_values_meet(recipe) -> None:
     found = recipe()
     assert found.folder == Path("runs/tiny")
     assert found.model.lora.r == 16
-    assert (found.data.held_out, found.data.held_out_share) == (None, 0.1)
+    assert (found.data.evaluation_share, found.data.share_for_evaluation) == (None, 0.1)
     assert found.data.prompts[0].from_ == "preferences"
     assert yaml.safe_load(yaml.safe_dump(found.as_dict()))["data"]["prompts"] == [
         {"source": None, "from": "preferences", "format": "auto", "columns": {}, "labels": None, "pairs": "best_worst",
@@ -86,7 +86,7 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("data.preferences.0.from=preferences", r"exactly one of 'source' and 'from'"),
         ("data.prompts={from: preferences, source: x}", r"exactly one of 'source' and 'from'"),
         ("data.prompts={limit: 4}", r"exactly one of 'source' and 'from'"),
-        ("data.held_out=1.5", r"'data.held_out' is 1.5; it is a share"),
+        ("data.evaluation_share=1.5", r"'data.evaluation_share' is 1.5; it is a share"),
         ("data.near_duplicates=2", r"'data.near_duplicates' is 2"),
         ("data.leaks=ignore", r"'data.leaks' is 'ignore'; it must be one of"),
         ("data.preferences.0.weight=0", r"'data.preferences.0.weight' is 0"),
@@ -113,7 +113,7 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("reward.label_smoothing_factor=0.1", r"set 'reward.label_smoothing'"),
         ("reward={objectives: separate, ensemble: 2}", r"an ensemble is of one objective, or joint"),
         ("ppo.reward_weights=[1.0, 2.0]", r"'ppo.reward_weights' has 2 numbers; it needs one for each of joint"),
-        ("data.judge_share=0", r"'evaluate' asks a held-out judge"),
+        ("data.heldout_share=0", r"'evaluate' asks a held-out reward model"),
         ("sft.output_dir=here", r"'sft.output_dir' is set to 'here', but the recipe's output_dir decides it"),
         ("reward.bf16=true", r"model.dtype decides it"),
         ("ppo.beta=0.2", r"kl_coef \(0.1\) and beta \(0.2\) are two names"),
@@ -195,7 +195,7 @@ def test_gates_alone_make_neither_the_reward_model_nor_the_policy_another(recipe
 
 def test_a_recipe_may_end_with_its_reward_model(recipe) -> None:
     assert recipe(None, "ppo=null").evaluate is not None
-    assert recipe(None, "ppo=null", "data.judge_share=0").data.judge_share == 0
+    assert recipe(None, "ppo=null", "data.heldout_share=0").data.heldout_share == 0
     with pytest.raises(RecipeError, match=r"'evaluate' has nothing to judge; add a 'reward' section"):
         recipe(None, "ppo=null", "reward=null")
 
@@ -239,3 +239,23 @@ def test_a_valley_too_small_or_too_full_is_refused_before_anything_runs(entities
     quickstart = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     with pytest.raises(RecipeError, match=rf"'world.entities' is {entities}; the valley has 2 to 12 animals"):
         load_recipe(quickstart, [f"world.entities={entities}"])
+
+
+def test_keys_of_before_still_work_and_name_their_new_name(recipe, capsys) -> None:
+    found = recipe(None, "data.judge_share=0.25", "data.held_out=0.2").data
+    assert (found.heldout_share, found.evaluation_share) == (0.25, 0.2)
+    told = capsys.readouterr().err
+    assert "recipe key 'data.judge_share' is called 'data.heldout_share' now" in told
+    assert "recipe key 'data.held_out' is called 'data.evaluation_share' now" in told
+    with pytest.raises(RecipeError, match=r"'data.held_out' is called 'data.evaluation_share' now, and both are set"):
+        recipe(None, "data.held_out=0.2", "data.evaluation_share=0.2")
+
+
+def test_what_an_older_version_recorded_is_read_under_todays_names(recipe, capsys) -> None:
+    inputs = stage_inputs(recipe(None), "reward")
+    older = inputs | {"data": dict(inputs["data"])}
+    for now, was in (("heldout_share", "judge_share"), ("evaluation_share", "held_out")):
+        older["data"][was] = older["data"].pop(now)
+    assert older != inputs
+    assert inputs_as_today(older) == inputs_as_today(inputs) == inputs
+    assert capsys.readouterr().err == ""

@@ -21,7 +21,7 @@ LONGER = 1.5  # ratio of reply lengths from which length alone may explain a gai
 
 JUDGES = {
     "gold": "the true score",
-    "heldout_reward": "the held-out judge",
+    "heldout_reward": "the held-out reward model",
     "judge": "the judge",
     "reward": "the training reward",
 }

@@ -7,7 +7,7 @@ from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.measures import MINUS, number, subject_label
 
 _HYPHEN = re.compile(r"-(?=\d)")  # before a digit: a minus
-DISTANT = {"reward": "Training reward", "heldout": "Held-out judge", "gold": "True score"}  # each has its colour
+DISTANT = {"reward": "Training reward", "heldout": "Held-out reward", "gold": "True score"}  # each has its colour
 
 
 def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -105,7 +105,7 @@ def matrix(estimates: list[Entry]) -> dict[str, Any] | None:
 
 
 def calibration(known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The reliability curves of the reward model and the judge, and what is left of the error with a temperature."""
+    """The reliability curves of both reward models, and what is left of the error with a temperature."""
     series = [
         (kind_of(subject), subject_label(subject), [_bin(entry) for entry in known[subject]["curve_before"]])
         for subject in JUDGES

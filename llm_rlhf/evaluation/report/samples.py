@@ -20,8 +20,8 @@ def choose_samples(
     """Up to `count` prompts with both replies: the median gain, the largest, the largest loss, the policy's worst
     reply, the most disputed one, and so on in turns.
 
-    Gains and scores are the true ones where they are known, else the held-out judge's. Taking medians keeps the choice
-    honest (Bai et al. 2022 show the median of 17 samples so as not to pick cherries).
+    Gains and scores are the true ones where they are known, else the held-out reward model's. Taking medians keeps the
+    choice honest (Bai et al. 2022 show the median of 17 samples so as not to pick cherries).
     """
     scored, scored_before = _surest(after), _surest(before)
     if scored is None or scored_before is None:

@@ -81,7 +81,7 @@ CURVES: list[tuple[str, str, str, str]] = [
     (
         "ppo",
         "eval_heldout/scores",
-        "Held-out judge in training",
+        "Held-out reward in training",
         "Mean score by the model PPO never trains against. Falling while the other rises is over-optimisation.",
     ),
     ("ppo", "response_length", "Reply length", "Tokens. Watch for a score that rises only because replies grow."),

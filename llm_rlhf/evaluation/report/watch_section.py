@@ -16,7 +16,7 @@ from llm_rlhf.ppo.watch import CALLED, LEAST_PROMPTS
 SIDES = ("helpful", "harmless", "overall")
 MEASURES = {
     "refusal_rate": ("Refusals in training", "Per cent. They should stay on harmful requests, and not come on others."),
-    "heldout_scores": ("Held-out judge in training", "Mean score by the model that PPO never trains against."),
+    "heldout_scores": ("Held-out reward in training", "Mean score by the model that PPO never trains against."),
     "scores": ("Training reward", "Mean score by what PPO is paid for: it may rise while the others fall."),
     "response_length": ("Reply length in training", "Tokens."),
 }
@@ -90,7 +90,7 @@ def _guard_lines(guard: Mapping[str, Any]) -> list[str]:
             for side, count in guard["too_few"].items()
         ]
         lines += [
-            f"Of {side} prompts nothing but the training reward is known (no held-out judge): whether that "
+            f"Of {side} prompts nothing but the training reward is known (no held-out reward model): whether that "
             "side got worse was not judged."
             for side, measures in guard["measured"].items()
             if not measures
