@@ -5,7 +5,7 @@
 2. PPOTrainer puts policy, value, reward and held-out reward on one base in memory; the reference is that base.
 3. Before the first update and between rollouts it is evaluated on the prompts kept back, by the held-out reward model
    and the refusal detector too, helpful and harmless each by itself; a side that gets worse is told, or ends the
-   training. Snapshots and checkpoints are written; a launch that finds a checkpoint of an interrupted one goes on from it.
+   training. Snapshots and checkpoints are written; a launch that finds one of an interrupted launch goes on from it.
 4. What is left is the policy's adapter, small enough to keep and to share, and the value function's.
 
 Writes: policy/ value/ snapshots/ snapshots.jsonl watch.jsonl watch.json preview.json metrics.jsonl samples.jsonl

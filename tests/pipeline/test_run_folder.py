@@ -59,6 +59,22 @@ def test_a_changed_recipe_is_named(tmp_path) -> None:
         run.finished("sft", {"seed": 0, "sft": {"learning_rate": 0.2}})
 
 
+def test_inputs_that_an_older_version_recorded_are_read_as_today(tmp_path) -> None:
+    make(RunFolder(tmp_path))
+    today = {"seed": 0, "tuning": INPUTS["sft"]}
+
+    def as_today(inputs: dict) -> dict:
+        return {"seed": inputs["seed"], "tuning": inputs["sft"]} if "sft" in inputs else inputs
+
+    run = RunFolder(tmp_path, as_today)
+    assert run.finished("sft", today)
+    with pytest.raises(RunFolderError, match=r"tuning.learning_rate: 0.1 -> 0.2"):
+        run.finished("sft", {"seed": 0, "tuning": {"learning_rate": 0.2}})
+    (RunFolder(tmp_path).making("ppo", INPUTS).__enter__() / "half").write_text("half")  # interrupted, by the older one
+    with run.making("ppo", today, resumes=True) as folder:
+        assert (folder / "half").is_file()  # it goes on from there
+
+
 def test_archive_moves_and_loses_nothing(tmp_path) -> None:
     run = RunFolder(tmp_path)
     make(run)
