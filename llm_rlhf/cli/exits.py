@@ -59,7 +59,11 @@ def quiet_libraries() -> None:
     quiet_warnings()
     import datasets
     import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
+    downloads_shown = not are_progress_bars_disabled() and int(os.environ.get("RANK", "0")) == 0
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # of loading weights; the hub's of downloads with it
     datasets.disable_progress_bars()
+    if downloads_shown:
+        enable_progress_bars()
