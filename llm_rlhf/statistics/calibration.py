@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.statistics.intervals import Array, Interval, Labels, Values, accuracy, auroc, bootstrap, bootstrap_mean
+from llm_rlhf.statistics.association import auroc
+from llm_rlhf.statistics.intervals import Array, Interval, Labels, Values, accuracy, bootstrap, bootstrap_mean
 
 BINS = 10  # of equal width between 1/2 and 1
 FLOOR_DRAWS = 200

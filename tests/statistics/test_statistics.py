@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from llm_rlhf.statistics import intervals as statistics
+from llm_rlhf.statistics.association import auroc, pearson, spearman
 from llm_rlhf.statistics.intervals import (
     Interval,
     accuracy,
-    auroc,
     bootstrap,
     bootstrap_mean,
     detectable_difference,
@@ -22,8 +22,6 @@ from llm_rlhf.statistics.intervals import (
     outcomes,
     paired_bootstrap,
     paired_proportions,
-    pearson,
-    spearman,
     wilson,
     win_rate,
 )

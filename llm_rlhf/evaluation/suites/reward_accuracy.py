@@ -8,8 +8,9 @@ import numpy as np
 
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.reward_checks import CALLED, over_rules, refusals_of
+from llm_rlhf.statistics.association import pearson
 from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
-from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Values, accuracy, pearson
+from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Values, accuracy
 
 OBJECTIVES = ("helpful", "harmless")
 
