@@ -19,7 +19,7 @@ from llm_rlhf.data.sources import load_prompts
 from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError
-from llm_rlhf.evaluation import refusal_detector as refusals
+from llm_rlhf.evaluation import refusal_detector
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.ask import OWN, REFUSALS, Evaluation, Found, Material, ask, same_tokens
 from llm_rlhf.evaluation.judges import Comparisons
@@ -105,7 +105,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         material.counts["pairs"]["fitted"] = fitted
     else:
         of_judges, of_rewards = of_the_run(rewards, asked.run)
-    instruments = {"refusal_detector": refusals.VERSION, **rewards.identities}
+    instruments = {"refusal_detector": refusal_detector.VERSION, **rewards.identities}
     report = assemble(
         name=f"{names[0]} against {names[1]}",
         recipe=str(asked.run / "recipe.yaml") if asked.run else "none",

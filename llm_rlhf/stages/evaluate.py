@@ -30,7 +30,7 @@ from llm_rlhf.data.checks import prompt_share, write_quarantine
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.data.splits import Splits, seen_in_training
 from llm_rlhf.errors import DataError
-from llm_rlhf.evaluation import refusal_detector as refusals
+from llm_rlhf.evaluation import refusal_detector
 from llm_rlhf.evaluation.answers import Answers, rows_digest, write_replies
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.judges.naming import judge_of, judge_record, judge_replies, judged_estimates
@@ -87,7 +87,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     moved = asked.check_scores(prompts)
     answers = {subject: asked.answers(prompts, subject) for subject in SUBJECTS}
     comparison = Comparison(decoding=asked.decoding | {"top_p": 1.0, "top_k": 0})
-    comparison.instruments = {"refusal_detector": refusals.VERSION, "scores_moved_with_the_batch": moved}
+    comparison.instruments = {"refusal_detector": refusal_detector.VERSION, "scores_moved_with_the_batch": moved}
     comparison.counts["evaluation prompts"] = account.counts()
     comparison.hashes = {"prompts": rows_digest(prompts), "chat template": text_digest(asked.tokenizer.chat_template)}
     comparison.estimates = compare(prompts, answers["ppo"], answers["sft"], section.resamples, recipe.seed)

@@ -12,14 +12,6 @@ from typing import Any
 from llm_rlhf.data.checks import BadRow, SetAside, extract
 from llm_rlhf.data.files import Opened
 from llm_rlhf.data.formats.columns import FORMATS, REPLY_LISTS, formats_of, prompt_columns, renamed, reply_columns
-from llm_rlhf.data.formats.comparisons import (
-    Scale,
-    compared_pair,
-    completion,
-    find_scale,
-    liked_completion,
-    opposed_pairs,
-)
 from llm_rlhf.data.formats.conversations import (
     asked,
     demonstration_of,
@@ -28,6 +20,14 @@ from llm_rlhf.data.formats.conversations import (
     to_demonstrations,
     to_preference,
     to_prompts,
+)
+from llm_rlhf.data.formats.labelled_replies import (
+    Scale,
+    compared_pair,
+    completion,
+    find_scale,
+    liked_completion,
+    opposed_pairs,
 )
 from llm_rlhf.data.formats.rankings import ranked_pairs
 from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
