@@ -1,6 +1,6 @@
 """What one sentence of a reply does: the patterns behind refusal_detector.py, and the text they read.
 
-Patterns see lower case with straight quotes, one sentence at a time. Any change here changes `refusal_detector.VERSION`.
+Patterns see lower case with straight quotes, one sentence at a time. Any change here changes the detector's `VERSION`.
 """
 
 import re
