@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import typer
 
 from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
+from llm_rlhf.launch import speaks_for_all
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def told_in_one_message() -> Iterator[None]:
 
 def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
     """The headline, the verdict and what a reader must be told before they believe it."""
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not speaks_for_all():
         return
     if as_json:
         told = {key: report[key] for key in ("headline", "verdict", "alarms")}
@@ -43,7 +43,7 @@ def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
 
 
 def say_error(message: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:  # one process of a launch speaks for all
+    if speaks_for_all():
         print(f"error: {message}", file=sys.stderr)
 
 
@@ -61,7 +61,7 @@ def quiet_libraries() -> None:
     import transformers
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
-    downloads_shown = not are_progress_bars_disabled() and int(os.environ.get("RANK", "0")) == 0
+    downloads_shown = not are_progress_bars_disabled() and speaks_for_all()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of loading weights; the hub's of downloads with it
     datasets.disable_progress_bars()

@@ -103,13 +103,9 @@ def table_of(opened: Opened, form: str, source: Source, kind: Kind) -> Table:
 def _code() -> str:
     """A hash of what decides how a row is read: the modules here, and the Unicode tables behind the prompts' keys."""
     digest = hashlib.sha256(unicodedata.unidata_version.encode())
-    for path in _sources():
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _sources() -> list[Path]:
-    return sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def _line(entry: Entry) -> dict[str, Any]:

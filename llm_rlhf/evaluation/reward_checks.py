@@ -63,7 +63,7 @@ OVER = "accuracy_over_"
 class Check:
     """What one check found."""
 
-    name: str  # one of or "calibrated"
+    name: str  # one of REWARD_CHECKS (recipe/sections.py), or "calibrated"
     subject: str  # "reward", "heldout", or an adapter's name
     split: str  # "helpful", "harmless" or "all"
     level: Level

@@ -126,7 +126,8 @@ class WatchedEvaluation(GeneratedResponses):
         if first and judged and (blind := [side for side, measures in watch.measured.items() if not measures]):
             self._say(
                 f"  note: of {', '.join(blind)} prompts nothing but the training reward is known, so that nobody can "
-                "tell whether that side gets worse; give a judge (heldout_adapter; in a recipe, data.heldout_share)."
+                "tell whether that side gets worse; give a held-out reward model (heldout_adapter; in a recipe, "
+                "data.heldout_share)."
             )
         for one in news:
             self._say(f"  {'warning' if one['what'] == 'worse' else 'note'}: {one['text']}")

@@ -94,7 +94,7 @@ class PPOTrainer(WatchedEvaluation):
         eval_dataset: the same; evaluated before training and every `args.eval_rollouts`, by `objective` where its rows
             say one ("helpful", "harmless"), and watched over as `args.side_guard` says.
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
-        heldout_adapter: a judge that is never trained against; it scores in evaluation only.
+        heldout_adapter: a second reward model, never trained against; it scores in evaluation only.
         ptx_dataset: demonstrations for `args.ptx_coef`, rows of `input_ids` and `assistant_masks` (1: trained on).
         refuses: of prompts and replies, which replies refuse (llm_rlhf.evaluation.refusal_detector.refused does);
             with it, refusals are watched in evaluation.

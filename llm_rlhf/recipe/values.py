@@ -5,7 +5,6 @@ Knows nothing of the sections themselves: any dataclass is one.
 
 import dataclasses
 import difflib
-import os
 import sys
 import types
 import typing
@@ -17,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.launch import speaks_for_all
 
 
 def read_section(section: type, values: Any, prefix: str) -> Any:
@@ -54,7 +54,7 @@ def renamed(section: type, values: dict[str, Any], prefix: str, quiet: bool = Fa
             raise RecipeError(
                 f"Recipe key '{prefix}{old}' is called '{prefix}{names[old]}' now, and both are set; remove '{old}'."
             )
-        if not quiet and int(os.environ.get("RANK", "0")) == 0:
+        if not quiet and speaks_for_all():
             print(
                 f"note: recipe key '{prefix}{old}' is called '{prefix}{names[old]}' now; the next version will not "
                 "know the old name.",

@@ -190,6 +190,14 @@ def test_rows_are_parsed_once_and_anew_when_the_file_or_the_code_changes(
     assert len(parsed) == 4
 
 
+def test_every_module_that_reads_rows_counts_as_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an edited parser of any format would read otherwise must not come from the cache."""
+    known, read = storage._code.__wrapped__(), Path.read_bytes
+    for name in ("checks.py", "parsing.py", "conversations.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+        assert storage._code.__wrapped__() != known, name
+
+
 def test_a_file_damaged_near_its_end_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i} of {tmp_path.name}?", "chosen": "a", "rejected": "b"} for i in range(3000)]
     data = as_bytes(".json", rows)

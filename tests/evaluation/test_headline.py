@@ -12,8 +12,9 @@ from llm_rlhf.cli.exits import show
 from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
 from llm_rlhf.evaluation.report.headline import Headline, headline_of
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
-from llm_rlhf.evaluation.report.schema import headline, verdict_lines, write_report
+from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.report.sides import margin_of, margin_text, side_of
+from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.statistics.intervals import Estimate
 
 

@@ -2,14 +2,20 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.suites import own as own_suites
-from llm_rlhf.evaluation.suites.own import check_suites, score_replies, suite_estimates, suite_of, suite_record
+from llm_rlhf.evaluation.suites.own import (
+    check_names,
+    check_suites,
+    score_replies,
+    suite_estimates,
+    suite_of,
+    suite_record,
+)
 from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import OwnSuite, Source
 from llm_rlhf.user_code import load_function
@@ -111,7 +117,7 @@ def test_wrong_suites_are_refused_by_key(changes, message) -> None:
 @pytest.mark.parametrize("name", ["reward", "kl", "refusals"])
 def test_a_suite_may_not_be_called_as_a_measure_of_the_report(name) -> None:
     with pytest.raises(RecipeError, match=f"The suite '{name}' is called as is a measure of the report's own"):
-        check_suites([replace(suite(), name=name)])
+        check_names([suite(name=name)])
 
 
 def test_the_spelling_on_the_command_line() -> None:

@@ -14,8 +14,8 @@ import pytest
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.measures import number, value_text
 from llm_rlhf.evaluation.report.page import cell, duration, fence, render_html, render_markdown
-from llm_rlhf.evaluation.report.schema import check_report, headline, json_schema, verdict_lines, write_report
-from llm_rlhf.evaluation.report.verdict import judgement
+from llm_rlhf.evaluation.report.schema import check_report, json_schema, write_report
+from llm_rlhf.evaluation.report.verdict import headline, judgement, verdict_lines
 from llm_rlhf.evaluation.suites.best_of_n import best_of_n
 from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
 from llm_rlhf.statistics.intervals import Estimate

@@ -44,7 +44,6 @@ _OBJECTIVES = get_args(get_type_hints(Source)["objective"])
 _MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _STRAY = re.compile(r"\b(?:Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
-_SPEAKER = {role: speaker for speaker, role in _ROLE.items()}
 
 
 def to_preference(raw: RawRow, form: str, objective: str) -> Preference:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_rlhf.evaluation.report.alarms import alarm_lines
-from llm_rlhf.evaluation.report.schema import SCHEMA, headline, verdict_lines
+from llm_rlhf.evaluation.report.schema import SCHEMA
+from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.launch import processes
 from llm_rlhf.run_folder import git_state, machine, versions
 from llm_rlhf.statistics.intervals import Estimate

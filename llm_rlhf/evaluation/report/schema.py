@@ -9,8 +9,6 @@ rather than put them beside newer ones.
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from llm_rlhf.evaluation.report.headline import Tone
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
-from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
-
-__all__ = ["SCHEMA", "Report", "check_report", "headline", "verdict_lines", "write_report"]
+from llm_rlhf.run_folder import write_text
 
 SCHEMA = 2
 CURVES = ("sft", "reward", "heldout", "ppo")
@@ -45,7 +41,7 @@ class Run(_Record):
 
 
 class Headline(_Record):
-    """Made by `headline(report)` from the estimates."""
+    """Made by `verdict.headline(report)` from the estimates."""
 
     word: str
     tone: Tone
@@ -119,9 +115,9 @@ class OwnSuite(_Record):
 class Watched(_Record):
     """What PPO foresaw and saw of each side, where it did."""
 
-    guard: dict[str, Any] | None = None
+    guard: dict[str, Any] = {}
     """What `Watch.write_summary` wrote."""
-    preview: dict[str, Any] | None = None
+    preview: dict[str, Any] = {}
     """What `preview` found before training."""
 
 
@@ -157,9 +153,9 @@ class Provenance(_Record):
     """What measured, and its version: "refusal_detector", "judge", "scores_moved_with_the_batch", reward models."""
     hashes: dict[str, Any]
     git: str
-    machine: dict[str, Any] | None = None
+    machine: dict[str, Any] = {}
     """The CPU and how it computes."""
-    elsewhere: dict[str, Any] | None = None
+    elsewhere: dict[str, Any] = {}
     """The stages that another machine made, and it."""
 
 
@@ -179,7 +175,7 @@ class Report(_Record):
     """What `snapshot_curve` found, None where the run has no snapshots; "best_of_n" in it is what `best_of_n` found."""
     alarms: list[str]
     """Sentences, the gravest first."""
-    watch: Watched | None = None
+    watch: Watched = Watched()
     curves: dict[str, list[dict[str, float | None]]]
     """By "sft", "reward" or "reward/NAME", "heldout", "ppo": points with "step" and metrics as in metrics.jsonl."""
     samples: list[Sample]
@@ -235,7 +231,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write(folder / name, text)
+        write_text(folder / name, text)
 
 
 def check_report(report: dict[str, Any]) -> None:
@@ -287,19 +283,6 @@ def _check_numbers(value: Any, where: str) -> None:
         raise ValueError(f"{where} is {value}; a number must be finite. Write None where it is not known.")
     elif not (value is None or isinstance(value, int | float)):
         raise ValueError(f"{where} is of type {type(value).__name__}, which JSON cannot hold; convert it first.")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write through a temporary file beside `path`, so that a reader never meets half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 if __name__ == "__main__":

@@ -45,9 +45,8 @@ def suite_of(text: str) -> OwnSuite:
     return suite
 
 
-def check_suites(suites: Sequence[OwnSuite]) -> None:
+def check_suites(suites: Iterable[OwnSuite]) -> None:
     """Import every function and read every source now, so that what is wrong with them does not show hours later."""
-    check_names(suites)
     for suite in suites:
         suite_function(suite)
         suite_prompts(suite)
