@@ -85,7 +85,8 @@ def test_log_probabilities_are_those_of_plain_transformers_at_temperature_one(mo
             wanted = sum(logits[t - 1, ids[t]].item() for t in range(len(prompt), len(ids)))
             assert found.total[row, column] == pytest.approx(wanted, abs=1e-4)  # fp32 sums in another order
             assert found.tokens[row, column] == len(ids) - len(prompt)
-    assert np.allclose(pair_logprobs(model, tokenizer, [], pairs, 1).total, found.total, atol=1e-4)
+    alone = pair_logprobs(model, tokenizer, [], pairs, 1).total
+    assert np.allclose(alone, found.total, atol=1e-4)  # fp32 sums at another padded width
 
 
 def test_sampling_keeps_its_temperature_afterwards(base_folder, tokenizer) -> None:

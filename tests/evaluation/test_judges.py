@@ -331,7 +331,7 @@ def test_local_judge_does_not_depend_on_the_batch(tokenizer, make) -> None:
         rows = compare_all(LocalJudge(model, tokenizer, {"model": "tiny"}, batch_size), MIXED[:3]).rows
         found.append([(row.a_first, row.b_first) for row in rows])  # combined, all may be ties
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)  # float32 kernels of another shape
-    np.testing.assert_allclose(found[2], found[0], atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-5)  # likewise
 
 
 def test_local_judge_grades_by_expectation(tokenizer) -> None:

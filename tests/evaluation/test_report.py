@@ -298,6 +298,8 @@ class TestSchema:
             (["run", "processes"], "one", "report.run.processes is 'one'"),
             (["run", "seconds", "sft"], "20 s", "report.run.seconds.sft"),
             (["provenance", "seed"], None, "report.provenance.seed"),
+            (["provenance", "machine"], None, "report.provenance.machine"),
+            (["watch"], None, "report.watch"),
             (["estimates"], [], "estimates is .*should have at least 1 item"),
             (["estimates", 1, "n"], 0, r"estimates\[1\].n is 0"),
             (["estimates", 1, "estimate"], True, r"estimates\[1\].estimate is True"),

@@ -26,9 +26,9 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows
     gradients = torch.autograd.grad((found * weights).sum(), parameters)
 
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64, another order of sums
-    torch.testing.assert_close(entropies, -(whole.exp() * whole).sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropies, -(whole.exp() * whole).sum(1), rtol=1e-12, atol=1e-12)  # likewise
     for gradient, other in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-12)  # and of more terms
 
 
 def test_large_logits_do_not_overflow() -> None:
@@ -45,7 +45,7 @@ def test_bfloat16_states_give_float32_log_probabilities() -> None:
     found, _ = token_logprobs(hidden, head, torch.arange(5), 1.0)
     assert found.dtype == torch.float32
     expected = (hidden @ head.weight.bfloat16().t()).float().log_softmax(-1)[torch.arange(5), torch.arange(5)]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # float32 numbers near 2 are rounded to 1e-7
 
 
 def test_a_scalar_head_is_float32_under_autocast() -> None:
