@@ -116,9 +116,7 @@ class RunFolder:
                 inputs; otherwise the folder is empty.
         """
         partial = self.path / f"partial-{stage}"
-        recorded = read_json(partial / INPUTS)
-        same = recorded is not None and self.as_today(recorded) == _plain(inputs)
-        if self.state.is_main_process and not (resumes and same):
+        if self.state.is_main_process and not (resumes and self._begun_from(inputs, partial)):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             write_json(partial / INPUTS, inputs)
@@ -156,6 +154,11 @@ class RunFolder:
         if manifest is None:
             raise RunFolderError(f"{self.path / stage} is not finished; run the recipe without --only first.")
         return manifest
+
+    def _begun_from(self, inputs: dict[str, Any], partial: Path) -> bool:
+        """Whether an interrupted launch began the stage from these inputs."""
+        recorded = read_json(partial / INPUTS)
+        return recorded is not None and self.as_today(recorded) == _plain(inputs)
 
     def describe(self, recipe: dict[str, Any]) -> None:
         """Save the resolved recipe, versions and git state of this launch."""
