@@ -14,7 +14,8 @@ from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.judges.naming import check_judge
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
-from llm_rlhf.evaluation.suites.own import check_names, check_suites
+from llm_rlhf.evaluation.suites.own import TAKEN, check_suites
+from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import DataSection, Recipe
 from llm_rlhf.recipe.values import renamed
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
@@ -47,7 +48,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         if name is not None and name not in stages:
             raise RecipeError(f"{option} {name}: this recipe has the stages {', '.join(stages)}.")
     if recipe.evaluate is not None:
-        check_names(recipe.evaluate.own)
+        check_own_suites(recipe.evaluate.own, taken=TAKEN)
     run = RunFolder(recipe.folder, as_today=inputs_as_today)
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores

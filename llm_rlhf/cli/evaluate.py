@@ -75,14 +75,13 @@ def evaluate(
         from llm_rlhf.evaluation.ask import Evaluation
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
         from llm_rlhf.evaluation.subjects import start_of, subject_of
-        from llm_rlhf.evaluation.suites.own import check_names, suite_of
+        from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
         suites = [suite_of(text) for text in own or []]
-        check_own_suites(suites, key=None)
-        check_names(suites)
+        check_own_suites(suites, key=None, taken=TAKEN)
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh}

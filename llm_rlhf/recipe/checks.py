@@ -1,6 +1,7 @@
 """What the sections of a recipe may hold, each by itself and together; a RecipeError names the key and the remedy."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from llm_rlhf.errors import RecipeError
@@ -137,11 +138,12 @@ def _check_data(recipe: Recipe) -> None:
             _check_source(data, name, source, f"data.{name}.{i}")
 
 
-def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own") -> None:
+def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own", taken: Collection[str] = ()) -> None:
     """RecipeError where a suite's name is taken, its function is not spelled as one, or it has no prompts.
 
     Args:
         key: where they stand in the recipe; None: on the command line.
+        taken: names that the report's own measures have.
     """
 
     def of(i: int, name: str) -> str:
@@ -153,8 +155,9 @@ def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own") -
                 f"{of(i, 'name')} is {suite.name!r}; it must be of letters, digits and underscores, begin "
                 "with a letter and not end in _gain or _change."
             )
-        if suite.name in [other.name for other in suites[:i]]:
-            raise RecipeError(f"{of(i, 'name')} is {suite.name!r}, as is another suite; give it another name.")
+        if suite.name in taken or suite.name in [other.name for other in suites[:i]]:
+            whose = "a measure of the report's own" if suite.name in taken else "another suite"
+            raise RecipeError(f"{of(i, 'name')} is {suite.name!r}, as is {whose}; give it another name.")
         if not FUNCTION.match(suite.function):
             raise RecipeError(
                 f"{of(i, 'function')} is {suite.function!r}; write it as module:function, such as "

@@ -49,7 +49,7 @@ def renamed(section: type, values: dict[str, Any], prefix: str, quiet: bool = Fa
     names = {
         f.metadata["was"]: f.metadata.get("key", f.name) for f in dataclasses.fields(section) if "was" in f.metadata
     }
-    for old in values.keys() & names.keys():
+    for old in [key for key in values if key in names]:
         if names[old] in values:
             raise RecipeError(
                 f"Recipe key '{prefix}{old}' is called '{prefix}{names[old]}' now, and both are set; remove '{old}'."

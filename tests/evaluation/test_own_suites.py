@@ -9,7 +9,7 @@ from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.suites import own as own_suites
 from llm_rlhf.evaluation.suites.own import (
-    check_names,
+    TAKEN,
     check_suites,
     score_replies,
     suite_estimates,
@@ -116,8 +116,8 @@ def test_wrong_suites_are_refused_by_key(changes, message) -> None:
 
 @pytest.mark.parametrize("name", ["reward", "kl", "refusals"])
 def test_a_suite_may_not_be_called_as_a_measure_of_the_report(name) -> None:
-    with pytest.raises(RecipeError, match=f"The suite '{name}' is called as is a measure of the report's own"):
-        check_names([suite(name=name)])
+    with pytest.raises(RecipeError, match=f"evaluate.own.0.name' is '{name}', as is a measure of the report's own"):
+        check_own_suites([suite(name=name)], taken=TAKEN)
 
 
 def test_the_spelling_on_the_command_line() -> None:

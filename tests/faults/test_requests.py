@@ -72,6 +72,13 @@ def test_a_missing_data_file_is_named_before_anything_is_made(base_folder, tmp_p
     assert not (tmp_path / "runs" / "faulty" / "sft").exists()
 
 
+def test_a_suite_of_a_name_that_is_taken_is_refused_whatever_stage_is_asked_for(base_folder, tmp_path) -> None:
+    own = [{"name": "kl", "prompts": [{"source": "pairs.jsonl"}], "function": "a:b"}]
+    recipe_on(base_folder, tmp_path, pairs(40), ppo={"total_episodes": 16}, evaluate={"own": own})
+    refused(ask("run", "recipe.yaml", "--only", "sft"), "evaluate.own.0.name", "'kl'", "a measure of the report's own")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_empty_data(base_folder, tmp_path) -> None:
     recipe_on(base_folder, tmp_path, [])
     refused(ask("run", "recipe.yaml"), "pairs.jsonl")

@@ -26,6 +26,7 @@ from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval
 from llm_rlhf.user_code import load_function, told
 
 Scored: TypeAlias = list[float | None]
+TAKEN = (*MEASURES, "refusals")  # a suite of this name would stand in the report as another measure
 
 
 _SPELLED = re.compile(r"([\w.-]+)=(.+),([\w.]+:\w+)(?:,(higher|lower|neither))?", re.DOTALL)
@@ -50,15 +51,6 @@ def check_suites(suites: Iterable[OwnSuite]) -> None:
     for suite in suites:
         suite_function(suite)
         suite_prompts(suite)
-
-
-def check_names(suites: Iterable[OwnSuite]) -> None:
-    """RecipeError where a suite would stand in the report under the name of another measure."""
-    for suite in suites:
-        if suite.name in MEASURES or suite.name == "refusals":
-            raise RecipeError(
-                f"The suite {suite.name!r} is called as is a measure of the report's own; give it another name."
-            )
 
 
 def suite_function(suite: OwnSuite) -> Callable[..., Any]:
