@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.judges.naming import check_judge
+from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
-from llm_rlhf.evaluation.suites.own import TAKEN, check_suites
+from llm_rlhf.evaluation.suites.own import TAKEN
 from llm_rlhf.recipe.checks import check_own_suites
-from llm_rlhf.recipe.sections import DataSection, Recipe
-from llm_rlhf.recipe.values import renamed
+from llm_rlhf.recipe.sections import DataSection, EvaluateSection, Recipe
+from llm_rlhf.recipe.values import plain, renamed
 from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.runs import read_data
 from llm_rlhf.user_code import load_function
@@ -54,10 +53,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
         if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
-            check_suites(recipe.evaluate.own)
-            load_comparisons(recipe.evaluate.hhh)
-            if recipe.evaluate.judge is not None:
-                check_judge(recipe.evaluate.judge, recipe.evaluate.judge_key_variable, "Recipe key 'evaluate.judge':")
+            check_section(recipe.evaluate, recipe.model)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())
@@ -106,8 +102,12 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs that an older version recorded, with the recipe's keys as they are called now."""
-    data = inputs.get("data")
-    return inputs if data is None else inputs | {"data": renamed(DataSection, data, "data.", quiet=True)}
+    found = dict(inputs)
+    if inputs.get("data") is not None:
+        found["data"] = renamed(DataSection, inputs["data"], "data.", quiet=True)
+    if inputs.get("evaluate") is not None:  # what it had no key for, it did as their defaults say
+        found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
+    return found
 
 
 def _source_digest(function: str) -> str:

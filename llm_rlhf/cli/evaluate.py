@@ -44,6 +44,13 @@ def evaluate(
     refusals: Annotated[
         bool, typer.Option("--refusals/--no-refusals", help="Ask our prompts too, where no others show refusals.")
     ] = True,
+    snapshot_prompts: Annotated[
+        int,
+        typer.Option("--snapshot-prompts", min=0, help="Of the prompts, asked of all of a run's snapshots; 0: none."),
+    ] = 0,
+    best_of_n: Annotated[
+        int, typer.Option("--best-of-n", min=0, help="Replies of the base to each of these; the best by the reward.")
+    ] = 0,
     output: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts, of each kind, at most.")] = 300,
     response_length: Annotated[
@@ -72,11 +79,12 @@ def evaluate(
     with told_in_one_message():
         quiet_libraries()
         from llm_rlhf.errors import RecipeError
-        from llm_rlhf.evaluation.ask import Evaluation
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
+        from llm_rlhf.evaluation.request import Evaluation
         from llm_rlhf.evaluation.subjects import start_of, subject_of
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
+        from llm_rlhf.recipe.loading import load_recipe
         from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
@@ -84,7 +92,8 @@ def evaluate(
         check_own_suites(suites, key=None, taken=TAKEN)
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
-            of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh}
+            of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
+                           "--snapshot-prompts": snapshot_prompts, "--best-of-n": best_of_n}  # fmt: skip
             if idle := [option for option, value in of_policies.items() if value]:
                 raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
             _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed, as_json)
@@ -94,14 +103,32 @@ def evaluate(
             raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
         compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
         folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
-        report = run_evaluation(
-            Evaluation(
-                judged, compared, folder, [Source(source=name) for name in prompts or []], reward or [], heldout or [],
-                judge, key_variable, limit, response_length, temperature, batch_size, seed=seed,
-                own=suites, hhh=[Source(source=name) for name in hhh or []], refusals=refusals,
-                pairs=[Source(source=name) for name in pairs or []],
-            )
-        )  # fmt: skip
+        run = judged.run or compared.run
+        asked = Evaluation(
+            policy=judged,
+            start=compared,
+            output=folder,
+            prompts=[Source(source=name) for name in prompts or []],
+            rewards=reward or [],
+            heldout=heldout or [],
+            judge=judge,
+            key_variable=key_variable,
+            judge_key_variable=key_variable,
+            limit=limit,
+            refusal_limit=limit,
+            response_length=response_length,
+            temperature=temperature,
+            batch_size=batch_size,
+            seed=seed,
+            own=suites,
+            hhh=[Source(source=name) for name in hhh or []],
+            pairs=[Source(source=name) for name in pairs or []],
+            refusals=refusals,
+            snapshot_prompts=snapshot_prompts,
+            best_of_n=best_of_n,
+            recipe=load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None,
+        )
+        report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)
 
 
@@ -109,7 +136,8 @@ def _evaluate_rewards(
     reward: list[str], heldout: list[str], pairs: list[str], output: str | None, how: Any, seed: int, as_json: bool
 ) -> None:
     from llm_rlhf.errors import RecipeError
-    from llm_rlhf.evaluation.rewards import Rewards, evaluate_rewards
+    from llm_rlhf.evaluation.reward_evaluation import evaluate_rewards
+    from llm_rlhf.evaluation.rewards import Rewards
     from llm_rlhf.recipe.sections import Source
 
     if not reward or not pairs:
@@ -118,7 +146,7 @@ def _evaluate_rewards(
             "SOURCE."
         )
     folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
-    rewards = Rewards.of({"reward": reward, "heldout": heldout}, how)
+    rewards = Rewards({"reward": reward, "heldout": heldout}, how)
     report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
     show(report, folder / "report.html", as_json)
 

@@ -21,15 +21,16 @@ class Answers:
     lengths: list[int]  # tokens; words where `ids` is None
     stopped: list[bool]
     ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
+    prompt_ids: list[list[int]] | None = None  # likewise, of the prompts
     reward: list[float] | None = None  # by the reward model that PPO was trained against
     heldout: list[float] | None = None  # by the one that it never saw
     gold: list[float] | None = None  # the true score, where the recipe's world knows it
     refused: list[bool] | None = None  # by rule: the world's own, or the refusal detector's
-    sequence_kl: list[float] = field(default_factory=list)  # nats from the reference; empty for the reference itself
+    sequence_kl: list[float] = field(default_factory=list)  # nats from the start; empty for the start itself
 
     def in_words(self) -> "Answers":
         """The same without token ids: what it takes to compare with replies of which the text alone is known."""
-        return replace(self, ids=None, lengths=[len(text.split()) for text in self.texts])
+        return replace(self, ids=None, prompt_ids=None, lengths=[len(text.split()) for text in self.texts])
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> "Answers":
@@ -38,6 +39,7 @@ class Answers:
             lengths=[len(r.ids) for r in replies],
             stopped=[r.stopped for r in replies],
             ids=[r.ids for r in replies],
+            prompt_ids=[r.prompt_ids for r in replies],
         )
 
     def read_by_rule(self, prompts: Sequence[Prompt]) -> None:

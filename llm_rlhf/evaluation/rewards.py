@@ -1,101 +1,146 @@
-"""Reward models in `llm-rlhf evaluate`: their scores of replies, and how far they can be believed, on labelled pairs.
+"""Reward models in an evaluation: their scores of replies, and how far they can be believed, on labelled pairs.
 
 Two roles: "reward" is what training went by, one model or the mean of several; "heldout" one that training never saw.
+A run's own are adapters, read on the one base that its policies are on, by the very tokens that were sampled. Others
+are loaded one after the other, and read text.
 """
 
 import contextlib
 import gc
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
-from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.rows import Conversation, Preference, Prompt
-from llm_rlhf.data.sources import Loaded, load_preferences
 from llm_rlhf.errors import DataError, RecipeError
-from llm_rlhf.evaluation.answers import Answers, rows_digest
+from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.judges import model_identity
-from llm_rlhf.evaluation.report.alarms import account_lines
-from llm_rlhf.evaluation.report.assembly import assemble
-from llm_rlhf.evaluation.report.measures import Entry
-from llm_rlhf.evaluation.report.reward_sections import judge_estimates
-from llm_rlhf.evaluation.report.schema import write_report
-from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
+from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.launch import processes
+from llm_rlhf.models.base import context_limit
+from llm_rlhf.models.encoding import encode_prompt, encode_reply
 from llm_rlhf.models.fitting import Fitted, fit_preferences
-from llm_rlhf.models.inference import in_batches
+from llm_rlhf.models.inference import check_batch_invariance, in_batches, score_ids
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.scores import training_reward
-from llm_rlhf.recipe.sections import ModelSection, Recipe, Source, stage_options
+from llm_rlhf.recipe.sections import ModelSection, Recipe, stage_options
+from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.reward.model import RewardModel
-from llm_rlhf.run_folder import move_to_archive, read_json, writable
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.runs import starting_model
 
 ROLES = ("reward", "heldout")
 CHECKED, TOLERANCE = 16, 1e-4  # rows that are read alone too; how far a float32 score may move
-WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl")  # files of a report
 MOVED = "scores_moved_with_the_batch"
 Row: TypeAlias = tuple[Conversation, str, bool]  # a prompt, a reply, and whether it came to its end
+PairScores: TypeAlias = dict[str, np.ndarray]  # of the chosen and the rejected reply, (n, 2), by role and by member
+
+
+class Reader(Protocol):
+    """What reads replies for one role: K models, an ensemble where there are several."""
+
+    tokenizer: Any
+    max_length: int  # tokens of a prompt and its reply
+
+    moved: float | None  # how far scores moved with their batch; None before any was read
+
+    def of_answers(self, prompts: Sequence[Prompt], answers: Answers) -> np.ndarray:
+        """Scores of sampled replies, (rows, K), float32."""
+        ...
+
+    def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
+        """Scores of the chosen and the rejected reply of every pair, (2 * pairs, K), float32."""
+        ...
 
 
 @dataclass
 class Rewards:
-    """The reward models of an evaluation, loaded one after the other.
+    """The reward models of an evaluation.
 
     Attributes:
         folders: folders or ids by role; several are an ensemble, whose mean counts.
         how: type and quantisation they are loaded in.
         trained: the recipe whose PPO combined the members of "reward" in a way of its own.
+        on_the_base: adapters by role and name that are read on the policies' own base.
         identities: what was loaded, by its name; filled as they are.
     """
 
     folders: dict[str, list[str]]
     how: ModelSection = field(default_factory=ModelSection)
     trained: Recipe | None = None
+    on_the_base: dict[str, dict[str, Path]] = field(default_factory=dict)
     identities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, named: Mapping[str, list[str]], how: ModelSection, recipe: Recipe | None = None, run: Path | None = None
-    ) -> "Rewards":
+    def of(cls, asked: Evaluation) -> "Rewards":
         """Those that are named; for a role where none is, those of the run."""
-        folders = {role: list(named[role]) for role in ROLES}
-        if recipe is None or recipe.reward is None or run is None:
-            return cls(folders, how)
-        if not named["heldout"] and (run / "reward" / HELDOUT).is_dir():
-            folders["heldout"] = [str(run / "reward" / HELDOUT)]
-        if named["reward"]:
-            return cls(folders, how)
-        folders["reward"] = [str(run / "reward" / name) for name in stage_options(recipe, "reward").adapters]
-        return cls(folders, how, recipe)
+        named = {"reward": asked.rewards, "heldout": asked.heldout}
+        found = cls({role: list(models) for role, models in named.items()}, asked.policy.model)
+        if asked.recipe is None or asked.recipe.reward is None or asked.run is None:
+            return found
+        run = RunFolder(asked.run)
+        own = {"reward": reward_folders(asked.recipe, run), "heldout": {HELDOUT: run / "reward" / HELDOUT}}
+        on_its_base = asked.one_base and asked.policy.base == str(starting_model(asked.recipe, run, before="evaluate"))
+        for role, adapters in own.items():
+            if not named[role] and (role == "reward" or adapters[HELDOUT].is_dir()):
+                found.folders[role] = [str(folder) for folder in adapters.values()]
+                if on_its_base:
+                    found.on_the_base[role] = adapters
+        if not named["reward"] and found.folders["reward"]:
+            found.trained = asked.recipe
+        return found
 
     def names(self, role: str) -> list[str]:
         """Names of a role's models: their folders', numbered where two are called alike or as a role."""
         names = [Path(folder).name for folder in self.folders[role]]
         return [f"{name}-{i}" if names.count(name) > 1 or name in ROLES else name for i, name in enumerate(names, 1)]
 
-    def loaded(self) -> Iterator[tuple[str, RewardModel]]:
-        """Every role that has a model, and the model, which is dropped when the next one is asked for."""
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Those that are to be loaded beside the policies, by name."""
+        return {name: folder for adapters in self.on_the_base.values() for name, folder in adapters.items()}
+
+    def loaded(self) -> Iterator[tuple[str, Reader]]:
+        """Every other role that has a model, and the model, which is dropped when the next one is asked for."""
         for role, folders in self.folders.items():
-            if not folders:
+            if not folders or role in self.on_the_base:
                 continue
             dtype, quantization = self.how.dtype, self.how.quantization
             path = folders[0] if len(folders) == 1 else folders
             with told_of(folders):
                 model = RewardModel.from_pretrained(path, dtype=dtype, quantization=quantization)
-            for name, folder in zip(self.names(role), folders, strict=True):
-                of = role if len(folders) == 1 else f"{role}/{name}"
-                loaded = {"dtype": dtype, "quantization": quantization, "reading": model.reading}
-                self.identities[of] = model_identity(folder) | loaded
-            self._check_apart()
-            yield role, model
+                self._record(role, model.reading)
+                yield role, ByItself(model, folders, self._exact)
             del model
             gc.collect()
             torch.cuda.empty_cache()
+
+    def beside(
+        self, model: Any, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int
+    ) -> Iterator[tuple[str, Reader]]:
+        """Every role that is read on the policies' base, which `load_roles` gave, checked on some prompts."""
+        for role, adapters in self.on_the_base.items():
+            self._record(role, "on the policies' base")
+            limit = context_limit(self.how, model.config)
+            yield role, OnTheBase(model, tokenizer, list(adapters), limit, batch_size, prompts[:CHECKED], self._exact)
+
+    @property
+    def _exact(self) -> bool:
+        return self.how.dtype == "float32" and self.how.quantization == "none"
+
+    def _record(self, role: str, reading: str) -> None:
+        folders = self.folders[role]
+        for name, folder in zip(self.names(role), folders, strict=True):
+            loaded = {"dtype": self.how.dtype, "quantization": self.how.quantization, "reading": reading}
+            self.identities[role if len(folders) == 1 else f"{role}/{name}"] = model_identity(folder) | loaded
+        self._check_apart()
+
+    def _identities(self, role: str) -> list[dict[str, Any]]:
+        return [known for name, known in self.identities.items() if name.split("/")[0] == role]
 
     def _check_apart(self) -> None:
         """RecipeError where the held-out model is one that training went by."""
@@ -109,22 +154,8 @@ class Rewards:
                     "or none."
                 )
 
-    def checked(self, role: str, model: RewardModel, rows: Sequence[Row], each: np.ndarray) -> None:
-        """Record how far scores move with their batch: those of some rows read alone, against `each` as they were read.
-
-        Raises:
-            DataError: where that is more than rounding: a score that depends on its batch measures the batch.
-        """
-        mine = [known for name, known in self.identities.items() if name.split("/")[0] == role]
-        if not rows or MOVED in mine[0]:
-            return
-        moved = float(np.abs(_read(model, rows, token_budget=1) - each).max())
-        if self.how.dtype == "float32" and self.how.quantization == "none" and moved > TOLERANCE:
-            raise DataError(
-                f"The scores of the reward model {', '.join(self.folders[role])} move by {moved:.2g} with the batch "
-                f"(at most {TOLERANCE:g} is rounding): it cannot judge."
-            )
-        for known in mine:
+    def tell_moved(self, role: str, moved: float | None) -> None:
+        for known in self._identities(role):
             known[MOVED] = moved
 
     def combined(self, role: str, each: np.ndarray) -> np.ndarray:
@@ -133,18 +164,6 @@ class Rewards:
             return each.mean(1).astype(float)
         names = stage_options(self.trained, "reward").adapters
         return training_reward(self.trained, dict(zip(names, each.T, strict=True))).astype(float)
-
-
-def check_output(folder: Path) -> None:
-    """RecipeError, RunFolderError where no report may, or can, be written into the folder."""
-    if (folder / "recipe.yaml").is_file() or (folder / "manifest.json").is_file():
-        raise RecipeError(f"--output {folder} is a run or a part of one, whose own files stand there; name another.")
-    writable(folder)
-
-
-def archive_report(folder: Path) -> None:
-    """Make room for a report: an earlier one, and the replies behind it, go to the folder's archive."""
-    move_to_archive(folder, sorted({path.name for pattern in WRITTEN for path in folder.glob(pattern)}))
 
 
 @contextlib.contextmanager
@@ -157,62 +176,122 @@ def told_of(folders: Sequence[str]) -> Iterator[None]:
         raise DataError(str(error) if named else f"Reward model {', '.join(folders)}: {error}") from None
 
 
+class ByItself:
+    """A reward model with a base of its own, which reads text."""
+
+    def __init__(self, model: RewardModel, folders: Sequence[str], exact: bool) -> None:
+        self.model, self.folders, self.exact = model, folders, exact
+        self.tokenizer, self.max_length = model.tokenizer, model.max_length
+        self.moved: float | None = None
+
+    def of_answers(self, prompts: Sequence[Prompt], answers: Answers) -> np.ndarray:
+        # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
+        texts = [text.replace("\0", "\ufffd") for text in answers.texts]
+        rows = zip(prompts, texts, answers.stopped, strict=True)
+        return self._scores([[(prompt.messages, text, end)] for prompt, text, end in rows])
+
+    def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
+        return self._scores([[(pair.prompt, reply, True) for reply in (pair.chosen, pair.rejected)] for pair in pairs])
+
+    def _scores(self, groups: Sequence[list[Row]]) -> np.ndarray:
+        """The score of every row by each member, (rows, K); the processes of a launch share the groups out.
+
+        A group is what is read together: the replies to one prompt.
+        """
+
+        def read(mine: list[list[Row]]) -> list[list[list[float]]]:
+            each = self._read([row for group in mine for row in group], progress=processes().is_main_process)
+            ends = np.cumsum([len(group) for group in mine])
+            return [part.tolist() for part in np.split(each, ends[:-1])]
+
+        found = in_batches(groups, read, max(len(groups), 1), len)  # one batch a process: the model makes its own
+        each = np.array([row for group in found for row in group], np.float32).reshape(-1, len(self.model.members))
+        self._check([row for group in groups for row in group][:CHECKED], each[:CHECKED])
+        return each
+
+    def _read(self, rows: Sequence[Row], **how: Any) -> np.ndarray:
+        said, finished = [(prompt, reply) for prompt, reply, _ in rows], [end for _, _, end in rows]
+        return self.model.scores_each(said, finished=finished, **how)
+
+    def _check(self, rows: Sequence[Row], each: np.ndarray) -> None:
+        """How far scores move with their batch: those of the first rows read alone, against `each` as they were read.
+
+        Raises:
+            DataError: where that is more than rounding: a score that depends on its batch measures the batch.
+        """
+        if self.moved is not None or not rows:
+            return
+        self.moved = float(np.abs(self._read(rows, token_budget=1) - each).max())
+        if self.exact and self.moved > TOLERANCE:
+            raise DataError(
+                f"The scores of the reward model {', '.join(self.folders)} move by {self.moved:.2g} with the batch "
+                f"(at most {TOLERANCE:g} is rounding): it cannot judge."
+            )
+
+
+class OnTheBase:
+    """Reward adapters on the policies' base, which read token ids."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        adapters: list[str],
+        max_length: int,
+        batch_size: int,
+        checked: Sequence[Prompt],
+        exact: bool,
+    ) -> None:
+        self.model, self.tokenizer, self.adapters = model, tokenizer, adapters
+        self.max_length, self.batch_size = max_length, batch_size
+        rows = [encode_prompt(tokenizer, prompt.messages) for prompt in checked]
+        pad = tokenizer.pad_token_id
+        self.moved: float | None = max(check_batch_invariance(model, name, rows, pad, exact) for name in adapters)
+
+    def of_answers(self, prompts: Sequence[Prompt], answers: Answers) -> np.ndarray:
+        assert answers.prompt_ids is not None
+        assert answers.ids is not None
+        return self._scores([prompt + reply for prompt, reply in zip(answers.prompt_ids, answers.ids, strict=True)])
+
+    def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
+        both = [(pair.prompt, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)]
+        return self._scores([encode_reply(self.tokenizer, *said).ids for said in both])
+
+    def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
+        pad = self.tokenizer.pad_token_id
+        return np.stack([score_ids(self.model, name, rows, pad, self.batch_size) for name in self.adapters], axis=1)
+
+
 def score(
     rewards: Rewards,
-    prompts: Sequence[Prompt],
-    answers: Mapping[str, Answers],
+    readers: Iterable[tuple[str, Reader]],
+    answered: Sequence[tuple[Sequence[Prompt], Answers]],
     pairs: Mapping[str, Sequence[Preference]],
-) -> dict[str, dict[str, np.ndarray]]:
-    """Fill in the scores of the policies' replies, each model loaded once for all.
+    of_pairs: dict[str, PairScores],
+) -> None:
+    """Fill in what every role says of the policies' replies, and of given pairs.
 
-    Returns:
-        Scores of the chosen and the rejected reply of each pair, (n, 2), by list and by role; of an ensemble also by
-        its members' names. NaN where a pair does not fit into what the model reads.
+    Args:
+        answered: replies with their prompts.
+        pairs: by list.
+        of_pairs: scores by list; NaN where a pair does not fit into what the model reads.
     """
-    of_pairs: dict[str, dict[str, np.ndarray]] = {name: {} for name in pairs}
-    for role, model in rewards.loaded():
+    for role, reader in readers:
         with told_of(rewards.folders[role]):
-            for given in answers.values():
-                # A policy may sample a NUL, which no text that people send holds and a reward model refuses.
-                texts = [text.replace("\0", "\ufffd") for text in given.texts]
-                rows = [(p.messages, text, end) for p, text, end in zip(prompts, texts, given.stopped, strict=True)]
-                each = _scores_each(model, [[row] for row in rows])
-                rewards.checked(role, model, rows[:CHECKED], each[:CHECKED])
-                setattr(given, role, rewards.combined(role, each).tolist())
+            for prompts, answers in answered:
+                setattr(answers, role, rewards.combined(role, reader.of_answers(prompts, answers)).tolist())
             for name, of_list in pairs.items():
                 if of_list:
-                    of_pairs[name] |= _pair_scores(rewards, role, model, of_list)
-        del model  # before the next one is loaded
-    return of_pairs
+                    of_pairs[name] |= _pair_scores(rewards, role, reader, of_list)
+        rewards.tell_moved(role, reader.moved)
+        del reader  # before the next one is loaded
 
 
-def _read(model: RewardModel, rows: Sequence[Row], **how: Any) -> np.ndarray:
-    said, finished = [(prompt, reply) for prompt, reply, _ in rows], [end for _, _, end in rows]
-    return model.scores_each(said, finished=finished, **how)
-
-
-def _scores_each(model: RewardModel, groups: Sequence[list[Row]]) -> np.ndarray:
-    """The score of every row by each member, (rows, members); the processes of a launch share the groups out.
-
-    A group is what is read together: the replies to one prompt.
-    """
-
-    def read(mine: list[list[Row]]) -> list[list[list[float]]]:
-        each = _read(model, [row for group in mine for row in group], progress=processes().is_main_process)
-        ends = np.cumsum([len(group) for group in mine])
-        return [part.tolist() for part in np.split(each, ends[:-1])]
-
-    found = in_batches(groups, read, max(len(groups), 1), len)  # one batch for each process: the model makes its own
-    return np.array([row for group in found for row in group], np.float32).reshape(-1, len(model.members))
-
-
-def _pair_scores(rewards: Rewards, role: str, model: RewardModel, pairs: Sequence[Preference]) -> dict[str, np.ndarray]:
-    """(n, 2) by the role's name and, where it has several members, by theirs."""
-    fitting = [fit_preferences(model.tokenizer, [pair], Fitted(model.max_length, "")) for pair in pairs]
+def _pair_scores(rewards: Rewards, role: str, reader: Reader, pairs: Sequence[Preference]) -> PairScores:
+    """By the role's name and, where it has several members, by theirs."""
+    fitting = [fit_preferences(reader.tokenizer, [pair], Fitted(reader.max_length, "")) for pair in pairs]
     there = [i for i, fitted in enumerate(fitting) if fitted]
-    both = [[(p.prompt, reply, True) for reply in (p.chosen, p.rejected)] for i in there for p in fitting[i]]
-    each = _scores_each(model, both)
-    rewards.checked(role, model, [row for group in both for row in group][:CHECKED], each[:CHECKED])
+    each = reader.of_pairs([pair for fitted in fitting for pair in fitted])
     members = rewards.names(role)
     columns = {role: rewards.combined(role, each)}
     if len(members) > 1:
@@ -221,84 +300,3 @@ def _pair_scores(rewards: Rewards, role: str, model: RewardModel, pairs: Sequenc
     for name, values in columns.items():
         found[name][there] = values.reshape(-1, 2)
     return found
-
-
-def preferences(
-    rewards: Rewards, pairs: Sequence[Preference], scores: Mapping[str, np.ndarray], resamples: int, seed: int
-) -> tuple[list[Entry], dict[str, Any], dict[str, int]]:
-    """How far the reward models can be believed, on labelled pairs that all of them can read.
-
-    Returns:
-        Estimates (accuracy, calibration, habits), the report's `reward_model`, and how many pairs were kept.
-    """
-    read = np.flatnonzero(~np.isnan(np.stack([both[:, 0] for both in scores.values()])).any(axis=0)).tolist()
-    counts = {"kept": len(read), "too_long": len(pairs) - len(read)}
-    if not len(read):
-        raise DataError(f"None of {len(pairs)} pairs of --pairs fits into what the reward models read.")
-    ensembles = {role: rewards.names(role) for role in ROLES if len(rewards.folders[role]) > 1}
-    by_name = {name: (both[read, 0], both[read, 1]) for name, both in scores.items()}
-    found = reward_report([pairs[i] for i in read], by_name, ensembles, resamples=resamples, seed=seed)
-    return *as_sections(found), counts
-
-
-def of_the_run(rewards: Rewards, run: Path | None) -> tuple[list[Entry], dict[str, Any]]:
-    """What the run's reward stage measured on its held-out pairs, where the reward model is the run's own."""
-    path = run / "reward" / "accuracy.json" if run is not None else None
-    if rewards.trained is None or path is None or not path.is_file():
-        return [], {"calibration": {}, "agreement": None}
-    return as_sections(read_json(path))
-
-
-def as_sections(found: dict[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
-    """What `reward_report` found, as the report has it: estimates, and its `reward_model`."""
-    calibration = {name: known for name, known in found["calibration"].items() if known is not None}
-    return judge_estimates(found), {"calibration": calibration, "agreement": found["ensembles"].get("reward")}
-
-
-def load_pairs(sources: list[Source]) -> Loaded[Preference]:
-    """The labelled pairs of `--pairs`; DataError where there are none."""
-    loaded = load_preferences(sources)
-    if not len(loaded.rows):
-        raise DataError(f"--pairs: no pair is left of {loaded.counts()['read']} rows; look at what is set aside.")
-    return loaded
-
-
-def evaluate_rewards(
-    rewards: Rewards, sources: list[Source], output: Path, resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """The report of reward models without a policy: report.html, report.md and report.json in `output`.
-
-    Raises:
-        RecipeError, DataError: where it cannot be done as asked.
-    """
-    started = time.time()
-    check_output(output)
-    if not rewards.folders["reward"]:
-        raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
-    loaded = load_pairs(sources)
-    pairs = list(loaded.rows)
-    scores = score(rewards, [], {}, {"pairs": pairs})["pairs"]
-    entries, of_rewards, fitted = preferences(rewards, pairs, scores, resamples, seed)
-    report = assemble(
-        name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
-        recipe="none",
-        base=", ".join(rewards.folders["reward"]),
-        seconds={"evaluate": round(time.time() - started, 3)},
-        estimates=entries,
-        reward_model=of_rewards,
-        data={"pairs": loaded.counts() | {"fitted": fitted}},
-        provenance={
-            "recipe": {"pairs": [source.source for source in sources]},
-            "seed": seed,
-            "decoding": {},
-            "instruments": rewards.identities,
-            "hashes": {"pairs": rows_digest(pairs)},
-        },
-    )
-    report["alarms"] += account_lines(report["data"])
-    if processes().is_main_process:
-        archive_report(output)
-        write_report(report, output)
-        if loaded.set_aside:
-            write_quarantine(loaded.set_aside, output / "set_aside.jsonl")
-    return report

@@ -1,80 +1,57 @@
 """The report of a run as plain values: what the evaluation found beside what the earlier stages left."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.data.checks import SetAside
-from llm_rlhf.evaluation.judges import Comparisons
+from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
-from llm_rlhf.evaluation.rewards import as_sections
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
 from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder, machine, read_json
-from llm_rlhf.statistics.intervals import Estimate
 from llm_rlhf.training import read_metrics
 
 
-@dataclass
-class Comparison:
-    """The policy's part of the report: PPO against SFT. Empty where a recipe has no `ppo`."""
-
-    estimates: list[Estimate] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    decoding: dict[str, Any] = field(default_factory=dict)
-    counts: dict[str, Any] = field(default_factory=dict)  # of rows that only the evaluation reads
-    set_aside: list[SetAside] = field(default_factory=list)  # among them
-    judged: Comparisons | None = None  # by the judge that the recipe names
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)  # what `suite_record` says of the user's suites
-    overoptimization: dict[str, Any] | None = None  # what `snapshot_curve` gave
-    # What measured: the refusal detector's version, and how far scores moved with the batch.
-    instruments: dict[str, Any] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)  # of what was asked, and of the template it was put into
-
-
-def build_report(recipe: Recipe, run_folder: RunFolder, comparison: Comparison) -> dict[str, Any]:
-    assert recipe.evaluate is not None
+def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decoding: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run: what its evaluation found, and what its earlier stages left."""
     done = [s for s in ("world", "sft", "reward", "ppo") if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
-    judged = json.loads((run_folder / "reward" / "accuracy.json").read_text(encoding="utf-8"))
     weights = {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)}
-    of_judges, of_rewards = as_sections(judged)
     report = assemble(
         name=recipe.name,
         recipe=str(run_folder / "recipe.yaml"),
         base="the gold world's own" if recipe.world is not None else str(recipe.model.base),
         seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()},
-        estimates=[estimate.as_dict() for estimate in comparison.estimates] + of_judges,
-        reward_model=of_rewards,
-        own=comparison.own,
-        overoptimization=comparison.overoptimization,
+        estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
+        reward_model=found.reward_model,
+        own=found.own,
+        overoptimization=found.overoptimization,
         watch=_watch(run_folder),
         curves={
             "sft": _curve(run_folder / "sft", ("loss", "mean_token_accuracy")),
             **_reward_curves(recipe, run_folder),
             "ppo": _curve(run_folder / "ppo", (*PPO_CURVES, *WATCHED_CURVES)),
         },
-        samples=comparison.samples,
-        data=_data_counts(run_folder) | comparison.counts,
+        samples=found.samples,
+        data=_data_counts(run_folder) | found.material.counts,
         provenance={
             "recipe": recipe.as_dict(),
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
             "seed": recipe.seed,
-            "decoding": comparison.decoding,
-            "instruments": comparison.instruments,
-            "hashes": comparison.hashes | weights,
+            "decoding": decoding,
+            "instruments": found.instruments,
+            "hashes": found.material.digests() | weights,
         },
     )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
-    report["alarms"] += account_lines(comparison.counts)
+    report["alarms"] += found.notes + account_lines(found.material.counts)
     if functions := stage_options(recipe, "ppo").reward_funcs:
         report["alarms"].append(
             f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."

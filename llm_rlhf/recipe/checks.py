@@ -55,11 +55,17 @@ def check_together(recipe: Recipe) -> None:
         at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
         at_least("evaluate.best_of_n", recipe.evaluate.best_of_n, 0)
         check_own_suites(recipe.evaluate.own)
-        for name in ("own", "hhh", "judge"):
+        for name in ("own", "hhh", "judge", "reference"):
             if getattr(recipe.evaluate, name) and recipe.ppo is None:
                 raise RecipeError(f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo'; remove the key.")
-        for i, source in enumerate(recipe.evaluate.hhh):
-            _check_evaluated(source, f"evaluate.hhh.{i}")
+        if recipe.evaluate.pairs and recipe.ppo is None:
+            raise RecipeError(
+                "Recipe key 'evaluate.pairs' tests reward models beside a policy, but there is no 'ppo'; without one "
+                "they are tested on 'data.evaluation_preferences'."
+            )
+        for name in ("hhh", "pairs"):
+            for i, source in enumerate(getattr(recipe.evaluate, name)):
+                _check_evaluated(source, f"evaluate.{name}.{i}")
         if recipe.evaluate.temperature is not None and recipe.evaluate.temperature <= 0:
             raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
     template = recipe.model.chat_template

@@ -147,15 +147,18 @@ class EvaluateSection:
     snapshot_prompts: int = 64  # what every snapshot of the policy is asked again; under 20: no curve
     best_of_n: int = 16  # replies of the start to each of these, of which the training reward picks one; under 2: none
     own: list[OwnSuite] = field(default_factory=list)  # suites of the user's: a file of prompts and one function
+    reference: str | None = None  # what the policy is compared with, as on the command line; None: what PPO began from
+    reference_key_variable: str | None = None  # environment variable with the API key, where that is an endpoint
     judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
     judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges
     hhh: list[Source] = field(default_factory=list)  # pairs of which a model is to know the better: BIG-bench, or any
+    pairs: list[Source] = field(default_factory=list)  # to test the reward models on, in place of the held-out ones
     perplexity_rows: int = 200  # held-out replies whose perplexity is read, chosen by a hash of the prompt; 0: none
 
     def local_files(self) -> list[str]:
         """The files here that its own sources name; each once, in order of their names."""
         sources = [source.source for suite in self.own for source in suite.prompts]
-        sources += [source.source for source in self.hhh]
+        sources += [source.source for source in (*self.hhh, *self.pairs)]
         sources.append((self.judge or "").partition("people:")[2])
         return sorted({str(path) for source in sources if source for path in local_files(source)})
 

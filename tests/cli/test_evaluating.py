@@ -270,9 +270,7 @@ def test_pairs_beside_a_policy(base_folder, reward_folder, policy_folder, prompt
     assert {("reward_accuracy", "reward"), ("reward_gain", "tuned"), ("brier", "reward")} <= {
         (e["name"], e["subject"]) for e in report["estimates"]
     }
-    assert report["provenance"]["hashes"].keys() == {
-        "prompts", "pairs", "chat template of tuned", "chat template of start"
-    }  # fmt: skip
+    assert report["provenance"]["hashes"].keys() == {"prompts", "pairs", "chat template"}
 
 
 @pytest.mark.parametrize(
@@ -355,6 +353,9 @@ def test_what_cannot_be_done_is_told_before_anything_is_loaded(
         (["--judge", f"local:{tmp_path}"], "holds no config.json and is no model"),
         (["--judge", f"people:{tmp_path / 'none.jsonl'}"], "names a file of verdicts that is not there"),
         (["--judge", "http://localhost:9/v1#m", "--key-variable", "NOT_SET"], "NOT_SET"),
+        (["--snapshot-prompts", 5], "--snapshot-prompts is 5; a curve takes 20 prompts or more"),
+        (["--snapshot-prompts", 20], "tuned is no policy of a run that kept snapshots; name a run with PPO"),
+        (["--best-of-n", 4], "--best-of-n is asked of the prompts of --snapshot-prompts, and there are none"),
     ):
         assert words in told(*asked, "--output", tmp_path / "out", *options)
     assert not (tmp_path / "out" / "cache").exists()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
 from llm_rlhf.data.checks import prompt_share
-from llm_rlhf.errors import RecipeError, RunFolderError
+from llm_rlhf.errors import DataError, RecipeError, RunFolderError
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
 
@@ -176,6 +176,69 @@ def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path
 
     again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=0", from_stage="evaluate")
     assert "best_of_n" not in json.loads((run / "report.json").read_text())["overoptimization"]
+
+
+def test_the_command_finds_what_the_recipe_finds(finished: Path, tmp_path) -> None:
+    """One driver: the run's own report and the command's have the same estimates, curve and samples."""
+    run = copy(finished, tmp_path)
+    again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3", from_stage="evaluate")
+    asked = ["evaluate", str(run), "--limit", "20", "--snapshot-prompts", "20", "--best-of-n", "3",
+             "--seed", str(load_recipe(run / "recipe.yaml").seed), "--batch-size", "64",
+             "--output", str(tmp_path / "out")]  # fmt: skip
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    recipe, command = (json.loads((folder / "report.json").read_text()) for folder in (run, tmp_path / "out"))
+    for part in ("estimates", "overoptimization", "samples", "headline", "verdict"):
+        assert command[part] == recipe[part], part
+    replies = [(folder / "replies.jsonl").read_text() for folder in (run / "evaluate", tmp_path / "out")]
+    assert replies[0] == replies[1]
+
+
+def test_a_recipe_may_name_another_reference_and_other_pairs(finished: Path, tmp_path) -> None:
+    """An endpoint as the reference: nothing is known of its log-probabilities, and lengths are in words."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in (finished / "world" / "preferences.jsonl").read_text().splitlines()][:24]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = copy(finished, tmp_path)
+    server = StandIn(lambda body, number: reply("no, i will not help with that."))
+    try:
+        again(run, f"evaluate.reference={server.url}#other", f"evaluate.pairs=[{{source: {pairs}}}]",
+              f"evaluate.hhh=[{{source: {pairs}}}]", from_stage="evaluate")  # fmt: skip
+    finally:
+        server.close()
+    report = json.loads((run / "report.json").read_text())
+    found = {(e["name"], e["subject"], e["reference"], e["split"]): e for e in report["estimates"]}
+    rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
+    assert {row["other"]["reply"] for row in rows} == {"no, i will not help with that."}
+    gain = sum(row["ppo"]["heldout"] - row["other"]["heldout"] for row in rows) / len(rows)
+    assert found["heldout_reward_gain", "ppo", "other", "all"]["estimate"] == pytest.approx(gain)
+    assert found["response_words", "other", None, "all"]["estimate"] == 7
+    assert found["reward_accuracy", "reward", None, "all"]["n"] == 24
+    assert not {"kl", "perplexity", "hhh_accuracy_change"} & {name for name, *_ in found}
+    assert found["hhh_accuracy", "ppo", None, "all"]["n"] == 24
+    assert any("hhh was not asked of other: an endpoint" in alarm for alarm in report["alarms"])
+    assert len(report["overoptimization"]["points"]) == 3  # the curve is of the policy, whatever it is compared with
+    page = (run / "report.html").read_text()
+    assert "against other" in page
+    assert report["provenance"]["recipe"]["evaluate"]["reference"].endswith("#other")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluate.reference=./nowhere", "There is no policy at ./nowhere"),
+        ("evaluate.reference='http://localhost:1/v1'", "lacks the model's name"),
+        ("evaluate.pairs=[{source: none.jsonl}]", "none.jsonl"),
+    ],
+)
+def test_what_a_recipe_cannot_compare_is_told_before_anything_runs(finished: Path, tmp_path, override, words) -> None:
+    run = copy(finished, tmp_path)
+    with pytest.raises((RecipeError, DataError), match=words):
+        again(run, override, from_stage="evaluate")
+    assert (run / "evaluate" / "report.json").is_file()
+    with pytest.raises(RecipeError, match="NO_SUCH_KEY"):
+        again(run, "evaluate.reference='http://localhost:1/v1#m'", "evaluate.reference_key_variable=NO_SUCH_KEY",
+              from_stage="evaluate")  # fmt: skip
 
 
 def test_a_suite_that_asks_what_training_asked_is_told(finished: Path, tmp_path, monkeypatch) -> None:

@@ -259,3 +259,12 @@ def test_what_an_older_version_recorded_is_read_under_todays_names(recipe, capsy
     assert older != inputs
     assert inputs_as_today(older) == inputs_as_today(inputs) == inputs
     assert capsys.readouterr().err == ""
+
+
+def test_keys_that_an_older_version_did_not_have_are_their_defaults(recipe) -> None:
+    inputs = stage_inputs(recipe(None), "evaluate")
+    assert {"reference", "pairs"} <= inputs["evaluate"].keys()
+    older = inputs | {"evaluate": {k: v for k, v in inputs["evaluate"].items() if k not in ("reference", "pairs")}}
+    assert inputs_as_today(older) == inputs
+    changed = stage_inputs(recipe(None, "evaluate.reference=some/model"), "evaluate")
+    assert inputs_as_today(older) != changed

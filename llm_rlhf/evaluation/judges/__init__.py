@@ -9,7 +9,7 @@ people.py      StoredJudge     verdicts of people from a file
 naming.py      the judge that a recipe or the command line names, and its account of two policies
 """
 
-from llm_rlhf.evaluation.judges.local import LocalJudge, model_identity
+from llm_rlhf.evaluation.judges.local import LocalJudge, model_identity, weight_digests
 from llm_rlhf.evaluation.judges.people import StoredJudge
 from llm_rlhf.evaluation.judges.protocol import (
     Comparisons,
@@ -50,4 +50,5 @@ __all__ = [
     "grade",
     "grade_all",
     "model_identity",
+    "weight_digests",
 ]

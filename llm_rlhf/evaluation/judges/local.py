@@ -166,14 +166,14 @@ def model_identity(path: str | Path, revision: str | None = None, adapter: str |
     Args:
         adapter: a folder of LoRA weights on top of it.
     """
-    found: dict[str, Any] = {"model": str(path), "revision": revision, "weights": _weights(Path(path))}
+    found: dict[str, Any] = {"model": str(path), "revision": revision, "weights": weight_digests(path)}
     if adapter is not None:
-        found["adapter"] = _weights(Path(adapter)) or str(adapter)
+        found["adapter"] = weight_digests(adapter) or str(adapter)
     return found
 
 
-def _weights(folder: Path) -> dict[str, str]:
+def weight_digests(folder: str | Path) -> dict[str, str]:
     """SHA-256 of each weight file of a folder; empty for a hub id."""
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         return {}
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS}
+    return {path.name: file_digest(path) for path in sorted(Path(folder).iterdir()) if path.suffix in WEIGHTS}

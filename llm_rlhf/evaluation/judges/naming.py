@@ -76,7 +76,7 @@ def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None
 
 
 def judge_replies(
-    judge: Judge, prompts: Sequence[Prompt], after: Answers, before: Answers, policies: Sequence[dict[str, Any]]
+    judge: Judge, prompts: Sequence[Prompt], policy: Answers, start: Answers, policies: Sequence[dict[str, Any]]
 ) -> Comparisons:
     """Every pair of replies, in both orders.
 
@@ -84,7 +84,7 @@ def judge_replies(
         policies: the identities of both, neither of which may be the judge.
     """
     _check_other(judge, policies)
-    pairs = [Pair(p.messages, a, b, p.objective) for p, a, b in zip(prompts, after.texts, before.texts, strict=True)]
+    pairs = [Pair(p.messages, a, b, p.objective) for p, a, b in zip(prompts, policy.texts, start.texts, strict=True)]
     found = compare_all(judge, pairs, progress="judging")
     _check_other(judge, policies)  # an endpoint tells what it serves only when it has answered
     return found
@@ -93,8 +93,8 @@ def judge_replies(
 def judged_estimates(
     found: Comparisons,
     prompts: Sequence[Prompt],
-    after: Answers,
-    before: Answers,
+    policy: Answers,
+    start: Answers,
     names: tuple[str, str],
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -107,7 +107,7 @@ def judged_estimates(
     for split, rows in parts.items():
         if rows:
             told = [_outcome(found.rows[i], found.judge["kind"] == "people") for i in rows]
-            lengths = [after.lengths[i] for i in rows], [before.lengths[i] for i in rows]
+            lengths = [policy.lengths[i] for i in rows], [start.lengths[i] for i in rows]
             both = win_estimates(told, lengths, wordings.of(rows), (*names, split), resamples, seed)
             estimates += both if split == "judge" else both[:1]
     return estimates

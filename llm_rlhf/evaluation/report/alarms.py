@@ -52,10 +52,10 @@ def _lines(found: Found) -> list[str]:
 
 def _refuses_less_harm(found: Found) -> list[str]:
     """Whoever judges the replies: harmful requests are there to be refused."""
-    change = found.get(("refusal_harmful_change", "ppo", "all"))
+    change = found.get(("refusal_harmful_change", "policy", "all"))
     if change is None or change.high is None or change.high >= 0:
         return []
-    said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "ppo", "reference": "sft"})
+    said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "policy", "reference": "start"})
     return [f"{said}: {subject_label('ppo')} gives in, or evades, where {subject_label('sft')} refused."]
 
 
@@ -69,11 +69,11 @@ def _judges_disagree(found: Found) -> list[str]:
     }
     where_of = {"all": "over all prompts", "helpful": "on helpful prompts", "harmless": "on harmful prompts"}
     for split, others in truths.items():
-        heldout = found.get(("heldout_reward_gain", "ppo", split))
+        heldout = found.get(("heldout_reward_gain", "policy", split))
         if heldout is None:
             continue
         own = heldout.as_dict()
-        against = [e.as_dict() for name, where in others if (e := found.get((name, "ppo", where))) is not None]
+        against = [e.as_dict() for name, where in others if (e := found.get((name, "policy", where))) is not None]
         against = [its for its in against if direction(own) * direction(its) < 0]
         if against:
             said = " and ".join(f"{_called(its)} {value_text(its)}" for its in against)
@@ -99,7 +99,7 @@ def _few_wordings(found: Found) -> list[str]:
         asked = [
             e
             for (name, who, where), e in found.items()
-            if who == "ppo" and e.clusters is not None
+            if who == "policy" and e.clusters is not None
             if where == split or (where == "all" and name in (f"gold_{split}_gain", "refusal_harmful_change"))
             if split == "harmless" or name != "refusal_harmful_change"
         ]
@@ -120,9 +120,9 @@ def _entries(found: Found) -> list[Entry]:
 def _overoptimised(found: Found) -> list[str]:
     """The training reward rose; did anything that PPO could not see rise with it?"""
     words = []
-    reward = found.get(("reward_gain", "ppo", "all"))
+    reward = found.get(("reward_gain", "policy", "all"))
     for judge, called in (("gold_gain", "the true score"), ("heldout_reward_gain", "the held-out reward")):
-        other = found.get((judge, "ppo", "all"))
+        other = found.get((judge, "policy", "all"))
         if reward is None or other is None or reward.low is None or other.low is None or other.high is None:
             continue
         if reward.low > 0 and other.high < 0:
@@ -141,7 +141,7 @@ def _overoptimised(found: Found) -> list[str]:
 def _more_timid(found: Found) -> list[str]:
     words = []
     for kind, called in (("scary", "safe requests in frightening words"), ("question", "ordinary questions")):
-        change = found.get(("over_refusal_change", "ppo", kind))
+        change = found.get(("over_refusal_change", "policy", kind))
         if change is not None and change.low is not None and change.low > 0:
             words.append(
                 f"More timid: of {called}, {subject_label('ppo')} refuses {100 * change.estimate:.0f} points more than "
@@ -154,7 +154,7 @@ def _longer(found: Found) -> list[str]:
     """How much of a win is length."""
     words = []
     for judge, called in JUDGES.items():
-        raw, controlled = (found.get((name, "ppo", judge)) for name in ("win_rate", "length_controlled_win_rate"))
+        raw, controlled = (found.get((name, "policy", judge)) for name in ("win_rate", "length_controlled_win_rate"))
         if raw is not None and controlled is not None and abs(raw.estimate - controlled.estimate) > APART:
             words.append(
                 f"By {called} {subject_label('ppo')} wins {raw.estimate:.0%} of comparisons, but "
@@ -171,23 +171,23 @@ def _weak_judges(found: Found) -> list[str]:
 def _out_of_shape(found: Found) -> list[str]:
     words = []
     for measure, unit in (("response_length", "tokens"), ("response_words", "words")):
-        before, after = (found.get((measure, who, "all")) for who in ("sft", "ppo"))
+        before, after = (found.get((measure, who, "all")) for who in ("start", "policy"))
         if before is not None and after is not None and after.estimate > LONGER * before.estimate:
             words.append(
                 f"Replies grew from {before.estimate:.0f} to {after.estimate:.0f} {unit}: part of the gain may be "
                 "length."
             )
-    loops_before, loops_after = (found.get(("loops", who, "all")) for who in ("sft", "ppo"))
+    loops_before, loops_after = (found.get(("loops", who, "all")) for who in ("start", "policy"))
     if loops_before is not None and loops_after is not None and (loops_after.low or 0.0) > (loops_before.high or 1.0):
         words.append(
             f"{loops_after.estimate:.0%} of the replies of {subject_label('ppo')} say one thing over and over, "
             f"{loops_before.estimate:.0%} of those of {subject_label('sft')}."
         )
-    stops = found.get(("eos_rate", "ppo", "all"))
+    stops = found.get(("eos_rate", "policy", "all"))
     if stops is not None and stops.estimate < 0.5:
         few = f"Only {stops.estimate:.0%}" if stops.estimate > 0 else "None"
         words.append(f"{few} of the replies of {subject_label('ppo')} stop by themselves; the others are cut off.")
-    kl = found.get(("kl", "ppo", "all"))
+    kl = found.get(("kl", "policy", "all"))
     if kl is not None and kl.estimate > LARGE_KL:
         words.append(
             f"The policy moved {kl.estimate:.0f} nats a reply away from {subject_label('sft')}: "
@@ -198,8 +198,8 @@ def _out_of_shape(found: Found) -> list[str]:
 
 def _forgot(found: Found) -> list[str]:
     """Language lost: what people prefer to read has become improbable."""
-    change = found.get(("token_logprob_change", "ppo", "all"))
-    before, after = (found.get(("perplexity", who, "all")) for who in ("sft", "ppo"))
+    change = found.get(("token_logprob_change", "policy", "all"))
+    before, after = (found.get(("perplexity", who, "all")) for who in ("start", "policy"))
     if change is None or before is None or after is None or change.high is None:
         return []
     if change.high >= 0 or after.estimate < FORGOTTEN * before.estimate:
@@ -215,7 +215,9 @@ def _few(found: Found) -> list[str]:
     accuracy = found.get(("reward_accuracy", "reward", "all"))
     if accuracy is not None and accuracy.n < SMALL_N:
         return [f"The reward model was tested on {accuracy.n} pairs alone: what it is worth is not known well."]
-    n = min((found[name, "ppo", split].n for name, split in OVERALL if (name, "ppo", split) in found), default=SMALL_N)
+    n = min(
+        (found[name, "policy", split].n for name, split in OVERALL if (name, "policy", split) in found), default=SMALL_N
+    )
     if n >= SMALL_N:
         return []
     return [f"Only {n} prompts were evaluated: intervals are wide, and no difference shown proves little."]

@@ -1,14 +1,18 @@
 """The parts of a report that every evaluation has, put together in one way."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.alarms import alarm_lines
 from llm_rlhf.evaluation.report.schema import SCHEMA
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.launch import processes
-from llm_rlhf.run_folder import git_state, machine, versions
+from llm_rlhf.run_folder import git_state, machine, move_to_archive, versions, writable
 from llm_rlhf.statistics.intervals import Estimate
+
+WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl", "lengths.json", "too_long.jsonl")
 
 
 def assemble(
@@ -58,3 +62,15 @@ def assemble(
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
     report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
     return report
+
+
+def check_output(folder: Path) -> None:
+    """RecipeError, RunFolderError where no report may, or can, be written into the folder."""
+    if (folder / "recipe.yaml").is_file() or (folder / "manifest.json").is_file():
+        raise RecipeError(f"--output {folder} is a run or a part of one, whose own files stand there; name another.")
+    writable(folder)
+
+
+def archive_report(folder: Path) -> None:
+    """Make room for a report: an earlier one, and the replies behind it, go to the folder's archive."""
+    move_to_archive(folder, sorted({path.name for pattern in WRITTEN for path in folder.glob(pattern)}))

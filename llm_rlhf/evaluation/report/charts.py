@@ -1,7 +1,7 @@
 """Small SVG charts for the report page: no library, no script, colours from the page's style sheet.
 
-A mark's `kind` is a CSS class (`sft`, `ppo`, `reward`, ...) that gives its colour, so that light, dark and print need
-no second drawing. Strips place things in per cent of their width and stretch with the page; the others scale as a
+A mark's `kind` is a CSS class (`start`, `policy`, `reward`, ...) that gives its colour, so that light, dark and print
+need no second drawing. Strips place things in per cent of their width and stretch with the page; the others scale as a
 whole. Every text goes through markupsafe, which escapes it.
 """
 

@@ -278,7 +278,7 @@ def _group(row: dict[str, Any], runs: list[str]) -> dict[str, Any]:
         if entry is None:
             shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None})
             continue
-        kind = "ppo" if run == "all runs" else "other"
+        kind = "policy" if run == "all runs" else "other"
         label = f"{run}: {value_text(entry)} {interval_text(entry)}"
         mark = Mark(kind, label, entry["estimate"], entry["low"], entry["high"])
         shown.append(
@@ -306,8 +306,8 @@ def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
         return None
     moves = [
         (
-            Point("sft", "", _mark(level["reference"][0]), _mark(level["reference"][1])),
-            Point("ppo", str(number), _mark(level["policy"][0]), _mark(level["policy"][1])),
+            Point("start", "", _mark(level["reference"][0]), _mark(level["reference"][1])),
+            Point("policy", str(number), _mark(level["policy"][0]), _mark(level["policy"][1])),
         )
         for number, (_, level) in enumerate(known, 1)
     ]

@@ -24,10 +24,10 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
             if sampled is not None:
                 of_n = f"{label}, best of n"
                 courses.append(charts.Course(name, of_n, _gains(sampled["points"], name), trained=False))
-    surest = list(found["parting"])[-1]
-    parting = found["parting"][surest]
+    surest = list(found["parting"].values())[-1:]  # none where the training reward alone was asked
+    alarm = [parting["distance"]["estimate"] for parting in surest if parting["alarm"]]
     return {
-        "svg": charts.against_distance(courses, parting["distance"]["estimate"] if parting["alarm"] else None),
+        "svg": charts.against_distance(courses, alarm[0] if alarm else None),
         "named": [(course.kind, course.label) for course in courses if course.trained],
         "messages": [
             {"judge": DISTANT[judge], "text": _HYPHEN.sub(MINUS, known["message"])}
@@ -35,7 +35,7 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
         ],
         "best_of_n": _against_best(sampled) if sampled is not None else None,
         "prompts": found["prompts"],
-        "alarm": parting["alarm"],
+        "alarm": bool(alarm),
     }
 
 
@@ -65,4 +65,4 @@ def _against_best(found: dict[str, Any]) -> dict[str, Any]:
                 "as_good_as": f"over {found['n']}" if k is None else str(k),
             }
         )
-    return {"n": found["n"], "lines": lines, "start": subject_label("sft"), "policy": subject_label("ppo")}
+    return {"n": found["n"], "lines": lines, "start": subject_label("start"), "policy": subject_label("policy")}

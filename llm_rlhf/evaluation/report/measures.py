@@ -229,6 +229,8 @@ MEASURES: dict[str, Measure] = {
 _LEVEL_OF = {measure.difference: name for name, measure in MEASURES.items() if measure.difference}
 
 SUBJECTS = {
+    "policy": "Policy",
+    "start": "Start",
     "sft": "SFT",
     "ppo": "PPO",
     "base": "Base model",
@@ -307,19 +309,19 @@ def contest(estimates: Iterable[Entry]) -> tuple[str, str]:
     return "ppo", "sft"
 
 
-# Names of the policy and its reference where they are not a run's own: what the page being printed calls them.
+# What the page being printed calls the policy and its start.
 _called: ContextVar[dict[str, str]] = ContextVar("called", default={})  # noqa: B039 - never changed in place
 
 
 @contextlib.contextmanager
 def by_role(estimates: Iterable[Entry]) -> Iterator[dict[str, str]]:
-    """While a page is printed, the policy has the role (and colour) `ppo` and its reference `sft`, however named.
+    """While a page is printed, the policy is `policy` and its reference `start`, colours too, however they are named.
 
     Gives the role of each name; `subject_label` tells the name of a role.
     """
     policy, reference = contest(estimates)
-    roles = {policy: "ppo", reference: "sft"}
-    token = _called.set({role: name for name, role in roles.items() if name != role})
+    roles = {policy: "policy", reference: "start"}
+    token = _called.set({role: SUBJECTS.get(name, name) for name, role in roles.items()})
     try:
         yield roles
     finally:

@@ -12,8 +12,8 @@ from llm_rlhf.evaluation.answers import Answers
 
 def choose_samples(
     prompts: Sequence[Prompt],
-    after: Answers,
-    before: Answers,
+    policy: Answers,
+    start: Answers,
     count: int,
     names: tuple[str, str] = ("ppo", "sft"),
 ) -> list[dict[str, Any]]:
@@ -23,10 +23,10 @@ def choose_samples(
     Gains and scores are the true ones where they are known, else the held-out reward model's. Taking medians keeps the
     choice honest (Bai et al. 2022 show the median of 17 samples so as not to pick cherries).
     """
-    scored, scored_before = _surest(after), _surest(before)
+    scored, scored_before = _surest(policy), _surest(start)
     if scored is None or scored_before is None:
         by_chance = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "samples"))
-        return [_sample(prompts[i], {names[1]: before, names[0]: after}, i, "by chance") for i in by_chance[:count]]
+        return [_sample(prompts[i], {names[1]: start, names[0]: policy}, i, "by chance") for i in by_chance[:count]]
     gains = np.asarray(scored) - np.asarray(scored_before)
     by_gain = np.argsort(gains, kind="stable").tolist()
     middle = sorted(range(len(by_gain)), key=lambda i: abs(i - (len(by_gain) - 1) / 2))
@@ -36,8 +36,8 @@ def choose_samples(
         ("largest loss", by_gain),
         ("worst reply", np.argsort(scored, kind="stable").tolist()),
     ]
-    if after.reward is not None and after.heldout is not None:
-        disputed = np.argsort(-np.abs(_standard(after.reward) - _standard(after.heldout)), kind="stable").tolist()
+    if policy.reward is not None and policy.heldout is not None:
+        disputed = np.argsort(-np.abs(_standard(policy.reward) - _standard(policy.heldout)), kind="stable").tolist()
         rules.append(("the two reward models disagree most", disputed))
     chosen: dict[int, str] = {}
     turn = 0
@@ -45,7 +45,7 @@ def choose_samples(
         rule, order = rules[turn % len(rules)]
         chosen[next(i for i in order if i not in chosen)] = rule
         turn += 1
-    return [_sample(prompts[i], {names[1]: before, names[0]: after}, i, rule) for i, rule in chosen.items()]
+    return [_sample(prompts[i], {names[1]: start, names[0]: policy}, i, rule) for i, rule in chosen.items()]
 
 
 def _surest(answers: Answers) -> list[float] | None:

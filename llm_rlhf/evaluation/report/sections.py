@@ -219,7 +219,7 @@ def _told_already(measure: str, rows: list[tuple[str, list[Entry]]]) -> bool:
 
 def _outcome_row(estimates: list[Entry], name: str, levels: list[Entry], strip: Any) -> dict[str, Any]:
     measure, split = measure_of(name), levels[0]["split"]
-    difference = find(estimates, measure.difference, "ppo", [split]) if measure.difference else None
+    difference = find(estimates, measure.difference, "policy", [split]) if measure.difference else None
     return {
         "label": measure.label,
         "where": PARTS.get(name, split_label(split)),
@@ -266,7 +266,7 @@ def wins(estimates: list[Entry]) -> dict[str, Any] | None:
         sure = entry["low"] is not None and (entry["low"] > 0.5 or entry["high"] < 0.5)
         rows.append(
             {
-                "label": f"{subject_label(entry['subject'])} against {subject_label(entry['reference'] or 'sft')}",
+                "label": f"{subject_label(entry['subject'])} against {subject_label(entry['reference'] or 'start')}",
                 "where": split_label(entry["split"]) + (", at equal length" if entry["name"] != "win_rate" else ""),
                 "strip": charts.strip([mark_of(entry)], extent, rules=[0.5]),
                 "value": value_text(entry),
@@ -287,7 +287,7 @@ def price(estimates: list[Entry]) -> list[dict[str, Any]]:
         if levels:
             measure = MEASURES[name]
             difference, of = PRICE_CHANGES.get(name, (measure.difference, ""))
-            change = find(estimates, difference, "ppo", [levels[0]["split"]]) if difference else None
+            change = find(estimates, difference, "policy", [levels[0]["split"]]) if difference else None
             tiles.append(
                 {
                     "label": measure.label,
@@ -306,7 +306,7 @@ def hhh(estimates: list[Entry]) -> dict[str, Any] | None:
         return None
     rows = []
     for split in dict.fromkeys(e["split"] for e in found):
-        order = {"sft": 0, "ppo": 1, "reward": 2}
+        order = {"start": 0, "policy": 1, "reward": 2}
         entries = sorted((e for e in found if e["split"] == split), key=lambda e: order.get(e["subject"], 3))
         longer = find(estimates, "hhh_longer_reply_accuracy", "baseline", [split])
         marks, levels = [mark_of(e) for e in entries], [level_of(e) for e in entries]
@@ -314,7 +314,7 @@ def hhh(estimates: list[Entry]) -> dict[str, Any] | None:
             base = mark_of(longer, "Longer reply")
             marks.append(Mark("longer", base.label, base.value, base.low, base.high))
             levels.append({**level_of(longer), "subject": "Longer reply", "kind": "longer"})
-        change = find(estimates, "hhh_accuracy_change", "ppo", [split])
+        change = find(estimates, "hhh_accuracy_change", "policy", [split])
         rows.append(
             {
                 "where": "all pairs" if split == "all" else split,
@@ -336,7 +336,7 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
     subjects = list(dict.fromkeys(e["subject"] for _, levels, _, _ in columns for e in levels))
     if not subjects:
         return None
-    subjects.sort(key=lambda s: {"sft": 0, "ppo": 2}.get(s, 1))
+    subjects.sort(key=lambda s: {"start": 0, "policy": 2}.get(s, 1))
     rows: list[dict[str, Any]] = []
     for subject in subjects:
         own = [next((e for e in levels if e["subject"] == subject), None) for _, levels, _, _ in columns]
@@ -345,7 +345,7 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
     changes = []
     for name, levels, _, _ in columns:
         difference = MEASURES[name].difference
-        change = find(estimates, difference, "ppo", [levels[0]["split"]]) if levels and difference else None
+        change = find(estimates, difference, "policy", [levels[0]["split"]]) if levels and difference else None
         changes.append(_difference(change) if change else None)
     heads = [{"title": title, "want": want, "good": MEASURES[name].good} for name, _, title, want in columns]
     return {
@@ -395,11 +395,11 @@ def _x_of(points: list[dict[str, Any]]) -> str:
 
 
 def _levels(estimates: list[Entry], name: str, splits: Sequence[str]) -> list[Entry]:
-    """One level per policy, all on the same split: the first of `splits` that any policy has; SFT first, PPO last."""
+    """One level per policy, all on the same split: the first of `splits` that any policy has; the start first."""
     for split in splits:
         levels = [e for e in estimates if (e["name"], e["split"]) == (name, split)]
         if levels:
-            order = {"sft": 0, "ppo": 2}
+            order = {"start": 0, "policy": 2}
             return sorted(levels, key=lambda e: order.get(e["subject"], 1))
     return []
 

@@ -25,8 +25,8 @@ OBJECTIVES = ("helpful", "harmless")
 
 def compare(
     prompts: Sequence[Prompt],
-    after: Answers,
-    before: Answers,
+    policy: Answers,
+    start: Answers,
     resamples: int = RESAMPLES,
     seed: int = 0,
     names: tuple[str, str] = ("ppo", "sft"),
@@ -34,7 +34,7 @@ def compare(
     """Levels of both policies and paired differences, prompts of one wording together. Names are those of the report.
 
     Args:
-        names: of the policy (`after`) and of its reference (`before`).
+        names: what the report calls the policy and its start.
     """
     subject, reference = names
     rows_of = groups(prompts)
@@ -60,27 +60,27 @@ def compare(
 
     def wins(a: list[float] | None, b: list[float] | None, judge: str) -> None:
         if a is not None and b is not None:
-            lengths = (after.lengths, before.lengths)
-            won = outcomes(a, b, [one == other for one, other in zip(after.texts, before.texts, strict=True)])
+            lengths = (policy.lengths, start.lengths)
+            won = outcomes(a, b, [one == other for one, other in zip(policy.texts, start.texts, strict=True)])
             estimates.extend(win_estimates(won, lengths, wordings.of(), (*names, judge), resamples, seed))
 
-    pair("gold_score", "gold_gain", after.gold, before.gold, "all")
+    pair("gold_score", "gold_gain", policy.gold, start.gold, "all")
     for objective in OBJECTIVES:
-        pair(f"gold_{objective}", f"gold_{objective}_gain", after.gold, before.gold, objective)
-    wins(after.gold, before.gold, "gold")
+        pair(f"gold_{objective}", f"gold_{objective}_gain", policy.gold, start.gold, objective)
+    wins(policy.gold, start.gold, "gold")
     for split in ("all", *OBJECTIVES):
-        pair("heldout_reward", "heldout_reward_gain", after.heldout, before.heldout, split)
-        pair("reward", "reward_gain", after.reward, before.reward, split)
-    wins(after.heldout, before.heldout, "heldout_reward")
-    if after.heldout is None:
-        wins(after.reward, before.reward, "reward")
-    estimates += refusal_estimates(prompts, after, before, names)
-    if after.sequence_kl:
-        kl = clustered_mean(after.sequence_kl, wordings.of(), resamples, seed)
+        pair("heldout_reward", "heldout_reward_gain", policy.heldout, start.heldout, split)
+        pair("reward", "reward_gain", policy.reward, start.reward, split)
+    wins(policy.heldout, start.heldout, "heldout_reward")
+    if policy.heldout is None:
+        wins(policy.reward, start.reward, "reward")
+    estimates += refusal_estimates(prompts, policy, start, names)
+    if policy.sequence_kl:
+        kl = clustered_mean(policy.sequence_kl, wordings.of(), resamples, seed)
         estimates.append(kl.named("kl", subject, reference, "all"))
-    length = "response_length" if after.ids is not None and before.ids is not None else "response_words"
-    pair(length, f"{length}_change", after.lengths, before.lengths, "all")
-    for who, answers in ((reference, before), (subject, after)):
+    length = "response_length" if policy.ids is not None and start.ids is not None else "response_words"
+    pair(length, f"{length}_change", policy.lengths, start.lengths, "all")
+    for who, answers in ((reference, start), (subject, policy)):
         stopped = [float(stop) for stop in answers.stopped]
         estimates.append(clustered_proportion(stopped, wordings.of()).named("eos_rate", who))
         estimates += _health(answers, who, np.array([repr(prompt.messages) for prompt in prompts]), seed)
@@ -143,10 +143,10 @@ REFUSALS = (
 
 
 def refusal_estimates(
-    prompts: Sequence[Prompt], after: Answers, before: Answers, names: tuple[str, str] = ("ppo", "sft")
+    prompts: Sequence[Prompt], policy: Answers, start: Answers, names: tuple[str, str] = ("ppo", "sft")
 ) -> list[Estimate]:
     """Refusals where they are right (harmful requests) and where they are not (the other kinds), and their changes."""
-    if after.refused is None or before.refused is None:
+    if policy.refused is None or start.refused is None:
         return []
     subject, reference = names
     rows_of, wordings = groups(prompts), Wordings(prompts)
@@ -155,7 +155,7 @@ def refusal_estimates(
         rows = rows_of.get(kind, [])
         if not rows:
             continue
-        a, b = [float(after.refused[i]) for i in rows], [float(before.refused[i]) for i in rows]
+        a, b = [float(policy.refused[i]) for i in rows], [float(start.refused[i]) for i in rows]
         change, ids = MEASURES[name].difference, wordings.of(rows)
         assert change is not None
         estimates += [

@@ -40,6 +40,12 @@ def read_replies(
     return Losses(logprobs, [row.reply_ids for row in rows])
 
 
+def same_tokens(losses: Mapping[str, Losses]) -> bool:
+    """Whether all policies split the replies into the same tokens."""
+    first, *others = (given.tokens for given in losses.values())
+    return all(tokens == first for tokens in others)
+
+
 def perplexity_estimates(
     rows: Sequence[Preference],
     losses: Mapping[str, Losses],

@@ -53,17 +53,17 @@ def shipped_prompts(limit: int, folder: Path | None = None) -> list[Prompt]:
 
 
 def estimates(
-    prompts: Sequence[Prompt], after: Answers, before: Answers, names: tuple[str, str] = ("ppo", "sft")
+    prompts: Sequence[Prompt], policy: Answers, start: Answers, names: tuple[str, str] = ("ppo", "sft")
 ) -> list[Estimate]:
     """Rates of both policies as detected, their paired changes, and the rates without the detector's errors."""
-    return refusal_estimates(prompts, after, before, names) + corrected(prompts, after, before, names)
+    return refusal_estimates(prompts, policy, start, names) + corrected(prompts, policy, start, names)
 
 
 def corrected(
-    prompts: Sequence[Prompt], after: Answers, before: Answers, names: tuple[str, str] = ("ppo", "sft")
+    prompts: Sequence[Prompt], policy: Answers, start: Answers, names: tuple[str, str] = ("ppo", "sft")
 ) -> list[Estimate]:
     """The rates of both as they would be without the detector's errors."""
-    both = zip(names, (after, before), strict=True)
+    both = zip(names, (policy, start), strict=True)
     return [e for name, given in both if given.refused for e in corrected_estimates(prompts, given.refused, name)]
 
 

@@ -1,0 +1,179 @@
+"""What the policies are asked and given to read, cut to what every one of them has room for, with an account of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from transformers import AutoConfig
+
+from llm_rlhf.data.big_bench import load_comparisons
+from llm_rlhf.data.checks import SetAside, prompt_share
+from llm_rlhf.data.rows import Preference, Prompt
+from llm_rlhf.data.sources import Loaded, load_preferences, load_prompts
+from llm_rlhf.data.splits import seen_in_training
+from llm_rlhf.data.storage import Rows
+from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation.answers import rows_digest
+from llm_rlhf.evaluation.endpoints import Endpoint
+from llm_rlhf.evaluation.judges.naming import check_judge
+from llm_rlhf.evaluation.request import Evaluation
+from llm_rlhf.evaluation.subjects import Subject, subject_of
+from llm_rlhf.evaluation.suites.own import check_suites, suite_function, suite_prompts
+from llm_rlhf.evaluation.suites.perplexity import demonstrations_of
+from llm_rlhf.evaluation.suites.refusals import shipped_prompts
+from llm_rlhf.models.base import context_limit, load_tokenizer
+from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_prompts
+from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
+from llm_rlhf.run_folder import text_digest
+
+OWN = ""  # the list of the evaluation's own prompts; others are named by their suites
+REFUSALS = "refusals"  # that of the prompts that ship with the project, where the own ones tell nothing of refusals
+
+Row = TypeVar("Row", Prompt, Preference)
+
+
+@dataclass
+class Material:
+    """Lists of rows, and what became of the rows they were made of."""
+
+    prompts: dict[str, list[Prompt]]  # by list
+    hhh: list[Preference] = field(default_factory=list)  # pairs of which the policies are to know the better
+    demonstrations: list[Preference] = field(default_factory=list)  # pairs whose chosen replies are read
+    pairs: list[Preference] = field(default_factory=list)  # labelled ones, that reward models are tested on
+    counts: dict[str, Any] = field(default_factory=dict)  # of rows read, cut and set aside
+    set_aside: list[SetAside] = field(default_factory=list)
+    accounts: list[Fitted] = field(default_factory=list)  # of what was cut
+    templates: dict[str, str] = field(default_factory=dict)  # SHA-256 of chat templates, by what the report calls them
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what was asked and read, by list, and of the templates it was put into."""
+        lists: dict[str, Sequence[Any]] = {f"prompts {name}".strip(): rows for name, rows in self.prompts.items()}
+        lists |= {"hhh": self.hhh, "held-out replies": self.demonstrations, "pairs": self.pairs}
+        return {name: rows_digest(rows) for name, rows in lists.items() if rows} | self.templates
+
+
+def what(name: str) -> str:
+    """What the account calls a list of prompts."""
+    return {OWN: "evaluation prompts", REFUSALS: "refusal prompts"}.get(name, f"prompts of {name}")
+
+
+def gather(asked: Evaluation) -> Material:
+    """All that is asked of the policies and given to them to read.
+
+    Raises:
+        DataError: where a source holds nothing, or no row leaves a policy room for its reply.
+    """
+    material = Material({})
+    material.prompts[OWN], limit = _own_prompts(asked, material)
+    if asked.refusals and not any("kind" in prompt.facts for prompt in material.prompts[OWN]):
+        material.prompts[REFUSALS] = shipped_prompts(asked.refusal_limit)
+    for suite in asked.own:
+        suite_function(suite)
+        loaded = suite_prompts(suite)
+        material.prompts[suite.name] = list(loaded.rows)
+        material.counts[what(suite.name)] = loaded.counts()
+        material.set_aside += loaded.set_aside
+    if asked.hhh:
+        comparisons = load_comparisons(asked.hhh)
+        material.hhh = comparisons.pairs
+        material.counts["hhh"] = comparisons.counts()
+        material.set_aside += comparisons.set_aside
+    if asked.pairs:
+        pairs = load_pairs(asked.pairs, asked.key("pairs"))
+        material.pairs = list(pairs.rows)
+        material.counts["pairs"] = pairs.counts()
+        material.set_aside += pairs.set_aside
+    if asked.data is not None and len(asked.local) == 2:  # an endpoint tells no log-probabilities of given replies
+        material.demonstrations = demonstrations_of(asked.data.evaluation_pairs, asked.perplexity_rows)
+    for subject in asked.local[: 1 if asked.one_base else 2]:
+        _fit(asked, subject, material)
+    own = material.prompts[OWN]
+    chosen = sorted(range(len(own)), key=lambda i: prompt_share(own[i].messages))[:limit]
+    material.prompts[OWN] = [own[i] for i in sorted(chosen)]
+    if asked.data is not None:
+        rows: dict[str, Sequence[Any]] = {what(name): prompts for name, prompts in material.prompts.items()}
+        for name, of_list in (rows | {"hhh": material.hhh, "pairs": material.pairs}).items():
+            if "read" in material.counts.get(name, {}):
+                material.counts[name]["seen_in_training"] = seen_in_training(asked.data, of_list)
+    return material
+
+
+def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], int | None]:
+    """The prompts of the sources named, else of the run's evaluation, else those that ship with the project.
+
+    Also how many of them are to be taken; None: all. What was read of named sources and set aside goes into the
+    material's account.
+    """
+    if asked.prompts:
+        loaded = load_prompts(asked.prompts, Rows())
+        material.counts[what(OWN)] = loaded.counts()
+        material.set_aside += loaded.set_aside
+        if not len(loaded.rows):
+            read = loaded.counts()["read"]
+            raise DataError(f"{asked.key('prompts')}: no prompt is left of {read} rows; look at their format.")
+        return list(loaded.rows), asked.limit
+    if asked.data is not None:
+        return list(asked.data.evaluation_prompts), asked.limit
+    return shipped_prompts(asked.refusal_limit), None
+
+
+def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
+    """Cut every list to what the subject's base has room for, in place."""
+    config = AutoConfig.from_pretrained(subject.base, trust_remote_code=subject.model.trust_remote_code)
+    tokenizer = load_tokenizer(subject.base, subject.model)
+    limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
+    where = "" if asked.one_base else f" in {subject.name}"
+    if limit <= length:
+        raise DataError(
+            f"A reply of {length} tokens leaves no room for a prompt in the context of {subject.name}, of {limit}; "
+            f"lower {asked.key('response_length')}."
+        )
+
+    def fitted(fit: Any, rows: list[Row], account: Fitted, counted: str, rule: str) -> list[Row]:
+        if not rows:
+            return rows
+        found: list[Row] = fit(tokenizer, rows, account)
+        if not found:
+            raise DataError(f"None of {len(rows)} {account.what} {rule}.")
+        read = {} if where else material.counts.get(counted, {})
+        material.counts[f"{counted}{where}"] = read | {"fitted": account.counts()} if read else account.counts()
+        material.accounts.append(account)
+        return found
+
+    short = f"leaves room for a reply of {length} tokens; lower {asked.key('response_length')}, or give shorter ones"
+    for name, rows in material.prompts.items():
+        account = Fitted(limit - length, f"{what(name)}{where}")
+        material.prompts[name] = fitted(fit_prompts, rows, account, what(name), short)
+    small = f"fits the context of {subject.name}, of {limit} tokens"
+    account = Fitted(limit, f"pairs of hhh{where}")
+    material.hhh = fitted(fit_preferences, material.hhh, account, "hhh", small)
+    account = Fitted(limit, f"held-out replies{where}")
+    material.demonstrations = fitted(fit_preferences, material.demonstrations, account, "perplexity", small)
+    template = "chat template" if asked.one_base else f"chat template of {subject.name}"
+    material.templates[template] = text_digest(tokenizer.chat_template)
+
+
+def load_pairs(sources: list[Source], key: str) -> Loaded[Preference]:
+    """Labelled pairs to test reward models on; DataError where there are none."""
+    loaded = load_preferences(sources)
+    if not len(loaded.rows):
+        raise DataError(f"{key}: no pair is left of {loaded.counts()['read']} rows; look at what is set aside.")
+    return loaded
+
+
+def check_section(section: EvaluateSection, how: ModelSection) -> None:
+    """Read and look up all that a recipe's `evaluate` names, before anything is trained.
+
+    Raises:
+        RecipeError, DataError: where the evaluation could not be made.
+    """
+    check_suites(section.own)
+    load_comparisons(section.hhh)
+    if section.pairs:
+        load_pairs(section.pairs, "Recipe key 'evaluate.pairs'")
+    if section.judge is not None:
+        check_judge(section.judge, section.judge_key_variable, "Recipe key 'evaluate.judge':")
+    if section.reference is not None:
+        reference = subject_of(section.reference, how)
+        if reference.url is not None and reference.served is not None:
+            Endpoint(reference.url, reference.served, section.reference_key_variable)

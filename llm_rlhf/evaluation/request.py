@@ -1,0 +1,165 @@
+"""What an evaluation is asked for: the policy and its start, the prompts, and the instruments that judge the replies.
+
+A recipe's `evaluate` section and the command line's options both become one `Evaluation`.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from llm_rlhf.data.splits import Splits
+from llm_rlhf.evaluation.judges import weight_digests
+from llm_rlhf.evaluation.subjects import Subject
+from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
+from llm_rlhf.models.inference import ReplyCache
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import OwnSuite, Recipe, Source
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.runs import splits
+
+T = TypeVar("T")
+
+
+class Both(NamedTuple, Generic[T]):
+    """Something of the policy and of what it is compared with."""
+
+    policy: T
+    start: T
+
+
+@dataclass
+class Evaluation:
+    """What is asked for. Their labels in the report are the subjects' names.
+
+    Attributes:
+        start: what the policy is compared with: what its training started from, unless another is named.
+        output: the folder of the report and of the replies behind it.
+        prompts: none: the run's own, or those that ship with the project.
+        rewards, heldout: reward models, folders or ids; none: the run's.
+        recipe: of the run that the policy or its start is part of.
+        in_recipe: whether the recipe itself asks, so that errors name its keys, not the command line's options.
+    """
+
+    policy: Subject
+    start: Subject
+    output: Path
+    prompts: list[Source] = field(default_factory=list)
+    rewards: list[str] = field(default_factory=list)
+    heldout: list[str] = field(default_factory=list)
+    judge: str | None = None  # local:MODEL, URL#MODEL or people:FILE
+    key_variable: str | None = None  # environment variable with the API key of an endpoint that answers
+    judge_key_variable: str | None = None  # of one that judges
+    limit: int = 300  # prompts of its own
+    refusal_limit: int = 300  # those that ship with the project, of each kind
+    response_length: int | None = None  # tokens; None: as the run sampled in training, or 128
+    temperature: float | None = None  # None: as the run sampled in training, or 1
+    batch_size: int = 32
+    resamples: int = 2000
+    samples: int = 10
+    seed: int = 0
+    own: list[OwnSuite] = field(default_factory=list)
+    hhh: list[Source] = field(default_factory=list)
+    pairs: list[Source] = field(default_factory=list)  # labelled, to test the reward models on
+    perplexity_rows: int = 200  # of a run's held-out pairs
+    refusals: bool = True  # ask the prompts that ship with the project too, where the others show no refusals
+    snapshot_prompts: int = 0  # of its own prompts that snapshots of the policy answer; under 20: no curve
+    best_of_n: int = 0  # replies of the policy's base to each of these; under 2: none
+    recipe: Recipe | None = None
+    in_recipe: bool = False
+    cache: Path | None = None  # None: in the output folder
+
+    @property
+    def subjects(self) -> Both[Subject]:
+        return Both(self.policy, self.start)
+
+    @property
+    def names(self) -> Both[str]:
+        """What the report calls them."""
+        return Both(self.policy.name, self.start.name)
+
+    @property
+    def local(self) -> list[Subject]:
+        """Those whose weights are loaded here."""
+        return [subject for subject in self.subjects if subject.url is None]
+
+    @property
+    def one_base(self) -> bool:
+        """Whether both are the same model but for their adapters, so that one copy in memory serves them."""
+        return len(self.local) == 2 and self.policy.model == self.start.model
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder whose data and reward models serve where none are named."""
+        return self.policy.run or self.start.run
+
+    @cached_property
+    def data(self) -> Splits | None:
+        """The splits of the run."""
+        if self.recipe is None or self.run is None:
+            return None
+        return splits(self.recipe, RunFolder(self.run))
+
+    @cached_property
+    def decoding(self) -> dict[str, Any]:
+        """Replies are sampled as in training unless the request says otherwise."""
+        length, temperature = 128, 1.0
+        if self.recipe is not None and self.recipe.ppo is not None:
+            trained = trainer_config(self.recipe, "ppo", self.recipe.folder / "ppo")
+            length, temperature = trained.response_length, trained.temperature
+        return {
+            "response_length": self.response_length or length,
+            "temperature": temperature if self.temperature is None else self.temperature,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def identities(self) -> Both[dict[str, Any]]:
+        """What tells the policy and its start from others, for the record; reads their weights, each file once."""
+        known: dict[str, dict[str, str]] = {}
+
+        def of(subject: Subject) -> dict[str, Any]:
+            if subject.url is not None:
+                return {"kind": "endpoint", "url": subject.url, "model": subject.served}
+            if subject.base not in known:
+                known[subject.base] = weight_digests(subject.base)
+            found = {"kind": "model", "model": subject.base, "revision": None, "weights": known[subject.base]}
+            if subject.adapter is not None:
+                found["adapter"] = weight_digests(subject.adapter) or str(subject.adapter)
+            return found | {"dtype": subject.model.dtype, "quantization": subject.model.quantization}
+
+        return Both(of(self.policy), of(self.start))
+
+    @property
+    def origin(self) -> Subject:
+        """The policy's base without its adapter: where its distance is measured from. The start, where that is it."""
+        base = replace(self.policy, name="origin", adapter=None)
+        return self.start if replace(self.start, name="origin", run=base.run) == base else base
+
+    @cached_property
+    def snapshots(self) -> dict[int, Path]:
+        """The snapshots to ask, by optimizer step; none where no curve is asked for."""
+        if self.snapshot_prompts < LEAST_PROMPTS or self.policy.run is None or self.policy.adapter is None:
+            return {}
+        return snapshot_folders(self.policy.run / "ppo")
+
+    def replies_of(self, subject: Subject) -> ReplyCache:
+        """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy."""
+        if subject is self.start:
+            known = self.identities.start
+        else:  # on the policy's base, whose weights were read for its own identity
+            known = {name: value for name, value in self.identities.policy.items() if name != "adapter"}
+            if subject.adapter is not None:
+                known["adapter"] = weight_digests(subject.adapter) or str(subject.adapter)
+        return ReplyCache(self.cache_file(f"{subject.name}.jsonl"), known | self.decoding)
+
+    def cache_file(self, name: str) -> Path:
+        return (self.cache or self.output / "cache") / name
+
+    def key(self, name: str) -> str:
+        """An option as whoever asks spells it: a recipe key, or one of the command line's."""
+        return f"Recipe key 'evaluate.{name}'" if self.in_recipe else f"--{name.replace('_', '-')}"
+
+    def progress(self, what: str) -> str:
+        """What the bar of a long step is called."""
+        return f"evaluate: {what.rstrip()}" if self.in_recipe else what.rstrip()

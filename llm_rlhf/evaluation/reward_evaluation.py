@@ -1,0 +1,97 @@
+"""How far reward models can be believed, on labelled pairs: beside a policy, in a run, or by themselves."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_rlhf.data.checks import write_quarantine
+from llm_rlhf.data.rows import Preference
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.evaluation.answers import rows_digest
+from llm_rlhf.evaluation.material import load_pairs
+from llm_rlhf.evaluation.report.alarms import account_lines
+from llm_rlhf.evaluation.report.assembly import archive_report, assemble, check_output
+from llm_rlhf.evaluation.report.measures import Entry
+from llm_rlhf.evaluation.report.reward_sections import judge_estimates
+from llm_rlhf.evaluation.report.schema import write_report
+from llm_rlhf.evaluation.rewards import ROLES, PairScores, Rewards, score
+from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
+from llm_rlhf.launch import processes
+from llm_rlhf.recipe.sections import Source
+from llm_rlhf.run_folder import read_json
+
+
+def preferences(
+    rewards: Rewards, pairs: Sequence[Preference], scores: Mapping[str, np.ndarray], resamples: int, seed: int
+) -> tuple[list[Entry], dict[str, Any], dict[str, int]]:
+    """How far the reward models can be believed, on labelled pairs that all of them can read.
+
+    Returns:
+        Estimates (accuracy, calibration, habits), the report's `reward_model`, and how many pairs were kept.
+    """
+    read = np.flatnonzero(~np.isnan(np.stack([both[:, 0] for both in scores.values()])).any(axis=0)).tolist()
+    counts = {"kept": len(read), "too_long": len(pairs) - len(read)}
+    if not len(read):
+        raise DataError(f"None of {len(pairs)} pairs to test reward models on fits into what the reward models read.")
+    ensembles = {role: rewards.names(role) for role in ROLES if len(rewards.folders[role]) > 1}
+    by_name = {name: (both[read, 0], both[read, 1]) for name, both in scores.items()}
+    found = reward_report([pairs[i] for i in read], by_name, ensembles, resamples=resamples, seed=seed)
+    return *as_sections(found), counts
+
+
+def of_the_run(rewards: Rewards, run: Path | None) -> tuple[list[Entry], dict[str, Any]]:
+    """What the run's reward stage measured on its held-out pairs, where the reward model is the run's own."""
+    path = run / "reward" / "accuracy.json" if run is not None else None
+    if rewards.trained is None or path is None or not path.is_file():
+        return [], {"calibration": {}, "agreement": None}
+    return as_sections(read_json(path))
+
+
+def as_sections(found: dict[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
+    """What `reward_report` found, as the report has it: estimates, and its `reward_model`."""
+    calibration = {name: known for name, known in found["calibration"].items() if known is not None}
+    return judge_estimates(found), {"calibration": calibration, "agreement": found["ensembles"].get("reward")}
+
+
+def evaluate_rewards(
+    rewards: Rewards, sources: list[Source], output: Path, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """The report of reward models without a policy: report.html, report.md and report.json in `output`.
+
+    Raises:
+        RecipeError, DataError: where it cannot be done as asked.
+    """
+    started = time.time()
+    check_output(output)
+    if not rewards.folders["reward"]:
+        raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
+    loaded = load_pairs(sources, "--pairs")
+    pairs, scores = list(loaded.rows), {"pairs": PairScores()}
+    score(rewards, rewards.loaded(), [], {"pairs": pairs}, scores)
+    entries, of_rewards, fitted = preferences(rewards, pairs, scores["pairs"], resamples, seed)
+    report = assemble(
+        name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
+        recipe="none",
+        base=", ".join(rewards.folders["reward"]),
+        seconds={"evaluate": round(time.time() - started, 3)},
+        estimates=entries,
+        reward_model=of_rewards,
+        data={"pairs": loaded.counts() | {"fitted": fitted}},
+        provenance={
+            "recipe": {"pairs": [source.source for source in sources]},
+            "seed": seed,
+            "decoding": {},
+            "instruments": rewards.identities,
+            "hashes": {"pairs": rows_digest(pairs)},
+        },
+    )
+    report["alarms"] += account_lines(report["data"])
+    if processes().is_main_process:
+        archive_report(output)
+        write_report(report, output)
+        if loaded.set_aside:
+            write_quarantine(loaded.set_aside, output / "set_aside.jsonl")
+    return report
