@@ -156,10 +156,8 @@ class _Reading:
         self.names = names
 
     def __enter__(self) -> None:
-        import datasets
-
         if not sys.stderr.isatty():  # no bars in a log
-            datasets.disable_progress_bars()
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         from llm_rlhf.errors import DataError

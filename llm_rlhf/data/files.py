@@ -26,6 +26,7 @@ from llm_rlhf.recipe.sections import Source, local_files
 BOM_REMOVED = "byte-order mark removed"
 
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
+SMALL = 1 << 20  # bytes of a file that is read in less time than it takes to import what would cache it
 _SUFFIXES = (*_LINES, *_JSON, *_TABLES, *_PARQUET)
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -38,6 +39,7 @@ class Opened:
     name: str
     digest: str  # of what it holds; the same rows under another name have the same
     rows: Callable[[], Iterator[RawRow]]
+    small: bool = False  # read again sooner than looked up
 
 
 def open_source(source: Source, purpose: str) -> list[Opened]:
@@ -79,7 +81,8 @@ def _open_file(path: Path, name: str) -> Opened:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return Opened(name, digest.hexdigest(), lambda: _read_file(path, name))
+    small = path.stat().st_size <= SMALL and not name.lower().endswith(".gz") and _kind(name) not in _PARQUET
+    return Opened(name, digest.hexdigest(), lambda: _read_file(path, name), small)
 
 
 def _read_file(path: Path, name: str) -> Iterator[RawRow]:

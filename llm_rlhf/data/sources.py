@@ -131,7 +131,7 @@ def _account(loaded: Loaded[Any], table: Table, source: Source) -> None:
     loaded.used += int(rows[is_row].sum())
     loaded.made += int(is_row.sum())
     others = np.flatnonzero(~is_row)
-    described = table.data.select_columns(["number", "reason", "detail"])[others]
+    described = table.lines(["number", "reason", "detail"], others)
     for line, number, reason, detail in zip(others, *(described[name] for name in described), strict=True):
         if parts[line]:
             loaded.parts[reason] += int(parts[line])

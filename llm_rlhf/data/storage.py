@@ -1,8 +1,7 @@
-"""Typed rows in Arrow tables that the datasets library keeps, memory-mapped, in its cache.
+"""Typed rows in tables: of a small file in memory, of others memory-mapped from a cache (table_cache.py).
 
-A table is made once for each file, format and version of this code: its key is a hash of all three, so that neither an
-edited file nor an edited parser can serve stale rows, and it does not depend on where the file lies. Processes that ask
-for the same table at once wait for the one that makes it; what they read is the same whoever made it.
+A cached table is made once for each file, format and version of this code: its key is a hash of all three, so that
+neither an edited file nor an edited parser can serve stale rows, and it does not depend on where the file lies.
 """
 
 import bisect
@@ -16,10 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-import datasets
 import numpy as np
-import pyarrow as pa
-from datasets.builder import Key
 
 from llm_rlhf.data.checks import key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.files import Opened
@@ -27,20 +23,19 @@ from llm_rlhf.data.formats.conversations import writes_no_marker
 from llm_rlhf.data.formats.parsing import Entry, parse
 from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
-from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
 
 _TYPES = {"preferences": Preference, "demonstrations": Demonstration, "prompts": Prompt}
 # Keys of a row's prompt (see checks.key_of): equal where these are the same but for case and space. The split goes by
 # `opening`, the limit of a source by `prompt`. Then of the row, and of its prompt with the reply to imitate.
 KEYS = ("opening", "prompt", "content", "imitated")
-SCHEMA = pa.schema(
-    dict.fromkeys(("is_row", "imitable"), pa.bool_())
-    | dict.fromkeys(("number", "rows", "parts", "position"), pa.int64())
-    | dict.fromkeys(("value", "reason", "detail", "repairs"), pa.string())
-    | dict.fromkeys(KEYS, pa.uint64())
+COLUMNS: dict[str, type] = (
+    dict.fromkeys(("is_row", "imitable"), bool)
+    | dict.fromkeys(("number", "rows", "parts", "position"), np.int64)
+    | dict.fromkeys(("value", "reason", "detail", "repairs"), str)
+    | dict.fromkeys(KEYS, np.uint64)
 )
-_BATCH = 500  # rows encoded or decoded at once
+_BATCH = 500  # rows decoded at once
 
 Row = TypeVar("Row", Preference, Demonstration, Prompt)
 Other = TypeVar("Other", Preference, Demonstration, Prompt)
@@ -52,51 +47,38 @@ class Table:
 
     name: str  # of the file or dataset, as in the rows' Origin
     kind: Kind
-    data: Any  # datasets.Dataset
+    data: Any  # columns by name, in memory; or a datasets.Dataset, on the disk
 
     def column(self, name: str) -> np.ndarray:
-        return self.data.data.column(name).to_numpy()
+        return self.data[name] if isinstance(self.data, dict) else self.data.data.column(name).to_numpy()
 
-
-class _TableBuilder(datasets.ArrowBasedBuilder):
-    """The datasets library's way to make a table once: under a lock, in a folder that is renamed when it is whole."""
-
-    def __init__(self, entries: Callable[[], Iterator[Entry]], **options: Any) -> None:
-        self._entries = entries
-        super().__init__(dataset_name="llm_rlhf", **options)
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(SCHEMA))
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name="train")]
-
-    def _generate_tables(self) -> Iterator[tuple[Any, pa.Table]]:
-        entries = self._entries()
-        for number in itertools.count():
-            lines = [_line(entry) for entry in itertools.islice(entries, _BATCH)]
-            if not lines:
-                return
-            yield Key(0, number), pa.Table.from_pylist(lines, schema=SCHEMA)
+    def lines(self, names: list[str], numbers: np.ndarray) -> dict[str, list[Any]]:
+        """These columns of the lines of these numbers."""
+        if isinstance(self.data, dict):
+            return {name: self.data[name][numbers].tolist() for name in names}
+        found: dict[str, list[Any]] = self.data.select_columns(names)[numbers]
+        return found
 
 
 def table_of(opened: Opened, form: str, source: Source, kind: Kind) -> Table:
-    """The parsed rows of a file: made now, or read from the cache.
+    """The parsed rows of a file: made now, or, unless it is small, read from the cache.
 
     Raises:
         DataError: where the file cannot be read to its end.
     """
+
+    def lines() -> Iterator[dict[str, Any]]:
+        return map(_line, parse(opened, form, source, kind))
+
+    if opened.small:
+        made = list(lines())
+        types = {name: object if of is str else of for name, of in COLUMNS.items()}
+        return Table(opened.name, kind, {n: np.array([line[n] for line in made], of) for n, of in types.items()})
+    from llm_rlhf.data.table_cache import made_once  # the libraries behind it take two seconds to import
+
     parsing = (opened.digest, kind, form, source.columns, source.labels, source.pairs, source.objective)
     key = hashlib.sha256(repr((*parsing, _code())).encode()).hexdigest()
-    builder = _TableBuilder(lambda: parse(opened, form, source, kind), hash=key)
-    try:
-        builder.download_and_prepare()
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
-    data = builder.as_dataset(split="train")
-    return Table(opened.name, kind, data)
+    return Table(opened.name, kind, made_once(key, lines, COLUMNS))
 
 
 @cache
@@ -205,7 +187,7 @@ class Rows(Sequence[Row], Generic[Row]):
 
 
 def _decoded(part: Part, lines: np.ndarray) -> Iterator[Any]:
-    found = part.table.data.select_columns(["number", "value"])[lines]
+    found = part.table.lines(["number", "value"], lines)
     row_type = _TYPES[part.table.kind]
     for number, value in zip(found["number"], found["value"], strict=True):
         yield part.convert(row_type(origin=Origin(part.table.name, number), **json.loads(value)))

@@ -4,13 +4,15 @@ import csv
 import gzip
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from llm_rlhf.data import storage
+from llm_rlhf.data import files, storage
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
@@ -161,6 +163,50 @@ def test_columns_that_may_mean_two_things_are_not_guessed(row: dict[str, str], m
 # --- the cache
 
 
+@pytest.fixture
+def none_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files go through the cache, too."""
+    monkeypatch.setattr(files, "SMALL", -1)
+
+
+def test_a_small_file_is_read_as_a_cached_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"prompt": f"{tmp_path.name} {i}?", "chosen": "Yes \u00e9\u0301", "rejected": "No" * (i % 3)}
+        for i in range(1200)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(as_bytes(".jsonl", rows) + b"\n{}\nnot json\n")
+    small = load_preferences([Source(source=str(path), limit=700)])
+    assert isinstance(small.rows.parts[0].table.data, dict)
+    monkeypatch.setattr(files, "SMALL", -1)
+    cached = load_preferences([Source(source=str(path), limit=700)])
+    assert not isinstance(cached.rows.parts[0].table.data, dict)
+    assert list(small.rows) == list(cached.rows)
+    assert small.rows[123] == cached.rows[123]
+    assert small.counts() == cached.counts()
+    assert small.set_aside == cached.set_aside
+    assert len(small.set_aside) == 2 + 400
+    for name in storage.KEYS:
+        one, other = small.rows.column(name), cached.rows.column(name)
+        assert one.dtype == other.dtype
+        assert (one == other).all()
+
+
+def test_checking_a_small_file_imports_no_large_library(tmp_path: Path) -> None:
+    """They take seconds to import: datasets alone twice as long as all that is left."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(as_bytes(".jsonl", [{"prompt": "a?", "chosen": "b", "rejected": "c"}]))
+    code = (
+        "import sys; from typer.testing import CliRunner; from llm_rlhf.cli.main import app\n"
+        f"found = CliRunner().invoke(app, ['data', 'check', {str(path)!r}])\n"
+        "assert found.exit_code == 0, found.output\n"
+        "print(sorted({'datasets', 'pandas', 'pyarrow', 'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("none_small")
 def test_rows_are_parsed_once_and_anew_when_the_file_or_the_code_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +244,7 @@ def test_every_module_that_reads_rows_counts_as_the_code(monkeypatch: pytest.Mon
         assert storage._code.__wrapped__() != known, name
 
 
+@pytest.mark.usefixtures("none_small")
 def test_a_file_damaged_near_its_end_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i} of {tmp_path.name}?", "chosen": "a", "rejected": "b"} for i in range(3000)]
     data = as_bytes(".json", rows)
