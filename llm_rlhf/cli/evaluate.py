@@ -85,7 +85,7 @@ def evaluate(
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import load_recipe
-        from llm_rlhf.recipe.sections import ModelSection, Source
+        from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
         suites = [suite_of(text) for text in own or []]
@@ -104,6 +104,8 @@ def evaluate(
         compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
         folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
         run = judged.run or compared.run
+        recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
+        section = recipe.evaluate if recipe is not None and recipe.evaluate is not None else EvaluateSection()
         asked = Evaluation(
             policy=judged,
             start=compared,
@@ -126,7 +128,8 @@ def evaluate(
             refusals=refusals,
             snapshot_prompts=snapshot_prompts,
             best_of_n=best_of_n,
-            recipe=load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None,
+            perplexity_rows=section.perplexity_rows,
+            recipe=recipe,
         )
         report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)

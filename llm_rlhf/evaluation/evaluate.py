@@ -198,7 +198,7 @@ def _check_curve(asked: Evaluation, rewards: Rewards) -> None:
 def _overoptimization(asked: Evaluation, curve: Curve, policy: Answers) -> dict[str, Any]:
     """What reward was bought at what distance, and what choosing among replies would have given without training."""
     measured = [_scores(answers) for answers in curve.answers]
-    found = snapshot_curve(curve.steps, curve.kl, measured, asked.seed)
+    found = snapshot_curve(curve.steps, curve.kl, measured, asked.seed) | {"start": asked.origin.name}
     if curve.best_of is not None:
         shape = len(curve.rows), asked.best_of_n
         of_base = {name: np.reshape(values, shape) for name, values in _scores(curve.best_of).items()}

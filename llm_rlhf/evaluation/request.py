@@ -132,9 +132,10 @@ class Evaluation:
 
     @property
     def origin(self) -> Subject:
-        """The policy's base without its adapter: where its distance is measured from. The start, where that is it."""
-        base = replace(self.policy, name="origin", adapter=None)
-        return self.start if replace(self.start, name="origin", run=base.run) == base else base
+        """The policy's base without its adapter: where its training began. The start, where that is it."""
+        after_sft = self.policy.run is not None and (self.policy.run / "sft").is_dir()
+        base = replace(self.policy, name="sft" if after_sft else "base", adapter=None)
+        return self.start if replace(self.start, name=base.name, run=base.run) == base else base
 
     @cached_property
     def snapshots(self) -> dict[int, Path]:

@@ -181,7 +181,8 @@ def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path
 def test_the_command_finds_what_the_recipe_finds(finished: Path, tmp_path) -> None:
     """One driver: the run's own report and the command's have the same estimates, curve and samples."""
     run = copy(finished, tmp_path)
-    again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3", from_stage="evaluate")
+    again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3",
+          "evaluate.resamples=2000", "evaluate.samples=10", from_stage="evaluate")  # fmt: skip
     asked = ["evaluate", str(run), "--limit", "20", "--snapshot-prompts", "20", "--best-of-n", "3",
              "--seed", str(load_recipe(run / "recipe.yaml").seed), "--batch-size", "64",
              "--output", str(tmp_path / "out")]  # fmt: skip
@@ -203,7 +204,8 @@ def test_a_recipe_may_name_another_reference_and_other_pairs(finished: Path, tmp
     server = StandIn(lambda body, number: reply("no, i will not help with that."))
     try:
         again(run, f"evaluate.reference={server.url}#other", f"evaluate.pairs=[{{source: {pairs}}}]",
-              f"evaluate.hhh=[{{source: {pairs}}}]", from_stage="evaluate")  # fmt: skip
+              f"evaluate.hhh=[{{source: {pairs}}}]", "evaluate.prompts=20", "evaluate.snapshot_prompts=20",
+              "evaluate.best_of_n=2", from_stage="evaluate")  # fmt: skip
     finally:
         server.close()
     report = json.loads((run / "report.json").read_text())
@@ -220,6 +222,7 @@ def test_a_recipe_may_name_another_reference_and_other_pairs(finished: Path, tmp
     assert len(report["overoptimization"]["points"]) == 3  # the curve is of the policy, whatever it is compared with
     page = (run / "report.html").read_text()
     assert "against other" in page
+    assert "2 replies of SFT to a prompt" in page  # and the best of n is of what the policy was trained from
     assert report["provenance"]["recipe"]["evaluate"]["reference"].endswith("#other")
 
 

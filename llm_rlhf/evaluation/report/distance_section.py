@@ -33,7 +33,7 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
             {"judge": DISTANT[judge], "text": _HYPHEN.sub(MINUS, known["message"])}
             for judge, known in found["parting"].items()
         ],
-        "best_of_n": _against_best(sampled) if sampled is not None else None,
+        "best_of_n": _against_best(sampled, found.get("start")) if sampled is not None else None,
         "prompts": found["prompts"],
         "alarm": bool(alarm),
     }
@@ -43,8 +43,12 @@ def _gains(points: list[dict[str, Any]], name: str) -> list[tuple[float, float]]
     return [(point["sqrt_kl"], point[name] - points[0][name]) for point in points]
 
 
-def _against_best(found: dict[str, Any]) -> dict[str, Any]:
-    """The policy against the best of n replies of its start, by every judge, in words."""
+def _against_best(found: dict[str, Any], start: str | None) -> dict[str, Any]:
+    """The policy against the best of n replies of what its training began from, by every judge, in words.
+
+    Args:
+        start: its name in the report; None: that of what the policy is compared with.
+    """
     lines = []
     for name, label in DISTANT.items():
         if name not in found["policy_over_best"]:
@@ -65,4 +69,9 @@ def _against_best(found: dict[str, Any]) -> dict[str, Any]:
                 "as_good_as": f"over {found['n']}" if k is None else str(k),
             }
         )
-    return {"n": found["n"], "lines": lines, "start": subject_label("start"), "policy": subject_label("policy")}
+    return {
+        "n": found["n"],
+        "lines": lines,
+        "start": subject_label(start or "start"),
+        "policy": subject_label("policy"),
+    }

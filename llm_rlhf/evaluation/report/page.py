@@ -113,6 +113,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "samples": [_sample(sample) for sample in report["samples"]],
         "missing": MISSING,
         "has_policy": has_policy(estimates),
+        "named_pairs": "pairs" in report["data"],
         "unmeasured": _unmeasured(report, found),
         "provenance": report["provenance"],
         "machine": MACHINE if "machine" in report["provenance"] else None,

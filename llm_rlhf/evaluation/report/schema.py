@@ -150,7 +150,7 @@ class Provenance(_Record):
     seed: int
     decoding: dict[str, Any]
     instruments: dict[str, Any]
-    """What measured, and its version: "refusal_detector", "judge", "scores_moved_with_the_batch", reward models."""
+    """What measured, and its version: "refusal_detector", "judge", and each reward model."""
     hashes: dict[str, Any]
     git: str
     machine: dict[str, Any] = {}
@@ -172,7 +172,7 @@ class Report(_Record):
     reward_model: RewardModel
     own: dict[str, OwnSuite]
     overoptimization: dict[str, Any] | None
-    """What `snapshot_curve` found, None where the run has no snapshots; "best_of_n" in it is what `best_of_n` found."""
+    """What `snapshot_curve` found, None without snapshots; "start": what training began from; "best_of_n"."""
     alarms: list[str]
     """Sentences, the gravest first."""
     watch: Watched = Watched()
