@@ -49,8 +49,9 @@ def check_together(recipe: Recipe) -> None:
     ):
         at_least(key, value, low)
     if recipe.evaluate is not None:
-        for name in ("prompts", "batch_size", "response_length", "resamples", "refusal_prompts"):
+        for name in ("prompts", "batch_size", "response_length", "refusal_prompts"):
             at_least(f"evaluate.{name}", getattr(recipe.evaluate, name), 1)
+        at_least("evaluate.resamples", recipe.evaluate.resamples, 100)  # fewer cannot place a 2.5 % point
         at_least("evaluate.snapshot_prompts", recipe.evaluate.snapshot_prompts, 0)
         at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
         at_least("evaluate.best_of_n", recipe.evaluate.best_of_n, 0)

@@ -114,6 +114,7 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("reward={objectives: separate, ensemble: 2}", r"an ensemble is of one objective, or joint"),
         ("ppo.reward_weights=[1.0, 2.0]", r"'ppo.reward_weights' has 2 numbers; it needs one for each of joint"),
         ("data.heldout_share=0", r"'evaluate' asks a held-out reward model"),
+        ("evaluate.resamples=99", r"'evaluate.resamples' is 99; it must be at least 100"),
         ("sft.output_dir=here", r"'sft.output_dir' is set to 'here', but the recipe's output_dir decides it"),
         ("reward.bf16=true", r"model.dtype decides it"),
         ("ppo.beta=0.2", r"kl_coef \(0.1\) and beta \(0.2\) are two names"),

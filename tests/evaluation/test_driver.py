@@ -1,0 +1,297 @@
+"""The one driver of evaluations: what is asked for, what is read, who scores it; on tiny random models, by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_helpers import random_reward_adapter
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from llm_rlhf.data.rows import Origin, Preference, Prompt
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.evaluation.answers import Answers
+from llm_rlhf.evaluation.ask import ask
+from llm_rlhf.evaluation.evaluate import measure
+from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, check_section, gather
+from llm_rlhf.evaluation.report.assembly import archive_report, check_output
+from llm_rlhf.evaluation.request import Both, Evaluation
+from llm_rlhf.evaluation.reward_evaluation import preferences
+from llm_rlhf.evaluation.rewards import MOVED, ByItself, OnTheBase, Rewards, score
+from llm_rlhf.evaluation.subjects import Subject
+from llm_rlhf.evaluation.suites.snapshot_curve import snapshot_curve, snapshot_folders
+from llm_rlhf.models.base import load_tokenizer
+from llm_rlhf.models.encoding import encode_prompt
+from llm_rlhf.models.inference import load_roles
+from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
+from llm_rlhf.reward.model import RewardModel
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base_folder) -> Path:
+    torch.manual_seed(3)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.2)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def how(base_folder) -> ModelSection:
+    return ModelSection(base=str(base_folder))
+
+
+@pytest.fixture
+def asked(how, adapter, tmp_path) -> Evaluation:
+    """An adapter against its base, on six prompts."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"word {i}?"}) + "\n" for i in range(6)))
+    return Evaluation(Subject("tuned", how, adapter), Subject("begin", how), tmp_path / "out",
+                      prompts=[Source(source=str(path))], response_length=6, refusals=False)  # fmt: skip
+
+
+# ---- what is asked for
+
+
+def test_one_base_is_one_model_for_both(asked, how, adapter) -> None:
+    assert asked.one_base
+    assert asked.names == Both("tuned", "begin")
+    assert not replace(asked, start=Subject("other", replace(how, dtype="bfloat16"))).one_base
+    behind = replace(asked, start=Subject("served", how, url="http://here/v1", served="m"))
+    assert (behind.one_base, behind.local) == (False, [behind.policy])
+
+
+def test_a_policy_came_from_its_base_whatever_it_is_compared_with(asked, how, adapter, tmp_path) -> None:
+    assert asked.origin is asked.start
+    run = tmp_path / "run"
+    other = replace(asked, policy=replace(asked.policy, run=run), start=Subject("other", how, adapter))
+    assert (other.origin.name, other.origin.adapter, other.origin.base) == ("base", None, how.base)
+    (run / "sft").mkdir(parents=True)
+    assert other.origin.name == "sft"
+
+
+def test_a_request_is_spelled_as_whoever_asks_spells_it(asked) -> None:
+    assert asked.key("best_of_n") == "--best-of-n"
+    assert replace(asked, in_recipe=True).key("best_of_n") == "Recipe key 'evaluate.best_of_n'"
+    assert asked.progress("tuned answers ") == "tuned answers"
+    assert replace(asked, in_recipe=True).progress("tuned answers") == "evaluate: tuned answers"
+
+
+def test_kept_replies_are_those_of_the_same_weights_and_decoding(asked, how, adapter) -> None:
+    """What a kept reply is looked up by differs with the adapter, the decoding and nothing else."""
+    tuned, begin = (asked.replies_of(subject).of for subject in asked.subjects)
+    assert tuned != begin
+    assert begin == asked.replies_of(Subject("renamed", how)).of
+    assert tuned == asked.replies_of(Subject("step-4", how, adapter)).of
+    assert begin != replace(asked, temperature=0.5).replies_of(asked.start).of
+
+
+# ---- what is read
+
+
+def test_what_fits_is_counted_once_for_one_base_and_for_each_of_two(asked, how) -> None:
+    with Path(asked.prompts[0].source).open("a") as file:
+        file.write(json.dumps({"prompt": "x" * 300}) + "\nno row\n")
+    found = gather(asked)
+    assert [p.messages[0]["content"] for p in found.prompts[OWN]] == [f"word {i}?" for i in range(6)]
+    told = found.counts["evaluation prompts"]
+    assert (told["read"], told["kept"], told["fitted"]) == (
+        8, 7, {"token_limit": 250, "kept": 6, "cut_at_turns": 0, "too_long": 1}
+    )  # fmt: skip
+    assert set(found.digests()) == {"prompts", "chat template"}
+    small = replace(asked, start=Subject("small", replace(how, context_length=12)))
+    with pytest.raises(DataError, match=r"None of 6 evaluation prompts in small leaves room for a reply of 6 tokens"):
+        gather(small)
+    medium = gather(replace(asked, start=Subject("medium", replace(how, context_length=100))))
+    assert medium.counts["evaluation prompts in tuned"]["too_long"] == 1
+    assert medium.counts["evaluation prompts in medium"] == {
+        "token_limit": 94, "kept": 6, "cut_at_turns": 0, "too_long": 0
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"leaves no room for a prompt.*lower --response-length"):
+        gather(replace(asked, response_length=256))
+
+
+def test_a_limit_takes_prompts_that_fit(asked) -> None:
+    """What is too long does not count against the limit."""
+    path = Path(asked.prompts[0].source)
+    path.write_text("".join(json.dumps({"prompt": "x" * 300 * (i % 2) + f"{i}?"}) + "\n" for i in range(12)))
+    assert len(gather(replace(asked, limit=5)).prompts[OWN]) == 5
+
+
+def test_the_shipped_prompts_are_asked_where_no_others_show_refusals(asked) -> None:
+    kinds = {p.facts["kind"] for p in gather(replace(asked, refusals=True, refusal_limit=2)).prompts[REFUSALS]}
+    assert kinds == {"harmful", "scary", "question"}
+    alone = gather(replace(asked, prompts=[], refusals=True, refusal_limit=2))
+    assert (list(alone.prompts), len(alone.prompts[OWN])) == ([OWN], 6)
+
+
+def test_a_section_is_looked_through_before_anything_runs(how, tmp_path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"Recipe key 'evaluate.pairs': no pair is left of 1 rows|is not recognised"):
+        check_section(EvaluateSection(pairs=[Source(source=str(tmp_path / "pairs.jsonl"))]), how)
+    with pytest.raises(RecipeError, match=r"There is no policy at \./nowhere"):
+        check_section(EvaluateSection(reference="./nowhere"), how)
+    check_section(EvaluateSection(reference="http://localhost:1/v1#m", judge="http://localhost:1/v1#j"), how)
+
+
+# ---- who scores it
+
+
+def test_an_adapter_on_the_policies_base_scores_as_by_itself(how, base_folder, reward_folder) -> None:
+    """Two ways to read one model: by sampled tokens beside the policies, by text with a base of its own."""
+    prompts = [Prompt([{"role": "user", "content": text}], "helpful", Origin("here", 1)) for text in ("a?", "and b?")]
+    tokenizer = load_tokenizer(how.base, how)
+    model = load_roles(base_folder, how, tokenizer, {"joint": reward_folder})
+    texts, stopped = ["yes, so it is", "no"], [True, True]
+    answers = Answers(
+        texts, [14, 2], stopped,
+        ids=[[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts],
+        prompt_ids=[encode_prompt(tokenizer, prompt.messages) for prompt in prompts],
+    )  # fmt: skip
+    beside = OnTheBase(model, tokenizer, ["joint"], 256, 4, prompts, exact=True)
+    alone = ByItself(RewardModel.from_pretrained(str(reward_folder)), [str(reward_folder)], exact=True)
+    one, other = beside.of_answers(prompts, answers), alone.of_answers(prompts, answers)
+    assert one.shape == other.shape == (2, 1)
+    np.testing.assert_allclose(one, other, atol=1e-5)  # float32, read in other shapes
+    assert abs(one[0, 0] - one[1, 0]) > 1e-3
+    pairs = [Preference(p.messages, "yes", "no, no", "helpful", p.origin) for p in prompts]
+    np.testing.assert_allclose(beside.of_pairs(pairs), alone.of_pairs(pairs), atol=1e-5)
+    assert beside.moved is not None
+    assert beside.moved < 1e-4
+    assert alone.moved is not None
+
+
+class Counting:
+    """A reader of two members: the reply's length, and its negative."""
+
+    moved = 0.25
+
+    def __init__(self, tokenizer, max_length=40) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def of_answers(self, prompts, answers):
+        return np.array([[len(text), -len(text)] for text in answers.texts], np.float32)
+
+    def of_pairs(self, pairs):
+        return np.array([[len(t), -len(t) - 1] for p in pairs for t in (p.chosen, p.rejected)], np.float32)
+
+
+def test_an_ensembles_mean_counts_and_pairs_that_do_not_fit_are_nan(tokenizer) -> None:
+    rewards = Rewards({"reward": ["models/one", "models/two"], "heldout": []})
+    rewards.identities = {"reward/one": {}, "reward/two": {}, "heldout": {}}
+    prompts = [Prompt([{"role": "user", "content": "q"}], "helpful", Origin("here", 1))]
+    answers, scores = Answers(["abcd"], [4], [True]), {"pairs": {}}
+    rows = [Preference(prompts[0].messages, "ab" * n, "c", "helpful", Origin("here", n)) for n in (1, 2, 60)]
+    score(rewards, [("reward", Counting(tokenizer))], [(prompts, answers)], {"pairs": rows}, scores)
+    assert answers.reward == [0.0]
+    assert answers.heldout is None
+    np.testing.assert_array_equal(scores["pairs"]["one"], [[2, 1], [4, 1], [np.nan, np.nan]])
+    np.testing.assert_array_equal(scores["pairs"]["two"][:2], [[-3, -2], [-5, -2]])
+    np.testing.assert_array_equal(scores["pairs"]["reward"][:2], [[-0.5, -0.5], [-0.5, -0.5]])
+    assert rewards.identities == {"reward/one": {MOVED: 0.25}, "reward/two": {MOVED: 0.25}, "heldout": {}}
+
+
+def test_reward_models_are_tested_on_the_pairs_that_all_of_them_can_read() -> None:
+    rewards = Rewards({"reward": ["a/x"], "heldout": ["b/y"]})
+    rows = [
+        Preference([{"role": "user", "content": f"q{i}"}], "yes", "no", "helpful", Origin("h", i)) for i in range(40)
+    ]
+    right = np.random.default_rng(0).normal([0.5, 0.0], 1.0, size=(40, 2))
+    other = right.copy()
+    right[0], other[1] = np.nan, np.nan
+    entries, known, fitted = preferences(rewards, rows, {"reward": right, "heldout": other}, resamples=100, seed=0)
+    assert fitted == {"kept": 38, "too_long": 2}
+    accuracy = {e["subject"]: e for e in entries if (e["name"], e["split"]) == ("reward_accuracy", "all")}
+    assert accuracy["reward"]["estimate"] == pytest.approx((right[2:, 0] > right[2:, 1]).mean())
+    assert accuracy["reward"] | {"subject": ""} == accuracy["heldout"] | {"subject": ""}
+    assert set(known["calibration"]) == {"reward", "heldout"}
+    nothing = np.full((40, 2), np.nan)
+    with pytest.raises(DataError, match="None of 40 pairs to test reward models on fits"):
+        preferences(rewards, rows, {"reward": nothing, "heldout": other}, resamples=100, seed=0)
+
+
+def test_members_called_alike_or_as_a_role_are_numbered() -> None:
+    rewards = Rewards({"reward": ["a/x", "b/x", "c/reward"], "heldout": ["d/y"]})
+    assert rewards.names("reward") == ["x-1", "x-2", "reward-3"]
+    assert rewards.names("heldout") == ["y"]
+
+
+# ---- the whole
+
+
+def test_measuring_asks_each_policy_and_scores_what_it_said(asked, reward_folder, tmp_path, base_folder) -> None:
+    heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
+    asked = replace(asked, rewards=[str(reward_folder)], heldout=[str(heldout)], resamples=100)
+    found = measure(asked)
+    tuned, begin = (found.answers[OWN][name] for name in asked.names)
+    by_key = {(e.name, e.subject, e.reference, e.split): e for e in found.estimates}
+    gain = by_key["reward_gain", "tuned", "begin", "all"]
+    assert gain.estimate == pytest.approx(np.mean(tuned.reward) - np.mean(begin.reward))
+    assert gain.n == 6
+    assert by_key["kl", "tuned", "begin", "all"].estimate == pytest.approx(np.mean(tuned.sequence_kl))
+    assert begin.sequence_kl == []
+    assert {name: known["reading"] for name, known in found.instruments.items() if name != "refusal_detector"} == {
+        "reward": "packed", "heldout": "packed"
+    }  # fmt: skip
+    again = ask(asked, gather(asked), Rewards.of(asked))  # from the replies that were kept
+    assert again.answers[OWN]["tuned"].texts == tuned.texts
+    with pytest.raises(RecipeError, match=r"both called 'tuned'"):
+        measure(replace(asked, start=replace(asked.start, name="tuned")))
+
+
+def test_the_same_adapter_twice_is_no_distance_away(asked) -> None:
+    found = measure(replace(asked, start=replace(asked.policy, name="twin"), resamples=100))
+    kl = next(e for e in found.estimates if e.name == "kl")
+    assert kl.estimate == 0
+    assert found.answers[OWN]["tuned"].texts == found.answers[OWN]["twin"].texts
+
+
+def test_a_curve_of_three_points_by_hand() -> None:
+    reward = np.array([[0.0] * 20, [1.0] * 20, [2.0] * 20])
+    scores = [{"reward": row, "gold": row / 2} for row in reward]
+    found = snapshot_curve([0, 4, 8], [0.0, 1.0, -0.01], scores, seed=0)
+    assert found["points"] == [
+        {"step": 0, "kl": 0.0, "sqrt_kl": 0.0, "reward": 0.0, "gold": 0.0},
+        {"step": 4, "kl": 1.0, "sqrt_kl": 1.0, "reward": 1.0, "gold": 0.5},
+        {"step": 8, "kl": -0.01, "sqrt_kl": 0.0, "reward": 2.0, "gold": 1.0},  # an estimate may lie under 0
+    ]
+    assert found["prompts"] == 20
+    assert found["fits"] == {"reward": None, "gold": None}  # two points away from the start are too few
+    assert list(found["parting"]) == ["gold"]
+
+
+def test_snapshots_in_the_order_of_their_steps(tmp_path) -> None:
+    for step in (0, 16, 4):
+        (tmp_path / "snapshots" / f"step-{step}").mkdir(parents=True)
+    assert list(snapshot_folders(tmp_path)) == [4, 16]
+
+
+# ---- where it is written
+
+
+def test_a_report_replaces_no_run_and_keeps_the_one_before(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is a run or a part of one"):
+        check_output(tmp_path / "run")
+    folder = tmp_path / "out"
+    check_output(folder)
+    for name in ("report.json", "replies_mine.jsonl", "lengths.json", "notes.txt"):
+        (folder / name).write_text(name)
+    archive_report(folder)
+    assert {path.name for path in folder.iterdir()} == {"archive", "notes.txt"}
+    assert {path.name for path in folder.rglob("archive/*/*")} == {"report.json", "replies_mine.jsonl", "lengths.json"}
+
+
+def test_what_was_read_is_told_by_hashes() -> None:
+    row = Prompt([{"role": "user", "content": "q"}], "helpful", Origin("here", 1))
+    one = Material({OWN: [row]}).digests()
+    assert one == Material({OWN: [replace(row, origin=Origin("there", 9))]}).digests()
+    assert one != Material({OWN: [replace(row, objective="harmless")]}).digests()
