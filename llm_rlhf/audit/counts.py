@@ -5,7 +5,7 @@ Everything is a count with its rows, nothing is judged here; llm_rlhf/audit/chec
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,14 +152,6 @@ class Account:
             "with_margin": self.with_margin,
             "personal": {kind: found.as_dict() for kind, found in sorted(self.personal.items())},
         }
-
-
-def account_of(rows: Iterable[Preference | Demonstration | Prompt]) -> Account:
-    """All counts but the near-duplicates, which take another pass (see `find_near_duplicates`)."""
-    account = Account()
-    for row in rows:
-        account.add(row)
-    return account
 
 
 def opening_text(prompt: Conversation) -> str:

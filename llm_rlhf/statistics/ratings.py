@@ -55,10 +55,6 @@ class Ratings(NamedTuple):
     games: Array  # games[i, j]: how often they met
     expected: Array  # expected[i, j]: the fitted probability that i beats j; 1/2 on the diagonal
 
-    def win_matrix(self) -> Array:
-        """Share that the row's player won against the column's; NaN where they never met."""
-        return np.divide(self.points, self.games, out=np.full_like(self.points, np.nan), where=self.games > 0)
-
 
 class _Graph(NamedTuple):
     """Who met whom: P players, E pairs that met, n comparisons."""

@@ -1,7 +1,7 @@
 """The counts of `data check`, worked by hand on a few rows."""
 
 from llm_rlhf.audit.check import DataCheck
-from llm_rlhf.audit.counts import Account, account_of, quantiles
+from llm_rlhf.audit.counts import Account, quantiles
 from llm_rlhf.audit.text import findings, render
 from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
 
@@ -12,6 +12,13 @@ def user(text: str) -> Conversation:
 
 def pair(row: int, prompt: str, chosen: str, rejected: str, **options: object) -> Preference:
     return Preference(user(prompt), chosen, rejected, "overall", Origin("pairs.jsonl", row), **options)  # type: ignore[arg-type]
+
+
+def account_of(rows: list) -> Account:
+    account = Account()
+    for row in rows:
+        account.add(row)
+    return account
 
 
 def rows_of(listed: object) -> list[int]:
