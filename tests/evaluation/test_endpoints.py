@@ -1,9 +1,11 @@
 """The client of chat endpoints against a scripted server on this machine. No test waits: sleeping is recorded."""
 
+import contextlib
 import email.utils
 import json
 import socket
 import threading
+import time
 import traceback
 
 import pytest
@@ -69,6 +71,67 @@ def test_what_is_not_set_is_not_sent(serve) -> None:
     assert "Authorization" not in server.headers[0]
 
 
+def test_nothing_of_other_clients_settings_is_sent(serve, monkeypatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "BASE_URL"):
+        monkeypatch.setenv(f"OPENAI_{name}", "http://127.0.0.1:9/theirs")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: theirs\nX-Own: theirs")
+    server = serve(echo)
+    client(server)[0].complete(says("hi"), max_tokens=7)
+    client(server, key_variable="JUDGE_KEY")[0].complete(says("hi"), max_tokens=7)
+    harmless = {"host", "accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"}
+    without, with_key = ({name.lower() for name in headers} for headers in server.headers)
+    assert (without - harmless, with_key - harmless) == (set(), {"authorization"})
+    assert server.headers[1]["Authorization"] == f"Bearer {KEY}"
+
+
+def test_proxies_are_for_other_machines(serve, monkeypatch) -> None:
+    server, proxy = serve(echo), serve(echo)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert client(server)[0].complete(says("hi"), max_tokens=5).text == "you said hi"
+    assert proxy.headers == []
+    with pytest.raises(EndpointError, match="HTTP 404: Not Found"):  # the stand-in is no proxy
+        Endpoint("http://elsewhere.invalid/v1", "m").complete(says("hi"), max_tokens=5)
+    assert [headers["Host"] for headers in proxy.headers] == ["elsewhere.invalid"]
+
+
+def test_the_time_is_for_the_whole_answer() -> None:
+    """A server that sends a blank now and then, as some do while one waits in their queue."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(2**16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                for _ in range(250):
+                    if not over.wait(0.02):
+                        connection.sendall(b" ")
+
+        threading.Thread(target=drip, daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "m", attempts=1, timeout=0.3)
+        started = time.monotonic()
+        (failure,) = endpoint.answers([says("hi")], max_tokens=5)
+        took = time.monotonic() - started
+        over.set()
+    assert (failure.kind, failure.retries) == ("timeout", 0)
+    assert "within 0.3 s" in failure.reason
+    assert 0.3 <= took < 5  # packets come 15 times as often; the rest is for a busy machine
+
+
+def test_an_answer_without_end_is_not_kept(serve, monkeypatch) -> None:
+    monkeypatch.setattr("llm_rlhf.evaluation.chat_wire.LARGEST_BODY", 2**20)
+    server = serve(lambda body, count: reply("x" * (2**20 if body["messages"] == says("much") else 2**19)))
+    endpoint, _ = client(server, attempts=1)
+    (much, enough) = endpoint.answers([says("much"), says("enough")], max_tokens=5)
+    assert (much.kind, len(enough.text)) == ("malformed", 2**19)
+    assert "larger than 1 MiB" in much.reason
+
+
 def test_answers_keep_the_order_of_their_prompts(serve) -> None:
     last_came = threading.Event()
 
@@ -95,8 +158,9 @@ def test_answers_keep_the_order_of_their_prompts(serve) -> None:
         Raw(200, '{"choices": []}'),
         Raw(200, '{"choices": [{"message": null}]}'),
         Raw(200, "[]"),
+        Raw(200, "[" * 10_000),
     ],
-    ids=["500", "429", "503", "reset", "no JSON", "cut", "no choice", "no message", "a list"],
+    ids=["500", "429", "503", "reset", "no JSON", "cut", "no choice", "no message", "a list", "too deep"],
 )
 def test_trouble_that_passes_is_tried_again(serve, trouble) -> None:
     server = serve(lambda body, count: trouble if count < 2 else reply("fine"))
@@ -317,6 +381,18 @@ def test_the_key_appears_nowhere(serve, monkeypatch, tmp_path, capfd) -> None:
     for text in shown:
         assert KEY not in text
         assert KEY[: len(KEY) // 2] not in text
+
+
+def test_a_key_is_cut_out_before_anything_is_quoted(serve, monkeypatch) -> None:
+    """Python doubles a backslash where it shows a list, JSON may escape any character."""
+    key = "sk-a\\very'odd/key"
+    monkeypatch.setenv("JUDGE_KEY", key)
+    said = [{"loc": ["body"], "input": key}]
+    for body in (json.dumps({"detail": said}), json.dumps(said), json.dumps(f"no {key}").replace("/", "\\/")):
+        endpoint, _ = client(serve(lambda _, count, body=body: Raw(422, body)), key_variable="JUDGE_KEY")
+        (failure,) = endpoint.answers([says("hi")], max_tokens=5)
+        assert "[key]" in failure.reason
+        assert "odd" not in failure.reason
 
 
 def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch) -> None:
