@@ -1,6 +1,7 @@
 """The one driver of evaluations: what is asked for, what is read, who scores it; on tiny random models, by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from llm_rlhf.evaluation.suites.snapshot_curve import snapshot_curve, snapshot_f
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.models.inference import load_roles
+from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
 from llm_rlhf.reward.model import RewardModel
 
@@ -188,13 +190,13 @@ def test_an_ensembles_mean_counts_and_pairs_that_do_not_fit_are_nan(tokenizer) -
     rewards.identities = {"reward/one": {}, "reward/two": {}, "heldout": {}}
     prompts = [Prompt([{"role": "user", "content": "q"}], "helpful", Origin("here", 1))]
     answers, scores = Answers(["abcd"], [4], [True]), {"pairs": {}}
-    rows = [Preference(prompts[0].messages, "ab" * n, "c", "helpful", Origin("here", n)) for n in (1, 2, 60)]
+    rows = [Preference(prompts[0].messages, "ab" * n, "c", "helpful", Origin("here", n)) for n in (1, 60, 2)]
     score(rewards, [("reward", Counting(tokenizer))], [(prompts, answers)], {"pairs": rows}, scores)
     assert answers.reward == [0.0]
     assert answers.heldout is None
-    np.testing.assert_array_equal(scores["pairs"]["one"], [[2, 1], [4, 1], [np.nan, np.nan]])
-    np.testing.assert_array_equal(scores["pairs"]["two"][:2], [[-3, -2], [-5, -2]])
-    np.testing.assert_array_equal(scores["pairs"]["reward"][:2], [[-0.5, -0.5], [-0.5, -0.5]])
+    np.testing.assert_array_equal(scores["pairs"]["one"], [[2, 1], [np.nan, np.nan], [4, 1]])
+    np.testing.assert_array_equal(scores["pairs"]["two"][::2], [[-3, -2], [-5, -2]])
+    np.testing.assert_array_equal(scores["pairs"]["reward"][::2], [[-0.5, -0.5], [-0.5, -0.5]])
     assert rewards.identities == {"reward/one": {MOVED: 0.25}, "reward/two": {MOVED: 0.25}, "heldout": {}}
 
 
@@ -215,6 +217,30 @@ def test_reward_models_are_tested_on_the_pairs_that_all_of_them_can_read() -> No
     nothing = np.full((40, 2), np.nan)
     with pytest.raises(DataError, match="None of 40 pairs to test reward models on fits"):
         preferences(rewards, rows, {"reward": nothing, "heldout": other}, resamples=100, seed=0)
+
+
+def test_a_runs_own_reward_models_are_read_on_the_base_they_were_trained_on(tmp_path) -> None:
+    run = tmp_path / "run"
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "quickstart.yaml", [f"output_dir={run}"])
+    how = replace(recipe.model, base=str(run / "sft" / "model"))
+    asked = Evaluation(
+        Subject("ppo", how, run / "ppo" / "policy", run=run), Subject("sft", how, run=run), tmp_path, recipe=recipe
+    )
+    own = {"joint": run / "reward" / "joint"}
+    found = Rewards.of(asked)  # a run without a held-out model
+    assert (found.folders, found.on_the_base) == ({"reward": [str(own["joint"])], "heldout": []}, {"reward": own})
+    (run / "reward" / "heldout").mkdir(parents=True)
+    found = Rewards.of(asked)
+    assert found.on_the_base == {"reward": own, "heldout": {"heldout": run / "reward" / "heldout"}}
+    assert found.adapters == {**own, "heldout": run / "reward" / "heldout"}
+    assert found.trained is recipe
+    named = Rewards.of(replace(asked, rewards=["some/model"]))
+    assert named.folders["reward"] == ["some/model"]
+    assert (list(named.on_the_base), named.trained) == (["heldout"], None)
+    apart = Rewards.of(replace(asked, start=Subject("other", replace(how, base="some/base"), run=run)))
+    assert apart.on_the_base == {}
+    assert apart.folders == found.folders
+    assert Rewards.of(replace(asked, recipe=None)).folders == {"reward": [], "heldout": []}
 
 
 def test_members_called_alike_or_as_a_role_are_numbered() -> None:
@@ -251,6 +277,37 @@ def test_the_same_adapter_twice_is_no_distance_away(asked) -> None:
     kl = next(e for e in found.estimates if e.name == "kl")
     assert kl.estimate == 0
     assert found.answers[OWN]["tuned"].texts == found.answers[OWN]["twin"].texts
+
+
+def test_snapshots_answer_for_themselves_and_the_base_many_times(asked, adapter, tmp_path) -> None:
+    """Step 4 is the policy itself, step 2 nothing but its base; each prompt's replies of the best of n lie together."""
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run / "ppo" / "snapshots" / "step-4")
+    nothing = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(asked.policy.base), LoraConfig(task_type="CAUSAL_LM", r=2)
+    )
+    nothing.save_pretrained(run / "ppo" / "snapshots" / "step-2")
+    path = Path(asked.prompts[0].source)
+    path.write_text("".join(json.dumps({"prompt": f"word {i}?"}) + "\n" for i in range(24)))
+    policy = replace(asked.policy, run=run)
+    asked = replace(asked, policy=policy, snapshot_prompts=20, best_of_n=3)
+    material = gather(asked)
+    found = ask(asked, material, Rewards.of(asked))
+    curve = found.curve
+    assert curve is not None
+    assert curve.steps == [0, 2, 4]
+    assert len(set(curve.rows)) == 20
+    texts = {name: [given.texts[i] for i in curve.rows] for name, given in found.answers[OWN].items()}
+    assert [answers.texts for answers in curve.answers] == [texts["begin"], texts["begin"], texts["tuned"]]
+    assert curve.kl[:2] == [0, 0]
+    own = found.answers[OWN]["tuned"].sequence_kl
+    assert curve.kl[2] == pytest.approx(np.mean([own[i] for i in curve.rows]), abs=1e-5)  # float32, in other batches
+    tokenizer = load_tokenizer(asked.policy.base, asked.policy.model)
+    asked_of = [encode_prompt(tokenizer, material.prompts[OWN][i].messages) for i in curve.rows for _ in range(3)]
+    assert curve.best_of is not None
+    assert curve.best_of.prompt_ids == asked_of
+    assert curve.best_of.texts[::3] == texts["begin"]  # the first time a prompt is asked it is the base's own reply
+    assert len(set(curve.best_of.texts)) > 20
 
 
 def test_a_curve_of_three_points_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_a_judge_that_cannot_be_asked_is_told_before_anything_runs(finished: Pat
 def test_snapshots_and_the_best_of_n_stand_on_one_curve(finished: Path, tmp_path) -> None:
     """Every prompt is asked of the snapshots here, so that the curve's ends are what the replies file says."""
     run = copy(finished, tmp_path)
+    shutil.rmtree(run / "cache")  # replies that were kept
     again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3", from_stage="evaluate")
     report = json.loads((run / "report.json").read_text())
     rows = [json.loads(line) for line in (run / "evaluate" / "replies.jsonl").read_text().splitlines()]
