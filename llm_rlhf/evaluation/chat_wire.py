@@ -197,10 +197,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if "@" in url or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        unfit = parts.port == 0 or not url.isascii() or not url.isprintable() or " " in url
+    except ValueError:  # of brackets, or of a port that is none
+        unfit = True
+    if unfit and "@" not in url and "?" not in url:
         raise RecipeError(
-            f"The endpoint's URL (on {parts.hostname}) holds a user, a password or a query. URLs are written into "
+            f"The endpoint's URL is {url!r}, which no request can be sent to; write http://HOST:PORT/v1, anything but "
+            "plain letters and signs as %XX."
+        )
+    if unfit or "@" in url or parts.query or parts.fragment:
+        where = "" if unfit else f"(on {parts.hostname}) "
+        raise RecipeError(
+            f"The endpoint's URL {where}holds a user, a password or a query. URLs are written into "
             "reports, so give the key by key_variable, the name of an environment variable."
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:

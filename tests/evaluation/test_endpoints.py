@@ -412,6 +412,19 @@ def test_wrong_settings_are_refused(monkeypatch) -> None:
         with pytest.raises(RecipeError, match="key_variable") as caught:
             Endpoint(url, "m")
         assert KEY not in str(caught.value)
+    for url in (
+        "http://host:abc/v1",
+        "http://host:70000/v1",
+        "http://[::1/v1",
+        "http://host/a b",
+        "http://host/\u00fc",
+    ):
+        with pytest.raises(RecipeError, match="which no request can be sent to; write http://HOST:PORT/v1"):
+            Endpoint(url, "m")
+    with pytest.raises(RecipeError, match="key_variable") as caught:
+        Endpoint(f"http://user:{KEY}@host:abc/v1", "m")
+    assert KEY not in str(caught.value)
+    assert Endpoint("http://[::1]:8000/v1", "m").url == "http://[::1]:8000/v1"
     for name in ("temperature", "max_tokens", "stream"):
         with pytest.raises(RecipeError, match=f"'{name}' is set by"):
             Endpoint("http://localhost/v1", "m", extra={name: 1})
