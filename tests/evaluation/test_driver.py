@@ -12,6 +12,7 @@ from model_helpers import random_reward_adapter
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Origin, Preference, Prompt
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
@@ -120,11 +121,15 @@ def test_what_fits_is_counted_once_for_one_base_and_for_each_of_two(asked, how) 
         gather(replace(asked, response_length=256))
 
 
-def test_a_limit_takes_prompts_that_fit(asked) -> None:
-    """What is too long does not count against the limit."""
+def test_a_limit_takes_prompts_that_fit_by_a_hash_of_each(asked) -> None:
+    """What is too long does not count against the limit, and a longer file takes in what a shorter one did."""
     path = Path(asked.prompts[0].source)
     path.write_text("".join(json.dumps({"prompt": "x" * 300 * (i % 2) + f"{i}?"}) + "\n" for i in range(12)))
-    assert len(gather(replace(asked, limit=5)).prompts[OWN]) == 5
+    chosen = [prompt.messages for prompt in gather(replace(asked, limit=4)).prompts[OWN]]
+    short = [[{"role": "user", "content": f"{i}?"}] for i in range(0, 12, 2)]
+    least = sorted(short, key=prompt_share)[:4]
+    assert chosen == [messages for messages in short if messages in least]
+    assert chosen != short[:4]
 
 
 def test_the_shipped_prompts_are_asked_where_no_others_show_refusals(asked) -> None:
