@@ -321,7 +321,8 @@ def by_role(estimates: Iterable[Entry]) -> Iterator[dict[str, str]]:
     """
     policy, reference = contest(estimates)
     roles = {policy: "policy", reference: "start"}
-    token = _called.set({role: SUBJECTS.get(name, name) for name, role in roles.items()})
+    labels = {name: SUBJECTS[name] for name in ("base", "sft", "ppo")}  # of a run's own; other names are the user's
+    token = _called.set({role: labels.get(name, name) for name, role in roles.items()})
     try:
         yield roles
     finally:
