@@ -144,8 +144,8 @@ def _more_timid(found: Found) -> list[str]:
         change = found.get(("over_refusal_change", "policy", kind))
         if change is not None and change.low is not None and change.low > 0:
             words.append(
-                f"More timid: of {called}, {subject_label('policy')} refuses {100 * change.estimate:.0f} points more than "
-                f"{subject_label('start')}."
+                f"More timid: of {called}, {subject_label('policy')} refuses {100 * change.estimate:.0f} points more "
+                f"than {subject_label('start')}."
             )
     return words
 
