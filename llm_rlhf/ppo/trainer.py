@@ -65,11 +65,16 @@ from llm_rlhf.ppo.preparation import (
     reference_of_the_parents,
 )
 from llm_rlhf.ppo.rollout import (
-    add_demonstrations,
+    Demonstrations,
+    MicroBatch,
+    PaddedRows,
+    ScoredRows,
+    draw_demonstrations,
     finish_rollout,
     micro_batch_rows,
     pad_rows,
     pad_tokens,
+    rollout_statistics,
     shuffled_steps,
     stopped_by_itself,
 )
@@ -174,7 +179,7 @@ class PPOTrainer(WatchedEvaluation):
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
         self._ready_to_sample()
-        self._micro_batches: list[dict[str, Tensor]] = []
+        self._micro_batches: list[MicroBatch] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
@@ -245,12 +250,14 @@ class PPOTrainer(WatchedEvaluation):
         sampler = super()._get_train_sampler(dataset)
         return SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
-    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """The next step's micro-batch, or `parts` where it has several; a new rollout when the last one is used up.
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> list[MicroBatch]:
+        """The next step's micro-batches, one or several; a new rollout when the last one is used up.
 
         Micro-batches are formed once per rollout: log-probabilities depend on the padded width (by 1e-6 in fp32, by up
         to 0.1 in bf16), so the first ratio is exactly 1 only in the shapes that the old ones were computed in. Each
         epoch after the first goes through them in another order, which also regroups them into mini-batches.
+
+        No dictionary, as the parents' own is: they hand it to `_compute_loss` without a look inside.
         """
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or not self._micro_batches:
@@ -259,11 +266,10 @@ class PPOTrainer(WatchedEvaluation):
             self._micro_batches = self._rollout(generation_batch)
         elif self._step % steps == 0:
             self._steps = shuffled_steps(len(self._micro_batches), steps, self.args.seed + self._step)
-        together = [self._micro_batches[i] for i in self._steps[self._step % steps]]
-        return together[0] if len(together) == 1 else {"parts": together}
+        return [self._micro_batches[i] for i in self._steps[self._step % steps]]
 
     @torch.no_grad()
-    def _rollout(self, inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    def _rollout(self, inputs: list[dict[str, Any]]) -> list[MicroBatch]:
         """Sample, score and turn into micro-batches that hold everything the update needs."""
         training = self.model.training
         prompts = [row["prompt"] for row in inputs]
@@ -285,33 +291,44 @@ class PPOTrainer(WatchedEvaluation):
             self._steps = [[next(numbers) for _ in step] for step in steps]
         else:
             rows_of = [list(range(len(prompts)))]
-        batches = []
+        scored = []
         for rows in rows_of:
-            batch = pad_rows(
+            padded = pad_rows(
                 [prompt_ids[i] for i in rows],
                 [response_ids[i] for i in rows],
                 self._tokenizer.pad_token_id,
                 self.accelerator.device,
             )
-            batches.append(batch | self._score(batch, function_scores[rows], rows) | {"rows": torch.tensor(rows)})
+            scored.append(self._score(padded, function_scores[rows], rows))
         order = [i for rows in rows_of for i in rows]
         prompts, responses = [prompts[i] for i in order], [responses[i] for i in order]
-        scores = torch.cat([b["raw_scores"] for b in batches])
+        scores = torch.cat([b.raw_scores for b in scored])
         check_scores(scores, prompts, responses)
         if training:
             self.score_moments.update(scores, [sides[i] for i in order], self._total)
-        for batch, rows in zip(batches, rows_of, strict=True):
-            batch["scores"] = self._normalised(batch["raw_scores"], [sides[i] for i in rows])
-        metrics = finish_rollout(batches, self.args, self._total, self.kl_controller.value)
-        self._record(prompts, responses, scores, torch.cat([b["sequence_kl"] for b in batches]))
+        paid = [self._normalised(batch.raw_scores, [sides[i] for i in batch.rows]) for batch in scored]
+        kl_coef = self.kl_controller.value
+        demonstrations = self._demonstrations(scored) if training else None
+        batches = finish_rollout(scored, paid, self.args, kl_coef, self._total, demonstrations)
+        metrics = rollout_statistics(batches, kl_coef, self._total)
+        self._record(prompts, responses, scores, torch.cat([b.sequence_kl for b in batches]))
         if training:
-            self._after_rollout(batches, metrics)
+            self._after_rollout(metrics)
         else:
             self._eval_parts.append(metrics)
         return batches
 
-    def _after_rollout(self, batches: list[dict[str, Tensor]], metrics: dict[str, float]) -> None:
-        """Log, steer the KL's coefficient, stop where the KL is beyond its limit, mix in demonstrations."""
+    def _demonstrations(self, batches: list[ScoredRows]) -> list[Demonstrations] | None:
+        """What is to be imitated beside each micro-batch, another draw for each rollout and process."""
+        if not self.args.ptx_coef:
+            return None
+        seed = (self.args.seed * 1_000_003 + self.rollouts_done) * 1_009 + self.accelerator.process_index
+        return draw_demonstrations(
+            batches, self.ptx_dataset, self._tokenizer.pad_token_id, seed, self.args.num_mini_batches, self._total
+        )
+
+    def _after_rollout(self, metrics: dict[str, float]) -> None:
+        """Log, steer the KL's coefficient, stop where the KL is beyond its limit."""
         episodes = int(metrics.pop("episodes"))
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
@@ -324,59 +341,46 @@ class PPOTrainer(WatchedEvaluation):
                 f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
                 f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
             )
-        if self.args.ptx_coef:
-            seed = (self.args.seed * 1_000_003 + self.rollouts_done) * 1_009 + self.accelerator.process_index
-            add_demonstrations(batches, self.ptx_dataset, self._tokenizer.pad_token_id, seed)
-            tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
-            for batch in batches:
-                batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
 
-    def _score(self, batch: dict[str, Tensor], function_scores_BF: Tensor, rows: list[int]) -> dict[str, Tensor]:
+    def _score(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
         """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")}
-        scored: dict[str, Tensor] = {}
+        inputs, mask, sampled = padded.model_inputs(), padded.response_mask, self._sampled
         with self.accelerator.autocast():
-            if self._sampled is not None and self._sampled.values is not None:
-                mask = batch["response_mask"]
-                seen = self._sampled
-                for name, numbers in (
-                    ("old_logprobs", seen.logprobs),
-                    ("old_values", seen.values),
-                    ("entropies", seen.entropies),
-                ):
-                    assert numbers is not None
-                    scored[name] = pad_tokens([numbers[i] for i in rows], mask)
+            if sampled is not None and sampled.values is not None:
+                assert sampled.entropies is not None
+                seen = (sampled.logprobs, sampled.entropies, sampled.values)
+                old_logprobs, entropies, old_values = (pad_tokens([row_of[i] for i in rows], mask) for row_of in seen)
             else:
                 policy = self.model(**inputs)
-                scored = {
-                    "old_logprobs": policy["logprobs"],
-                    "old_values": policy["value_estimates"],
-                    "entropies": policy["entropies"],
-                }
+                old_logprobs, entropies, old_values = policy["logprobs"], policy["entropies"], policy["value_estimates"]
             if is_peft_model(self.model):
                 with active_adapters(self.base_model(), self.reference_adapters):
                     reference = self.model(**inputs, with_value=False, with_entropy=False)
             else:
                 reference = (self.ref_model or self.model)(**inputs, with_value=False, with_entropy=False)
+            judges = [*self.scores.adapters, *([HELDOUT] if self.has_heldout and not self.model.training else [])]
             adapter_scores = {
-                name: role_scores(self.model, name, batch["input_ids"], batch["attention_mask"])
-                for name in [
-                    *self.scores.adapters,
-                    *([HELDOUT] if self.has_heldout and not self.model.training else []),
-                ]
+                name: role_scores(self.model, name, padded.input_ids, padded.attention_mask) for name in judges
             }
-        scored["ref_logprobs"] = reference["logprobs"]
-        scored["stopped"] = stopped_by_itself(batch["input_ids"], batch["response_mask"], self.eos_token_ids)
-        if HELDOUT in adapter_scores:
-            scored["scores/heldout"] = adapter_scores.pop(HELDOUT)
-        scored |= self.scores.of_batch(adapter_scores, function_scores_BF)
-        if self._sampled is not None and self._sampled.values is None:  # another engine's kernels sampled
-            mask = batch["response_mask"]
-            scored["engine_logprobs"] = pad_tokens([self._sampled.logprobs[i] for i in rows], mask)
-            scored["importance"] = objectives.importance_weights(
-                scored["old_logprobs"], scored["engine_logprobs"], mask, self.args.importance_cap
-            )
-        return scored
+        heldout = {HELDOUT: adapter_scores.pop(HELDOUT)} if HELDOUT in adapter_scores else {}
+        scores = self.scores.of_batch(adapter_scores, function_scores_BF)
+        engine_logprobs = importance = None
+        if sampled is not None and sampled.values is None:  # another engine's kernels sampled
+            engine_logprobs = pad_tokens([sampled.logprobs[i] for i in rows], mask)
+            importance = objectives.importance_weights(old_logprobs, engine_logprobs, mask, self.args.importance_cap)
+        return ScoredRows(
+            **vars(padded),
+            rows=rows,
+            stopped=stopped_by_itself(padded.input_ids, mask, self.eos_token_ids),
+            old_logprobs=old_logprobs,
+            old_values=old_values,
+            entropies=entropies,
+            ref_logprobs=reference["logprobs"],
+            raw_scores=scores.raw,
+            source_scores=heldout | scores.by_source,
+            engine_logprobs=engine_logprobs,
+            importance=importance,
+        )
 
     def _function_scores(self, inputs: list[Any], prompts: list[Any], responses: list[Any], ids: list[Any]) -> Tensor:
         """Unweighted scores of `reward_funcs` for this process's rows, shape (rows, functions)."""
@@ -404,51 +408,48 @@ class PPOTrainer(WatchedEvaluation):
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The loss of a step's micro-batch; of several, the last one's, with the others' gradients already taken."""
-        *others, last = inputs.get("parts", [inputs])
+    def _compute_loss(self, model: Any, inputs: list[MicroBatch]) -> Tensor:
+        """The loss of a step's micro-batches: of the last one, with the others' gradients already taken."""
+        *others, last = inputs
         known = torch.zeros((), device=self.accelerator.device)
-        for part in others:
+        for batch in others:
             with self.accelerator.no_sync(model):
-                loss = self._micro_batch_loss(model, part)
+                loss = self._micro_batch_loss(model, batch)
                 self.accelerator.backward(loss)
             known += loss.detach()
         return self._micro_batch_loss(model, last) + known
 
-    def _micro_batch_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
-        mask = inputs["response_mask"]
+        mask, demonstrations = batch.response_mask, batch.demonstrations
         warming_up = self.rollouts_done < self.args.value_warmup_rollouts
-        extra: dict[str, Any] = {"with_entropy": False, "detach_value": warming_up}
-        if "ptx_input_ids" in inputs:
-            extra |= {name: inputs[name] for name in ("ptx_input_ids", "ptx_attention_mask", "ptx_mask")}
-        now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask, **extra)
+        now = model(**batch.model_inputs(), with_entropy=False, detach_value=warming_up)
         policy, ratio = objectives.policy_loss(
-            now["logprobs"], inputs["old_logprobs"], inputs["advantages"], self.args.cliprange, inputs.get("importance")
+            now["logprobs"], batch.old_logprobs, batch.advantages, self.args.cliprange, batch.importance
         )
         value = objectives.value_loss(
-            now["value_estimates"], inputs["old_values"], inputs["returns"], self.args.cliprange_value
+            now["value_estimates"], batch.old_values, batch.returns, self.args.cliprange_value
         )
         # DDP averages gradients over processes, so each process' share is scaled back up to a sum.
-        share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]
+        share = self.accelerator.num_processes / batch.tokens_per_mini_batch
         policy_sum, value_sum = (policy.loss * mask).sum(), (value.loss * mask).sum()
         loss = (policy_sum * (0.0 if warming_up else 1.0) + self.args.vf_coef * value_sum) * share
-        if "ptx_logprobs" in now:
-            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / inputs["ptx_tokens_per_mini_batch"]
+        if demonstrations is not None:
+            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / demonstrations.tokens_per_mini_batch
             loss = loss + (0.0 if warming_up else self.args.ptx_coef) * ptx
         check_loss(loss.detach(), "ppo", self.state.global_step)
         with torch.no_grad():
             numbers = {
                 "loss/policy": policy.loss,
                 "loss/value": value.loss,
-                "policy/approxkl": objectives.approx_kl(now["logprobs"], inputs["old_logprobs"]),
+                "policy/approxkl": objectives.approx_kl(now["logprobs"], batch.old_logprobs),
                 "policy/clipfrac": policy.clipped,
                 "policy/ratio": ratio,
                 "val/clipfrac": value.clipped,
                 "tokens": mask,
             }
             sums = torch.stack([(x * mask).sum().float() for x in numbers.values()]) * share
-            if "ptx_logprobs" in now:
+            if demonstrations is not None:
                 numbers["loss/ptx"] = ptx
                 sums = torch.cat([sums, ptx.detach().float().reshape(1)])
             self._step_sums = sums if self._step_sums is None else self._step_sums + sums
