@@ -17,8 +17,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.ppo.collecting import CollectedRollouts
 from llm_rlhf.ppo.config import PPOConfig
-from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.preview import PREVIEW, preview, preview_lines
 from llm_rlhf.ppo.rollout import PaddedRows
@@ -29,11 +29,10 @@ NUMBER = "number_kept_back"  # the column that says which prompt an evaluation's
 Refuses = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 
 
-class WatchedEvaluation(GeneratedResponses):
+class WatchedEvaluation(CollectedRollouts):
     """The part of PPOTrainer that evaluates."""
 
     refuses: Refuses | None
-    _eval_parts: list[dict[str, float]]
     _eval_rows: list[tuple[int, Row]]
 
     def _watch_over(self, eval_dataset: Any, args: PPOConfig) -> Any:

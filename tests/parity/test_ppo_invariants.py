@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from llm_rlhf.models.roles import active_adapters, role_scores
-from llm_rlhf.ppo import trainer as trainer_module
+from llm_rlhf.ppo import collecting
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.objectives import (
     generalised_advantages,
@@ -823,19 +823,19 @@ def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, t
         trainer = make_trainer(base_folder, tmp_path, reward_folder)
         fixed_responses(trainer, responses_of(eos))
         if padded:
-            pad = trainer_module.pad_rows
+            pad = collecting.pad_rows
 
             def wider(prompts, responses, pad_token_id, device, pad=pad):
                 longest = max(len(r) for r in responses) + 3
                 rows = pad([*prompts, prompts[0]], [*responses, [eos] * longest], pad_token_id, device)
                 return PaddedRows(*(x[:-1] for x in vars(rows).values()))
 
-            trainer_module.pad_rows = wider
+            collecting.pad_rows = wider
         try:
             (batch,) = rollout(trainer)
         finally:
             if padded:
-                trainer_module.pad_rows = pad
+                collecting.pad_rows = pad
         trainer._step_sums = None
         gradients(trainer, [batch])
         trainer.finish_step()
