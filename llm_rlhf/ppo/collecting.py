@@ -52,7 +52,10 @@ class CollectedRollouts(GeneratedResponses):
 
     @torch.no_grad()
     def _rollout(self, inputs: list[dict[str, Any]]) -> list[MicroBatch]:
-        """Sample, score and turn into micro-batches that hold everything the update needs."""
+        """Sample, score and turn into micro-batches that hold everything the update needs.
+
+        `inputs` are rows of the data set, dictionaries because TRL's reward functions get their columns by name.
+        """
         training = self.model.training
         prompts = [row["prompt"] for row in inputs]
         sides = [str(row.get("objective") or OVERALL) for row in inputs]
