@@ -1,6 +1,7 @@
 """A PPO trainer on a tiny model, with its sampling replaced by responses that the test chooses."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.rollout import MicroBatch
 from llm_rlhf.ppo.trainer import PPOTrainer
 
 PROMPTS = ["a", "why not", "tell me", "x y z", "who?", "hello there", "go", "is it so"]
@@ -95,21 +97,30 @@ def responses_of(eos: int, rows: int = 8, start: int = 0) -> list[list[int]]:
     return found
 
 
-def rollout(trainer: PPOTrainer, start: int = 0, rows: int = 8) -> list[dict[str, torch.Tensor]]:
+def rollout(trainer: PPOTrainer, start: int = 0, rows: int = 8) -> list[MicroBatch]:
     """One rollout over PROMPTS[start:]; where it is a single micro-batch, its rows are in the prompts' order."""
     batches = trainer._rollout([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[start : start + rows]])
     if len(batches) > 1:
         return batches
-    order = batches[0]["rows"].argsort()
-    return [{name: x[order] if x.dim() else x for name, x in batches[0].items()}]
+    (batch,) = batches
+    order = torch.tensor(batch.rows).argsort()
+
+    def sorted_rows(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: sorted_rows(part) for name, part in x.items()}
+        return x[order] if isinstance(x, torch.Tensor) and x.dim() else x
+
+    return [replace(batch, **{name: sorted_rows(x) for name, x in vars(batch).items()} | {"rows": sorted(batch.rows)})]
 
 
-def gradients(trainer: PPOTrainer, batches: list[dict[str, torch.Tensor]]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss summed over micro-batches, and the gradient of every trainable tensor."""
+def gradients(
+    trainer: PPOTrainer, batches: list[MicroBatch], together: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss summed over micro-batches, each a step's only one or all `together`; gradients of every trainable tensor."""
     trainer.model.zero_grad(set_to_none=True)
     total = 0.0
-    for batch in batches:
-        loss = trainer._compute_loss(trainer.model, batch)
+    for step in [batches] if together else [[batch] for batch in batches]:
+        loss = trainer._compute_loss(trainer.model, step)
         loss.backward()
         total += loss.item()
     found = {}

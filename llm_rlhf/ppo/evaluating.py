@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.ppo.collecting import CollectedRollouts
 from llm_rlhf.ppo.config import PPOConfig
-from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.preview import PREVIEW, preview, preview_lines
+from llm_rlhf.ppo.rollout import PaddedRows
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, Row, Watch, by_objective
 from llm_rlhf.run_folder import write_json
 
@@ -28,11 +29,10 @@ NUMBER = "number_kept_back"  # the column that says which prompt an evaluation's
 Refuses = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 
 
-class WatchedEvaluation(GeneratedResponses):
+class WatchedEvaluation(CollectedRollouts):
     """The part of PPOTrainer that evaluates."""
 
     refuses: Refuses | None
-    _eval_parts: list[dict[str, float]]
     _eval_rows: list[tuple[int, Row]]
 
     def _watch_over(self, eval_dataset: Any, args: PPOConfig) -> Any:
@@ -55,24 +55,24 @@ class WatchedEvaluation(GeneratedResponses):
         (batch,) = self._rollout([{name: row[name] for name in row if name != NUMBER} for row in inputs])
         prompts = [_last_words(row["prompt"]) for row in inputs]
         refused = None if self.refuses is None else self.refuses(prompts, self._texts(batch))
-        heldout = batch["scores/heldout"].tolist() if "scores/heldout" in batch else None
-        columns = {name: batch[name].tolist() for name in ("raw_scores", "final_scores")}
-        lengths = batch["response_mask"].sum(1).tolist()
+        heldout = batch.source_scores[HELDOUT].tolist() if HELDOUT in batch.source_scores else None
+        scores, paid = batch.raw_scores.tolist(), batch.final_scores.tolist()
+        lengths = batch.response_mask.sum(1).tolist()
         for i, number in enumerate(numbers):
             if number is not None:
                 row = Row(
                     objective=str(inputs[i].get("objective") or OVERALL),
-                    score=columns["raw_scores"][i],
+                    score=scores[i],
                     heldout=None if heldout is None else heldout[i],
                     refused=None if refused is None else bool(refused[i]),
                     length=lengths[i],
-                    paid=columns["final_scores"][i],
+                    paid=paid[i],
                 )
                 self._eval_rows.append((number, row))
 
-    def _texts(self, batch: dict[str, Tensor]) -> list[str]:
-        mask = batch["response_mask"]
-        responses = batch["input_ids"][:, -mask.size(1) :]
+    def _texts(self, batch: PaddedRows) -> list[str]:
+        mask = batch.response_mask
+        responses = batch.input_ids[:, -mask.size(1) :]
         kept = [ids[counted].tolist() for ids, counted in zip(responses, mask, strict=True)]
         return [text.strip() for text in self._tokenizer.batch_decode(kept, skip_special_tokens=True)]
 

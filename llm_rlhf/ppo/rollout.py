@@ -1,10 +1,14 @@
 """From responses to what the update needs: micro-batches, rewards, whitened advantages, returns, and statistics.
 
-A rollout is a list of micro-batches, dictionaries of tensors. Layout: B rows, P prompt tokens, R response tokens,
-T both.
+A rollout is a list of micro-batches, of which each step adds to what is known: `PaddedRows`, then `ScoredRows`, then
+`MicroBatch`. None of them is changed once it is made.
+
+Layout: B rows, P prompt tokens, R response tokens, T both; S tokens of the longest demonstration.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +16,86 @@ from torch import Tensor
 
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedRows:
+    """Prompts and responses that go through a model together."""
+
+    input_ids: Tensor  # (B, T), left-padded prompts joined to right-padded responses
+    attention_mask: Tensor  # (B, T), 1 where a token is no padding
+    response_mask: Tensor  # (B, R), True at every sampled token, the one that stopped the response included
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The arguments of the joint call (models/roles.py), which a model takes by name."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "response_mask": self.response_mask,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredRows(PaddedRows):
+    """What the rollout's weights and its scores say of the rows, before anything is learned.
+
+    Log-probabilities and entropies are in nats, under the distribution that is sampled from (its temperature);
+    log-probabilities and values are 0 at uncounted tokens.
+    """
+
+    rows: list[int]  # B numbers: which of this process' prompts these are
+    stopped: Tensor  # (B,), True where the response ended by itself, on a stop token
+    old_logprobs: Tensor  # (B, R), of the policy
+    old_values: Tensor  # (B, R), of the state before each token, in units of the score
+    entropies: Tensor  # (B, R), of the policy's next token
+    ref_logprobs: Tensor  # (B, R), of the reference
+    raw_scores: Tensor  # (B,), all sources of scores in one, before normalisation
+    source_scores: Mapping[str, Tensor]  # (B,) each: of every source where there are several, their spread, "heldout"
+    engine_logprobs: Tensor | None = None  # (B, R), of an engine of its own that sampled; None: `generate` did
+    importance: Tensor | None = None  # (B, R), truncated policy / engine, 1 at uncounted tokens; None as above
+
+    @property
+    def kl(self) -> Tensor:
+        """Of each token's KL to the reference the estimate that is paid, nats, shape (B, R)."""
+        return objectives.kl_estimate(self.old_logprobs, self.ref_logprobs) * self.response_mask
+
+    @property
+    def sequence_kl(self) -> Tensor:
+        """The same of each response, nats, shape (B,)."""
+        return self.kl.sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """Replies to imitate beside a micro-batch, as many as it has rows."""
+
+    input_ids: Tensor  # (B, S), right-padded
+    attention_mask: Tensor  # (B, S), 1 where a token is no padding
+    mask: Tensor  # (B, S), 1 where a token is learned
+    tokens_per_mini_batch: Tensor  # one number: the rollout's learned tokens, of all processes, over its mini-batches
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MicroBatch(ScoredRows):
+    """Rows that go through the update together, with everything that it needs."""
+
+    scores: Tensor  # (B,), normalised and clipped, where the configuration asks for that
+    final_scores: Tensor  # (B,), the same less the penalty for not stopping: what the last token is paid
+    advantages: Tensor  # (B, R), whitened over the rollout of all processes, 0 at uncounted tokens
+    returns: Tensor  # (B, R), what the value function is fitted to, in units of the score
+    tokens_per_mini_batch: Tensor  # one number: the rollout's counted tokens, of all processes, over its mini-batches
+    demonstrations: Demonstrations | None = None  # None in evaluation, and without `ptx_coef`
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The demonstrations too: one call, because DDP wants one."""
+        inputs = super().model_inputs()
+        if self.demonstrations is not None:
+            inputs |= {
+                "ptx_input_ids": self.demonstrations.input_ids,
+                "ptx_attention_mask": self.demonstrations.attention_mask,
+                "ptx_mask": self.demonstrations.mask,
+            }
+        return inputs
 
 
 def micro_batch_rows(
@@ -59,7 +143,7 @@ def shuffled_steps(micro_batches: int, steps: int, seed: int) -> list[list[int]]
 
 def pad_rows(
     prompt_ids: list[list[int]], response_ids: list[list[int]], pad_token_id: int, device: torch.device
-) -> dict[str, Tensor]:
+) -> PaddedRows:
     """Left-padded prompts joined to right-padded responses, no wider than the longest of each."""
     P = max(len(ids) for ids in prompt_ids)
     rows = list(zip(prompt_ids, response_ids, strict=True))
@@ -67,11 +151,7 @@ def pad_rows(
     ids = [[pad_token_id] * (P - len(p)) + list(p) + list(r) + [pad_token_id] * (R - len(r)) for p, r in rows]
     mask = [[0] * (P - len(p)) + [1] * (len(p) + len(r)) + [0] * (R - len(r)) for p, r in rows]
     attention_mask = torch.tensor(mask, device=device)
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": attention_mask,
-        "response_mask": attention_mask[:, P:].bool(),
-    }
+    return PaddedRows(torch.tensor(ids, device=device), attention_mask, attention_mask[:, P:].bool())
 
 
 def pad_tokens(rows: list[list[float]], like_BR: Tensor) -> Tensor:
@@ -80,83 +160,112 @@ def pad_tokens(rows: list[list[float]], like_BR: Tensor) -> Tensor:
     return torch.tensor([list(row) + [0.0] * (R - len(row)) for row in rows], device=like_BR.device)
 
 
-def add_demonstrations(batches: list[dict[str, Tensor]], dataset: Any, pad_token_id: int, seed: int) -> None:
-    """Give each micro-batch as many demonstrations as it has rows, drawn by the seed: `ptx_input_ids` and both masks.
+def draw_demonstrations(
+    batches: Sequence[PaddedRows],
+    dataset: Any,
+    pad_token_id: int,
+    seed: int,
+    mini_batches: int,
+    total: objectives.Total,
+) -> list[Demonstrations]:
+    """For each micro-batch of a rollout as many demonstrations as it has rows, drawn by the seed.
 
     Args:
         dataset: rows of `input_ids` and, perhaps, `assistant_masks` (1: trained on); without it every token is.
+        total: adds a tensor over all processes.
     """
     generator = torch.Generator().manual_seed(seed)
+    drawn = []
     for batch in batches:
-        drawn = torch.randint(len(dataset), (len(batch["input_ids"]),), generator=generator)
-        rows = [dataset[i] for i in drawn.tolist()]
-        T = max(len(row["input_ids"]) for row in rows)
-        columns: dict[str, list[list[int]]] = {"ptx_input_ids": [], "ptx_attention_mask": [], "ptx_mask": []}
-        for row in rows:
-            ids, missing = list(row["input_ids"]), T - len(row["input_ids"])
-            columns["ptx_input_ids"].append(ids + [pad_token_id] * missing)
-            columns["ptx_attention_mask"].append([1] * len(ids) + [0] * missing)
-            columns["ptx_mask"].append(list(row.get("assistant_masks") or [1] * len(ids)) + [0] * missing)
-        batch |= {name: torch.tensor(values, device=batch["input_ids"].device) for name, values in columns.items()}
+        chosen = torch.randint(len(dataset), (len(batch.input_ids),), generator=generator)
+        drawn.append(_right_padded([dataset[i] for i in chosen.tolist()], pad_token_id, batch.input_ids.device))
+    tokens = total(torch.stack([mask[:, 1:].sum() for _, _, mask in drawn]).sum().float())
+    return [Demonstrations(*tensors, tokens_per_mini_batch=tokens / mini_batches) for tensors in drawn]
+
+
+def _right_padded(rows: list[dict[str, Any]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and mask of learned tokens of the rows, (B, S) each."""
+    S = max(len(row["input_ids"]) for row in rows)
+    padded, attention, learned = [], [], []
+    for row in rows:
+        ids, missing = list(row["input_ids"]), S - len(row["input_ids"])
+        padded.append(ids + [pad_token_id] * missing)
+        attention.append([1] * len(ids) + [0] * missing)
+        learned.append(list(row.get("assistant_masks") or [1] * len(ids)) + [0] * missing)
+    return (
+        torch.tensor(padded, device=device),
+        torch.tensor(attention, device=device),
+        torch.tensor(learned, device=device),
+    )
 
 
 def finish_rollout(
-    batches: list[dict[str, Tensor]], args: PPOConfig, total: objectives.Total, kl_coef: float | None = None
-) -> dict[str, float]:
-    """Rewards, whitened advantages and returns of a scored rollout, added to its micro-batches; returns statistics.
+    scored: Sequence[ScoredRows],
+    scores: Sequence[Tensor],
+    args: PPOConfig,
+    kl_coef: float,
+    total: objectives.Total,
+    demonstrations: Sequence[Demonstrations] | None = None,
+) -> list[MicroBatch]:
+    """The micro-batches of a scored rollout, with whitened advantages and with returns.
 
     Args:
-        batches: micro-batches with `response_mask`, `old_logprobs`, `ref_logprobs`, `old_values`, `entropies` (B, R),
-            `scores` and `stopped` (B,); they gain `advantages`, `returns`, `sequence_kl` and `tokens_per_mini_batch`.
-            `raw_scores` (B,), where given, are what is reported: the scores before normalisation.
+        scores: for each micro-batch the scores that are paid, normalised and clipped, (B,).
+        kl_coef: weight of the KL penalty now.
         total: adds a tensor over all processes.
-        kl_coef: weight of the KL penalty now; None: the configured one.
+        demonstrations: for each micro-batch those to imitate beside it, if any.
     """
-    kl_coef = args.kl_coef if kl_coef is None else kl_coef
-    masks = [b["response_mask"] for b in batches]
-    rewards = []
-    for batch, mask in zip(batches, masks, strict=True):
-        kl = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"]) * mask
-        batch["final_scores"] = batch["scores"] - args.missing_eos_penalty * (~batch["stopped"]).to(
-            batch["scores"].dtype
-        )
-        rewards.append(objectives.token_rewards(batch["final_scores"], kl, mask, kl_coef))
-        batch["sequence_kl"] = kl.sum(1)
+    masks = [batch.response_mask for batch in scored]
+    final_scores = [
+        paid - args.missing_eos_penalty * (~batch.stopped).to(paid.dtype)
+        for batch, paid in zip(scored, scores, strict=True)
+    ]
+    rewards = [
+        objectives.token_rewards(final, batch.kl, batch.response_mask, kl_coef)
+        for batch, final in zip(scored, final_scores, strict=True)
+    ]
     if args.whiten_rewards:
         moments = objectives.masked_moments(rewards, masks, total)
         rewards = [objectives.whiten(r, moments, m, shift_mean=False) for r, m in zip(rewards, masks, strict=True)]
-    for batch, reward, mask in zip(batches, rewards, masks, strict=True):
-        estimate = objectives.generalised_advantages(reward, batch["old_values"], mask, args.gamma, args.lam)
-        batch["advantages"], batch["returns"] = estimate.advantages, estimate.returns
-    moments = objectives.masked_moments([b["advantages"] for b in batches], masks, total)
-    for batch, mask in zip(batches, masks, strict=True):
-        batch["advantages"] = objectives.whiten(batch["advantages"], moments, mask)
-        batch["tokens_per_mini_batch"] = moments.tokens / args.num_mini_batches
-    return _statistics(batches, masks, kl_coef, total)
+    estimates = [
+        objectives.generalised_advantages(reward, batch.old_values, batch.response_mask, args.gamma, args.lam)
+        for batch, reward in zip(scored, rewards, strict=True)
+    ]
+    moments = objectives.masked_moments([e.advantages for e in estimates], masks, total)
+    return [
+        MicroBatch(
+            **vars(batch),
+            scores=scores[i],
+            final_scores=final_scores[i],
+            advantages=objectives.whiten(estimates[i].advantages, moments, masks[i]),
+            returns=estimates[i].returns,
+            tokens_per_mini_batch=moments.tokens / args.num_mini_batches,
+            demonstrations=None if demonstrations is None else demonstrations[i],
+        )
+        for i, batch in enumerate(scored)
+    ]
 
 
-def _statistics(
-    batches: list[dict[str, Tensor]], masks: list[Tensor], kl_coef: float, total: objectives.Total
-) -> dict[str, float]:
+def rollout_statistics(batches: Sequence[MicroBatch], kl_coef: float, total: objectives.Total) -> dict[str, float]:
     """Means of a rollout over all processes: per response, or over counted tokens where the name says so."""
+    masks = [batch.response_mask for batch in batches]
     columns: dict[str, list[Tensor]] = defaultdict(list)
     token_sums: dict[str, list[Tensor]] = defaultdict(list)
     for batch, mask in zip(batches, masks, strict=True):
-        columns["objective/scores"].append(batch.get("raw_scores", batch["scores"]))
-        columns["objective/kl"].append(batch["sequence_kl"])
-        k3 = objectives.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], "k3") * mask
+        columns["objective/scores"].append(batch.raw_scores)
+        columns["objective/kl"].append(batch.sequence_kl)
+        k3 = objectives.kl_estimate(batch.old_logprobs, batch.ref_logprobs, "k3") * mask
         columns["objective/kl_k3"].append(k3.sum(1))
-        columns["objective/rlhf_reward"].append(batch["final_scores"] - kl_coef * batch["sequence_kl"])
+        columns["objective/rlhf_reward"].append(batch.final_scores - kl_coef * batch.sequence_kl)
         columns["response_length"].append(mask.sum(1).float())
-        columns["eos_rate"].append(batch["stopped"].float())
-        for name, values in batch.items():
-            if name.startswith("scores/"):
-                columns[name].append(values)
-        token_sums["objective/entropy"].append((batch["entropies"] * mask).sum().float())
-        if "engine_logprobs" in batch:
-            difference = (batch["old_logprobs"] - batch["engine_logprobs"]).abs() * mask
+        columns["eos_rate"].append(batch.stopped.float())
+        for name, values in batch.source_scores.items():
+            columns[f"scores/{name}"].append(values)
+        token_sums["objective/entropy"].append((batch.entropies * mask).sum().float())
+        if batch.engine_logprobs is not None and batch.importance is not None:
+            difference = (batch.old_logprobs - batch.engine_logprobs).abs() * mask
             token_sums["sampling/logprob_difference"].append(difference.sum())
-            token_sums["sampling/importance"].append((batch["importance"] * mask).sum())
+            token_sums["sampling/importance"].append((batch.importance * mask).sum())
     rows = torch.cat(columns["objective/scores"])
     per_row = torch.stack([torch.cat(parts).sum().float() for parts in columns.values()])
     per_token = torch.stack([torch.stack(parts).sum() for parts in token_sums.values()])
@@ -171,7 +280,7 @@ def _statistics(
     metrics["objective/sqrt_kl"] = max(metrics["objective/kl"], 0.0) ** 0.5
     metrics["objective/kl_coef"] = kl_coef
     metrics["val/explained_variance"] = objectives.explained_variance(
-        [b["old_values"] for b in batches], [b["returns"] for b in batches], masks, total
+        [b.old_values for b in batches], [b.returns for b in batches], masks, total
     )
     return metrics | {"episodes": count}
 

@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ from llm_rlhf.statistics.intervals import Values
 from llm_rlhf.user_code import FUNCTION, load_function
 
 RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
+
+
+class Scores(NamedTuple):
+    """What all sources say of B responses."""
+
+    raw: Tensor  # (B,), all in one, before normalisation
+    by_source: dict[str, Tensor]  # (B,) each, where there are several; "spread": reward models' standard deviation
 
 
 class ScoreSources:
@@ -75,8 +82,8 @@ class ScoreSources:
         self.names += [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
         self.is_model += [isinstance(f, nn.Module) for f in reward_funcs]
 
-    def of_batch(self, adapter_scores: dict[str, Tensor], function_scores_BF: Tensor) -> dict[str, Tensor]:
-        """`raw_scores` of the rows, shape (B,), and `scores/NAME` of every source where there are several."""
+    def of_batch(self, adapter_scores: dict[str, Tensor], function_scores_BF: Tensor) -> Scores:
+        """One score of each row, and those it is made of."""
         columns = [adapter_scores[name].float() for name in self.adapters] + list(function_scores_BF.float().unbind(1))
         weights = torch.tensor(self.weights, device=columns[0].device)
         models = [i for i, is_model in enumerate(self.is_model) if is_model]
@@ -86,12 +93,10 @@ class ScoreSources:
         for i, is_model in enumerate(self.is_model):
             if not is_model:
                 total = total + weights[i] * columns[i]
-        found = {"raw_scores": total}
-        if len(columns) > 1:
-            found |= {f"scores/{name}": column for name, column in zip(self.names, columns, strict=True)}
+        by_source = dict(zip(self.names, columns, strict=True)) if len(columns) > 1 else {}
         if len(models) > 1:
-            found["scores/spread"] = torch.stack([columns[i] for i in models], 1).std(1, correction=0)
-        return found
+            by_source["spread"] = torch.stack([columns[i] for i in models], 1).std(1, correction=0)
+        return Scores(total, by_source)
 
 
 def combine(scores_BK: Tensor, how: str, weights_K: Tensor, spread_coef: float) -> Tensor:
@@ -227,4 +232,4 @@ def training_reward(recipe: Recipe, scores: Mapping[str, Values]) -> np.ndarray:
     args.reward_weights = args.reward_weights and args.reward_weights[: len(names)]
     sources = ScoreSources(dict.fromkeys(names), None, args)
     nothing_more = torch.zeros(len(columns[names[0]]), 0)
-    return sources.of_batch(columns, nothing_more)["raw_scores"].numpy()
+    return sources.of_batch(columns, nothing_more).raw.numpy()

@@ -3,7 +3,8 @@
 Generation (transformers, continuous batching, vLLM), prompt handling, samplers, reward functions and the distributed
 plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mathematics (objectives.py) are ours:
 
-1. `_rollout` samples a response to every prompt and cuts the rollout into the micro-batches of the update.
+1. `_rollout` samples a response to every prompt and cuts the rollout into the micro-batches of the update
+   (collecting.py, as the next two).
 2. Each micro-batch is scored once in exactly the shapes the update will use: log-probabilities and values of the
    policy, log-probabilities of the reference, scores of the response.
 3. Rewards, advantages and returns follow; advantages are whitened over the counted tokens of the whole rollout.
@@ -15,19 +16,15 @@ plumbing are TRL's RLOOTrainer. The roles (llm_rlhf/models/roles.py) and the mat
 
 Private methods of the parents that are overridden, each guarded by tests/ppo/test_trl_contract.py: `_prepare_inputs`,
 `_compute_loss`, `_get_train_sampler`; those that sample are in generation.py, those that know files in saving.py.
-Called: `_generate`, `_calculate_rewards`.
-
-Layout: B rows, P prompt tokens, R response tokens, T both, K reward models.
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DistributedType, gather_object, is_peft_model, set_seed
+from accelerate.utils import DistributedType, is_peft_model, set_seed
 from datasets import Dataset
 from peft import set_peft_model_state_dict
 from torch import Tensor
@@ -36,24 +33,14 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.architecture import hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.roles import (
-    HELDOUT,
-    POLICY,
-    active_adapters,
-    add_reward_role,
-    add_role_forward,
-    add_value_role,
-    role_scores,
-    scalar_head,
-)
+from llm_rlhf.models.roles import HELDOUT, POLICY, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation
-from llm_rlhf.ppo.guards import StepGuard, check_scores
+from llm_rlhf.ppo.guards import StepGuard
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.preparation import (
     MOVED,
-    OVERALL,
     SeededSampler,
     check_before_loading,
     check_distribution,
@@ -64,15 +51,7 @@ from llm_rlhf.ppo.preparation import (
     objectives_of,
     reference_of_the_parents,
 )
-from llm_rlhf.ppo.rollout import (
-    add_demonstrations,
-    finish_rollout,
-    micro_batch_rows,
-    pad_rows,
-    pad_tokens,
-    shuffled_steps,
-    stopped_by_itself,
-)
+from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
 from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
@@ -110,7 +89,6 @@ class PPOTrainer(WatchedEvaluation):
     _tag_names: ClassVar[list[str]] = ["trl", "ppo", "llm-rlhf"]
     _name = "PPO"
     loss_is_scaled_for_ga = True  # the loss is already divided by the whole mini-batch's counted tokens
-    samples_per_rollout = 4
 
     def __init__(
         self,
@@ -174,7 +152,7 @@ class PPOTrainer(WatchedEvaluation):
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
         self._ready_to_sample()
-        self._micro_batches: list[dict[str, Tensor]] = []
+        self._micro_batches: list[MicroBatch] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
@@ -233,24 +211,21 @@ class PPOTrainer(WatchedEvaluation):
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
-    @property
-    def rollouts_done(self) -> int:
-        """Rollouts that have been used up; the one in use is not counted."""
-        return self._step // (self.args.steps_per_generation * self.num_iterations)
-
-    # ---- the rollout -------------------------------------------------------------------------------------------
+    # ---- what each step learns from ----------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """The parent's sampler draws each pass from where the last one left its generator; a resumed run could not."""
         sampler = super()._get_train_sampler(dataset)
         return SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
-    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """The next step's micro-batch, or `parts` where it has several; a new rollout when the last one is used up.
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> list[MicroBatch]:
+        """The next step's micro-batches, one or several; a new rollout when the last one is used up.
 
         Micro-batches are formed once per rollout: log-probabilities depend on the padded width (by 1e-6 in fp32, by up
         to 0.1 in bf16), so the first ratio is exactly 1 only in the shapes that the old ones were computed in. Each
         epoch after the first goes through them in another order, which also regroups them into mini-batches.
+
+        No dictionary, as the parents' own is: they hand it to `_compute_loss` without a look inside.
         """
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or not self._micro_batches:
@@ -259,140 +234,7 @@ class PPOTrainer(WatchedEvaluation):
             self._micro_batches = self._rollout(generation_batch)
         elif self._step % steps == 0:
             self._steps = shuffled_steps(len(self._micro_batches), steps, self.args.seed + self._step)
-        together = [self._micro_batches[i] for i in self._steps[self._step % steps]]
-        return together[0] if len(together) == 1 else {"parts": together}
-
-    @torch.no_grad()
-    def _rollout(self, inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Sample, score and turn into micro-batches that hold everything the update needs."""
-        training = self.model.training
-        prompts = [row["prompt"] for row in inputs]
-        sides = [str(row.get("objective") or OVERALL) for row in inputs]
-        self._sampled = None
-        with active_adapters(self.base_model(), [POLICY]):
-            prompt_ids, response_ids, responses = self._generate(prompts)
-        function_scores = self._function_scores(inputs, prompts, responses, response_ids)
-        if training:
-            steps = micro_batch_rows(
-                [len(ids) for ids in prompt_ids],
-                [len(ids) for ids in response_ids],
-                self.args.num_mini_batches,
-                self.args.gradient_accumulation_steps,
-                self.args.micro_batch_tokens,
-            )
-            rows_of = [rows for step in steps for rows in step]
-            numbers = iter(range(len(rows_of)))
-            self._steps = [[next(numbers) for _ in step] for step in steps]
-        else:
-            rows_of = [list(range(len(prompts)))]
-        batches = []
-        for rows in rows_of:
-            batch = pad_rows(
-                [prompt_ids[i] for i in rows],
-                [response_ids[i] for i in rows],
-                self._tokenizer.pad_token_id,
-                self.accelerator.device,
-            )
-            batches.append(batch | self._score(batch, function_scores[rows], rows) | {"rows": torch.tensor(rows)})
-        order = [i for rows in rows_of for i in rows]
-        prompts, responses = [prompts[i] for i in order], [responses[i] for i in order]
-        scores = torch.cat([b["raw_scores"] for b in batches])
-        check_scores(scores, prompts, responses)
-        if training:
-            self.score_moments.update(scores, [sides[i] for i in order], self._total)
-        for batch, rows in zip(batches, rows_of, strict=True):
-            batch["scores"] = self._normalised(batch["raw_scores"], [sides[i] for i in rows])
-        metrics = finish_rollout(batches, self.args, self._total, self.kl_controller.value)
-        self._record(prompts, responses, scores, torch.cat([b["sequence_kl"] for b in batches]))
-        if training:
-            self._after_rollout(batches, metrics)
-        else:
-            self._eval_parts.append(metrics)
-        return batches
-
-    def _after_rollout(self, batches: list[dict[str, Tensor]], metrics: dict[str, float]) -> None:
-        """Log, steer the KL's coefficient, stop where the KL is beyond its limit, mix in demonstrations."""
-        episodes = int(metrics.pop("episodes"))
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-        kl = metrics["objective/kl"]
-        if self.rollouts_done >= self.args.value_warmup_rollouts:  # before, the policy stands still
-            self.kl_controller.update(kl, episodes)
-        if self.args.kl_limit is not None and kl > self.args.kl_limit:
-            self.guard.rest_is_skipped = self.control.should_training_stop = True
-            self.accelerator.print(
-                f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
-                f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
-            )
-        if self.args.ptx_coef:
-            seed = (self.args.seed * 1_000_003 + self.rollouts_done) * 1_009 + self.accelerator.process_index
-            add_demonstrations(batches, self.ptx_dataset, self._tokenizer.pad_token_id, seed)
-            tokens = self._total(torch.stack([b["ptx_mask"][:, 1:].sum() for b in batches]).sum().float())
-            for batch in batches:
-                batch["ptx_tokens_per_mini_batch"] = tokens / self.args.num_mini_batches
-
-    def _score(self, batch: dict[str, Tensor], function_scores_BF: Tensor, rows: list[int]) -> dict[str, Tensor]:
-        """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")}
-        scored: dict[str, Tensor] = {}
-        with self.accelerator.autocast():
-            if self._sampled is not None and self._sampled.values is not None:
-                mask = batch["response_mask"]
-                seen = self._sampled
-                for name, numbers in (
-                    ("old_logprobs", seen.logprobs),
-                    ("old_values", seen.values),
-                    ("entropies", seen.entropies),
-                ):
-                    assert numbers is not None
-                    scored[name] = pad_tokens([numbers[i] for i in rows], mask)
-            else:
-                policy = self.model(**inputs)
-                scored = {
-                    "old_logprobs": policy["logprobs"],
-                    "old_values": policy["value_estimates"],
-                    "entropies": policy["entropies"],
-                }
-            if is_peft_model(self.model):
-                with active_adapters(self.base_model(), self.reference_adapters):
-                    reference = self.model(**inputs, with_value=False, with_entropy=False)
-            else:
-                reference = (self.ref_model or self.model)(**inputs, with_value=False, with_entropy=False)
-            adapter_scores = {
-                name: role_scores(self.model, name, batch["input_ids"], batch["attention_mask"])
-                for name in [
-                    *self.scores.adapters,
-                    *([HELDOUT] if self.has_heldout and not self.model.training else []),
-                ]
-            }
-        scored["ref_logprobs"] = reference["logprobs"]
-        scored["stopped"] = stopped_by_itself(batch["input_ids"], batch["response_mask"], self.eos_token_ids)
-        if HELDOUT in adapter_scores:
-            scored["scores/heldout"] = adapter_scores.pop(HELDOUT)
-        scored |= self.scores.of_batch(adapter_scores, function_scores_BF)
-        if self._sampled is not None and self._sampled.values is None:  # another engine's kernels sampled
-            mask = batch["response_mask"]
-            scored["engine_logprobs"] = pad_tokens([self._sampled.logprobs[i] for i in rows], mask)
-            scored["importance"] = objectives.importance_weights(
-                scored["old_logprobs"], scored["engine_logprobs"], mask, self.args.importance_cap
-            )
-        return scored
-
-    def _function_scores(self, inputs: list[Any], prompts: list[Any], responses: list[Any], ids: list[Any]) -> Tensor:
-        """Unweighted scores of `reward_funcs` for this process's rows, shape (rows, functions)."""
-        if not self.reward_funcs:
-            return torch.zeros(len(prompts), 0, device=self.accelerator.device)
-        gathered: Tensor = self._calculate_rewards(inputs, prompts, responses, ids)
-        start = self.accelerator.process_index * len(prompts)
-        return gathered[start : start + len(prompts)]
-
-    def _normalised(self, scores_B: Tensor, sides_B: list[str]) -> Tensor:
-        """Scores as PPO pays them; before the first rollout, where they have no scale yet, as they are."""
-        if self.args.score_normalization != "none":
-            if not self.score_moments.known:
-                return scores_B
-            scores_B = self.score_moments.normalised(scores_B, sides_B, self.args.score_normalization)
-        return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
+        return [self._micro_batches[i] for i in self._steps[self._step % steps]]
 
     # ---- the update --------------------------------------------------------------------------------------------
 
@@ -404,51 +246,48 @@ class PPOTrainer(WatchedEvaluation):
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The loss of a step's micro-batch; of several, the last one's, with the others' gradients already taken."""
-        *others, last = inputs.get("parts", [inputs])
+    def _compute_loss(self, model: Any, inputs: list[MicroBatch]) -> Tensor:
+        """The loss of a step's micro-batches: of the last one, with the others' gradients already taken."""
+        *others, last = inputs
         known = torch.zeros((), device=self.accelerator.device)
-        for part in others:
+        for batch in others:
             with self.accelerator.no_sync(model):
-                loss = self._micro_batch_loss(model, part)
+                loss = self._micro_batch_loss(model, batch)
                 self.accelerator.backward(loss)
             known += loss.detach()
         return self._micro_batch_loss(model, last) + known
 
-    def _micro_batch_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
-        mask = inputs["response_mask"]
+        mask, demonstrations = batch.response_mask, batch.demonstrations
         warming_up = self.rollouts_done < self.args.value_warmup_rollouts
-        extra: dict[str, Any] = {"with_entropy": False, "detach_value": warming_up}
-        if "ptx_input_ids" in inputs:
-            extra |= {name: inputs[name] for name in ("ptx_input_ids", "ptx_attention_mask", "ptx_mask")}
-        now = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], response_mask=mask, **extra)
+        now = model(**batch.model_inputs(), with_entropy=False, detach_value=warming_up)
         policy, ratio = objectives.policy_loss(
-            now["logprobs"], inputs["old_logprobs"], inputs["advantages"], self.args.cliprange, inputs.get("importance")
+            now["logprobs"], batch.old_logprobs, batch.advantages, self.args.cliprange, batch.importance
         )
         value = objectives.value_loss(
-            now["value_estimates"], inputs["old_values"], inputs["returns"], self.args.cliprange_value
+            now["value_estimates"], batch.old_values, batch.returns, self.args.cliprange_value
         )
         # DDP averages gradients over processes, so each process' share is scaled back up to a sum.
-        share = self.accelerator.num_processes / inputs["tokens_per_mini_batch"]
+        share = self.accelerator.num_processes / batch.tokens_per_mini_batch
         policy_sum, value_sum = (policy.loss * mask).sum(), (value.loss * mask).sum()
         loss = (policy_sum * (0.0 if warming_up else 1.0) + self.args.vf_coef * value_sum) * share
-        if "ptx_logprobs" in now:
-            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / inputs["ptx_tokens_per_mini_batch"]
+        if demonstrations is not None:
+            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / demonstrations.tokens_per_mini_batch
             loss = loss + (0.0 if warming_up else self.args.ptx_coef) * ptx
         check_loss(loss.detach(), "ppo", self.state.global_step)
         with torch.no_grad():
             numbers = {
                 "loss/policy": policy.loss,
                 "loss/value": value.loss,
-                "policy/approxkl": objectives.approx_kl(now["logprobs"], inputs["old_logprobs"]),
+                "policy/approxkl": objectives.approx_kl(now["logprobs"], batch.old_logprobs),
                 "policy/clipfrac": policy.clipped,
                 "policy/ratio": ratio,
                 "val/clipfrac": value.clipped,
                 "tokens": mask,
             }
             sums = torch.stack([(x * mask).sum().float() for x in numbers.values()]) * share
-            if "ptx_logprobs" in now:
+            if demonstrations is not None:
                 numbers["loss/ptx"] = ptx
                 sums = torch.cat([sums, ptx.detach().float().reshape(1)])
             self._step_sums = sums if self._step_sums is None else self._step_sums + sums
@@ -472,28 +311,6 @@ class PPOTrainer(WatchedEvaluation):
         for name, mean in {**means, "policy/skipped": float(skipped)}.items():
             self._metrics["train"][name].append(mean)
         return skipped
-
-    def _total(self, x: Tensor) -> Tensor:
-        return self.accelerator.reduce(x, reduction="sum")
-
-    # ---- records and files -------------------------------------------------------------------------------------
-
-    def _record(self, prompts: list[Any], responses: list[Any], scores: Tensor, kls: Tensor) -> None:
-        """Sampled rollouts for the parent's completion table and for `samples_file`."""
-        rows = gather_object(list(zip(prompts, responses, scores.tolist(), kls.tolist(), strict=True)))
-        for prompt, response, score, _ in rows:
-            self._logs["prompt"].append(prompt)
-            self._logs["completion"].append(response)
-            self._logs["rewards"]["score"].append(score)
-            self._logs["advantages"].append(score)
-        if self.samples_file is None or not self.accelerator.is_main_process:
-            return
-        split = "train" if self.model.training else "eval"
-        step = self.state.global_step + (split == "train")  # a rollout belongs to the steps that learn from it
-        with self.samples_file.open("a", encoding="utf-8") as file:
-            for prompt, response, score, kl in rows[: self.samples_per_rollout]:
-                row = {"step": step, "split": split, "prompt": prompt, "response": response}
-                file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
 
 
 class _GuardCallback(TrainerCallback):

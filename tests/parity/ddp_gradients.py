@@ -43,7 +43,7 @@ def measure(base: Path, reward: Path, scratch: Path, value: str) -> dict[str, An
     for i, batch in enumerate(batches):
         # As the Trainer does: DDP averages gradients over processes at the last micro-batch of an optimizer step.
         with trainer.accelerator.no_sync(model) if i < len(batches) - 1 and world > 1 else torch.enable_grad():
-            part = trainer._compute_loss(model, batch)
+            part = trainer._compute_loss(model, [batch])
             part.backward()
         loss += part.detach()
     trainer.finish_step()

@@ -27,6 +27,7 @@ from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_confi
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
 from llm_rlhf.models.roles import VALUE, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.ppo.rollout import MicroBatch
 from llm_rlhf.ppo.trainer import PPOTrainer
 from llm_rlhf.recipe.sections import LoraSection, ModelSection, Recipe
 from llm_rlhf.reward.adapters import AdapterPlan
@@ -141,9 +142,9 @@ def trainer_of(family: Family, folder: Path, **options: Any) -> PPOTrainer:
     return make_trainer(family.base, folder, family.reward, lora=lora, **options)
 
 
-def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def rows_of(batch: MicroBatch) -> list[torch.Tensor]:
     """Every row without its padding, shape (1, its own length)."""
-    return [ids[mask.bool()][None] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    return [ids[mask.bool()][None] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
 
 
 everything = pytest.mark.parametrize("family", [*FAMILIES, *POLICIES_ONLY], indirect=True, scope="module")
@@ -163,7 +164,7 @@ def test_joint_call_and_sampling_read_rows_as_the_plain_model_reads_each_alone(f
     trainer = trainer_of(family, tmp_path, temperature=0.7)
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     (batch,) = rollout(trainer)
-    assert (batch["attention_mask"][:, 0] == 0).sum() >= 4  # rows of different length
+    assert (batch.attention_mask[:, 0] == 0).sum() >= 4  # rows of different length
     plain = AutoModelForCausalLM.from_pretrained(family.base, dtype=torch.float32).eval()
     trainer.save_roles(tmp_path / "roles")
     policy = PeftModel.from_pretrained(
@@ -171,12 +172,12 @@ def test_joint_call_and_sampling_read_rows_as_the_plain_model_reads_each_alone(f
     ).eval()
     for which, model in (("old_logprobs", policy), ("ref_logprobs", plain)):
         for row, ids in enumerate(rows_of(batch)):
-            counted = batch["response_mask"][row]
+            counted = batch.response_mask[row]
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[0].float() / 0.7
             expected = logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[-int(counted.sum()) :]
-            torch.testing.assert_close(batch[which][row][counted], expected, rtol=0, atol=CLOSE)
-    assert (batch["old_logprobs"] - batch["ref_logprobs"]).abs().max() > 0.1  # the policy is another than the base
+            torch.testing.assert_close(getattr(batch, which)[row][counted], expected, rtol=0, atol=CLOSE)
+    assert (batch.old_logprobs - batch.ref_logprobs).abs().max() > 0.1  # the policy is another than the base
     ids = rows_of(batch)[0]
     with torch.no_grad(), active_adapters(trainer.model, []):
         assert torch.equal(trainer.model.eval()(input_ids=ids).logits, plain(input_ids=ids).logits)
@@ -271,8 +272,8 @@ def train_on_one_rollout(trainer: PPOTrainer, steps: int) -> None:
     trainer.train()
     assert trainer.state.global_step == steps
     ((batch,),) = rollouts
-    assert torch.equal(batch["old_logprobs"], batch["ref_logprobs"])  # no KL before the first update
-    assert batch["old_logprobs"].abs().max() > 0
+    assert torch.equal(batch.old_logprobs, batch.ref_logprobs)  # no KL before the first update
+    assert batch.old_logprobs.abs().max() > 0
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
@@ -389,7 +390,7 @@ def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenize
     )  # two adapters' A and B, 7 layers, 2 blocks
     assert all(gradient.abs().sum() > 0 for gradient in found.values())
     expected = alone_scores(base, tmp_path / "joint", [ids[0].tolist() for ids in rows_of(batches[0])])
-    assert batches[0]["scores"].tolist() == pytest.approx(expected, abs=CLOSE)
+    assert batches[0].scores.tolist() == pytest.approx(expected, abs=CLOSE)
 
 
 # ---- logits that are scaled or capped, and padding that is read ----------------------------------------------------

@@ -164,9 +164,9 @@ def test_a_model_with_an_adapter_goes_on_from_it_and_refers_to_it(base_folder, r
     trainer = make_trainer(base_folder, tmp_path, reward_folder, model=model, lora=False, perturb=False)
     fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id))
     (batch,) = rollout(trainer)
-    assert batch["sequence_kl"].abs().max() == 0
+    assert batch.sequence_kl.abs().max() == 0
     trainer.train()
-    assert rollout(trainer)[0]["sequence_kl"].abs().max() > 0
+    assert rollout(trainer)[0].sequence_kl.abs().max() > 0
     trainer.model.eval()
     with torch.no_grad():
         with active_adapters(trainer.model, ["ref"]):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from llm_rlhf.models.roles import active_adapters, role_scores
-from llm_rlhf.ppo import trainer as trainer_module
+from llm_rlhf.ppo import collecting
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.objectives import (
     generalised_advantages,
@@ -27,7 +28,7 @@ from llm_rlhf.ppo.objectives import (
     policy_loss,
     value_loss,
 )
-from llm_rlhf.ppo.rollout import stopped_by_itself
+from llm_rlhf.ppo.rollout import MicroBatch, PaddedRows, stopped_by_itself
 from llm_rlhf.ppo.sampling import Sampled
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.ppo.trainer import PPOTrainer
@@ -88,8 +89,8 @@ def test_invariant_02_kl_to_the_reference_is_zero_before_the_first_update(
     trainer = make_trainer(base_folder, tmp_path, reward_folder, perturb=False)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    assert torch.equal(batch["old_logprobs"], batch["ref_logprobs"])
-    assert batch["sequence_kl"].tolist() == [0.0] * 8
+    assert torch.equal(batch.old_logprobs, batch.ref_logprobs)
+    assert batch.sequence_kl.tolist() == [0.0] * 8
 
 
 def test_invariant_02_with_adapters_off_the_logits_are_the_bases(base_folder, reward_folder, tmp_path) -> None:
@@ -113,16 +114,16 @@ def test_invariant_03_log_probabilities_are_fp32_log_softmax_over_temperature(
     (batch,) = rollout(trainer)
     for which, adapters in (("old_logprobs", ["default"]), ("ref_logprobs", [])):
         for row in range(8):
-            counted = batch["attention_mask"][row].bool()
-            ids = batch["input_ids"][row][counted]
+            counted = batch.attention_mask[row].bool()
+            ids = batch.input_ids[row][counted]
             with torch.no_grad(), active_adapters(trainer.model, adapters):
                 logits = trainer.model(input_ids=ids[None]).logits[0].float() / temperature
-            n = int(batch["response_mask"][row].sum())
+            n = int(batch.response_mask[row].sum())
             expected = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)[-n:]
-            found = batch[which][row][batch["response_mask"][row]]
+            found = getattr(batch, which)[row][batch.response_mask[row]]
             # One row alone against a padded batch: 1e-5 is the fp32 noise of another width.
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        assert batch[which][~batch["response_mask"]].abs().sum() == 0
+        assert getattr(batch, which)[~batch.response_mask].abs().sum() == 0
 
 
 def test_invariant_03_biased_sampling_is_warned_of(tmp_path) -> None:
@@ -155,21 +156,20 @@ def test_invariant_04_attention_dropout_kept_as_a_number_is_off_too(base_folder,
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, attention_dropout=0.5)
     trainer = make_trainer(base_folder, tmp_path, reward_folder, model=model)
     fixed_responses(trainer, responses_of(eos))
-    assert torch.equal(rollout(trainer)[0]["old_logprobs"], rollout(trainer)[0]["old_logprobs"])
+    assert torch.equal(rollout(trainer)[0].old_logprobs, rollout(trainer)[0].old_logprobs)
 
 
 def test_invariant_05_eos_is_a_counted_token_and_stopping_is_trained(base_folder, reward_folder, tmp_path, eos) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    R = batch["response_mask"].size(1)
-    is_eos = (batch["input_ids"][:, -R:] == eos) & batch["response_mask"]
+    R = batch.response_mask.size(1)
+    is_eos = (batch.input_ids[:, -R:] == eos) & batch.response_mask
     assert is_eos.sum() == 4
-    assert torch.equal(is_eos, last_counted(batch["response_mask"]) & batch["stopped"][:, None])
-    assert (batch["advantages"][is_eos] != 0).all()
+    assert torch.equal(is_eos, last_counted(batch.response_mask) & batch.stopped[:, None])
+    assert (batch.advantages[is_eos] != 0).all()
     # Only the EOS tokens in the loss: the policy must still get a gradient.
-    batch["response_mask"] = is_eos
-    _, found = gradients(trainer, [batch])
+    _, found = gradients(trainer, [replace(batch, response_mask=is_eos)])
     assert all(g.abs().sum() > 0 for name, g in found.items() if ".default." in name)
 
 
@@ -205,18 +205,18 @@ def test_invariant_06_learned_positions_do_not_see_left_padding(tmp_path, tokeni
     )
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     (batch,) = rollout(trainer)
-    padding = (batch["attention_mask"] == 0).sum(1)
+    padding = (batch.attention_mask == 0).sum(1)
     assert padding.max() > 5  # prompts of different length: some rows are padded on the left
     for row in range(8):
-        counted = batch["attention_mask"][row].bool()
-        n = int(batch["response_mask"][row].sum())
+        counted = batch.attention_mask[row].bool()
+        n = int(batch.response_mask[row].sum())
         with torch.no_grad():
             alone = trainer.model(
-                input_ids=batch["input_ids"][row][counted][None],
+                input_ids=batch.input_ids[row][counted][None],
                 attention_mask=torch.ones(1, int(counted.sum()), dtype=torch.long),
                 response_mask=torch.ones(1, n, dtype=torch.bool),
             )
-        found = batch["old_logprobs"][row][batch["response_mask"][row]]
+        found = batch.old_logprobs[row][batch.response_mask[row]]
         torch.testing.assert_close(found, alone["logprobs"][0], rtol=0, atol=1e-5)  # fp32 noise of another width
 
 
@@ -258,7 +258,7 @@ def test_invariant_07_reward_reads_exactly_prompt_and_response(base_folder, rewa
         with torch.no_grad():
             expected = alone(input_ids=torch.tensor([ids + response])).logits[0, 0]
         # The same weights read as two classes of model, one row against a padded batch: fp32 noise.
-        assert batch["scores"][row].item() == pytest.approx(expected.item(), abs=1e-5)
+        assert batch.scores[row].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(
@@ -269,8 +269,8 @@ def test_invariant_07_the_score_lands_on_the_last_counted_token_itself(
     zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    last = last_counted(batch["response_mask"])
-    torch.testing.assert_close(batch["returns"], last * batch["scores"][:, None], rtol=0, atol=0)
+    last = last_counted(batch.response_mask)
+    torch.testing.assert_close(batch.returns, last * batch.scores[:, None], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stop", ["eos", "second stop token"])
@@ -286,8 +286,8 @@ def test_invariant_08_missing_eos_is_punished_for_no_stop_token(
     ending = eos if stop == "eos" else 77
     fixed_responses(trainer, [[20, 30, ending] if row < 4 else [20, 30, 40] for row in range(8)])
     (batch,) = rollout(trainer)
-    assert batch["stopped"].tolist() == [True] * 4 + [False] * 4
-    penalty = batch["scores"] - batch["returns"][:, 0]
+    assert batch.stopped.tolist() == [True] * 4 + [False] * 4
+    penalty = batch.scores - batch.returns[:, 0]
     torch.testing.assert_close(penalty, torch.tensor([0.0] * 4 + [5.0] * 4), rtol=0, atol=1e-6)  # fp32 subtraction
 
 
@@ -303,10 +303,10 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
     # lambda 0 and values 0: the return of a token is its own reward.
-    kl = batch["old_logprobs"] - batch["ref_logprobs"]
-    expected = -0.3 * kl * batch["response_mask"] + batch["scores"][:, None] * last_counted(batch["response_mask"])
-    assert kl[batch["response_mask"]].abs().min() > 0
-    torch.testing.assert_close(batch["returns"], expected, rtol=0, atol=1e-6)  # fp32, another order of operations
+    kl = batch.old_logprobs - batch.ref_logprobs
+    expected = -0.3 * kl * batch.response_mask + batch.scores[:, None] * last_counted(batch.response_mask)
+    assert kl[batch.response_mask].abs().min() > 0
+    torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-6)  # fp32, another order of operations
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_every_trainable_tensor_gets_its_gradient(
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]:
+def _separate_gradients(trainer: PPOTrainer, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
     """An independent reference: PEFT's own set_adapter, full logits, one backward for each loss, no checkpointing."""
     from llm_rlhf.models.roles import position_ids
 
@@ -350,9 +350,9 @@ def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]
 
     model.zero_grad(set_to_none=True)
     for batch in batches:
-        ids, mask, response = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
+        ids, mask, response = batch.input_ids, batch.attention_mask, batch.response_mask
         R = response.size(1)
-        tokens = batch["tokens_per_mini_batch"]
+        tokens = batch.tokens_per_mini_batch
 
         def states(ids=ids, mask=mask, R=R) -> torch.Tensor:
             hidden = base.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).last_hidden_state
@@ -360,16 +360,16 @@ def _separate_gradients(trainer: PPOTrainer, batches) -> dict[str, torch.Tensor]
 
         model.set_adapter("default")
         logprobs = base.lm_head(states()).float().log_softmax(-1).gather(2, ids[:, -R:, None]).squeeze(2)
-        ratio = (logprobs - batch["old_logprobs"]).exp()
-        worse = torch.max(-batch["advantages"] * ratio, -batch["advantages"] * ratio.clamp(0.8, 1.2))
+        ratio = (logprobs - batch.old_logprobs).exp()
+        worse = torch.max(-batch.advantages * ratio, -batch.advantages * ratio.clamp(0.8, 1.2))
         (worse[response].sum() / tokens).backward()
         add()
         if args.value == "adapter":
             model.set_adapter("value")
         value = base.value_head(states()).squeeze(2)
-        old = batch["old_values"]
+        old = batch.old_values
         near = torch.max(torch.min(value, old + 0.2), old - 0.2)
-        errors = torch.max((value - batch["returns"]) ** 2, (near - batch["returns"]) ** 2)
+        errors = torch.max((value - batch.returns) ** 2, (near - batch.returns) ** 2)
         (args.vf_coef * 0.5 * errors[response].sum() / tokens).backward()
         add()
     return found
@@ -401,16 +401,15 @@ def test_invariant_12_gradient_does_not_depend_on_the_token_budget(base_folder, 
     for budget in (None, 60, 1):
         trainer = make_trainer(base_folder, tmp_path, reward_folder, micro_batch_tokens=budget, num_ppo_epochs=1)
         fixed_responses(trainer, responses_of(eos))
-        inputs = trainer._prepare_inputs([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
-        parts = inputs.get("parts", [inputs])
-        sizes = [part["input_ids"].numel() for part in parts]
-        rows = [len(part["rows"]) for part in parts]
+        parts = trainer._prepare_inputs([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
+        sizes = [part.input_ids.numel() for part in parts]
+        rows = [len(part.rows) for part in parts]
         assert sum(rows) == 8
         if budget == 60:
             assert 1 < len(parts) < 8
             assert all(size <= 60 or count == 1 for size, count in zip(sizes, rows, strict=True))
         assert budget != 1 or rows == [1] * 8
-        found.append(gradients(trainer, [inputs]))
+        found.append(gradients(trainer, parts, together=True))
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-6)
         for name, expected in found[0][1].items():
@@ -427,8 +426,7 @@ def test_invariant_14_with_a_token_budget_every_row_is_used_once_an_epoch(base_f
     compute = trainer._compute_loss
 
     def note(model, inputs):
-        parts = inputs.get("parts", [inputs])
-        steps.append([row for part in parts for row in part["rows"].tolist()])
+        steps.append([row for part in inputs for row in part.rows])
         return compute(model, inputs)
 
     trainer._compute_loss = note
@@ -540,15 +538,15 @@ def test_invariant_10_a_rollouts_kl_steers_the_next_one(base_folder, reward_fold
     zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    kl = batch["sequence_kl"].mean().item()
-    assert batch["returns"][0, 0].item() == pytest.approx(
-        -0.3 * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
+    kl = batch.sequence_kl.mean().item()
+    assert batch.returns[0, 0].item() == pytest.approx(
+        -0.3 * batch.sequence_kl[0].item() + batch.scores[0].item(), abs=1e-6
     )  # the first response is one token long and stopped; this rollout still pays the first coefficient
     expected = 0.3 * (1 + min(max(kl / 0.5 - 1, -0.2), 0.2) * 8 / 80)
     assert trainer.kl_controller.value == pytest.approx(expected, rel=1e-6)  # an fp32 mean
     (batch,) = rollout(trainer)
-    assert batch["returns"][0, 0].item() == pytest.approx(
-        -expected * batch["sequence_kl"][0].item() + batch["scores"][0].item(), abs=1e-6
+    assert batch.returns[0, 0].item() == pytest.approx(
+        -expected * batch.sequence_kl[0].item() + batch.scores[0].item(), abs=1e-6
     )
 
 
@@ -567,23 +565,23 @@ def test_invariant_11_running_scale_and_clip(base_folder, reward_folder, tmp_pat
     assert trainer._normalised(far, ["overall"] * 2).tolist() == [5.0, 7.0]  # no scale yet, by which a limit would be
     fixed_responses(trainer, responses_of(eos))
     (first,) = rollout(trainer)
-    raw = first["raw_scores"]
+    raw = first.raw_scores
     expected = ((raw - raw.mean()) / raw.std()).clamp(-1, 1)
     assert (expected.abs() == 1).any()
     assert (expected.abs() < 1).any()
-    torch.testing.assert_close(first["scores"], expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
+    torch.testing.assert_close(first.scores, expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
     fixed_responses(trainer, responses_of(eos, start=3))
     (second,) = rollout(trainer)
-    both = torch.cat([raw, second["raw_scores"]])
-    expected = ((second["raw_scores"] - both.mean()) / both.std()).clamp(-1, 1)
-    torch.testing.assert_close(second["scores"], expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
+    both = torch.cat([raw, second.raw_scores])
+    expected = ((second.raw_scores - both.mean()) / both.std()).clamp(-1, 1)
+    torch.testing.assert_close(second.scores, expected, rtol=1e-5, atol=1e-6)  # double against fp32 moments
 
 
 def test_invariant_11_scale_keeps_the_mean(base_folder, reward_folder, tmp_path, eos) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, score_normalization="scale")
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    torch.testing.assert_close(batch["scores"], batch["raw_scores"] / batch["raw_scores"].std(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(batch.scores, batch.raw_scores / batch.raw_scores.std(), rtol=1e-5, atol=1e-6)
 
 
 def test_invariant_11_scores_are_centred_on_reference_samples(base_folder, reward_folder, tmp_path, eos) -> None:
@@ -595,7 +593,7 @@ def test_invariant_11_scores_are_centred_on_reference_samples(base_folder, rewar
         trainer = make_trainer(base_folder, tmp_path, folder, value="adapter", perturb=False)
         fixed_responses(trainer, responses_of(eos))
         (batch,) = rollout(trainer)
-        raw.append(batch["raw_scores"])
+        raw.append(batch.raw_scores)
         base = trainer.base_model()  # the value function starts from the same head, its shift included
         assert all(
             torch.equal(a, b)
@@ -613,19 +611,19 @@ def test_invariant_12_advantages_are_white_over_the_whole_rollout(base_folder, r
     fixed_responses(trainer, responses_of(eos))
     batches = rollout(trainer)
     assert len(batches) == 4
-    counted = torch.cat([b["advantages"][b["response_mask"]] for b in batches])
+    counted = torch.cat([b.advantages[b.response_mask] for b in batches])
     assert counted.mean().item() == pytest.approx(0, abs=1e-6)  # fp32 mean
     assert counted.var().item() == pytest.approx(1, abs=1e-5)  # fp32; 1e-8 is added to it before the root
-    own = [b["advantages"][b["response_mask"]].mean().abs().item() for b in batches]
+    own = [b.advantages[b.response_mask].mean().abs().item() for b in batches]
     assert min(own) > 1e-3  # not each micro-batch by itself
-    tokens = sum(int(b["response_mask"].sum()) for b in batches)
-    assert all(b["tokens_per_mini_batch"].item() == tokens / 2 for b in batches)
+    tokens = sum(int(b.response_mask.sum()) for b in batches)
+    assert all(b.tokens_per_mini_batch.item() == tokens / 2 for b in batches)
     for batch in batches:  # the value after the end is zero: the last delta is score - value alone
-        last = last_counted(batch["response_mask"])
-        final = batch["scores"] - (~batch["stopped"]) * 1.0
-        kl = batch["old_logprobs"] - batch["ref_logprobs"]
+        last = last_counted(batch.response_mask)
+        final = batch.scores - (~batch.stopped) * 1.0
+        kl = batch.old_logprobs - batch.ref_logprobs
         # The same sum in another order, in fp32.
-        torch.testing.assert_close(batch["returns"][last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
+        torch.testing.assert_close(batch.returns[last], final - 0.05 * kl[last], rtol=0, atol=1e-6)
 
 
 def test_invariant_12_advantages_by_hand() -> None:
@@ -710,7 +708,7 @@ def test_invariant_14_mini_batches_are_reshuffled_and_steps_are_epochs_times_min
     compute = trainer._compute_loss
 
     def note(model, inputs):
-        used.append(tuple(inputs["rows"].tolist()))
+        used.append(tuple(row for part in inputs for row in part.rows))
         return compute(model, inputs)
 
     trainer._compute_loss = note
@@ -767,7 +765,7 @@ def test_invariant_15_training_stops_before_it_learns_from_a_rollout_beyond_the_
     trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_limit=1e-6)
     fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id))
     before = trainable(trainer)
-    kl = rollout(trainer)[0]["sequence_kl"].mean().item()
+    kl = rollout(trainer)[0].sequence_kl.mean().item()
     assert kl > 1e-6  # the perturbed policy is away from its reference
     trainer.control.should_training_stop = trainer.guard.rest_is_skipped = False
     trainer.train()
@@ -791,29 +789,29 @@ def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are
     trainer = make_trainer(base_folder, tmp_path, reward_folder, importance_cap=1.2)
     fixed_responses(trainer, responses_of(eos))
     (plain,) = rollout(trainer)
-    assert "importance" not in plain
+    assert plain.importance is None
     loss, _ = gradients(trainer, [plain])
     shift_B = torch.tensor([0.3, 0.1] * 4)  # not the same everywhere: whitened advantages add up to 0
     generate = trainer._generate
 
     def generate_elsewhere(prompts):
         answer = generate(prompts)
-        rows = (plain["old_logprobs"] - shift_B[:, None]).tolist()
+        rows = (plain.old_logprobs - shift_B[:, None]).tolist()
         trainer._sampled = Sampled([row[: len(r)] for row, r in zip(rows, answer[1], strict=True)])
         return answer
 
     trainer._generate = generate_elsewhere
     (batch,) = rollout(trainer)
-    mask = batch["response_mask"]
+    mask = batch.response_mask
     expected = shift_B.exp().clamp(max=1.2)[:, None].expand(mask.shape)  # exp(.3) is 1.35, exp(.1) 1.11
-    torch.testing.assert_close(batch["importance"][mask], expected[mask], rtol=1e-5, atol=0)  # fp32 differences
+    torch.testing.assert_close(batch.importance[mask], expected[mask], rtol=1e-5, atol=0)  # fp32 differences
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     assert logged["sampling/importance"] == pytest.approx(expected[mask].mean().item(), rel=1e-5)
     assert logged["sampling/logprob_difference"] == pytest.approx(
         shift_B[:, None].expand(mask.shape)[mask].mean().item(), rel=1e-4
     )
     # The first ratio is 1: a token's policy loss is minus its advantage, times its weight; the value's loss has none.
-    more = -(plain["advantages"] * (expected - 1) * mask).sum() / plain["tokens_per_mini_batch"]
+    more = -(plain.advantages * (expected - 1) * mask).sum() / plain.tokens_per_mini_batch
     weighted, _ = gradients(trainer, [batch])
     assert abs(more.item()) > 1e-3
     assert weighted - loss == pytest.approx(more.item(), abs=1e-5)  # fp32 difference of losses
@@ -825,23 +823,23 @@ def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, t
         trainer = make_trainer(base_folder, tmp_path, reward_folder)
         fixed_responses(trainer, responses_of(eos))
         if padded:
-            pad = trainer_module.pad_rows
+            pad = collecting.pad_rows
 
             def wider(prompts, responses, pad_token_id, device, pad=pad):
                 longest = max(len(r) for r in responses) + 3
                 rows = pad([*prompts, prompts[0]], [*responses, [eos] * longest], pad_token_id, device)
-                return {name: x[:-1] for name, x in rows.items()}
+                return PaddedRows(*(x[:-1] for x in vars(rows).values()))
 
-            trainer_module.pad_rows = wider
+            collecting.pad_rows = wider
         try:
             (batch,) = rollout(trainer)
         finally:
             if padded:
-                trainer_module.pad_rows = pad
+                collecting.pad_rows = pad
         trainer._step_sums = None
         gradients(trainer, [batch])
         trainer.finish_step()
-        found.append((batch["input_ids"].size(1), {n: v[-1] for n, v in trainer._metrics["train"].items()}))
+        found.append((batch.input_ids.size(1), {n: v[-1] for n, v in trainer._metrics["train"].items()}))
     (narrow, one), (wide, other) = found
     assert wide == narrow + 3
     for name, value in one.items():
@@ -858,12 +856,12 @@ def test_invariant_18_policy_and_value_survive_save_and_load(base_folder, reward
     trainer.save_roles(tmp_path / "saved")
     other = make_trainer(base_folder, tmp_path, reward_folder, value=value, perturb=False)
     fixed_responses(other, responses_of(eos))
-    assert not torch.equal(rollout(other)[0]["old_values"], expected["old_values"])
+    assert not torch.equal(rollout(other)[0].old_values, expected.old_values)
     still_trainable = {n for n, p in other.model.named_parameters() if p.requires_grad}
     other.load_roles(tmp_path / "saved")
     (found,) = rollout(other)
     for name in ("old_logprobs", "old_values", "ref_logprobs", "raw_scores"):
-        assert torch.equal(found[name], expected[name]), name
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert {n for n, p in other.model.named_parameters() if p.requires_grad} == still_trainable
 
 

@@ -56,7 +56,7 @@ def test_several_reward_adapters_and_a_function(base_folder, reward_folder, seco
     responses = responses_of(eos)
     fixed_responses(trainer, responses)
     (batch,) = rollout(trainer)
-    one, two = (role_scores(trainer.model, n, batch["input_ids"], batch["attention_mask"]) for n in ("one", "two"))
+    one, two = (role_scores(trainer.model, n, batch.input_ids, batch.attention_mask) for n in ("one", "two"))
     assert not torch.allclose(one, two)
     own = torch.tensor([0.0 if len(r) == 2 else 0.1 * len(r) for r in responses])  # None adds nothing
     expected = {
@@ -64,7 +64,7 @@ def test_several_reward_adapters_and_a_function(base_folder, reward_folder, seco
         "minimum": torch.minimum(one, two) + own,
         "mean_minus_spread": (one + two) / 2 - (one - two).abs() / 2 + own,
     }[how]
-    torch.testing.assert_close(batch["raw_scores"], expected, rtol=0, atol=1e-5)  # fp32 sums of order 1
+    torch.testing.assert_close(batch.raw_scores, expected, rtol=0, atol=1e-5)  # fp32 sums of order 1
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items() if name.startswith("scores/")}
     assert logged["scores/one"] == pytest.approx(one.mean().item(), abs=1e-5)  # fp32 means
     assert logged["scores/length"] == pytest.approx(own.mean().item(), abs=1e-5)
@@ -89,7 +89,7 @@ def test_a_reward_model_of_another_family_reads_its_own_template(base_folder, tm
     fixed_responses(trainer, responses)
     (batch,) = rollout(trainer)
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    for prompt, text, score in zip(PROMPTS, texts, batch["raw_scores"].tolist(), strict=True):
+    for prompt, text, score in zip(PROMPTS, texts, batch.raw_scores.tolist(), strict=True):
         ids = other(f"u: {prompt} / a: {text} / ", return_tensors="pt", add_special_tokens=False).input_ids
         with torch.no_grad():
             assert score == pytest.approx(judge(input_ids=ids).logits.item(), abs=1e-5)  # fp32 noise of another width
@@ -225,7 +225,7 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
     expected, tokens = 0.0, 0
     for batch in batches:
         for ids, attention, mask in zip(
-            batch["ptx_input_ids"], batch["ptx_attention_mask"], batch["ptx_mask"], strict=True
+            batch.demonstrations.input_ids, batch.demonstrations.attention_mask, batch.demonstrations.mask, strict=True
         ):
             ids, mask = ids[attention.bool()], mask[attention.bool()]
             assert mask.tolist() == [0, 0, 1, 1][: len(ids)]
@@ -233,7 +233,7 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
                 logprobs = mixed.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)
             expected -= (logprobs[:-1].gather(1, ids[1:, None]).squeeze(1) * mask[1:]).sum().item()
             tokens += int(mask[1:].sum())
-    assert sum(len(b["ptx_input_ids"]) for b in batches) == 8
+    assert sum(len(b.demonstrations.input_ids) for b in batches) == 8
     assert with_ptx - loss == pytest.approx(0.7 * expected / tokens, abs=1e-5)  # fp32 difference of losses
     assert all(g.abs().sum() > 0 for n, g in gradient.items() if ".default." in n)
 
@@ -254,15 +254,15 @@ def test_invariant_03_the_rollouts_own_numbers_equal_the_rescored_ones(base_fold
         torch.manual_seed(11)
         batches.append(rollout(trainer)[0])
     rescored, own = batches
-    assert torch.equal(rescored["input_ids"], own["input_ids"])
-    lengths = own["response_mask"].sum(1)
+    assert torch.equal(rescored.input_ids, own.input_ids)
+    lengths = own.response_mask.sum(1)
     assert lengths.min() < lengths.max()  # some stopped early
     for name in ("old_logprobs", "old_values"):
         # Cached decoding against one forward, both fp32: noise of another order of sums.
-        torch.testing.assert_close(own[name], rescored[name], rtol=0, atol=2e-5, msg=name)
-    mask = own["response_mask"]
-    torch.testing.assert_close(own["entropies"] * mask, rescored["entropies"] * mask, rtol=0, atol=2e-5)  # as above
-    assert "importance" not in own
+        torch.testing.assert_close(getattr(own, name), getattr(rescored, name), rtol=0, atol=2e-5, msg=name)
+    mask = own.response_mask
+    torch.testing.assert_close(own.entropies * mask, rescored.entropies * mask, rtol=0, atol=2e-5)  # as above
+    assert own.importance is None
 
 
 def test_old_logprobs_of_the_rollout_need_generate_and_a_shared_value(base_folder, reward_folder, tmp_path) -> None:
@@ -301,11 +301,11 @@ def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_pro
     assert trainer.model.training
     assert {n: p.dtype for n, p in trainer.model.named_parameters()} == types
     (batch,) = trainer._micro_batches
-    mask = batch["response_mask"]
+    mask = batch.response_mask
     assert mask.sum() >= 8
     # Another kernel, the same weights and numbers in fp32.
-    torch.testing.assert_close(batch["engine_logprobs"][mask], batch["old_logprobs"][mask], rtol=0, atol=1e-4)
-    torch.testing.assert_close(batch["importance"], torch.ones_like(batch["importance"]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch.engine_logprobs[mask], batch.old_logprobs[mask], rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch.importance, torch.ones_like(batch.importance), rtol=0, atol=1e-4)
 
 
 # ---- without LoRA --------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_full_fine_tuning_keeps_a_copy_as_reference(base_folder, tmp_path, token
     trainer = make_trainer(base_folder, tmp_path, None, model=model, lora=False, reward_funcs=[score], perturb=False)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    torch.testing.assert_close(batch["old_logprobs"], batch["ref_logprobs"], rtol=0, atol=0)
+    torch.testing.assert_close(batch.old_logprobs, batch.ref_logprobs, rtol=0, atol=0)
     reference = {n: p.clone() for n, p in trainer.ref_model.named_parameters()}
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
     trainer.train()

@@ -5,6 +5,7 @@ Every option under test has another value than its neighbours, so that one taken
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, respo
 from transformers import AutoModelForCausalLM
 
 from llm_rlhf.models import roles
+from llm_rlhf.ppo.rollout import MicroBatch
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.trainer import PPOTrainer
 
@@ -41,15 +43,15 @@ def test_invariant_03_near_temperature_zero_the_likeliest_tokens_are_sampled(bas
     trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[length], temperature=1e-3)
     assert trainer._draws
     (batch,) = rollout(trainer)
-    mask = batch["response_mask"]
+    mask = batch.response_mask
     R = mask.size(1)
     with torch.no_grad():
         logits = trainer.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-            position_ids=roles.position_ids(batch["attention_mask"]),
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+            position_ids=roles.position_ids(batch.attention_mask),
         ).logits  # fmt: skip
     likeliest = logits[:, -R - 1 : -1].argmax(-1)
-    assert torch.equal(likeliest[mask], batch["input_ids"][:, -R:][mask])
+    assert torch.equal(likeliest[mask], batch.input_ids[:, -R:][mask])
 
 
 @pytest.mark.parametrize("tiled", [True, False])
@@ -63,7 +65,7 @@ def test_invariant_03_a_copied_reference_is_read_at_the_sampling_temperature(
     )
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    assert torch.equal(batch["ref_logprobs"], batch["old_logprobs"])  # a policy that has not moved from its copy
+    assert torch.equal(batch.ref_logprobs, batch.old_logprobs)  # a policy that has not moved from its copy
 
 
 # ---- the objective -------------------------------------------------------------------------------------------------
@@ -79,12 +81,12 @@ def test_invariant_09_the_logged_rlhf_reward_is_what_a_response_is_paid(
     zero_values(trainer)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    kl = (batch["old_logprobs"] - batch["ref_logprobs"])[batch["response_mask"]].sum().item() / 8
+    kl = (batch.old_logprobs - batch.ref_logprobs)[batch.response_mask].sum().item() / 8
     assert abs(kl) > 0.01
-    expected = batch["raw_scores"].mean().item() - 2.0 * 4 / 8 - 0.3 * kl  # four of eight do not stop
+    expected = batch.raw_scores.mean().item() - 2.0 * 4 / 8 - 0.3 * kl  # four of eight do not stop
     found = logged(trainer)["objective/rlhf_reward"]
     assert found == pytest.approx(expected, abs=1e-5)  # fp32 sums of numbers of order 1 in another order
-    assert found == pytest.approx(batch["returns"][:, 0].mean().item(), abs=1e-5)
+    assert found == pytest.approx(batch.returns[:, 0].mean().item(), abs=1e-5)
 
 
 def test_invariant_11_evaluation_does_not_feed_the_score_moments(base_folder, reward_folder, tmp_path, eos) -> None:
@@ -109,13 +111,13 @@ def test_invariant_13_policy_and_value_are_each_clipped_by_their_own_range(
     trainer = make_trainer(base_folder, tmp_path, reward_folder, cliprange=cliprange, cliprange_value=cliprange_value)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    mask = batch["response_mask"]
-    batch["old_logprobs"] = batch["old_logprobs"] - 0.2
+    mask = batch.response_mask
+    batch = replace(batch, old_logprobs=batch.old_logprobs - 0.2)
     trainer.base_model().value_head.bias.data.add_(0.2)
     trainer._step_sums = None
     gradients(trainer, [batch])
     trainer.finish_step()
-    found, A, V, R = logged(trainer), *(batch[n][mask] for n in ("advantages", "old_values", "returns"))
+    found, A, V, R = logged(trainer), *(getattr(batch, n)[mask] for n in ("advantages", "old_values", "returns"))
     policy = torch.maximum(-A * math.exp(0.2), -A * min(math.exp(0.2), 1 + cliprange)).mean().item()
     value = torch.maximum((V + 0.2 - R) ** 2, (V + min(0.2, cliprange_value) - R) ** 2).mean().item() / 2
     assert found["loss/policy"] == pytest.approx(policy, abs=1e-5)  # fp32 sums of numbers of order 1
@@ -136,10 +138,10 @@ def test_every_number_logged_of_a_rollout_is_what_its_name_says(base_folder, rew
     assert len(batches) == 4
 
     def of_tokens(name: str) -> list[torch.Tensor]:
-        return [row[m].double() for b in batches for row, m in zip(b[name], b["response_mask"], strict=True)]
+        return [row[m].double() for b in batches for row, m in zip(getattr(b, name), b.response_mask, strict=True)]
 
     def of_rows(name: str) -> torch.Tensor:
-        return torch.cat([b[name] for b in batches]).double()
+        return torch.cat([getattr(b, name) for b in batches]).double()
 
     logs = [old - ref for old, ref in zip(of_tokens("old_logprobs"), of_tokens("ref_logprobs"), strict=True)]
     tokens, scores = sum(map(len, logs)), of_rows("raw_scores")
@@ -158,7 +160,7 @@ def test_every_number_logged_of_a_rollout_is_what_its_name_says(base_folder, rew
         "objective/rlhf_reward": (scores - penalty - 0.3 * kl).mean(),
         "response_length": tokens / 8,
         "eos_rate": 0.5,
-        "scores/reward": of_rows("scores/reward").mean(),
+        "scores/reward": torch.cat([b.source_scores["reward"] for b in batches]).mean(),
         "scores/length": tokens / 8,
         "val/explained_variance": 1 - (returns - values).var() / returns.var(),
     }
@@ -178,15 +180,17 @@ def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, rew
     fixed_responses(trainer, responses_of(eos))
     batches = rollout(trainer)
     known: dict[str, list[torch.Tensor]] = {}
+    changed: list[MicroBatch] = []
     generator = torch.Generator().manual_seed(0)
     for batch in batches:
-        mask = batch["response_mask"]
+        mask = batch.response_mask
         moves = torch.randn(2, *mask.shape, generator=generator) * 0.3
-        batch["old_logprobs"], batch["old_values"] = batch["old_logprobs"] - moves[0], batch["old_values"] - moves[1]
+        batch = replace(batch, old_logprobs=batch.old_logprobs - moves[0], old_values=batch.old_values - moves[1])
+        changed.append(batch)
         names = ("advantages", "old_values", "returns")
-        for name, x in zip(("log_ratio", "moved", *names), (*moves, *(batch[n] for n in names)), strict=True):
+        for name, x in zip(("log_ratio", "moved", *names), (*moves, *(getattr(batch, n) for n in names)), strict=True):
             known.setdefault(name, []).append(x[mask].double())
-    gradients(trainer, batches)
+    gradients(trainer, changed)
     trainer.finish_step()
     log_ratio, moved, A, V, R = (torch.cat(parts) for parts in known.values())
     ratio = log_ratio.exp()
@@ -248,10 +252,9 @@ def test_invariant_15_the_guard_is_given_means_over_the_steps_own_tokens(
     skips = trainer.guard.skips
     trainer.guard.skips = lambda ratio, kl: (seen.append((ratio, kl)), skips(ratio, kl))[1]
     batches = rollout(trainer)
-    assert [int(batch["response_mask"].sum()) for batch in batches] == [4, 24]
+    assert [int(batch.response_mask.sum()) for batch in batches] == [4, 24]
     for batch in batches:
-        batch["old_logprobs"] = batch["old_logprobs"] - 0.2
-        gradients(trainer, [batch])
+        gradients(trainer, [replace(batch, old_logprobs=batch.old_logprobs - 0.2)])
         trainer.finish_step()
     # fp32: log-probabilities of order 5 are rounded to 5e-7, a squared .2 of them to 2e-7.
     assert [ratio for ratio, _ in seen] == pytest.approx([math.exp(0.2)] * 2, abs=1e-5)
@@ -263,9 +266,9 @@ def test_invariant_15_the_kl_limit_is_in_nats_per_response(base_folder, reward_f
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     fixed_responses(trainer, responses_of(eos))
     (batch,) = rollout(trainer)
-    per_response = batch["sequence_kl"].mean().item()
+    per_response = batch.sequence_kl.mean().item()
     assert per_response > 0
-    assert batch["response_mask"].sum() > 2 * 8  # a token's share is less than half of it
+    assert batch.response_mask.sum() > 2 * 8  # a token's share is less than half of it
     trainer.args.kl_limit = per_response * (0.5 if over else 1.5)
     rollout(trainer)
     assert (trainer.guard.rest_is_skipped, trainer.control.should_training_stop) == (over, over)
@@ -274,15 +277,14 @@ def test_invariant_15_the_kl_limit_is_in_nats_per_response(base_folder, reward_f
 # ---- what is learned from ------------------------------------------------------------------------------------------
 
 
-def train_and_note(trainer: PPOTrainer, *names: str) -> list[dict[str, list[Any]]]:
-    """Train; of each rollout the prompts' words, and the named tensors of its micro-batches."""
-    seen: list[dict[str, list[Any]]] = []
+def train_and_note(trainer: PPOTrainer) -> list[tuple[list[str], list[MicroBatch]]]:
+    """Train; of each rollout the prompts' words, and its micro-batches."""
+    seen: list[tuple[list[str], list[MicroBatch]]] = []
     make = trainer._rollout
 
     def make_and_note(inputs):
         batches = make(inputs)
-        words = [row["prompt"][0]["content"] for row in inputs]
-        seen.append({"words": words, **{name: [b[name].tolist() for b in batches] for name in names}})
+        seen.append(([row["prompt"][0]["content"] for row in inputs], batches))
         return batches
 
     trainer._rollout = make_and_note
@@ -300,7 +302,7 @@ def test_demonstrations_are_drawn_anew_for_each_rollout(base_folder, reward_fold
             base_folder, tmp_path, reward_folder, ptx_coef=0.5, ptx_dataset=DEMONSTRATIONS, total_episodes=24,
             num_ppo_epochs=1, seed=seed,
         )  # fmt: skip
-        found.append([one["ptx_input_ids"] for one in train_and_note(trainer, "ptx_input_ids")])
+        found.append([[b.demonstrations.input_ids.tolist() for b in bs] for _, bs in train_and_note(trainer)])
     first, again, other = found
     assert first == again
     drawn = [tuple(sorted(row[0] for row in batches[0])) for batches in (*first, *other)]
@@ -313,7 +315,7 @@ def test_demonstrations_are_drawn_anew_for_each_micro_batch(base_folder, reward_
         num_mini_batches=4,
     )  # fmt: skip
     fixed_responses(trainer, responses_of(eos))
-    drawn = [tuple(batch["ptx_input_ids"][:, 0].tolist()) for batch in rollout(trainer)]
+    drawn = [tuple(batch.demonstrations.input_ids[:, 0].tolist()) for batch in rollout(trainer)]
     assert len(drawn) == 4
     assert len(set(drawn)) > 1  # two of forty, four times
 
@@ -332,7 +334,7 @@ def test_demonstrations_are_not_learned_in_the_value_warm_up(base_folder, reward
 
 def test_invariant_14_each_pass_takes_the_prompts_in_an_order_of_its_own(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, total_episodes=24, num_ppo_epochs=1)
-    orders = [one["words"] for one in train_and_note(trainer)]
+    orders = [words for words, _ in train_and_note(trainer)]
     assert [sorted(order) for order in orders] == [sorted(PROMPTS)] * 3
     assert len({tuple(order) for order in orders}) == 3
 
@@ -372,12 +374,12 @@ def test_invariant_11_each_score_feeds_the_moments_of_its_own_objective(base_fol
     batches = trainer._rollout(
         [{"prompt": [{"role": "user", "content": p}], "objective": o} for p, (o, _) in zip(PROMPTS, asked, strict=True)]
     )
-    assert [i for batch in batches for i in batch["rows"].tolist()] != list(range(8))
+    assert [i for batch in batches for i in batch.rows] != list(range(8))
     means = {name: moments["mean"] for name, moments in trainer.score_moments.state_dict().items()}
     assert means == {"helpful": 5.5, "harmless": 1.5}
     assert logged(trainer)["objective/scores"] == 3.5  # as the function gave them
     for batch in batches:  # each objective's scores are half a point off its mean
-        assert batch["scores"].abs().tolist() == pytest.approx([0.75**0.5] * len(batch["rows"]), abs=1e-6)
+        assert batch.scores.abs().tolist() == pytest.approx([0.75**0.5] * len(batch.rows), abs=1e-6)
 
 
 def test_invariant_08_evaluation_knows_the_score_and_what_is_paid_of_it(base_folder, tmp_path, eos) -> None:

@@ -97,7 +97,7 @@ def test_the_reference_of_a_given_adapter_on_nf4_is_that_very_adapter(wide_base,
     trainer = make_trainer(wide_base, tmp_path, None, model=model, reward_funcs=[score], lora=False, perturb=False)
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     (batch,) = rollout(trainer)
-    assert torch.equal(batch["old_logprobs"], batch["ref_logprobs"])
+    assert torch.equal(batch.old_logprobs, batch.ref_logprobs)
     kept = dict(trainer.model.named_parameters())
     assert all(torch.equal(kept[name], weight) for name, weight in given.items())
 

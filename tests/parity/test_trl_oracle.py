@@ -29,7 +29,7 @@ from torch import Tensor
 
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
-from llm_rlhf.ppo.rollout import finish_rollout
+from llm_rlhf.ppo.rollout import MicroBatch, ScoredRows, finish_rollout
 
 RECORD = json.loads(Path(__file__).with_name("oracle_trl_1_12.json").read_text())
 SETTINGS = RECORD["settings"]
@@ -55,12 +55,18 @@ def assert_same(found: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCE, msg=lambda text: f"{what}: {text}")
 
 
-def finished(inputs: dict[str, Tensor], case: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+def finished(inputs: dict[str, Tensor], case: dict[str, Any], folder: Path) -> MicroBatch:
     """The recorded rollout after `finish_rollout`, as the trainer would hold it."""
     options = {name: case[name] for name in ("kl_estimator", "gamma", "lam", "whiten_rewards")}
     args = PPOConfig(output_dir=str(folder), bf16=False, use_cpu=True, num_mini_batches=1, **SETTINGS, **options)
-    batch = inputs | {"entropies": torch.zeros_like(inputs["old_logprobs"])}
-    finish_rollout([batch], args, lambda x: x)
+    mask = inputs["response_mask"]
+    scored = ScoredRows(
+        input_ids=mask.long(), attention_mask=mask.long(), response_mask=mask, rows=list(range(len(mask))),  # no text
+        old_logprobs=inputs["old_logprobs"], ref_logprobs=inputs["ref_logprobs"], old_values=inputs["old_values"],
+        entropies=torch.zeros_like(inputs["old_logprobs"]), stopped=inputs["stopped"], raw_scores=inputs["scores"],
+        source_scores={},
+    )  # fmt: skip
+    (batch,) = finish_rollout([scored], [inputs["scores"]], args, args.kl_coef, lambda x: x)
     return batch
 
 
@@ -86,10 +92,10 @@ def test_full_length_responses_give_trls_numbers(case: dict[str, Any], tmp_path:
     inputs, expected = tensors(RECORD["inputs"]["full"]), tensors(case)
     assert inputs["response_mask"].all()
     batch = finished(inputs, case, tmp_path)
-    assert_same(batch["advantages"], expected["advantages"], "advantages")
-    assert_same(batch["returns"], expected["returns"], "returns")
-    check_policy_loss(inputs, batch["advantages"], expected)
-    check_value_loss(inputs, batch["returns"], inputs["response_mask"], expected)
+    assert_same(batch.advantages, expected["advantages"], "advantages")
+    assert_same(batch.returns, expected["returns"], "returns")
+    check_policy_loss(inputs, batch.advantages, expected)
+    check_value_loss(inputs, batch.returns, inputs["response_mask"], expected)
 
 
 @cases("full", whiten_rewards=False)
@@ -122,7 +128,7 @@ def test_early_eos_gives_trls_numbers_once_aligned(case: dict[str, Any], tmp_pat
     check_policy_loss(inputs, advantages, expected)
     check_value_loss(inputs, estimate.returns, one_more, expected)
     if case["gamma"] * case["lam"] < 1 and case["kl_estimator"] == "k1":
-        ours = finished(inputs, case, tmp_path)["advantages"]
+        ours = finished(inputs, case, tmp_path).advantages
         assert (ours - advantages).abs().max() > 1e-2  # the difference is there
 
 
@@ -131,5 +137,5 @@ def test_early_eos_without_discount_needs_no_alignment(case: dict[str, Any], tmp
     inputs, expected = tensors(RECORD["inputs"]["early_eos"]), tensors(case)
     batch = finished(inputs, case, tmp_path)
     mask = inputs["response_mask"]
-    assert_same(batch["advantages"], expected["advantages"], "advantages")
-    assert_same(batch["returns"] * mask, expected["returns"] * mask, "returns")
+    assert_same(batch.advantages, expected["advantages"], "advantages")
+    assert_same(batch.returns * mask, expected["returns"] * mask, "returns")

@@ -91,11 +91,11 @@ def test_its_log_probabilities_become_importance_weights(server, base_folder, re
     (batch,) = rollout(trainer)
     for row, logprobs in enumerate(kept):
         n = len(logprobs)
-        torch.testing.assert_close(batch["engine_logprobs"][row, :n], torch.tensor(logprobs))
-        assert not batch["response_mask"][row, n:].any()
-    expected = importance_weights(batch["old_logprobs"], batch["engine_logprobs"], batch["response_mask"], 1.02)
-    assert torch.equal(batch["importance"], expected)
-    counted = batch["importance"][batch["response_mask"]]
+        torch.testing.assert_close(batch.engine_logprobs[row, :n], torch.tensor(logprobs))
+        assert not batch.response_mask[row, n:].any()
+    expected = importance_weights(batch.old_logprobs, batch.engine_logprobs, batch.response_mask, 1.02)
+    assert torch.equal(batch.importance, expected)
+    counted = batch.importance[batch.response_mask]
     assert counted.max() == pytest.approx(1.02)  # the noise made some ratios larger
     assert counted.min() < 1
 

@@ -33,8 +33,8 @@ def test_a_function_that_stands_before_a_model_keeps_its_weight(tmp_path, how, w
     assert args.reward_weights == weights
     sources.bind([brevity, nn.Linear(1, 1)], ["brevity", "model"])
     found = sources.of_batch({"helpful": torch.tensor([1.0, 2.0])}, torch.tensor([[10.0, 100.0], [20.0, 200.0]]))
-    assert found["raw_scores"].tolist() == expected
-    assert found["scores/helpful"].tolist() == [1, 2]
-    assert found["scores/brevity"].tolist() == [10, 20]
-    assert found["scores/model"].tolist() == [100, 200]
-    assert found["scores/spread"].tolist() == [49.5, 99]  # of the two models alone
+    assert found.raw.tolist() == expected
+    assert found.by_source["helpful"].tolist() == [1, 2]
+    assert found.by_source["brevity"].tolist() == [10, 20]
+    assert found.by_source["model"].tolist() == [100, 200]
+    assert found.by_source["spread"].tolist() == [49.5, 99]  # of the two models alone

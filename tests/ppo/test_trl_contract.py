@@ -64,6 +64,17 @@ def test_the_parent_calls_what_is_overridden() -> None:
     assert "sum(valid) / len(valid)" in log  # our per-token means rely on this plain average
 
 
+def test_the_parents_hand_on_what_is_prepared_without_a_look_inside() -> None:
+    """It is a list of records here, a dictionary of tensors there."""
+    plain = super(RLOOTrainer, RLOOTrainer)
+    _, prepare, after = inspect.getsource(plain.training_step).partition("inputs = self._prepare_inputs(inputs)\n")
+    assert prepare
+    lines = [line.strip() for line in after.splitlines() if "inputs" in line and "sagemaker" not in line]
+    lines.remove("loss_mb = smp_forward_backward(model, inputs, self.args.gradient_accumulation_steps)")  # SageMaker's
+    assert lines == ["loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)", "del inputs"]
+    assert "return self._compute_loss(model, inputs)\n" in inspect.getsource(RLOOTrainer.compute_loss)
+
+
 def test_the_parent_counts_micro_steps_in_step() -> None:
     assert "self._step += 1" in inspect.getsource(RLOOTrainer.training_step)
 

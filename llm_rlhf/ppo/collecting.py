@@ -1,0 +1,204 @@
+"""Making a rollout: responses are sampled, scored in the update's own shapes, recorded, and turned into micro-batches.
+
+Private methods of RLOOTrainer that are called, guarded by tests/ppo/test_trl_contract.py: `_generate`,
+`_calculate_rewards`.
+
+Layout: B rows, F reward functions and models of their own.
+"""
+
+import json
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from torch import Tensor
+
+from llm_rlhf.models.roles import HELDOUT, POLICY, active_adapters, role_scores
+from llm_rlhf.ppo import objectives
+from llm_rlhf.ppo.generation import GeneratedResponses
+from llm_rlhf.ppo.guards import StepGuard, check_scores
+from llm_rlhf.ppo.preparation import OVERALL
+from llm_rlhf.ppo.rollout import (
+    Demonstrations,
+    MicroBatch,
+    PaddedRows,
+    ScoredRows,
+    draw_demonstrations,
+    finish_rollout,
+    micro_batch_rows,
+    pad_rows,
+    pad_tokens,
+    rollout_statistics,
+    stopped_by_itself,
+)
+from llm_rlhf.ppo.scores import ScoreSources
+
+
+class CollectedRollouts(GeneratedResponses):
+    """The part of PPOTrainer that makes rollouts, for the update and for evaluation."""
+
+    samples_per_rollout = 4
+    scores: ScoreSources
+    guard: StepGuard
+    has_heldout: bool
+    reference_adapters: list[str]
+    _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
+    _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
+
+    @property
+    def rollouts_done(self) -> int:
+        """Rollouts that have been used up; the one in use is not counted."""
+        return self._step // (self.args.steps_per_generation * self.num_iterations)
+
+    @torch.no_grad()
+    def _rollout(self, inputs: list[dict[str, Any]]) -> list[MicroBatch]:
+        """Sample, score and turn into micro-batches that hold everything the update needs.
+
+        `inputs` are rows of the data set, dictionaries because TRL's reward functions get their columns by name.
+        """
+        training = self.model.training
+        prompts = [row["prompt"] for row in inputs]
+        sides = [str(row.get("objective") or OVERALL) for row in inputs]
+        self._sampled = None
+        with active_adapters(self.base_model(), [POLICY]):
+            prompt_ids, response_ids, responses = self._generate(prompts)
+        function_scores = self._function_scores(inputs, prompts, responses, response_ids)
+        if training:
+            steps = micro_batch_rows(
+                [len(ids) for ids in prompt_ids],
+                [len(ids) for ids in response_ids],
+                self.args.num_mini_batches,
+                self.args.gradient_accumulation_steps,
+                self.args.micro_batch_tokens,
+            )
+            rows_of = [rows for step in steps for rows in step]
+            numbers = iter(range(len(rows_of)))
+            self._steps = [[next(numbers) for _ in step] for step in steps]
+        else:
+            rows_of = [list(range(len(prompts)))]
+        scored = []
+        for rows in rows_of:
+            padded = pad_rows(
+                [prompt_ids[i] for i in rows],
+                [response_ids[i] for i in rows],
+                self._tokenizer.pad_token_id,
+                self.accelerator.device,
+            )
+            scored.append(self._score(padded, function_scores[rows], rows))
+        order = [i for rows in rows_of for i in rows]
+        prompts, responses = [prompts[i] for i in order], [responses[i] for i in order]
+        scores = torch.cat([b.raw_scores for b in scored])
+        check_scores(scores, prompts, responses)
+        if training:
+            self.score_moments.update(scores, [sides[i] for i in order], self._total)
+        paid = [self._normalised(batch.raw_scores, [sides[i] for i in batch.rows]) for batch in scored]
+        kl_coef = self.kl_controller.value
+        demonstrations = self._demonstrations(scored) if training else None
+        batches = finish_rollout(scored, paid, self.args, kl_coef, self._total, demonstrations)
+        metrics = rollout_statistics(batches, kl_coef, self._total)
+        self._record(prompts, responses, scores, torch.cat([b.sequence_kl for b in batches]))
+        if training:
+            self._after_rollout(metrics)
+        else:
+            self._eval_parts.append(metrics)
+        return batches
+
+    def _demonstrations(self, batches: list[ScoredRows]) -> list[Demonstrations] | None:
+        """What is to be imitated beside each micro-batch, another draw for each rollout and process."""
+        if not self.args.ptx_coef:
+            return None
+        seed = (self.args.seed * 1_000_003 + self.rollouts_done) * 1_009 + self.accelerator.process_index
+        return draw_demonstrations(
+            batches, self.ptx_dataset, self._tokenizer.pad_token_id, seed, self.args.num_mini_batches, self._total
+        )
+
+    def _after_rollout(self, metrics: dict[str, float]) -> None:
+        """Log, steer the KL's coefficient, stop where the KL is beyond its limit."""
+        episodes = int(metrics.pop("episodes"))
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        kl = metrics["objective/kl"]
+        if self.rollouts_done >= self.args.value_warmup_rollouts:  # before, the policy stands still
+            self.kl_controller.update(kl, episodes)
+        if self.args.kl_limit is not None and kl > self.args.kl_limit:
+            self.guard.rest_is_skipped = self.control.should_training_stop = True
+            self.accelerator.print(
+                f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
+                f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
+            )
+
+    def _score(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
+        """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""
+        inputs, mask, sampled = padded.model_inputs(), padded.response_mask, self._sampled
+        with self.accelerator.autocast():
+            if sampled is not None and sampled.values is not None:
+                assert sampled.entropies is not None
+                seen = (sampled.logprobs, sampled.entropies, sampled.values)
+                old_logprobs, entropies, old_values = (pad_tokens([row_of[i] for i in rows], mask) for row_of in seen)
+            else:
+                policy = self.model(**inputs)
+                old_logprobs, entropies, old_values = policy["logprobs"], policy["entropies"], policy["value_estimates"]
+            if is_peft_model(self.model):
+                with active_adapters(self.base_model(), self.reference_adapters):
+                    reference = self.model(**inputs, with_value=False, with_entropy=False)
+            else:
+                reference = (self.ref_model or self.model)(**inputs, with_value=False, with_entropy=False)
+            judges = [*self.scores.adapters, *([HELDOUT] if self.has_heldout and not self.model.training else [])]
+            adapter_scores = {
+                name: role_scores(self.model, name, padded.input_ids, padded.attention_mask) for name in judges
+            }
+        heldout = {HELDOUT: adapter_scores.pop(HELDOUT)} if HELDOUT in adapter_scores else {}
+        scores = self.scores.of_batch(adapter_scores, function_scores_BF)
+        engine_logprobs = importance = None
+        if sampled is not None and sampled.values is None:  # another engine's kernels sampled
+            engine_logprobs = pad_tokens([sampled.logprobs[i] for i in rows], mask)
+            importance = objectives.importance_weights(old_logprobs, engine_logprobs, mask, self.args.importance_cap)
+        return ScoredRows(
+            **vars(padded),
+            rows=rows,
+            stopped=stopped_by_itself(padded.input_ids, mask, self.eos_token_ids),
+            old_logprobs=old_logprobs,
+            old_values=old_values,
+            entropies=entropies,
+            ref_logprobs=reference["logprobs"],
+            raw_scores=scores.raw,
+            source_scores=heldout | scores.by_source,
+            engine_logprobs=engine_logprobs,
+            importance=importance,
+        )
+
+    def _function_scores(self, inputs: list[Any], prompts: list[Any], responses: list[Any], ids: list[Any]) -> Tensor:
+        """Unweighted scores of `reward_funcs` for this process's rows, shape (rows, functions)."""
+        if not self.reward_funcs:
+            return torch.zeros(len(prompts), 0, device=self.accelerator.device)
+        gathered: Tensor = self._calculate_rewards(inputs, prompts, responses, ids)
+        start = self.accelerator.process_index * len(prompts)
+        return gathered[start : start + len(prompts)]
+
+    def _normalised(self, scores_B: Tensor, sides_B: list[str]) -> Tensor:
+        """Scores as PPO pays them; before the first rollout, where they have no scale yet, as they are."""
+        if self.args.score_normalization != "none":
+            if not self.score_moments.known:
+                return scores_B
+            scores_B = self.score_moments.normalised(scores_B, sides_B, self.args.score_normalization)
+        return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
+
+    def _total(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def _record(self, prompts: list[Any], responses: list[Any], scores: Tensor, kls: Tensor) -> None:
+        """Sampled rollouts for the parent's completion table and for `samples_file`."""
+        rows = gather_object(list(zip(prompts, responses, scores.tolist(), kls.tolist(), strict=True)))
+        for prompt, response, score, _ in rows:
+            self._logs["prompt"].append(prompt)
+            self._logs["completion"].append(response)
+            self._logs["rewards"]["score"].append(score)
+            self._logs["advantages"].append(score)
+        if self.samples_file is None or not self.accelerator.is_main_process:
+            return
+        split = "train" if self.model.training else "eval"
+        step = self.state.global_step + (split == "train")  # a rollout belongs to the steps that learn from it
+        with self.samples_file.open("a", encoding="utf-8") as file:
+            for prompt, response, score, kl in rows[: self.samples_per_rollout]:
+                row = {"step": step, "split": split, "prompt": prompt, "response": response}
+                file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
