@@ -17,8 +17,8 @@ from typing import Any
 from llm_rlhf.data.checks import BadRow, SetAside, check_prompt, check_text, extract, prompt_share
 from llm_rlhf.data.files import open_source
 from llm_rlhf.data.formats.columns import is_transcript
-from llm_rlhf.data.formats.conversations import parse_transcript
 from llm_rlhf.data.formats.parsing import nothing_left
+from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
 from llm_rlhf.data.sources import load_preferences
 from llm_rlhf.errors import DataError

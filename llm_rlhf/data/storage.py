@@ -19,8 +19,8 @@ import numpy as np
 
 from llm_rlhf.data.checks import key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats.conversations import writes_no_marker
 from llm_rlhf.data.formats.parsing import Entry, parse
+from llm_rlhf.data.formats.transcripts import stray_marker
 from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
 from llm_rlhf.recipe.sections import Source
@@ -110,7 +110,7 @@ def _line(entry: Entry) -> dict[str, Any]:
     reply = entry.made.chosen if isinstance(entry.made, Preference) else ""
     reply = entry.made.messages[-1]["content"] if isinstance(entry.made, Demonstration) else reply
     return line | {
-        "imitable": not isinstance(entry.made, Preference) or writes_no_marker(entry.made.chosen),
+        "imitable": not isinstance(entry.made, Preference) or stray_marker(entry.made.chosen) is None,
         "position": fields.get("position") or 0,
         "opening": key_of(normalised_prompt(opening(prompt)), "split"),
         "prompt": key_of(normalised_prompt(prompt), "limit"),

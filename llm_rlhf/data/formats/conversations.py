@@ -1,26 +1,6 @@
-"""Turns a row of any known format into a Preference, a Demonstration or a Prompt, or says why it cannot be one.
-
-The rules for HH-RLHF transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."), read turn by turn and never by the longest
-common prefix of the two texts, which ends inside a reply whenever both replies begin with the same words:
-
-- A turn starts at "Human:" or "Assistant:" after a blank line, or at the start of the text. White space around a turn
-  is removed. Such a marker anywhere else ("Assistant: Human: I ...", or in the middle of a line) is text: people judged
-  the reply as it stands, so the row is kept and counted. It does not become a demonstration (see `demonstration_of`).
-- The reply is the last turn; all turns before it are the prompt, and must be the same in both transcripts as written.
-  That comparison comes before turns are joined, because a second assistant turn on one side only is the model talking
-  to itself.
-- Two turns of one role in a row, in both transcripts, are joined with a blank line.
-- Set aside, under the first reason that holds: a transcript that does not start with a Human turn, or does not end with
-  an Assistant turn; an empty chosen or rejected reply; chosen equal to rejected; one transcript the beginning of the
-  other, which is one sample cut at two places; no shared prompt (already the first turn differs); two that part before
-  the last turn; a reply that follows another reply instead of a Human turn; an empty turn in the prompt.
-
-Rows of messages follow the same rules, except that a reply may be the beginning of the other: "Yes." against "Yes,
-because ..." is a fair pair where nothing cut the text.
-"""
+"""Turns a row of any known format into a Preference, a Demonstration or a Prompt, or says why it cannot be one."""
 
 import json
-import re
 import sys
 from typing import Any, get_args, get_type_hints
 
@@ -33,17 +13,15 @@ from llm_rlhf.data.checks import (
     extract,
     tidy_turns,
 )
-from llm_rlhf.data.formats.columns import is_transcript, prompt_columns
+from llm_rlhf.data.formats.columns import prompt_columns
+from llm_rlhf.data.formats.transcripts import hh_pair, stray_marker
+from llm_rlhf.data.formats.turns import pair_of, reply_of, turns_of
 from llm_rlhf.data.rows import Conversation, Demonstration, Preference, Prompt, RawRow
 from llm_rlhf.recipe.sections import Source
 
-STRAY_MARKER = "role marker inside a turn kept as text"
 LATER_TURNS = "later user turns left out, as no replies stand between them"
 
 _OBJECTIVES = get_args(get_type_hints(Source)["objective"])
-_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_STRAY = re.compile(r"\b(?:Human|Assistant):")
-_ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 def to_preference(raw: RawRow, form: str, objective: str) -> Preference:
@@ -90,13 +68,9 @@ def demonstration_of(pair: Preference) -> Demonstration:
     A chosen reply with a role marker in it ("... Human: ...") is a BadRow: it may be the better of two, but imitating
     it would teach the model to speak for the user as well.
     """
-    if stray := _STRAY.search(pair.chosen):
+    if stray := stray_marker(pair.chosen):
         raise BadRow("chosen reply writes a role marker", extract(pair.chosen[max(0, stray.start() - 30) :]))
     return Demonstration([*pair.prompt, {"role": "assistant", "content": pair.chosen}], pair.origin)
-
-
-def writes_no_marker(reply: str) -> bool:
-    return _STRAY.search(reply) is None
 
 
 def prompt_of_pair(pair: Preference) -> Prompt:
@@ -152,32 +126,6 @@ def _completed(turns: Conversation, completion: Any, raw: RawRow, name: str = "o
     return Demonstration([*prompt, reply], raw.origin)
 
 
-def parse_transcript(text: str) -> Conversation:
-    """The turns of one HH transcript as written, neither joined nor checked; BadRow where it starts with no turn."""
-    before, *pieces = _MARKER.split(text)
-    if before.strip() or not pieces:
-        raise BadRow("does not start with a Human turn", extract(text))
-    return [
-        {"role": _ROLE[name], "content": content.strip()}
-        for name, content in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
-
-
-def hh_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, str, str]:
-    chosen, rejected = (check_text(row.get(name), name).strip() for name in ("chosen", "rejected"))
-    chosen_turns, rejected_turns = parse_transcript(chosen), parse_transcript(rejected)
-    for name, turns in (("chosen", chosen_turns), ("rejected", rejected_turns)):
-        if turns[0]["role"] != "user":
-            raise BadRow("does not start with a Human turn", name)
-        check_ends_with_reply(turns, name)
-    if chosen != rejected and (chosen.startswith(rejected) or rejected.startswith(chosen)):
-        raise BadRow("one transcript is the beginning of the other", f"chosen ends {extract(chosen[-60:])}")
-    pair = pair_of(chosen_turns, rejected_turns, repairs)
-    if any(_STRAY.search(turn["content"]) for turn in (*chosen_turns, rejected_turns[-1])):
-        repairs.add(STRAY_MARKER)
-    return pair
-
-
 def message_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, str, str]:
     """TRL's preference formats: a prompt and two replies, or two whole conversations.
 
@@ -192,48 +140,6 @@ def message_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, 
     return pair_of(
         [*prompt, reply_of(chosen, "chosen", prompt)], [*prompt, reply_of(rejected, "rejected", prompt)], repairs
     )
-
-
-def pair_of(chosen: Conversation, rejected: Conversation, repairs: set[str]) -> tuple[Conversation, str, str]:
-    """The shared prompt and the two replies of two conversations as written."""
-    check_ends_with_reply(chosen, "chosen")
-    check_ends_with_reply(rejected, "rejected")
-    *prompt, chosen_reply = chosen
-    *other_prompt, rejected_reply = rejected
-    if [*prompt, _stripped(chosen_reply)] == [*other_prompt, _stripped(rejected_reply)]:
-        raise BadRow("chosen equals rejected", extract(chosen_reply["content"]))
-    if prompt != other_prompt:
-        turns = f"{len(chosen)} turns in chosen, {len(rejected)} in rejected"
-        same_start = bool(prompt) and bool(other_prompt) and prompt[0] == other_prompt[0]
-        raise BadRow("parts before the last turn" if same_start else "no shared prompt", turns)
-    return check_prompt(prompt, repairs), chosen_reply["content"], rejected_reply["content"]
-
-
-def _stripped(turn: dict[str, str]) -> dict[str, str]:
-    return {"role": turn["role"], "content": turn["content"].strip()}
-
-
-def turns_of(value: Any, name: str) -> Conversation:
-    """Messages, or text, which is one user turn."""
-    if not isinstance(value, str):
-        return check_messages(value, name)
-    text = check_text(value, name)
-    if is_transcript(text):
-        raise BadRow("transcript where one turn is expected", f"{name}: {extract(text)}")
-    return [{"role": "user", "content": text}]
-
-
-def reply_of(value: Any, name: str, prompt: Conversation) -> dict[str, str]:
-    """The one assistant turn of a completion: text, one message, or the prompt followed by one message."""
-    if value is None or isinstance(value, str):
-        return {"role": "assistant", "content": check_text(value, name)}
-    messages = check_messages(value, name)
-    if messages[: len(prompt)] == prompt:  # the whole conversation
-        messages = messages[len(prompt) :]
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages)
-        raise BadRow("not one assistant turn after the prompt", f"{name} has the turns: {roles or 'none'}")
-    return messages[0]
 
 
 def _dialogue(messages: Conversation, repairs: set[str]) -> Conversation:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from llm_rlhf.data.checks import BadRow, extract, normalised_prompt
 from llm_rlhf.data.formats.columns import label_columns, reply_columns, thumb
-from llm_rlhf.data.formats.conversations import asked, message_pair, objective_of, pair_of, reply_of, row_of
+from llm_rlhf.data.formats.conversations import asked, message_pair, objective_of, row_of
+from llm_rlhf.data.formats.turns import pair_of, reply_of
 from llm_rlhf.data.rows import Preference, RawRow
 from llm_rlhf.errors import DataError
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from llm_rlhf.data.checks import BadRow, extract, is_blank
 from llm_rlhf.data.formats.columns import RANKS, REPLY_LISTS, SCORES, TEXTS, beside
-from llm_rlhf.data.formats.conversations import asked, objective_of, pair_of, reply_of, row_of
+from llm_rlhf.data.formats.conversations import asked, objective_of, row_of
 from llm_rlhf.data.formats.labelled_replies import TIE, as_number
+from llm_rlhf.data.formats.turns import pair_of, reply_of
 from llm_rlhf.data.rows import Conversation, Message, Preference, RawRow
 
 BETWEEN = "reply neither the best nor the worst"

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llm_rlhf.data.checks import BadRow, check_prompt, check_text, extract, is_blank
-from llm_rlhf.data.formats.conversations import pair_of, row_of
+from llm_rlhf.data.formats.conversations import row_of
 from llm_rlhf.data.formats.rankings import Rated, chosen_pairs
+from llm_rlhf.data.formats.turns import pair_of
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt, RawRow
 
 Kind = Literal["preferences", "demonstrations", "prompts"]
