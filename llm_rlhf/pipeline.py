@@ -53,7 +53,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
         if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
-            check_section(recipe.evaluate, recipe.model)
+            check_section(recipe)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())

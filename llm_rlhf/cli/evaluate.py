@@ -52,15 +52,20 @@ def evaluate(
         int, typer.Option("--best-of-n", min=0, help="Replies of the base to each of these; the best by the reward.")
     ] = 0,
     output: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts, of each kind, at most.")] = 300,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Prompts, of each kind, at most; else as the run's recipe, or 300."),
+    ] = None,
     response_length: Annotated[
-        int | None, typer.Option("--response-length", min=1, help="Tokens of a reply; else as the run trained, or 128.")
+        int | None, typer.Option("--response-length", min=1, help="Tokens of a reply; else as the run, or 128.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="0: the likeliest token; else as trained, or 1.")
+        float | None, typer.Option("--temperature", min=0.0, help="0: the likeliest token; else as the run, or 1.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Replies sampled at once.")] = 32,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Replies sampled at once; else as the recipe, or 32.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Else the run's, or 0.")] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")
     ] = "float32",
@@ -85,7 +90,7 @@ def evaluate(
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import load_recipe
-        from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
+        from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
         suites = [suite_of(text) for text in own or []]
@@ -96,7 +101,7 @@ def evaluate(
                            "--snapshot-prompts": snapshot_prompts, "--best-of-n": best_of_n}  # fmt: skip
             if idle := [option for option, value in of_policies.items() if value]:
                 raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
-            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed, as_json)
+            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed or 0, as_json)
             return
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
@@ -105,7 +110,6 @@ def evaluate(
         folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
         run = judged.run or compared.run
         recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
-        section = recipe.evaluate if recipe is not None and recipe.evaluate is not None else EvaluateSection()
         asked = Evaluation(
             policy=judged,
             start=compared,
@@ -116,21 +120,17 @@ def evaluate(
             judge=judge,
             key_variable=key_variable,
             judge_key_variable=key_variable,
-            limit=limit,
-            refusal_limit=limit,
-            response_length=response_length,
-            temperature=temperature,
-            batch_size=batch_size,
-            seed=seed,
             own=suites,
             hhh=[Source(source=name) for name in hhh or []],
             pairs=[Source(source=name) for name in pairs or []],
             refusals=refusals,
             snapshot_prompts=snapshot_prompts,
             best_of_n=best_of_n,
-            perplexity_rows=section.perplexity_rows,
             recipe=recipe,
         )
+        named = {"limit": limit, "refusal_limit": limit, "response_length": response_length,
+                 "temperature": temperature, "batch_size": batch_size, "seed": seed}  # fmt: skip
+        asked = asked.as_the_recipe().with_options(named)
         report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)
 

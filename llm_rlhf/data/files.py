@@ -26,7 +26,7 @@ from llm_rlhf.recipe.sections import Source, local_files
 BOM_REMOVED = "byte-order mark removed"
 
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
-SMALL = 1 << 20  # bytes of a file that is read in less time than it takes to import what would cache it
+SMALL = 1 << 20  # bytes of a source's files that are read in less time than it takes to import what would cache it
 _SUFFIXES = (*_LINES, *_JSON, *_TABLES, *_PARQUET)
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -66,14 +66,15 @@ def open_source(source: Source, purpose: str) -> list[Opened]:
     for key, default in (("data_dir", None), ("subset", None), ("split", "train")):
         if (value := getattr(source, key)) != default:
             raise DataError(f"{name} is a file, but '{key}' is {value!r}, which is for hub datasets; remove it.")
-    return [_open_file(file, str(file) if is_glob else name) for file in files]
+    small = sum(file.stat().st_size for file in files) <= SMALL
+    return [_open_file(file, str(file) if is_glob else name, small) for file in files]
 
 
 def _kind(name: str) -> str:
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
-def _open_file(path: Path, name: str) -> Opened:
+def _open_file(path: Path, name: str, small: bool) -> Opened:
     if _kind(name) not in _SUFFIXES:
         raise DataError(f"{name} is none of {', '.join(_SUFFIXES)}, plain or with .gz; convert or rename it.")
     with _clear_errors(name):
@@ -81,7 +82,7 @@ def _open_file(path: Path, name: str) -> Opened:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    small = path.stat().st_size <= SMALL and not name.lower().endswith(".gz") and _kind(name) not in _PARQUET
+    small = small and not name.lower().endswith(".gz") and _kind(name) not in _PARQUET
     return Opened(name, digest.hexdigest(), lambda: _read_file(path, name), small)
 
 

@@ -21,14 +21,14 @@ from llm_rlhf.evaluation.chat_wire import Answer
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.material import OWN, REFUSALS, Material
 from llm_rlhf.evaluation.request import Evaluation
-from llm_rlhf.evaluation.rewards import PairScores, Reader, Rewards, score
+from llm_rlhf.evaluation.rewards import PairScores, Reader, Rewards, score, told_of
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.inference import Reply, load_roles, reply_logprobs, sample_replies
-from llm_rlhf.models.roles import POLICY
+from llm_rlhf.models.roles import POLICY, add_reward_role
 
 SNAPSHOT = "snapshot"  # the role of the snapshot that is being asked
 
@@ -110,15 +110,19 @@ class _Base:
         temperature = asked.decoding["temperature"] or 1.0
         policy = adapters[0] if adapters else None
         try:
-            self.model = load_roles(first.base, first.model, self.tokenizer, rewards.adapters, policy, temperature)
+            self.model = load_roles(first.base, first.model, self.tokenizer, {}, policy, temperature)
         except (SafetensorError, OSError, ValueError) as error:
             folders = " or ".join(str(path) for path in (first.base, *adapters[:1]))
             raise DataError(f"The policy {first.name} cannot be loaded from {folders}: {error}") from None
+        for name, folder in rewards.adapters.items():
+            with told_of([str(folder)]):
+                add_reward_role(self.model, folder, name)
         self.roles: dict[Path | None, list[str]] = {None: []}
         for number, adapter in enumerate(adapters):
             self.roles[adapter] = [f"{POLICY}{number or ''}"]
             if number:
-                self.model.load_adapter(str(adapter), adapter_name=f"{POLICY}{number}")
+                with told_of([str(adapter)], "Policy"):
+                    self.model.load_adapter(str(adapter), adapter_name=f"{POLICY}{number}")
         self.model.requires_grad_(False).eval()
 
     def ask(self, subject: Subject, material: Material, found: Found) -> None:

@@ -31,7 +31,7 @@ from llm_rlhf.evaluation.report.assembly import archive_report, assemble, check_
 from llm_rlhf.evaluation.report.measures import Entry
 from llm_rlhf.evaluation.report.samples import choose_samples
 from llm_rlhf.evaluation.report.schema import write_report
-from llm_rlhf.evaluation.request import Both, Evaluation
+from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.reward_evaluation import of_the_run, preferences
 from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.evaluation.rewards import ROLES, Rewards
@@ -117,6 +117,7 @@ def measure(asked: Evaluation) -> Measured:
     """
     rewards = Rewards.of(asked)
     _check(asked, rewards)
+    rewards.identify()
     material = gather(asked)
     found = ask(asked, material, rewards)
     measured = Measured(material=material, answers=found.answers, notes=found.notes)
@@ -130,10 +131,12 @@ def measure(asked: Evaluation) -> Measured:
         measured.estimates += refusal_suite.corrected(prompts, policy, start, names)
     if found.curve is not None:
         measured.overoptimization = _overoptimization(asked, found.curve, policy)
+    elif asked.snapshots:
+        measured.notes.append(f"No curve of the snapshots: {len(prompts)} prompts are fewer than {LEAST_PROMPTS}.")
     _read_given(asked, material, found, measured)
     for suite in asked.own:
         asked_of, of_list = material.prompts[suite.name], found.answers[suite.name]
-        scored = {name: score_replies(suite, asked_of, given.texts) for name, given in of_list.items()}
+        scored = {name: score_replies(suite, asked_of, of_list[name].texts) for name in reversed(names)}
         measured.scored[suite.name] = scored
         measured.estimates += suite_estimates(suite, asked_of, scored, names, asked.resamples, asked.seed)
         measured.own[suite.name] = suite_record(suite, scored)
@@ -153,11 +156,7 @@ def measure(asked: Evaluation) -> Measured:
 
 def _check(asked: Evaluation, rewards: Rewards) -> None:
     """What cannot be done as asked, before anything is loaded."""
-    policy, start = asked.subjects
-    if policy.name == start.name:
-        raise RecipeError(
-            f"The policy and what it is compared with are both called {policy.name!r}; name them: NAME={policy.name}."
-        )
+    check_names(asked.names, [name for role in ROLES for name in rewards.names(role)])
     if asked.judge is not None:
         check_judge(asked.judge, asked.judge_key_variable)
     scored = any(rewards.folders.values())
@@ -169,13 +168,6 @@ def _check(asked: Evaluation, rewards: Rewards) -> None:
         )
     if not asked.in_recipe:
         _check_curve(asked, rewards)
-    taken = {"baseline", *ROLES, *(name for role in ROLES for name in rewards.names(role))}
-    for subject in asked.subjects:
-        if subject.name in taken:
-            raise RecipeError(
-                f"A policy is called {subject.name!r}, as one of the report's judges is; name it otherwise: "
-                f"NAME={subject.name}."
-            )
 
 
 def _check_curve(asked: Evaluation, rewards: Rewards) -> None:
@@ -185,8 +177,9 @@ def _check_curve(asked: Evaluation, rewards: Rewards) -> None:
         raise RecipeError(f"{asked.key('best_of_n')} is asked of the prompts of {key}, and there are none.")
     if not asked.snapshot_prompts:
         return
-    if asked.snapshot_prompts < least:
-        raise RecipeError(f"{key} is {asked.snapshot_prompts}; a curve takes {least} prompts or more.")
+    for option in ("snapshot_prompts", "limit"):
+        if (number := getattr(asked, option)) < least:
+            raise RecipeError(f"{asked.key(option)} is {number}; a curve takes {least} prompts or more.")
     if not asked.snapshots:
         raise RecipeError(f"{key}: {asked.policy.name} is no policy of a run that kept snapshots; name a run with PPO.")
     if not rewards.folders["reward"]:
@@ -232,9 +225,7 @@ def _read_given(asked: Evaluation, material: Material, found: Found, measured: M
 
 
 def _judge(asked: Evaluation, named: str, measured: Measured, prompts: Sequence[Prompt], both: Both[Answers]) -> None:
-    judge = judge_of(
-        named, asked.policy.model, asked.cache_file("judge.jsonl"), asked.judge_key_variable, asked.batch_size
-    )
+    judge = judge_of(named, asked.how, asked.cache_file("judge.jsonl"), asked.judge_key_variable, asked.batch_size)
     found = judge_replies(judge, prompts, both.policy, both.start, list(asked.identities))
     measured.estimates += judged_estimates(found, prompts, *both, asked.names, asked.resamples, asked.seed)
     measured.instruments["judge"] = judge_record(found)

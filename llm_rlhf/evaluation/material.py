@@ -1,7 +1,7 @@
 """What the policies are asked and given to read, cut to what every one of them has room for, with an account of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from transformers import AutoConfig
@@ -12,18 +12,18 @@ from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_preferences, load_prompts
 from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.errors import DataError
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import rows_digest
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges.naming import check_judge
-from llm_rlhf.evaluation.request import Evaluation
-from llm_rlhf.evaluation.subjects import Subject, subject_of
+from llm_rlhf.evaluation.request import Both, Evaluation, check_names
+from llm_rlhf.evaluation.subjects import Subject, is_named, subject_of
 from llm_rlhf.evaluation.suites.own import check_suites, suite_function, suite_prompts
 from llm_rlhf.evaluation.suites.perplexity import demonstrations_of
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
 from llm_rlhf.models.base import context_limit, load_tokenizer
 from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_prompts
-from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
+from llm_rlhf.recipe.sections import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.run_folder import text_digest
 
 OWN = ""  # the list of the evaluation's own prompts; others are named by their suites
@@ -85,16 +85,16 @@ def gather(asked: Evaluation) -> Material:
         material.set_aside += pairs.set_aside
     if asked.data is not None and len(asked.local) == 2:  # an endpoint tells no log-probabilities of given replies
         material.demonstrations = demonstrations_of(asked.data.evaluation_pairs, asked.perplexity_rows)
-    for subject in asked.local[: 1 if asked.one_base else 2]:
-        _fit(asked, subject, material)
-    own = material.prompts[OWN]
-    chosen = sorted(range(len(own)), key=lambda i: prompt_share(own[i].messages))[:limit]
-    material.prompts[OWN] = [own[i] for i in sorted(chosen)]
     if asked.data is not None:
         rows: dict[str, Sequence[Any]] = {what(name): prompts for name, prompts in material.prompts.items()}
         for name, of_list in (rows | {"hhh": material.hhh, "pairs": material.pairs}).items():
             if "read" in material.counts.get(name, {}):
                 material.counts[name]["seen_in_training"] = seen_in_training(asked.data, of_list)
+    for subject in asked.local[: 1 if asked.one_base else 2]:
+        _fit(asked, subject, material)
+    own = material.prompts[OWN]
+    chosen = sorted(range(len(own)), key=lambda i: prompt_share(own[i].messages))[:limit]
+    material.prompts[OWN] = [own[i] for i in sorted(chosen)]
     return material
 
 
@@ -119,14 +119,14 @@ def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], i
 
 def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     """Cut every list to what the subject's base has room for, in place."""
-    config = AutoConfig.from_pretrained(subject.base, trust_remote_code=subject.model.trust_remote_code)
+    config = _config(subject)
     tokenizer = load_tokenizer(subject.base, subject.model)
     limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
     where = "" if asked.one_base else f" in {subject.name}"
     if limit <= length:
         raise DataError(
             f"A reply of {length} tokens leaves no room for a prompt in the context of {subject.name}, of {limit}; "
-            f"lower {asked.key('response_length')}."
+            f"lower {asked.key('response_length', begins=False)}."
         )
 
     def fitted(fit: Any, rows: list[Row], account: Fitted, counted: str, rule: str) -> list[Row]:
@@ -140,7 +140,8 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
         material.accounts.append(account)
         return found
 
-    short = f"leaves room for a reply of {length} tokens; lower {asked.key('response_length')}, or give shorter ones"
+    lower = f"lower {asked.key('response_length', begins=False)}, or give shorter ones"
+    short = f"leaves room for a reply of {length} tokens; {lower}"
     for name, rows in material.prompts.items():
         account = Fitted(limit - length, f"{what(name)}{where}")
         material.prompts[name] = fitted(fit_prompts, rows, account, what(name), short)
@@ -153,6 +154,18 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     material.templates[template] = text_digest(tokenizer.chat_template)
 
 
+def _config(subject: Subject) -> Any:
+    """The configuration of the subject's base; RecipeError where it is neither here nor can be fetched."""
+    try:
+        return AutoConfig.from_pretrained(subject.base, trust_remote_code=subject.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(
+            f"The policy {subject.name!r}: {subject.base} is neither a folder here nor a model that can be fetched "
+            f"({reason})"
+        ) from None
+
+
 def load_pairs(sources: list[Source], key: str) -> Loaded[Preference]:
     """Labelled pairs to test reward models on; DataError where there are none."""
     loaded = load_preferences(sources)
@@ -161,19 +174,43 @@ def load_pairs(sources: list[Source], key: str) -> Loaded[Preference]:
     return loaded
 
 
-def check_section(section: EvaluateSection, how: ModelSection) -> None:
+def reference_of(recipe: Recipe) -> Subject | None:
+    """What `evaluate.reference` names; a run is called by its folder's name where it has no other.
+
+    It is loaded in the recipe's type and quantisation; the recipe's template and context are its own model's.
+    """
+    assert recipe.evaluate is not None
+    text = recipe.evaluate.reference
+    if text is None:
+        return None
+    model = recipe.model
+    how = ModelSection(dtype=model.dtype, quantization=model.quantization, trust_remote_code=model.trust_remote_code)
+    found = subject_of(text, how)
+    if found.run is None or is_named(text):
+        return found
+    _, _, stage = text.partition(":")
+    return replace(found, name=f"{found.run.name}-{stage}" if stage else found.run.name)
+
+
+def check_section(recipe: Recipe) -> None:
     """Read and look up all that a recipe's `evaluate` names, before anything is trained.
 
     Raises:
         RecipeError, DataError: where the evaluation could not be made.
     """
+    section = recipe.evaluate
+    assert section is not None
     check_suites(section.own)
     load_comparisons(section.hhh)
     if section.pairs:
         load_pairs(section.pairs, "Recipe key 'evaluate.pairs'")
     if section.judge is not None:
         check_judge(section.judge, section.judge_key_variable, "Recipe key 'evaluate.judge':")
-    if section.reference is not None:
-        reference = subject_of(section.reference, how)
-        if reference.url is not None and reference.served is not None:
-            Endpoint(reference.url, reference.served, section.reference_key_variable)
+    reference = reference_of(recipe)
+    if reference is None:
+        return
+    check_names(Both("ppo", reference.name), stage_options(recipe, "reward").adapters)
+    if reference.url is None:
+        _config(reference)
+    elif reference.served is not None:
+        Endpoint(reference.url, reference.served, section.reference_key_variable)

@@ -3,18 +3,20 @@
 A recipe's `evaluate` section and the command line's options both become one `Evaluation`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from llm_rlhf.data.splits import Splits
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
 from llm_rlhf.models.inference import ReplyCache
 from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import OwnSuite, Recipe, Source
+from llm_rlhf.recipe.sections import ModelSection, OwnSuite, Recipe, Source
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits
 
@@ -26,6 +28,28 @@ class Both(NamedTuple, Generic[T]):
 
     policy: T
     start: T
+
+
+TAKEN = ("baseline", "reward", "heldout", "prompt", "objective", "origin")  # what else a report or replies.jsonl names
+
+
+def check_names(names: Both[str], members: Iterable[str]) -> None:
+    """RecipeError where the policy or its start is called as something else of the report is.
+
+    Args:
+        members: names of the reward models.
+    """
+    if names.policy == names.start:
+        raise RecipeError(
+            f"The policy and what it is compared with are both called {names.policy!r}; give one another name, by "
+            "NAME= before what it is."
+        )
+    for name in names:
+        if name in (*TAKEN, *members):
+            raise RecipeError(
+                f"A policy is called {name!r}, as one of the report's judges is or a column of the replies; give it "
+                "another name, by NAME= before what it is."
+            )
 
 
 @dataclass
@@ -69,6 +93,21 @@ class Evaluation:
     in_recipe: bool = False
     cache: Path | None = None  # None: in the output folder
 
+    def as_the_recipe(self) -> "Evaluation":
+        """The same, asked as the run's own evaluation is: as many prompts, sampled in the same way."""
+        if self.recipe is None or self.recipe.evaluate is None:
+            return self
+        section = self.recipe.evaluate
+        return replace(
+            self, limit=section.prompts, refusal_limit=section.refusal_prompts, batch_size=section.batch_size,
+            response_length=section.response_length, temperature=section.temperature, resamples=section.resamples,
+            samples=section.samples, perplexity_rows=section.perplexity_rows, seed=self.recipe.seed,
+        )  # fmt: skip
+
+    def with_options(self, options: dict[str, Any]) -> "Evaluation":
+        """The same with these fields, but for those that are None."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
     @property
     def subjects(self) -> Both[Subject]:
         return Both(self.policy, self.start)
@@ -82,6 +121,11 @@ class Evaluation:
     def local(self) -> list[Subject]:
         """Those whose weights are loaded here."""
         return [subject for subject in self.subjects if subject.url is None]
+
+    @property
+    def how(self) -> ModelSection:
+        """Type and quantisation of the judges' models: those of the policies'."""
+        return (self.local or [self.policy])[0].model
 
     @property
     def one_base(self) -> bool:
@@ -157,9 +201,15 @@ class Evaluation:
     def cache_file(self, name: str) -> Path:
         return (self.cache or self.output / "cache") / name
 
-    def key(self, name: str) -> str:
-        """An option as whoever asks spells it: a recipe key, or one of the command line's."""
-        return f"Recipe key 'evaluate.{name}'" if self.in_recipe else f"--{name.replace('_', '-')}"
+    def key(self, name: str, begins: bool = True) -> str:
+        """An option as whoever asks spells it: a recipe key, or one of the command line's.
+
+        Args:
+            begins: a sentence, so that it says what it is.
+        """
+        if not self.in_recipe:
+            return f"--{name.replace('_', '-')}"
+        return f"Recipe key 'evaluate.{name}'" if begins else f"evaluate.{name}"
 
     def progress(self, what: str) -> str:
         """What the bar of a long step is called."""

@@ -20,7 +20,7 @@ from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.rewards import ROLES, PairScores, Rewards, score
 from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
 from llm_rlhf.launch import processes
-from llm_rlhf.recipe.sections import Source
+from llm_rlhf.recipe.sections import Source, stage_options
 from llm_rlhf.run_folder import read_json
 
 
@@ -36,7 +36,10 @@ def preferences(
     counts = {"kept": len(read), "too_long": len(pairs) - len(read)}
     if not len(read):
         raise DataError(f"None of {len(pairs)} pairs to test reward models on fits into what the reward models read.")
-    ensembles = {role: rewards.names(role) for role in ROLES if len(rewards.folders[role]) > 1}
+    several = [role for role in ROLES if len(rewards.folders[role]) > 1]
+    if rewards.trained is not None and stage_options(rewards.trained, "reward").ensemble == 1:
+        several = [role for role in several if role != "reward"]  # one adapter for each objective: no ensemble
+    ensembles = {role: rewards.names(role) for role in several}
     by_name = {name: (both[read, 0], both[read, 1]) for name, both in scores.items()}
     found = reward_report([pairs[i] for i in read], by_name, ensembles, resamples=resamples, seed=seed)
     return *as_sections(found), counts
@@ -69,6 +72,7 @@ def evaluate_rewards(
     if not rewards.folders["reward"]:
         raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
     loaded = load_pairs(sources, "--pairs")
+    rewards.identify()
     pairs, scores = list(loaded.rows), {"pairs": PairScores()}
     score(rewards, rewards.loaded(), [], {"pairs": pairs}, scores)
     entries, of_rewards, fitted = preferences(rewards, pairs, scores["pairs"], resamples, seed)

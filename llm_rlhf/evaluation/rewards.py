@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from llm_rlhf.data.rows import Conversation, Preference, Prompt
 from llm_rlhf.errors import DataError, RecipeError
@@ -66,7 +67,7 @@ class Rewards:
         how: type and quantisation they are loaded in.
         trained: the recipe whose PPO combined the members of "reward" in a way of its own.
         on_the_base: adapters by role and name that are read on the policies' own base.
-        identities: what was loaded, by its name; filled as they are.
+        identities: what they are, by name; see `identify`.
     """
 
     folders: dict[str, list[str]]
@@ -79,7 +80,7 @@ class Rewards:
     def of(cls, asked: Evaluation) -> "Rewards":
         """Those that are named; for a role where none is, those of the run."""
         named = {"reward": asked.rewards, "heldout": asked.heldout}
-        found = cls({role: list(models) for role, models in named.items()}, asked.policy.model)
+        found = cls({role: list(models) for role, models in named.items()}, asked.how)
         if asked.recipe is None or asked.recipe.reward is None or asked.run is None:
             return found
         run = RunFolder(asked.run)
@@ -113,8 +114,8 @@ class Rewards:
             path = folders[0] if len(folders) == 1 else folders
             with told_of(folders):
                 model = RewardModel.from_pretrained(path, dtype=dtype, quantization=quantization)
-                self._record(role, model.reading)
-                yield role, ByItself(model, folders, self._exact)
+            self.tell(role, reading=model.reading)
+            yield role, ByItself(model, folders, self._exact)
             del model
             gc.collect()
             torch.cuda.empty_cache()
@@ -124,20 +125,32 @@ class Rewards:
     ) -> Iterator[tuple[str, Reader]]:
         """Every role that is read on the policies' base, which `load_roles` gave, checked on some prompts."""
         for role, adapters in self.on_the_base.items():
-            self._record(role, "on the policies' base")
+            self.tell(role, reading="on the policies' base")
             limit = context_limit(self.how, model.config)
-            yield role, OnTheBase(model, tokenizer, list(adapters), limit, batch_size, prompts[:CHECKED], self._exact)
+            with told_of(self.folders[role]):
+                reader = OnTheBase(model, tokenizer, list(adapters), limit, batch_size, prompts[:CHECKED], self._exact)
+            yield role, reader
 
     @property
     def _exact(self) -> bool:
         return self.how.dtype == "float32" and self.how.quantization == "none"
 
-    def _record(self, role: str, reading: str) -> None:
-        folders = self.folders[role]
-        for name, folder in zip(self.names(role), folders, strict=True):
-            loaded = {"dtype": self.how.dtype, "quantization": self.how.quantization, "reading": reading}
-            self.identities[role if len(folders) == 1 else f"{role}/{name}"] = model_identity(folder) | loaded
+    def identify(self) -> None:
+        """Record what the models are, before any is loaded.
+
+        Raises:
+            RecipeError: where the held-out model is one that training went by.
+        """
+        for role, folders in self.folders.items():
+            for name, folder in zip(self.names(role), folders, strict=True):
+                loaded = {"dtype": self.how.dtype, "quantization": self.how.quantization}
+                self.identities[role if len(folders) == 1 else f"{role}/{name}"] = model_identity(folder) | loaded
         self._check_apart()
+
+    def tell(self, role: str, **found: Any) -> None:
+        """Add to the identities of a role's models."""
+        for known in self._identities(role):
+            known.update(found)
 
     def _identities(self, role: str) -> list[dict[str, Any]]:
         return [known for name, known in self.identities.items() if name.split("/")[0] == role]
@@ -154,10 +167,6 @@ class Rewards:
                     "or none."
                 )
 
-    def tell_moved(self, role: str, moved: float | None) -> None:
-        for known in self._identities(role):
-            known[MOVED] = moved
-
     def combined(self, role: str, each: np.ndarray) -> np.ndarray:
         """One score a row, float64: the mean of the members (rows, members), or as the run's PPO combined them."""
         if self.trained is None or role != "reward":
@@ -167,13 +176,17 @@ class Rewards:
 
 
 @contextlib.contextmanager
-def told_of(folders: Sequence[str]) -> Iterator[None]:
-    """A ValueError of the reward model's as a DataError that names it."""
+def told_of(folders: Sequence[str], what: str = "Reward model") -> Iterator[None]:
+    """What a model's loading or reading raises as a DataError that names it."""
     try:
         yield
-    except ValueError as error:
+    except RecipeError:
+        raise
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
         named = all(folder in str(error) for folder in folders)
-        raise DataError(str(error) if named else f"Reward model {', '.join(folders)}: {error}") from None
+        raise DataError(str(error) if named else f"{what} {', '.join(folders)}: {error}") from None
 
 
 class ByItself:
@@ -283,7 +296,7 @@ def score(
             for name, of_list in pairs.items():
                 if of_list:
                     of_pairs[name] |= _pair_scores(rewards, role, reader, of_list)
-        rewards.tell_moved(role, reader.moved)
+        rewards.tell(role, **{MOVED: reader.moved})
         del reader  # before the next one is loaded
 
 

@@ -80,6 +80,11 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
     return Subject(name or folder.name, dataclasses.replace(defaults, base=str(folder) if folder.exists() else text))
 
 
+def is_named(text: str) -> bool:
+    """Whether it gives the policy a name of its own: NAME=..."""
+    return _NAMED.match(text) is not None
+
+
 def start_of(policy: Subject) -> Subject:
     """What a policy of a run is compared with where nothing else is named: the model that its training started from."""
     assert policy.run is not None

@@ -5,18 +5,20 @@ the same driver (evaluation/evaluate.py). The report is the run's own: it has th
 
 Replies are kept in the run's `cache/`, so that an interrupted evaluation goes on where it stopped.
 
-Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judge.json lengths.json set_aside.jsonl
+Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judge.json set_aside.jsonl
+        lengths.json too_long.jsonl
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from llm_rlhf.evaluation.evaluate import SAMPLING, Measured, measure, write
+from llm_rlhf.evaluation.material import reference_of
 from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.reward_evaluation import as_sections
 from llm_rlhf.evaluation.run_report import build_report
-from llm_rlhf.evaluation.subjects import Subject, subject_of
+from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder, read_json
 from llm_rlhf.runs import starting_model
@@ -42,11 +44,9 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
     assert section is not None
     how = replace(recipe.model, base=str(starting_model(recipe, run_folder, before="evaluate")))
     start = Subject("base" if recipe.sft is None else "sft", how, run=run_folder.path)
-    if section.reference is not None:
-        start = subject_of(section.reference, recipe.model)
     return Evaluation(
         policy=Subject("ppo", how, adapter=run_folder / "ppo" / "policy", run=run_folder.path),
-        start=start,
+        start=reference_of(recipe) or start,
         output=folder,
         judge=section.judge,
         key_variable=section.reference_key_variable,
