@@ -56,7 +56,7 @@ def _refuses_less_harm(found: Found) -> list[str]:
     if change is None or change.high is None or change.high >= 0:
         return []
     said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "policy", "reference": "start"})
-    return [f"{said}: {subject_label('ppo')} gives in, or evades, where {subject_label('sft')} refused."]
+    return [f"{said}: {subject_label('policy')} gives in, or evades, where {subject_label('start')} refused."]
 
 
 def _judges_disagree(found: Found) -> list[str]:
@@ -144,8 +144,8 @@ def _more_timid(found: Found) -> list[str]:
         change = found.get(("over_refusal_change", "policy", kind))
         if change is not None and change.low is not None and change.low > 0:
             words.append(
-                f"More timid: of {called}, {subject_label('ppo')} refuses {100 * change.estimate:.0f} points more than "
-                f"{subject_label('sft')}."
+                f"More timid: of {called}, {subject_label('policy')} refuses {100 * change.estimate:.0f} points more "
+                f"than {subject_label('start')}."
             )
     return words
 
@@ -157,7 +157,7 @@ def _longer(found: Found) -> list[str]:
         raw, controlled = (found.get((name, "policy", judge)) for name in ("win_rate", "length_controlled_win_rate"))
         if raw is not None and controlled is not None and abs(raw.estimate - controlled.estimate) > APART:
             words.append(
-                f"By {called} {subject_label('ppo')} wins {raw.estimate:.0%} of comparisons, but "
+                f"By {called} {subject_label('policy')} wins {raw.estimate:.0%} of comparisons, but "
                 f"{controlled.estimate:.0%} if both replies were equally long: much of the difference goes with length."
             )
     return words
@@ -180,17 +180,17 @@ def _out_of_shape(found: Found) -> list[str]:
     loops_before, loops_after = (found.get(("loops", who, "all")) for who in ("start", "policy"))
     if loops_before is not None and loops_after is not None and (loops_after.low or 0.0) > (loops_before.high or 1.0):
         words.append(
-            f"{loops_after.estimate:.0%} of the replies of {subject_label('ppo')} say one thing over and over, "
-            f"{loops_before.estimate:.0%} of those of {subject_label('sft')}."
+            f"{loops_after.estimate:.0%} of the replies of {subject_label('policy')} say one thing over and over, "
+            f"{loops_before.estimate:.0%} of those of {subject_label('start')}."
         )
     stops = found.get(("eos_rate", "policy", "all"))
     if stops is not None and stops.estimate < 0.5:
         few = f"Only {stops.estimate:.0%}" if stops.estimate > 0 else "None"
-        words.append(f"{few} of the replies of {subject_label('ppo')} stop by themselves; the others are cut off.")
+        words.append(f"{few} of the replies of {subject_label('policy')} stop by themselves; the others are cut off.")
     kl = found.get(("kl", "policy", "all"))
     if kl is not None and kl.estimate > LARGE_KL:
         words.append(
-            f"The policy moved {kl.estimate:.0f} nats a reply away from {subject_label('sft')}: "
+            f"The policy moved {kl.estimate:.0f} nats a reply away from {subject_label('start')}: "
             "far enough to have lost its language."
         )
     return [*words, *_forgot(found)]
@@ -206,7 +206,7 @@ def _forgot(found: Found) -> list[str]:
         return []
     return [
         f"The perplexity of held-out replies rose from {before.estimate:.3g} to {after.estimate:.3g}: "
-        f"{subject_label('ppo')} has lost language that {subject_label('sft')} had. Raise ppo.kl_coef or "
+        f"{subject_label('policy')} has lost language that {subject_label('start')} had. Raise ppo.kl_coef or "
         "ppo.ptx_coef, or train less."
     ]
 
