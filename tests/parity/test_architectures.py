@@ -146,16 +146,16 @@ def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [ids[mask.bool()][None] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
-everything = pytest.mark.parametrize("family", [*FAMILIES, *POLICIES_ONLY], indirect=True, scope="module")
-both_ways = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
-# Training steps of the families whose code differs most; the others, half a minute in all, are for `make test`.
-DIFFERENT = ("llama", "gemma3_text", "phi", "gpt2", "opt", "bloom", "qwen3_moe")
-trained = pytest.mark.parametrize(
-    "family",
-    [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-    indirect=True,
-    scope="module",
-)
+# The families whose code differs most; the others, and training on functions, take a minute and are for `make test`.
+DIFFERENT = ("llama", "gemma3_text", "phi", "gpt2", "opt", "bloom", "qwen3_moe", "granite")
+
+
+def each_of(*names: str) -> pytest.MarkDecorator:
+    families = [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("family", families, indirect=True, scope="module")
+
+
+everything, both_ways = each_of(*FAMILIES, *POLICIES_ONLY), each_of(*FAMILIES)
 
 
 @everything
@@ -239,7 +239,7 @@ def test_the_public_reward_model_scores_as_the_sequence_classifier_does(family, 
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@trained
+@both_ways
 def test_every_trainable_tensor_gets_the_same_gradient_checkpointed_or_not(family, tmp_path, tokenizer, value) -> None:
     trainer = trainer_of(family, tmp_path, value=value, gradient_checkpointing=True)
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
@@ -283,13 +283,14 @@ SHORT = {
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@trained
+@both_ways
 @pytest.mark.slow
 def test_ppo_takes_optimizer_steps(family, tmp_path, value) -> None:
     # A fresh adapter's A has no gradient until its B has moved.
     train_on_one_rollout(trainer_of(family, tmp_path, value=value, num_ppo_epochs=2, **SHORT), steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", POLICIES_ONLY, indirect=True, scope="module")
 def test_ppo_takes_optimizer_steps_with_a_reward_function(family, tmp_path) -> None:
     # Without a reward model the value head starts at zero: first it moves, then its adapter's B, then its A.
@@ -315,7 +316,7 @@ PAIRS = [
 PLAN = AdapterPlan("joint", PAIRS, seed=0)
 
 
-@trained
+@both_ways
 def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer) -> None:
     recipe = one_recipe(family.base, tmp_path)
     reward_stage._train(recipe, RunFolder(tmp_path), family.base, tokenizer, PLAN, tmp_path / "joint")
@@ -328,7 +329,7 @@ def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer
     assert all(moved)
 
 
-@pytest.mark.parametrize("family", POLICIES_ONLY, indirect=True, scope="module")
+@each_of(*POLICIES_ONLY)
 def test_a_family_that_cannot_score_is_refused_before_data_is_read(family, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(reward_stage, "splits", lambda *_: pytest.fail("data was read first"))
     with pytest.raises(RecipeError, match=rf"no sequence-classification class for \w+ \(model type '{family.name}'\)"):
@@ -472,7 +473,7 @@ def test_quantisation_leaves_experts_and_router_as_they_are(tokenizer) -> None:
         assert model.model.layers[1].mlp.experts.gate_up_proj.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "granitemoe"], indirect=True, scope="module")
+@each_of("qwen3_moe", "mixtral", "granitemoe")
 def test_routers_have_no_loss_of_their_own_in_ppo_even_where_the_model_asks_for_one(
     family, tmp_path, tokenizer
 ) -> None:
@@ -487,7 +488,7 @@ def test_routers_have_no_loss_of_their_own_in_ppo_even_where_the_model_asks_for_
     assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"], indirect=True, scope="module")
+@each_of("qwen3_moe", "gpt_oss")
 def test_supervised_fine_tuning_of_experts_balances_the_router_and_merges(family, tmp_path, tokenizer) -> None:
     section = ModelSection(base=str(family.base), lora=LoraSection(r=2, alpha=4))
     rows = Dataset.from_list([{"input_ids": list(range(20, 30)), "labels": list(range(20, 30))}] * 4)
