@@ -130,6 +130,7 @@ def test_a_function_that_returns_nan_stops_the_run(base_folder, tmp_path) -> Non
 EVAL_PROMPTS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(5)])
 
 
+@pytest.mark.slow
 def test_evaluation_reports_the_judge_and_disturbs_nothing(base_folder, reward_folder, second_reward, tmp_path) -> None:
     ends = []
     for name in ("with", "without"):

@@ -212,6 +212,7 @@ def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, rew
 # ---- the update ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_invariant_12_training_takes_the_same_steps_however_a_mini_batch_is_cut(
     base_folder, reward_folder, tmp_path, eos
 ) -> None:

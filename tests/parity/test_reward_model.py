@@ -445,6 +445,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_plain_transformers_and_peft_read_the_same_without_this_package(adapters, base_folder, tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-c", BARE, str(base_folder), str(adapters[2])],

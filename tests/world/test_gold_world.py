@@ -1,5 +1,6 @@
 """The gold world: verdicts worked by hand, the ways of cheating the rule, and what its data promises."""
 
+import functools
 import json
 import math
 import re
@@ -375,6 +376,7 @@ def _training_conversations(world: GoldWorld) -> list[Conversation]:
     ]
 
 
+@functools.cache
 def _facts_of_prompts(world: GoldWorld) -> dict[str, dict[str, Any]]:
     """The facts behind preferences and demonstrations, which do not carry them: read back from the questions."""
     kinds = [("harmful", "", _pattern(core)) for core in book.HARMFUL.training]
