@@ -147,7 +147,7 @@ def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 # The families whose code differs most; the others, and training on functions, take a minute and are for `make test`.
-DIFFERENT = ("llama", "gemma3_text", "phi", "gpt2", "opt", "bloom", "qwen3_moe", "granite")
+DIFFERENT = ("llama", "gemma3_text", "gpt2", "bloom", "qwen3_moe", "granite")
 
 
 def each_of(*names: str) -> pytest.MarkDecorator:
@@ -367,6 +367,7 @@ def test_a_reward_adapter_of_another_base_is_refused(tmp_path, tokenizer, reward
         add_reward_role(model, reward_folder, "reward")
 
 
+@pytest.mark.slow
 def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenizer) -> None:
     torch.manual_seed(0)
     stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}

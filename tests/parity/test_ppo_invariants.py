@@ -62,7 +62,7 @@ def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_invariant_01_first_ratio_is_exactly_one(base_folder, reward_folder, tmp_path, value, dtype) -> None:
     bf16 = dtype == "bfloat16"
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))

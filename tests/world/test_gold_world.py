@@ -156,7 +156,10 @@ def test_saying_it_twice_or_adding_manners_wins_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def world() -> GoldWorld:
-    return GoldWorld(WorldSection(), seed=0)
+    """The default world, which makes its nine thousand pairs once; nobody changes them."""
+    world = GoldWorld(WorldSection(), seed=0)
+    world.preferences = functools.cache(world.preferences)
+    return world
 
 
 def test_replies_score_as_their_names_say(world: GoldWorld) -> None:
