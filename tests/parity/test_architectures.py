@@ -22,7 +22,6 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_config
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
@@ -334,16 +333,6 @@ def test_a_family_that_cannot_score_is_refused_before_data_is_read(family, tmp_p
     monkeypatch.setattr(reward_stage, "splits", lambda *_: pytest.fail("data was read first"))
     with pytest.raises(RecipeError, match=rf"no sequence-classification class for \w+ \(model type '{family.name}'\)"):
         reward_stage.run(one_recipe(family.base, tmp_path), RunFolder(tmp_path), tmp_path)
-
-
-@pytest.mark.parametrize(("name", "head"), [("ctrl", "classifier"), ("modernbert-decoder", None), ("xlnet", None)])
-def test_score_heads_of_other_names_and_shapes(name, head) -> None:
-    config = AutoConfig.for_model(name)
-    if head is not None:
-        assert score_head_name(config) == head
-    else:  # a head of two layers, and one with a bias
-        with pytest.raises(RecipeError, match="needs one linear head without a bias"):
-            score_head_name(config)
 
 
 def test_a_head_called_classifier_is_trained_and_read(tmp_path, tokenizer) -> None:
