@@ -244,6 +244,7 @@ def curve(**more: Any) -> dict[str, Any]:
 def test_gains_are_over_the_start_and_the_surest_judge_raises_the_alarm() -> None:
     found = distance(curve())
     assert found["named"] == [("reward", "Training reward"), ("heldout", "Held-out reward")]
+    assert 'aria-label="Training reward: from 0 to +4.00; Held-out reward: from 0 to -4.00"' in found["svg"]
     assert found["messages"] == [{"judge": "Held-out reward", "text": f"fell by {MINUS}0.5"}]
     assert (found["alarm"], found["prompts"], found["best_of_n"]) == (True, 20, None)
     quiet = curve(parting={**curve()["parting"], "gold": {"message": "", "alarm": False, "distance": {"estimate": 0}}})

@@ -237,7 +237,7 @@ def test_the_public_reward_model_scores_as_the_sequence_classifier_does(family, 
     assert max(expected) - min(expected) > 0.1
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
 @both_ways
 def test_every_trainable_tensor_gets_the_same_gradient_checkpointed_or_not(family, tmp_path, tokenizer, value) -> None:
     trainer = trainer_of(family, tmp_path, value=value, gradient_checkpointing=True)

@@ -125,12 +125,14 @@ def test_stop_keeps_the_last_snapshot_in_which_no_side_is_worse(base_folder, tmp
     assert summary(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_off_says_nothing(base_folder, tmp_path, capsys) -> None:
     train(base_folder, tmp_path, side_guard="off")
     assert summary(tmp_path)["news"] == []
     assert "On harmless prompts" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tmp_path, capsys) -> None:
     heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
     trainer = make_trainer(
@@ -144,6 +146,7 @@ def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tm
     assert "too few" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_too_few_prompts_are_told_once(base_folder, tmp_path, capsys) -> None:
     train(base_folder, tmp_path, eval_dataset=ASKED.select(range(20, 40)))
     printed = capsys.readouterr().out

@@ -294,6 +294,7 @@ def train_and_note(trainer: PPOTrainer, *names: str) -> list[dict[str, list[Any]
 DEMONSTRATIONS = Dataset.from_list([{"input_ids": [20 + i, 30, 40, 50 + i]} for i in range(40)])
 
 
+@pytest.mark.slow
 def test_demonstrations_are_drawn_anew_for_each_rollout(base_folder, reward_folder, tmp_path) -> None:
     found = []
     for seed in (0, 0, 1):

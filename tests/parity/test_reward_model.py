@@ -78,7 +78,9 @@ class TestScores:
         np.testing.assert_allclose(found, expected, atol=CLOSE)
         assert expected.std() > 0.1
 
-    @pytest.mark.parametrize("reading", ["packed", "rows", "whole", "alone"])
+    @pytest.mark.parametrize(
+        "reading", ["packed", "rows", *(pytest.param(how, marks=pytest.mark.slow) for how in ("whole", "alone"))]
+    )
     def test_do_not_depend_on_batches_or_order(self, adapters, reward_model, reading) -> None:
         model = RewardModel.from_pretrained(adapters[1])
         assert model.reading == "packed"

@@ -304,7 +304,7 @@ def test_evaluation_prompts_are_distinct(world: GoldWorld) -> None:
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("side", ["development", "evaluation"])
+@pytest.mark.parametrize("side", [pytest.param("development", marks=pytest.mark.slow), "evaluation"])
 def test_no_held_out_phrasing_in_any_training_stage(side: Any) -> None:
     """Neither a core template nor a whole text of either held-out set is in what any training stage reads."""
     world = GoldWorld(WorldSection(phrasings=side), seed=0)
