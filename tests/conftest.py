@@ -1,6 +1,8 @@
 """Tiny models and tokenizers, built in code: the tests touch no network."""
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -11,6 +13,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # 
 
 from pathlib import Path
 
+import accelerate.utils.imports
 import pytest
 import torch
 from model_helpers import random_reward_adapter
@@ -21,6 +24,15 @@ import llm_rlhf  # noqa: F401 - telemetry off before TRL is imported
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny tensors are faster so, and results do not depend on the machine's cores
+# Asked in every forward of a model with adapters, and answered from the files of the installed packages each time.
+accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
+
+
+def pytest_collection_finish() -> None:
+    """Every training ends in a whole garbage collection: spare it the million objects of what was imported."""
+    gc.collect()
+    gc.freeze()
+
 
 CHAT = (
     "{%- for m in messages -%}"

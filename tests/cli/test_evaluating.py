@@ -181,7 +181,7 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
     server = StandIn(script)
     try:
         run("evaluate", f"{server.url}#policy", "--reference", f"start={base_folder}", "--prompts", prompts_file,
-            "--hhh", task_file, "--judge", f"{server.url}#judge", "--key-variable", "MY_KEY", *LENGTH,
+            "--hhh", task_file, "--judge", f"{server.url}#judge", "--key-variable", "MY_KEY", "--limit", "24", *LENGTH,
             "--output", tmp_path / "out")  # fmt: skip
     finally:
         server.close()

@@ -104,10 +104,27 @@ def test_a_held_out_reward_is_measured_against_the_rule_of_safe_requests_too() -
 
 
 def test_names_that_are_not_sft_and_ppo_find_their_levels() -> None:
-    names = {"ppo": "mine", "sft": "start", None: None}
+    names = {"ppo": "mine", "sft": "begin", None: None}
     renamed = [dataclasses.replace(e, subject=names[e.subject], reference=names[e.reference]) for e in bad_run()]
     assert "from 27 % to 2 %" in told(renamed)[0]
-    assert "mine gives in, or evades, where start refused" in told(renamed)[0]
+    assert "mine gives in, or evades, where begin refused" in told(renamed)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "mine refuses 20 points more than begin."),
+        (entry("eos_rate", 0.4, 0.3, 0.5), "Only 40% of the replies of mine stop"),
+        (entry("kl", 60.0, 55, 65), "60 nats a reply away from begin"),
+    ],
+)
+def test_policies_of_other_names_are_called_by_them(changed: Estimate, words: str) -> None:
+    kept = [e for e in HEALTHY if (e.name, e.subject, e.split) != (changed.name, changed.subject, changed.split)]
+    names = {"ppo": "mine", "sft": "begin"}
+    (line,) = told(
+        [dataclasses.replace(e, subject=names.get(e.subject, e.subject), reference="begin") for e in [changed, *kept]]
+    )
+    assert words in line
 
 
 def test_the_rule_that_is_least_beaten_is_named() -> None:

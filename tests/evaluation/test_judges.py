@@ -12,25 +12,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.endpoints import Endpoint
-from llm_rlhf.evaluation.judges import (
+from llm_rlhf.evaluation.judges import prompts as questions
+from llm_rlhf.evaluation.judges.local import LocalJudge, _Question, model_identity
+from llm_rlhf.evaluation.judges.people import StoredJudge
+from llm_rlhf.evaluation.judges.protocol import (
     Cost,
-    EndpointJudge,
     JudgeError,
-    LocalJudge,
     Pair,
     Reading,
     Response,
-    RewardJudge,
-    StoredJudge,
     check_not_itself,
     compare,
     compare_all,
     grade,
     grade_all,
-    model_identity,
 )
-from llm_rlhf.evaluation.judges import prompts as questions
-from llm_rlhf.evaluation.judges.local import _Question
+from llm_rlhf.evaluation.judges.remote import EndpointJudge
+from llm_rlhf.evaluation.judges.reward import RewardJudge
 from llm_rlhf.recipe.sections import ModelSection
 
 ASK = [{"role": "user", "content": "How do I boil an egg?"}]

@@ -9,14 +9,12 @@ from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.suites import own as own_suites
 from llm_rlhf.evaluation.suites.own import (
-    TAKEN,
     check_suites,
     score_replies,
     suite_estimates,
     suite_of,
     suite_record,
 )
-from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import OwnSuite, Source
 from llm_rlhf.user_code import load_function
 
@@ -94,30 +92,6 @@ def test_the_function_gets_conversations_and_texts_and_may_spoil_them(scoring) -
 def test_what_a_function_may_not_return(scoring, function, message) -> None:
     with pytest.raises(RecipeError, match=message):
         scoring(function)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"name": "my gain"}, "letters, digits and underscores"),
-        ({"name": "my_gain"}, "not end in _gain"),
-        ({"function": "m.f"}, "evaluate.own.0.function' is 'm.f'; write it as module:function"),
-        ({"prompts": []}, "evaluate.own.0.prompts' is empty"),
-        ({"prompts": [Source(from_="preferences")]}, "evaluate.own.0.prompts.0' must have a 'source'"),
-        ({"prompts": [Source(source="a", weight=2.0)]}, "weights are for training"),
-    ],
-)
-def test_wrong_suites_are_refused_by_key(changes, message) -> None:
-    with pytest.raises(RecipeError, match=message):
-        check_own_suites([OwnSuite(**{"name": "a", "function": "m:f", "prompts": [Source(source="x")]} | changes)])
-    with pytest.raises(RecipeError, match=r"own.1.name' is 'brevity', as is another suite"):
-        check_own_suites([suite(), suite()])
-
-
-@pytest.mark.parametrize("name", ["reward", "kl", "refusals"])
-def test_a_suite_may_not_be_called_as_a_measure_of_the_report(name) -> None:
-    with pytest.raises(RecipeError, match=f"evaluate.own.0.name' is '{name}', as is a measure of the report's own"):
-        check_own_suites([suite(name=name)], taken=TAKEN)
 
 
 def test_the_spelling_on_the_command_line() -> None:

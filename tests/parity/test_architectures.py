@@ -22,7 +22,6 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_config
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
@@ -147,16 +146,16 @@ def rows_of(batch: MicroBatch) -> list[torch.Tensor]:
     return [ids[mask.bool()][None] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
 
 
-everything = pytest.mark.parametrize("family", [*FAMILIES, *POLICIES_ONLY], indirect=True, scope="module")
-both_ways = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
-# Training steps of the families whose code differs most; the others, half a minute in all, are for `make test`.
-DIFFERENT = ("llama", "gemma3_text", "phi", "gpt2", "opt", "bloom", "qwen3_moe")
-trained = pytest.mark.parametrize(
-    "family",
-    [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-    indirect=True,
-    scope="module",
-)
+# The families whose code differs most; the others, and training on functions, take a minute and are for `make test`.
+DIFFERENT = ("llama", "gemma3_text", "gpt2", "bloom", "qwen3_moe", "granite")
+
+
+def each_of(*names: str) -> pytest.MarkDecorator:
+    families = [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("family", families, indirect=True, scope="module")
+
+
+everything, both_ways = each_of(*FAMILIES, *POLICIES_ONLY), each_of(*FAMILIES)
 
 
 @everything
@@ -239,8 +238,8 @@ def test_the_public_reward_model_scores_as_the_sequence_classifier_does(family, 
     assert max(expected) - min(expected) > 0.1
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
-@trained
+@pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
+@both_ways
 def test_every_trainable_tensor_gets_the_same_gradient_checkpointed_or_not(family, tmp_path, tokenizer, value) -> None:
     trainer = trainer_of(family, tmp_path, value=value, gradient_checkpointing=True)
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
@@ -284,13 +283,14 @@ SHORT = {
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-@trained
+@both_ways
 @pytest.mark.slow
 def test_ppo_takes_optimizer_steps(family, tmp_path, value) -> None:
     # A fresh adapter's A has no gradient until its B has moved.
     train_on_one_rollout(trainer_of(family, tmp_path, value=value, num_ppo_epochs=2, **SHORT), steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", POLICIES_ONLY, indirect=True, scope="module")
 def test_ppo_takes_optimizer_steps_with_a_reward_function(family, tmp_path) -> None:
     # Without a reward model the value head starts at zero: first it moves, then its adapter's B, then its A.
@@ -316,7 +316,7 @@ PAIRS = [
 PLAN = AdapterPlan("joint", PAIRS, seed=0)
 
 
-@trained
+@both_ways
 def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer) -> None:
     recipe = one_recipe(family.base, tmp_path)
     reward_stage._train(recipe, RunFolder(tmp_path), family.base, tokenizer, PLAN, tmp_path / "joint")
@@ -329,21 +329,11 @@ def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer
     assert all(moved)
 
 
-@pytest.mark.parametrize("family", POLICIES_ONLY, indirect=True, scope="module")
+@each_of(*POLICIES_ONLY)
 def test_a_family_that_cannot_score_is_refused_before_data_is_read(family, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(reward_stage, "splits", lambda *_: pytest.fail("data was read first"))
     with pytest.raises(RecipeError, match=rf"no sequence-classification class for \w+ \(model type '{family.name}'\)"):
         reward_stage.run(one_recipe(family.base, tmp_path), RunFolder(tmp_path), tmp_path)
-
-
-@pytest.mark.parametrize(("name", "head"), [("ctrl", "classifier"), ("modernbert-decoder", None), ("xlnet", None)])
-def test_score_heads_of_other_names_and_shapes(name, head) -> None:
-    config = AutoConfig.for_model(name)
-    if head is not None:
-        assert score_head_name(config) == head
-    else:  # a head of two layers, and one with a bias
-        with pytest.raises(RecipeError, match="needs one linear head without a bias"):
-            score_head_name(config)
 
 
 def test_a_head_called_classifier_is_trained_and_read(tmp_path, tokenizer) -> None:
@@ -367,6 +357,7 @@ def test_a_reward_adapter_of_another_base_is_refused(tmp_path, tokenizer, reward
         add_reward_role(model, reward_folder, "reward")
 
 
+@pytest.mark.slow
 def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenizer) -> None:
     torch.manual_seed(0)
     stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
@@ -473,7 +464,7 @@ def test_quantisation_leaves_experts_and_router_as_they_are(tokenizer) -> None:
         assert model.model.layers[1].mlp.experts.gate_up_proj.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "granitemoe"], indirect=True, scope="module")
+@each_of("qwen3_moe", "mixtral", "granitemoe")
 def test_routers_have_no_loss_of_their_own_in_ppo_even_where_the_model_asks_for_one(
     family, tmp_path, tokenizer
 ) -> None:
@@ -488,7 +479,7 @@ def test_routers_have_no_loss_of_their_own_in_ppo_even_where_the_model_asks_for_
     assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"], indirect=True, scope="module")
+@each_of("qwen3_moe", "gpt_oss")
 def test_supervised_fine_tuning_of_experts_balances_the_router_and_merges(family, tmp_path, tokenizer) -> None:
     section = ModelSection(base=str(family.base), lora=LoraSection(r=2, alpha=4))
     rows = Dataset.from_list([{"input_ids": list(range(20, 30)), "labels": list(range(20, 30))}] * 4)

@@ -35,7 +35,7 @@ def test_the_optimum_is_better_than_what_is_near_it() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "left"),
     [
-        pytest.param(Task(0.3), {}, 0.25, id="beta .3"),
+        pytest.param(Task(0.3), {}, 0.25, id="beta .3", marks=pytest.mark.slow),
         pytest.param(
             Task(1.0), {"full": True, "learning_rate": 6e-4}, 0.25, id="beta 1, whole model", marks=pytest.mark.slow
         ),

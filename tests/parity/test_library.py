@@ -91,6 +91,7 @@ def test_callbacks_and_log_history_are_the_trainers(base_folder, reward_folder, 
     assert all(names <= line.keys() for line in trainer.state.log_history[:-1])
 
 
+@pytest.mark.slow
 def test_train_resumes_from_a_checkpoint_of_its_own(base_folder, reward_folder, tmp_path) -> None:
     ends = []
     for name in ("whole", "in two parts"):

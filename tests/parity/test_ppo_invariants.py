@@ -33,6 +33,9 @@ from llm_rlhf.ppo.sampling import Sampled
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.ppo.trainer import PPOTrainer
 
+# `shared` is the default, which every test has that does not say: said, it waits for `make test`.
+both_values = pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
+
 
 def last_counted(mask: torch.Tensor) -> torch.Tensor:
     """True at each row's last counted token; the tests' own, so that a wrong one in the code is seen."""
@@ -62,8 +65,8 @@ def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
     return seen
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@both_values
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_invariant_01_first_ratio_is_exactly_one(base_folder, reward_folder, tmp_path, value, dtype) -> None:
     bf16 = dtype == "bfloat16"
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=getattr(torch, dtype))
@@ -313,7 +316,7 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@both_values
 def test_every_trainable_tensor_gets_its_gradient(
     base_folder, reward_folder, tmp_path, eos, value, checkpointed
 ) -> None:
@@ -375,7 +378,7 @@ def _separate_gradients(trainer: PPOTrainer, batches: list[MicroBatch]) -> dict[
     return found
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@both_values
 def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
     base_folder, reward_folder, tmp_path, eos, value
 ) -> None:
@@ -449,7 +452,7 @@ def test_gradient_does_not_depend_on_the_tokenizers_padding_side(base_folder, re
     assert all(torch.equal(g, found[1][1][n]) for n, g in found[0][1].items())
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@both_values
 def test_gradient_does_not_depend_on_the_order_or_number_of_adapters(
     base_folder, reward_folder, tmp_path, eos, value
 ) -> None:
@@ -504,6 +507,7 @@ def test_bad_scores_stop_the_run_before_the_weights_change(base_folder, tmp_path
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_training_twice_with_one_seed_is_bit_identical(base_folder, reward_folder, tmp_path) -> None:
     saved = []
     for attempt in ("one", "two"):
@@ -667,7 +671,7 @@ def test_invariant_13_shared_value_starts_at_zero(base_folder, reward_folder, tm
     assert trainer.base_model().value_head.weight.abs().sum() == 0
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@both_values
 def test_invariant_13_in_the_critics_warm_up_the_policy_stays(base_folder, reward_folder, tmp_path, value) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, value=value, value_warmup_rollouts=1, total_episodes=8, num_ppo_epochs=2
@@ -848,7 +852,7 @@ def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, t
             assert other[name] == pytest.approx(value, abs=1e-4), name
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@both_values
 def test_invariant_18_policy_and_value_survive_save_and_load(base_folder, reward_folder, tmp_path, value, eos) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value)
     fixed_responses(trainer, responses_of(eos))

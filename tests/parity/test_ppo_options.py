@@ -130,6 +130,7 @@ def test_a_function_that_returns_nan_stops_the_run(base_folder, tmp_path) -> Non
 EVAL_PROMPTS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(5)])
 
 
+@pytest.mark.slow
 def test_evaluation_reports_the_judge_and_disturbs_nothing(base_folder, reward_folder, second_reward, tmp_path) -> None:
     ends = []
     for name in ("with", "without"):
@@ -161,6 +162,7 @@ def test_evaluation_is_a_mean_over_responses_with_the_same_random_numbers(base_f
     assert one["eval_objective/scores"] == pytest.approx(sum(c * s for c, s in parts) / 5)
 
 
+@pytest.mark.slow
 def test_the_best_snapshot_is_kept(base_folder, reward_folder, second_reward, tmp_path) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, total_episodes=32, eval_rollouts=1, keep="best", learning_rate=0.02,

@@ -25,7 +25,7 @@ def train(base_folder, folder, **options):
     """
     options = {
         "reward_funcs": [lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions]],
-        "total_episodes": 32, "eval_rollouts": 1, "per_device_eval_batch_size": 16, "eval_dataset": ASKED, **options,
+        "total_episodes": 32, "eval_rollouts": 1, "per_device_eval_batch_size": 32, "eval_dataset": ASKED, **options,
     }  # fmt: skip
     resume = options.pop("resume", False)
     trainer = make_trainer(base_folder, folder, None, **options)
@@ -104,6 +104,7 @@ def test_a_resumed_run_sees_the_same_and_begins_nothing_anew(warned, base_folder
     assert (resumed / "preview.json").read_text() == "kept as it is"
 
 
+@pytest.mark.slow
 def test_stop_keeps_the_last_snapshot_in_which_no_side_is_worse(base_folder, tmp_path, capsys) -> None:
     options = {"side_guard": "stop", "save_strategy": "steps", "save_rollouts": 1}
     trainer = train(base_folder, tmp_path, **options)
@@ -124,17 +125,19 @@ def test_stop_keeps_the_last_snapshot_in_which_no_side_is_worse(base_folder, tmp
     assert summary(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_off_says_nothing(base_folder, tmp_path, capsys) -> None:
     train(base_folder, tmp_path, side_guard="off")
     assert summary(tmp_path)["news"] == []
     assert "On harmless prompts" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tmp_path, capsys) -> None:
     heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
     trainer = make_trainer(
-        base_folder, tmp_path, reward_folder, eval_rollouts=1, eval_dataset=ASKED.remove_columns("objective"),
-        heldout_adapter=heldout,
+        base_folder, tmp_path, reward_folder, eval_rollouts=1, per_device_eval_batch_size=32,
+        eval_dataset=ASKED.remove_columns("objective"), heldout_adapter=heldout,
     )  # fmt: skip
     trainer.train()
     (line, *_) = [line for line in trainer.state.log_history if "eval_objective/scores" in line]
@@ -143,6 +146,7 @@ def test_rows_that_name_no_objective_are_one_side(base_folder, reward_folder, tm
     assert "too few" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_too_few_prompts_are_told_once(base_folder, tmp_path, capsys) -> None:
     train(base_folder, tmp_path, eval_dataset=ASKED.select(range(20, 40)))
     printed = capsys.readouterr().out

@@ -216,6 +216,7 @@ def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, rew
 # ---- the update ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_invariant_12_training_takes_the_same_steps_however_a_mini_batch_is_cut(
     base_folder, reward_folder, tmp_path, eos
 ) -> None:
@@ -295,6 +296,7 @@ def train_and_note(trainer: PPOTrainer) -> list[tuple[list[str], list[MicroBatch
 DEMONSTRATIONS = Dataset.from_list([{"input_ids": [20 + i, 30, 40, 50 + i]} for i in range(40)])
 
 
+@pytest.mark.slow
 def test_demonstrations_are_drawn_anew_for_each_rollout(base_folder, reward_folder, tmp_path) -> None:
     found = []
     for seed in (0, 0, 1):

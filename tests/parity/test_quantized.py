@@ -52,7 +52,7 @@ def score(completions, **kwargs):
     return [float(len(c[0]["content"])) for c in completions]
 
 
-@pytest.mark.parametrize("value", ["shared", "adapter"])
+@pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
 def test_nf4_gradients_equal_those_of_the_dequantized_model_after_sampling(
     wide_base, tmp_path, tokenizer, value
 ) -> None:

@@ -78,7 +78,9 @@ class TestScores:
         np.testing.assert_allclose(found, expected, atol=CLOSE)
         assert expected.std() > 0.1
 
-    @pytest.mark.parametrize("reading", ["packed", "rows", "whole", "alone"])
+    @pytest.mark.parametrize(
+        "reading", ["packed", "rows", *(pytest.param(how, marks=pytest.mark.slow) for how in ("whole", "alone"))]
+    )
     def test_do_not_depend_on_batches_or_order(self, adapters, reward_model, reading) -> None:
         model = RewardModel.from_pretrained(adapters[1])
         assert model.reading == "packed"
@@ -445,6 +447,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_plain_transformers_and_peft_read_the_same_without_this_package(adapters, base_folder, tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-c", BARE, str(base_folder), str(adapters[2])],

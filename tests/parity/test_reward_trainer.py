@@ -140,6 +140,7 @@ def test_the_length_weight_follows_the_labels(base_folder: Path, tokenizer: Any,
     assert logged[-1] == pytest.approx(made.length_weight)
 
 
+@pytest.mark.slow
 def test_residual_training_removes_most_of_a_planted_length_bias(
     base_folder: Path, tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The gold world: verdicts worked by hand, the ways of cheating the rule, and what its data promises."""
 
+import functools
 import json
 import math
 import re
@@ -155,7 +156,10 @@ def test_saying_it_twice_or_adding_manners_wins_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def world() -> GoldWorld:
-    return GoldWorld(WorldSection(), seed=0)
+    """The default world, which makes its nine thousand pairs once; nobody changes them."""
+    world = GoldWorld(WorldSection(), seed=0)
+    world.preferences = functools.cache(world.preferences)
+    return world
 
 
 def test_replies_score_as_their_names_say(world: GoldWorld) -> None:
@@ -300,7 +304,7 @@ def test_evaluation_prompts_are_distinct(world: GoldWorld) -> None:
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("side", ["development", "evaluation"])
+@pytest.mark.parametrize("side", [pytest.param("development", marks=pytest.mark.slow), "evaluation"])
 def test_no_held_out_phrasing_in_any_training_stage(side: Any) -> None:
     """Neither a core template nor a whole text of either held-out set is in what any training stage reads."""
     world = GoldWorld(WorldSection(phrasings=side), seed=0)
@@ -375,6 +379,7 @@ def _training_conversations(world: GoldWorld) -> list[Conversation]:
     ]
 
 
+@functools.cache
 def _facts_of_prompts(world: GoldWorld) -> dict[str, dict[str, Any]]:
     """The facts behind preferences and demonstrations, which do not carry them: read back from the questions."""
     kinds = [("harmful", "", _pattern(core)) for core in book.HARMFUL.training]

@@ -97,6 +97,7 @@ def test_the_default_size_is_about_half_a_million_parameters(conversations: list
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (4, 96)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_model_and_another_seed_another(
     conversations: list[Conversation], folder: Path, tmp_path: Path
 ) -> None:

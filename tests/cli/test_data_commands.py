@@ -8,11 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from llm_rlhf.audit.show import numbers, pieces, safe
-from llm_rlhf.cli.main import app
-from llm_rlhf.data.rows import Demonstration, Origin
-from llm_rlhf.errors import RecipeError
-from llm_rlhf.models.encoding import encode_demonstration, encode_reply
+from llm_rlhf.cli.data import data_app
+from llm_rlhf.models.encoding import encode_reply
 
 LONG = "How do I get red wine out of a white wool carpet without calling a cleaner?"
 
@@ -27,7 +24,7 @@ def pairs(*prompts: str) -> list[dict[str, str]]:
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["data", *arguments])
+    return CliRunner().invoke(data_app, list(arguments))
 
 
 @pytest.fixture
@@ -102,16 +99,6 @@ def test_check_of_a_recipe_names_the_keys_that_limit(tmp_path: Path, base_folder
     assert run("check", "--recipe", str(recipe)).exit_code == 0
 
 
-def test_what_is_shown_is_what_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The pieces put together are the text of the ids, and what is marked is what the loss mask marks."""
-    talk = [{"role": "user", "content": "Grüße \U0001f600?"}, {"role": "assistant", "content": "Ja\n é"}]
-    ids, mask = encode_demonstration(tokenizer, Demonstration(talk, Origin("x", 1)).messages, True)
-    shown = pieces(tokenizer, ids, ["trained" if trained else "context" for trained in mask])
-    assert "".join(piece.text for piece in shown) == "<|user|>Grüße \U0001f600?<|assistant|>Ja\n é<|eos|>"
-    assert "".join(piece.text for piece in shown if piece.part == "trained") == "Ja\n é<|eos|>"
-    assert [piece.text for piece in shown if piece.special] == ["<|user|>", "<|assistant|>", "<|eos|>"]
-
-
 def test_show_marks_the_loss_and_the_score(source: str, base_folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     sft = run("show", source, "--row", "1", "--model", str(base_folder), "--stage", "sft").stdout
     assert "|«<|user|>»|O|n|e|?|«<|assistant|>»[[|g|o|o|d" in sft
@@ -139,11 +126,3 @@ def test_escapes_in_the_data_do_not_reach_the_terminal(tmp_path: Path, base_fold
         shown = run("show", source, "--row", "1", *extra).stdout
         assert not set(shown) & set("\x1b\u202e\u200b\x07")
         assert "\\x1b" in shown
-    assert safe("ok\n\ud800\u2028é") == "ok\n\\ud800\\u2028é"
-
-
-@pytest.mark.parametrize("text", ["", "0", "a", "3-1", "1,,2", "1-99999"])
-def test_row_numbers_refused(text: str) -> None:
-    assert numbers("2,4, 9-11") == {2, 4, 9, 10, 11}
-    with pytest.raises(RecipeError, match="--rows"):
-        numbers(text)

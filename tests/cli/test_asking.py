@@ -1,0 +1,109 @@
+"""What `run` and `evaluate` make of their arguments: the request that reaches the package, and how each ends."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llm_rlhf import pipeline
+from llm_rlhf.cli.evaluate import compare, evaluate
+from llm_rlhf.cli.run import run
+from llm_rlhf.errors import RunError
+from llm_rlhf.evaluation import evaluate as driver
+from llm_rlhf.recipe.sections import OwnSuite, Source
+
+REPORT = {"headline": {"text": "Overall: better"}, "verdict": ["Both sides gained."], "alarms": ["an alarm"]}
+
+
+def ask(command: Any, *arguments: object) -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+class Folder:
+    """A run folder that is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.state = path, SimpleNamespace(is_main_process=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text("name: mine\nworld: {}\nsft: {}\n")
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(pipeline, "run_recipe", lambda *a: asked.append(a) or Folder(tmp_path))
+    done = ask(run, recipe, "seed=7", "--from", "sft")
+    assert (done.exit_code, done.stdout) == (0, "")  # no report yet
+    ((loaded, only, from_stage),) = asked
+    assert (loaded.name, loaded.seed, only, from_stage) == ("mine", 7, None, "sft")
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    text = ask(run, recipe, "--only", "sft").stdout
+    assert asked[1][1:] == ("sft", None)
+    page = tmp_path / "report.html"
+    assert text == f"\nOverall: better\n\nBoth sides gained.\nwarning: an alarm\n\nReport: {page}\n"
+    assert json.loads(ask(run, recipe, "--json").stdout) == REPORT | {"report": str(page)}
+
+
+def test_a_run_that_cannot_be_asked_or_fails_ends_with_its_code(recipe, monkeypatch) -> None:
+    assert ask(run, recipe, "--only", "sft", "--from", "sft").exit_code == 2
+    unknown = ask(run, recipe, "sfd.max_steps=3")
+    assert (unknown.exit_code, "sfd" in unknown.stderr) == (2, True)
+    assert ask(run, recipe.parent / "none.yaml").exit_code == 2
+
+    def fail(*arguments: object) -> None:
+        raise RunError("the judge is away")
+
+    monkeypatch.setattr(pipeline, "run_recipe", fail)
+    failed = ask(run, recipe)
+    assert (failed.exit_code, failed.stderr) == (1, "error: the judge is away\n")
+
+
+def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(driver, "evaluate", lambda request: asked.append(request) or REPORT)
+    served, other = "mine=http://localhost:1/v1#m", "http://localhost:2/v1#org/start"
+    done = ask(
+        evaluate, served, "--reference", other, "--prompts", "a.jsonl", "--prompts", "b.jsonl",
+        "--own", "x=f.jsonl,m:f",
+        "--key-variable", "KEY", "--limit", 9, "--no-refusals", "--seed", 4, "--judge", "people:v.jsonl",
+    )  # fmt: skip
+    assert (done.exit_code, done.stderr) == (0, "")
+    (request,) = asked
+    assert (request.policy.name, request.start.name, request.start.served) == ("mine", "start", "org/start")
+    assert [source.source for source in request.prompts] == ["a.jsonl", "b.jsonl"]
+    assert request.own == [OwnSuite("x", "m:f", [Source(source="f.jsonl")])]
+    assert (request.limit, request.refusal_limit, request.refusals, request.seed) == (9, 9, False, 4)
+    assert (request.judge, request.key_variable, request.judge_key_variable) == ("people:v.jsonl", "KEY", "KEY")
+    assert (request.recipe, request.temperature, request.output) == (None, None, Path("evaluations/mine-start"))
+    assert done.stdout.endswith(f"Report: {Path('evaluations/mine-start/report.html')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["http://localhost:1/v1#m"], "name what it is compared with: --reference POLICY"),
+        (["--reward", "x", "--pairs", "y", "--best-of-n", "3"], "--best-of-n asks policies, but none is named"),
+        (["--reward", "x"], "Name a policy to evaluate, or a reward model and labelled pairs"),
+    ],
+)
+def test_an_evaluation_of_nothing_is_told(arguments: list[str], words: str) -> None:
+    told = ask(evaluate, *arguments)
+    assert (told.exit_code, words in told.stderr) == (2, True)
+
+
+def test_runs_to_compare_are_at_least_two(tmp_path) -> None:
+    told = ask(compare, tmp_path)
+    assert (told.exit_code, told.stderr.startswith("error: ")) == (2, True)

@@ -1,0 +1,71 @@
+"""What every stage stands on: the processes of a launch, what training writes, and functions of the user's."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llm_rlhf import launch
+from llm_rlhf.errors import NonFiniteError, RecipeError
+from llm_rlhf.training import METRICS, StageLog, check_loss, read_metrics
+from llm_rlhf.user_code import load_function, told
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_the_first_process_speaks_for_all(monkeypatch, rank, speaks) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert launch.speaks_for_all() is speaks
+
+
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.5), (False, 15.0)])
+def test_bars_move_seldom_in_a_log_file(monkeypatch, terminal, seconds) -> None:
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal))
+    assert launch.bar_interval() == seconds
+
+
+def test_a_stage_writes_every_metric_and_shows_the_newest_of_those_that_matter(tmp_path) -> None:
+    log = StageLog("sft", tmp_path, {"loss": "loss", "eval_loss": "held out"})
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3)
+    for logs in ({"loss": 0.12345, "lr": 1.0}, {}, {"eval_loss": 2.0}, {"loss": 0.1}):
+        log.on_log(None, state, None, logs=logs)
+    assert log.values == {"loss": "0.1", "held out": "2"}
+    lines = read_metrics(tmp_path)
+    assert [{k: v for k, v in line.items() if k != "time"} for line in lines] == [
+        {"stage": "sft", "step": 3, **logs}
+        for logs in ({"loss": 0.12345, "lr": 1.0}, {"eval_loss": 2.0}, {"loss": 0.1})
+    ]
+    state.is_world_process_zero = False
+    log.on_log(None, state, None, logs={"loss": 9.0})
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 3
+    assert json.loads((tmp_path / METRICS).read_text().splitlines()[0])["time"] > 1e9
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_nothing_is_learnt_from_a_loss_that_is_not_finite(loss) -> None:
+    check_loss(torch.tensor(1e30), "sft", 7)
+    with pytest.raises(
+        NonFiniteError, match=r"The sft loss is (nan|inf) at optimizer step 7; .*Lower sft.learning_rate"
+    ):
+        check_loss(torch.tensor(loss), "sft", 7)
+
+
+def test_a_function_is_found_in_the_working_directory_after_all_that_is_installed(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    (tmp_path / "json.py").write_text("dumps = None\n")
+    (tmp_path / "beneath_here.py").write_text(
+        "def double(x):\n    return 2 * x\n\ndef fails():\n    raise KeyError('k')\n"
+    )
+    assert load_function("beneath_here:double")(4) == 8
+    assert sys.path[-1] == str(tmp_path)
+    assert load_function("json:dumps")([1]) == "[1]"
+    with pytest.raises(RecipeError, match=r"The reward function 'beneath_here:none' cannot be loaded: AttributeError"):
+        load_function("beneath_here:none")
+    with pytest.raises(KeyError) as failed:
+        load_function("beneath_here:fails")()
+    assert told(failed.value) == f"KeyError: 'k' ({tmp_path / 'beneath_here.py'}, line 5)"
