@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models.architecture import unlike_linear
+from llm_rlhf.models.encoding import special_tokens
 from llm_rlhf.recipe.sections import ModelSection
 
 # For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
@@ -190,7 +191,7 @@ def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
         raise RecipeError(f"The chat template of {path} cannot render a user and an assistant turn: {error}") from None
     if tokenizer.eos_token in text:
         return
-    specials = [t for t in tokenizer.all_special_tokens if text.rstrip().endswith(t)]
+    specials = [t for t in special_tokens(tokenizer).values() if t and text.rstrip().endswith(t)]
     if not specials:
         raise RecipeError(
             f"The chat template of {path} ends the assistant's turn without a special token, so that a model could "
