@@ -63,11 +63,16 @@ def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Seq
 
 
 def _join(tokenizer: Any, prompt_ids: list[int], whole_ids: list[int], reply: str) -> Encoded:
-    ids = _cut_after_eos(whole_ids, tokenizer)
-    if ids[: len(prompt_ids)] == prompt_ids:
-        return Encoded(prompt_ids, ids[len(prompt_ids) :])
+    start, stop = len(prompt_ids), tokenizer.eos_token_id
+    if stop not in whole_ids:
+        raise ValueError(
+            f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
+            "give model.chat_template one that does."
+        )
+    if whole_ids[:start] == prompt_ids and stop in whole_ids[start:]:
+        return Encoded(prompt_ids, whole_ids[start : whole_ids.index(stop, start) + 1])
     alone = tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return Encoded(prompt_ids, [*alone, tokenizer.eos_token_id])
+    return Encoded(prompt_ids, [*alone, stop])
 
 
 class Trained(NamedTuple):
@@ -157,6 +162,11 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
+def special_tokens_in(tokenizer: Any, text: str) -> list[str]:
+    """The special tokens that stand in a text, in their order."""
+    return _pattern(tokenizer).findall(text)
+
+
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds special tokens in text. Kept for each tokenizer until it has other tokens."""
     size, pattern = _patterns.get(tokenizer, (-1, re.compile("")))
@@ -165,13 +175,3 @@ def _pattern(tokenizer: Any) -> re.Pattern[str]:
         size, pattern = len(tokenizer), re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         _patterns[tokenizer] = size, pattern
     return pattern
-
-
-def _cut_after_eos(ids: list[int], tokenizer: Any) -> list[int]:
-    for end in range(len(ids), 0, -1):
-        if ids[end - 1] == tokenizer.eos_token_id:
-            return ids[:end]
-    raise ValueError(
-        f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
-        "give model.chat_template one that does."
-    )

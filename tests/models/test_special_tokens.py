@@ -3,7 +3,15 @@
 import pytest
 from template_helpers import FAMILIES, stand_in
 
-from llm_rlhf.models.encoding import encode_prompt, encode_reply, special_tokens, types_special_tokens
+from llm_rlhf.models.base import load_tokenizer
+from llm_rlhf.models.encoding import (
+    encode_demonstration,
+    encode_prompt,
+    encode_reply,
+    special_tokens,
+    types_special_tokens,
+)
+from llm_rlhf.recipe.sections import ModelSection
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -63,3 +71,40 @@ def test_tokens_that_are_added_later_are_known() -> None:
     assert not types_special_tokens(tokenizer, user("a <|tool|> b"))
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
     assert types_special_tokens(tokenizer, user("a <|tool|> b"))
+
+
+# Ends a turn as Phi-3's template does: with the token that stops a reply, and with another after the last one.
+TWICE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
+    "{{ '<|assistant|>\\n' if add_generation_prompt else eos_token }}"
+)
+
+
+def test_a_turn_ends_at_the_first_stop_token_after_the_reply(tmp_path, capsys) -> None:
+    """SFT, the reward model and PPO have one stop, though the template prints two."""
+    tokenizer = stand_in("phi3")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = TWICE
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, ModelSection(base=str(tmp_path)))
+    assert loaded.eos_token == "<|end|>"
+    assert "ends turns with '<|end|>'; it becomes the EOS token (was '<|endoftext|>')" in capsys.readouterr().out
+    talk = [*user("hi"), {"role": "assistant", "content": "hello"}, *user("and now?")]
+    prompt, reply = encode_reply(loaded, talk, "bye")
+    assert loaded.decode(reply) == "bye<|end|>"
+    assert loaded.decode(prompt).endswith("<|end|>\n<|assistant|>\n")
+    ids, mask = encode_demonstration(loaded, [*talk, {"role": "assistant", "content": "bye"}], every_reply=True)
+    assert loaded.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "hello<|end|>bye<|end|>"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_token_that_ends_a_turn_is_found_by_the_template(family, tmp_path) -> None:
+    """Whatever a tokenizer calls its EOS: the first special token after the reply stops it."""
+    tokenizer, kind = stand_in(family), FAMILIES[family]
+    tokenizer.eos_token = "<|other|>"
+    if "eos_token" in tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", f"'{kind.eos}'")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, ModelSection(base=str(tmp_path)))
+    assert loaded.eos_token == kind.eos
+    assert loaded.decode(encode_reply(loaded, user("hi"), "bye").reply_ids).endswith(f"bye{kind.eos}")
