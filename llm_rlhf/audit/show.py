@@ -88,7 +88,9 @@ def legend(colour: bool) -> str:
 
 def pieces(tokenizer: Any, ids: Sequence[int], parts: Sequence[str]) -> list[Piece]:
     """The tokens as text. Tokens that only together make a character are one piece, so that nothing is garbled."""
-    special = set(tokenizer.all_special_ids)
+    from llm_rlhf.models.encoding import special_tokens
+
+    special = special_tokens(tokenizer).keys()
     found: list[Piece] = []
     done = start = 0
     for end in range(1, len(ids) + 1):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models.architecture import unlike_linear
+from llm_rlhf.models.encoding import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
 # For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
@@ -182,24 +183,28 @@ def announce(message: str) -> None:
 
 
 def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
-    """Make the token that ends the template's assistant turn the tokenizer's EOS: stopping is what is trained."""
-    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    """Make the token that ends the template's assistant turn the tokenizer's EOS: stopping is what is trained.
+
+    It is the first special token after the reply: a template may print more than one (Phi-3: `<|end|>`, a new line,
+    `<|endoftext|>`), but a policy stops at the first.
+    """
+    reply = "The reply itself."
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # a template may raise anything
         raise RecipeError(f"The chat template of {path} cannot render a user and an assistant turn: {error}") from None
-    if tokenizer.eos_token in text:
-        return
-    specials = [t for t in tokenizer.all_special_tokens if text.rstrip().endswith(t)]
-    if not specials:
+    found = special_tokens_in(tokenizer, text.rpartition(reply)[2])
+    if not found:
         raise RecipeError(
             f"The chat template of {path} ends the assistant's turn without a special token, so that a model could "
             "never learn to stop. Give model.chat_template a template whose assistant turn ends with one."
         )
-    announce(
-        f"The chat template ends turns with {specials[0]!r}; it becomes the EOS token (was {tokenizer.eos_token!r})."
-    )
-    tokenizer.eos_token = specials[0]
+    if found[0] != tokenizer.eos_token:
+        announce(
+            f"The chat template ends turns with {found[0]!r}; it becomes the EOS token (was {tokenizer.eos_token!r})."
+        )
+        tokenizer.eos_token = found[0]
 
 
 def _add_pad_token(tokenizer: Any, path: str | Path) -> None:

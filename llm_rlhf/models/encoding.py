@@ -7,13 +7,15 @@ reward model reads is the stop token itself.
 """
 
 import re
+import weakref
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from llm_rlhf.data.rows import Conversation
 
 _MARK = "\U0010ffff"  # a code point that no text may hold
+_MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
+_patterns: weakref.WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = weakref.WeakKeyDictionary()  # by tokenizer
 
 
 class Encoded(NamedTuple):
@@ -61,11 +63,16 @@ def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Seq
 
 
 def _join(tokenizer: Any, prompt_ids: list[int], whole_ids: list[int], reply: str) -> Encoded:
-    ids = _cut_after_eos(whole_ids, tokenizer)
-    if ids[: len(prompt_ids)] == prompt_ids:
-        return Encoded(prompt_ids, ids[len(prompt_ids) :])
+    start, stop = len(prompt_ids), tokenizer.eos_token_id
+    if stop not in whole_ids:
+        raise ValueError(
+            f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
+            "give model.chat_template one that does."
+        )
+    if whole_ids[:start] == prompt_ids and stop in whole_ids[start:]:
+        return Encoded(prompt_ids, whole_ids[start : whole_ids.index(stop, start) + 1])
     alone = tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return Encoded(prompt_ids, [*alone, tokenizer.eos_token_id])
+    return Encoded(prompt_ids, [*alone, stop])
 
 
 class Trained(NamedTuple):
@@ -98,34 +105,33 @@ def _templated(tokenizer: Any, messages: Conversation, add_generation_prompt: bo
     """Token ids of the conversation in the chat template.
 
     Only the template may write special tokens. One that stands in a message was typed by somebody, who must not be able
-    to end a turn or to open another with it: it is replaced by a mark while the template is filled in, and put back as
-    the plain text it is.
+    to end a turn or to open another with it: it is replaced by a numbered mark while the template is filled in, and put
+    back as the plain text it is, wherever the template leaves its mark.
     """
     typed: list[str] = []
-    pattern = _special_tokens(tuple(tokenizer.all_special_tokens))
+    pattern = _pattern(tokenizer)
 
     def mark(found: re.Match[str]) -> str:
         typed.append(found[0])
-        return _MARK
+        return f"{_MARK}{len(typed) - 1}{_MARK}"
 
     marked = [{**m, "content": pattern.sub(mark, m["content"].replace(_MARK, ""))} for m in messages]
     if not typed:
         found = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
         return list(found["input_ids"])
     text = tokenizer.apply_chat_template(marked, add_generation_prompt=add_generation_prompt, tokenize=False)
-    first, *others = text.split(_MARK)
-    assert len(others) <= len(typed), "the chat template repeats a message"
-    ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])
-    # A template that drops messages drops the oldest.
-    for token, piece in zip(typed[len(typed) - len(others) :], others, strict=True):
-        ids += tokenizer(token, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+    ids: list[int] = []
+    for place, piece in enumerate(_MARKED.split(text)):  # text and numbers in turns
+        if place % 2:
+            ids += tokenizer(typed[int(piece)], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        else:
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def types_special_tokens(tokenizer: Any, messages: Conversation) -> bool:
     """Whether a special token stands in one of the messages."""
-    pattern = _special_tokens(tuple(tokenizer.all_special_tokens))
+    pattern = _pattern(tokenizer)
     return any(pattern.search(message["content"]) for message in messages)
 
 
@@ -147,17 +153,25 @@ def _all_templated(
     ]
 
 
-@cache
-def _special_tokens(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Every token that a tokenizer takes for special, by its id: those with a role, and all that are marked so.
+
+    Llama 3 and Phi-3 name the tokens of their turns in `added_tokens_decoder` alone.
+    """
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _cut_after_eos(ids: list[int], tokenizer: Any) -> list[int]:
-    for end in range(len(ids), 0, -1):
-        if ids[end - 1] == tokenizer.eos_token_id:
-            return ids[:end]
-    raise ValueError(
-        f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
-        "give model.chat_template one that does."
-    )
+def special_tokens_in(tokenizer: Any, text: str) -> list[str]:
+    """The special tokens that stand in a text, in their order."""
+    return _pattern(tokenizer).findall(text)
+
+
+def _pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Finds special tokens in text. Kept for each tokenizer until it has other tokens."""
+    size, pattern = _patterns.get(tokenizer, (-1, re.compile("")))
+    if size != len(tokenizer):
+        longest_first = sorted(filter(None, special_tokens(tokenizer).values()), key=len, reverse=True)
+        size, pattern = len(tokenizer), re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        _patterns[tokenizer] = size, pattern
+    return pattern

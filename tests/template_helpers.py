@@ -1,0 +1,46 @@
+"""Byte-level tokenizers that carry the chat templates of well-known families, as TRL ships them for its own tests."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import trl
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+
+class Family(NamedTuple):
+    template: str  # a file of TRL's
+    eos: str  # the token that ends the assistant's turn
+    bos: str | None
+    markers: tuple[str, ...]  # the other tokens that its tokenizer marks special, without a role of their own
+
+
+FAMILIES = {
+    "llama3": Family("llama3", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>")),
+    "qwen2_5": Family("qwen2_5", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "qwen3": Family("qwen3", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "phi3": Family("phi3", "<|end|>", "<s>", ("<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>")),
+    "gemma": Family("gemma", "<end_of_turn>", "<bos>", ("<start_of_turn>", "<eos>")),
+    "deepseekv3": Family(
+        "deepseekv3", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>")
+    ),
+    "gptoss": Family("gptoss", "<|return|>", None, ("<|start|>", "<|message|>", "<|channel|>", "<|end|>")),
+}
+
+
+def stand_in(family: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes with the family's template and special tokens; only EOS, BOS and padding have a role."""
+    kind = FAMILIES[family]
+    named = [kind.eos, *([kind.bos] if kind.bos else []), "<|pad|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*named, *alphabet])}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*named, *kind.markers)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=kind.eos, bos_token=kind.bos, pad_token="<|pad|>", padding_side="left"
+    )
+    tokenizer.chat_template = (TEMPLATES / f"{kind.template}.jinja").read_text(encoding="utf-8")
+    return tokenizer
