@@ -181,6 +181,10 @@ def test_a_small_file_is_read_as_a_cached_one(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "SMALL", -1)
     cached = load_preferences([Source(source=str(path), limit=700)])
     assert not isinstance(cached.rows.parts[0].table.data, dict)
+    monkeypatch.setattr(files, "SMALL", path.stat().st_size)
+    (tmp_path / "pairs2.jsonl").write_bytes(path.read_bytes())
+    shards = load_preferences([Source(source=str(tmp_path / "pairs*.jsonl"))])  # together they are not small
+    assert not any(isinstance(part.table.data, dict) for part in shards.rows.parts)
     assert list(small.rows) == list(cached.rows)
     assert small.rows[123] == cached.rows[123]
     assert small.counts() == cached.counts()

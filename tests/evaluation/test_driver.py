@@ -18,7 +18,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.ask import ask
 from llm_rlhf.evaluation.evaluate import measure
-from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, check_section, gather
+from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, check_section, gather, reference_of
 from llm_rlhf.evaluation.report.assembly import archive_report, check_output
 from llm_rlhf.evaluation.request import Both, Evaluation
 from llm_rlhf.evaluation.reward_evaluation import preferences
@@ -29,7 +29,7 @@ from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.models.inference import load_roles
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
+from llm_rlhf.recipe.sections import ModelSection, Source
 from llm_rlhf.reward.model import RewardModel
 
 
@@ -139,13 +139,43 @@ def test_the_shipped_prompts_are_asked_where_no_others_show_refusals(asked) -> N
     assert (list(alone.prompts), len(alone.prompts[OWN])) == ([OWN], 6)
 
 
-def test_a_section_is_looked_through_before_anything_runs(how, tmp_path) -> None:
+@pytest.fixture
+def recipe_of(tmp_path):
+    """The quickstart's recipe with other keys."""
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    return lambda *overrides: load_recipe(path, [f"output_dir={tmp_path / 'run'}", *overrides])
+
+
+def test_a_section_is_looked_through_before_anything_runs(recipe_of, base_folder, tmp_path) -> None:
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"Recipe key 'evaluate.pairs': no pair is left of 1 rows|is not recognised"):
-        check_section(EvaluateSection(pairs=[Source(source=str(tmp_path / "pairs.jsonl"))]), how)
-    with pytest.raises(RecipeError, match=r"There is no policy at \./nowhere"):
-        check_section(EvaluateSection(reference="./nowhere"), how)
-    check_section(EvaluateSection(reference="http://localhost:1/v1#m", judge="http://localhost:1/v1#j"), how)
+        check_section(recipe_of(f"evaluate.pairs=[{{source: {tmp_path / 'pairs.jsonl'}}}]"))
+    for reference, words in (
+        ("./nowhere", r"There is no policy at \./nowhere"),
+        ("runs/othr", r"runs/othr is neither a folder here nor a model that can be fetched"),
+        (f"ppo={base_folder}", r"are both called 'ppo'; give one another name, by NAME="),
+        (f"joint={base_folder}", r"A policy is called 'joint', as one of the report's judges is"),
+        (f"prompt={base_folder}", r"or a column of the replies"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            check_section(recipe_of(f"evaluate.reference={reference}"))
+    check_section(recipe_of("evaluate.reference='http://localhost:1/v1#m'", "evaluate.judge='http://localhost:1/v1#j'"))
+    check_section(recipe_of(f"evaluate.reference={base_folder}"))
+
+
+def test_a_reference_has_its_own_template_and_a_run_its_folders_name(recipe_of, base_folder, tmp_path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("x")
+    own = f"model.chat_template={template}", "model.context_length=64"
+    found = reference_of(recipe_of(f"evaluate.reference={base_folder}", *own))
+    assert (found.model.chat_template, found.model.context_length) == (None, None)
+    other = tmp_path / "other"
+    (other / "ppo" / "policy").mkdir(parents=True)
+    (other / "recipe.yaml").write_text(f"name: other\nmodel: {{base: {base_folder}}}\n")
+    for text, name in ((other, "other"), (f"{other}:ppo", "other-ppo"), (f"mine={other}", "mine")):
+        found = reference_of(recipe_of(f"evaluate.reference={text}"))
+        assert (found.name, found.adapter) == (name, other / "ppo" / "policy")
+    assert reference_of(recipe_of()) is None
 
 
 # ---- who scores it
@@ -246,6 +276,38 @@ def test_a_runs_own_reward_models_are_read_on_the_base_they_were_trained_on(tmp_
     assert apart.on_the_base == {}
     assert apart.folders == found.folders
     assert Rewards.of(replace(asked, recipe=None)).folders == {"reward": [], "heldout": []}
+
+
+def test_what_cannot_be_loaded_or_read_is_named(asked, how, reward_folder, adapter, tmp_path, monkeypatch) -> None:
+    """A damaged reward adapter is not the policy's fault, nor is one adapter another's."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(reward_folder, damaged)
+    (damaged / "adapter_model.safetensors").write_bytes(b"no weights")
+    rewards = Rewards({"reward": [str(damaged)], "heldout": []}, how, on_the_base={"reward": {"joint": damaged}})
+    rewards.identify()
+    with pytest.raises(DataError, match=rf"Reward model {damaged}"):
+        ask(asked, gather(asked), rewards)
+    second = tmp_path / "second"
+    shutil.copytree(adapter, second)
+    (second / "adapter_model.safetensors").write_bytes(b"no weights")
+    twins = replace(asked, start=replace(asked.policy, name="twin", adapter=second))
+    with pytest.raises(DataError, match=rf"Policy {second}"):
+        ask(twins, gather(twins), Rewards({"reward": [], "heldout": []}))
+    rewards = Rewards(
+        {"reward": [str(reward_folder)], "heldout": []}, how, on_the_base={"reward": {"joint": reward_folder}}
+    )
+    rewards.identify()
+    monkeypatch.setattr(
+        "llm_rlhf.models.inference.role_scores", lambda m, n, ids, mask: torch.ones(len(ids)) * len(ids)
+    )
+    with pytest.raises(DataError, match=rf"Reward model {reward_folder}: The scores .* move by .* with the batch"):
+        ask(asked, gather(asked), rewards)
+
+
+def test_one_model_in_both_roles_is_refused_before_anything_is_loaded(asked, reward_folder) -> None:
+    with pytest.raises(RecipeError, match="is the one that training went by"):
+        measure(replace(asked, rewards=[str(reward_folder)], heldout=[str(reward_folder)], limit=3))
+    assert not asked.output.exists()
 
 
 def test_members_called_alike_or_as_a_role_are_numbered() -> None:

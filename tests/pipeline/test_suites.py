@@ -184,10 +184,8 @@ def test_the_command_finds_what_the_recipe_finds(finished: Path, tmp_path) -> No
     """One driver: the run's own report and the command's have the same estimates, curve and samples."""
     run = copy(finished, tmp_path)
     again(run, "evaluate.prompts=20", "evaluate.snapshot_prompts=20", "evaluate.best_of_n=3",
-          "evaluate.resamples=2000", "evaluate.samples=10", from_stage="evaluate")  # fmt: skip
-    asked = ["evaluate", str(run), "--limit", "20", "--snapshot-prompts", "20", "--best-of-n", "3",
-             "--seed", str(load_recipe(run / "recipe.yaml").seed), "--batch-size", "64",
-             "--output", str(tmp_path / "out")]  # fmt: skip
+          from_stage="evaluate")  # fmt: skip
+    asked = ["evaluate", str(run), "--snapshot-prompts", "20", "--best-of-n", "3", "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output + repr(result.exception)
     recipe, command = (json.loads((folder / "report.json").read_text()) for folder in (run, tmp_path / "out"))
