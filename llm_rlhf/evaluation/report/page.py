@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation.report import reward_sections, sections
+from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
 from llm_rlhf.evaluation.report.measures import (
     NARROW,
@@ -93,7 +94,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "judge": sections.judge(report["provenance"]["instruments"].get("judge")),
         "price": sections.price(estimates),
         "hhh": sections.hhh(estimates),
-        "curves": sections.curves(report["curves"]),
+        "curves": curves(report["curves"]),
         "accuracy": reward_sections.accuracy(estimates),
         "length": reward_sections.length(estimates),
         "matrix": reward_sections.matrix(estimates),

@@ -1,0 +1,64 @@
+"""The page's curves of training, as each stage logged them: some large, the others in a fold."""
+
+from typing import Any
+
+from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.sections import kind_of
+from llm_rlhf.evaluation.report.watch_section import CURVES as BY_OBJECTIVE
+
+CURVES: list[tuple[str, str, str, str]] = [
+    ("ppo", "objective/scores", "Reward-model score", "Mean score of the sampled replies; what PPO tries to raise."),
+    ("ppo", "objective/kl", "KL from the SFT model", "Nats per reply; how far the policy has moved to get there."),
+    (
+        "ppo",
+        "eval_heldout/scores",
+        "Held-out reward in training",
+        "Mean score by the model PPO never trains against. Falling while the other rises is over-optimisation.",
+    ),
+    ("ppo", "response_length", "Reply length", "Tokens. Watch for a score that rises only because replies grow."),
+    ("ppo", "objective/entropy", "Entropy", "Nats per token. A collapse towards 0 means the same reply to everything."),
+    ("ppo", "val/explained_variance", "Explained variance", "How well the value model predicts returns; 1 is perfect."),
+    ("sft", "loss", "SFT loss", "Nats per token on the demonstrations."),
+    (
+        "reward",
+        "accuracy",
+        "Reward-model accuracy in training",
+        "Share of training pairs ranked as people ranked them.",
+    ),
+    ("reward", "loss", "Reward-model loss", "Nats per pair; a coin scores 0.693."),
+    ("heldout", "accuracy", "Held-out model accuracy in training", "The same for the second reward model."),
+]
+FIRST_CURVES = 2  # shown large; the rest wait in a fold
+
+UNNAMED = {"step", "episode", "epoch", "time"}  # places on the x axis, not curves
+
+
+def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The charts shown first, the others, and every further metric under its own name."""
+    charts_made, told = [], set()
+    for stage, metric, label, meaning in CURVES:
+        points = curves.get(stage, [])
+        drawn = _chart(points, stage, metric, label)
+        told.add((stage, metric))
+        if drawn is not None:
+            charts_made.append({"label": label, "meaning": meaning, "svg": drawn, "stage": stage, "x": _x_of(points)})
+    more = []
+    for stage, points in curves.items():
+        for metric in dict.fromkeys(key for point in points for key in point):
+            if (stage, metric) not in told and metric not in UNNAMED and metric not in BY_OBJECTIVE:
+                drawn = _chart(points, stage, metric, metric)
+                if drawn is not None:
+                    more.append(
+                        {"label": f"{stage}: {metric}", "meaning": "", "svg": drawn, "stage": stage, "x": _x_of(points)}
+                    )
+    first = [c for c in charts_made if c["stage"] == "ppo"][:FIRST_CURVES]
+    return {"first": first, "others": [c for c in charts_made if c not in first], "more": more}
+
+
+def _chart(points: list[dict[str, Any]], stage: str, metric: str, label: str) -> Any:
+    share = metric.endswith("accuracy")
+    return charts.line_chart(points, metric, _x_of(points), kind_of(stage), label, 100 if share else 1)
+
+
+def _x_of(points: list[dict[str, Any]]) -> str:
+    return "episode" if points and all(p.get("episode") is not None for p in points) else "step"
