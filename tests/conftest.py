@@ -1,4 +1,7 @@
-"""Tiny models and tokenizers, built in code: the tests touch no network."""
+"""Tiny models and tokenizers, built in code: the tests touch no network.
+
+The large libraries are imported where they are used: of several processes, the one that deals out the tests needs none.
+"""
 
 import atexit
 import functools
@@ -6,31 +9,29 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # not the user's; also for subprocesses
 
-from pathlib import Path
-
-import accelerate.utils.imports
 import pytest
-import torch
-from model_helpers import random_reward_adapter
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import llm_rlhf  # noqa: F401 - telemetry off before TRL is imported
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
-torch.set_num_threads(1)  # tiny tensors are faster so, and results do not depend on the machine's cores
-# Asked in every forward of a model with adapters, and answered from the files of the installed packages each time.
-accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 
 
 def pytest_collection_finish() -> None:
-    """Every training ends in a whole garbage collection: spare it the million objects of what was imported."""
-    gc.collect()
+    """When all test files are imported, in each process that runs tests."""
+    import accelerate.utils.imports as imports
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors are faster so, and results do not depend on the machine's cores
+    # Asked in every forward of a model with adapters, and answered from the installed packages' files each time.
+    imports._is_package_available = functools.cache(imports._is_package_available)
+    gc.collect()  # every training ends in a whole collection: spare it the million objects of what was imported
     gc.freeze()
 
 
@@ -43,8 +44,11 @@ CHAT = (
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     """Every byte is a token: no training, no merges, any text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*special, *alphabet])}, merges=[]))
@@ -62,8 +66,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A random Llama of two layers, saved with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -87,4 +94,6 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 
 @pytest.fixture(scope="session")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    from model_helpers import random_reward_adapter
+
     return random_reward_adapter(base_folder, tmp_path_factory.mktemp("reward"))

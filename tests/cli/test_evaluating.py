@@ -170,6 +170,7 @@ def test_an_adapter_against_its_base(
     assert "<script" not in (tmp_path / "both" / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_file, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret-of-mine")
 

@@ -195,6 +195,7 @@ def texts_in(value: object) -> list[str]:
     return [text for one in inner for text in texts_in(one)]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=4))
 def test_rows_41_to_47_rows_of_any_shape_become_rows_or_reasons_and_none_is_lost(rows: list[object]) -> None:

@@ -94,6 +94,7 @@ def simulate(runs: int, prompts: int, after: float, evaluations: int = 8, seed: 
     return alarms / runs
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_falls_is_seldom_warned_of() -> None:
     """At most .05 by design (.023 in 4,000 runs); 400 runs have a standard error of .011, so over .083 is a fault."""
     assert simulate(400, prompts=32, after=0.57) < 0.083

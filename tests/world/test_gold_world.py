@@ -237,6 +237,7 @@ def test_one_count_does_not_change_other_rows() -> None:
         assert more == known
 
 
+@pytest.mark.slow
 def test_label_noise_flips_its_share_and_moves_no_text(world: GoldWorld) -> None:
     """The number of flips is binomial; 4.5 standard deviations hold all but 1 in 100,000 seeds."""
     facts = _facts_of_prompts(world)
