@@ -53,7 +53,7 @@ class Fitted:
             return ""
         origin, reason = self.refused[0]
         rows = "one of them" if len(self.refused) == 1 else f"{len(self.refused):,} of them"
-        return f" The chat template refuses {rows}, {origin} the first: {reason.rstrip('.')}."
+        return f" The chat template refuses {rows} (the first: {origin}): {reason.rstrip('.')}."
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Add the counts to `lengths.json`, the rows to `too_long.jsonl` and `refused_by_template.jsonl`, and say so.

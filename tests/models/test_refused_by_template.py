@@ -24,9 +24,9 @@ def gemma():
 
 
 def test_a_template_says_why_it_refuses(gemma) -> None:
-    with pytest.raises(RefusedByTemplateError, match="^System role not supported$"):
+    with pytest.raises(RefusedByTemplateError, match=r"^System role not supported$"):
         encode_prompt(gemma, [SYSTEM, ASK])
-    with pytest.raises(RefusedByTemplateError, match="^Conversation roles must alternate"):
+    with pytest.raises(RefusedByTemplateError, match=r"^Conversation roles must alternate"):
         encode_prompt(gemma, [ASK, {**ASK, "content": "typed <bos>"}])
     with pytest.raises(RefusedByTemplateError, match="System role"):
         encode_replies(gemma, [[ASK], [SYSTEM, ASK]], ["a", "b"])
@@ -55,7 +55,7 @@ def test_refused_rows_are_set_aside_counted_and_written(gemma, tmp_path, capsys,
     assert account.counts() == {
         "token_limit": 64, "kept": 1, "cut_at_turns": 0, "too_long": 0, "refused_by_template": 2
     }  # fmt: skip
-    said = f"The chat template refuses 2 of them, {origins[1]} the first: System role not supported."
+    said = f"The chat template refuses 2 of them (the first: {origins[1]}): System role not supported."
     assert account.objection == f" {said}"
     account.write(tmp_path)
     assert f"{what}: {said} Set aside" in " ".join(capsys.readouterr().out.split())
@@ -81,7 +81,7 @@ def test_data_check_and_show_tell_of_it(gemma, tmp_path) -> None:
     checked = CliRunner().invoke(app, ["data", "check", *asked, "--max-length", "64"])
     assert checked.exit_code == 0, checked.output
     told = " ".join(checked.output.split())
-    assert f"The chat template refuses one of them, {path}:2 the first: System role not supported." in told
+    assert f"The chat template refuses one of them (the first: {path}, row 2): System role not supported." in told
     shown = CliRunner().invoke(app, ["data", "show", *asked, "--rows", "1-2"])
     assert shown.exit_code == 0, shown.output
     assert "The chat template refuses this row, which a run sets aside: System role not supported" in shown.output
