@@ -13,36 +13,36 @@ from typing import Any
 from transformers import GenerationConfig
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-# What changes which token is sampled, beside temperature, top_k and top_p, which are always set anew.
-DISTORTING = (
-    "min_p",
-    "top_h",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "num_beams",
-    "penalty_alpha",
-    "dola_layers",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "guidance_scale",
-    "watermarking_config",
-    "min_length",
-    "min_new_tokens",
-    "stop_strings",
-    "max_time",
-)
-_NEUTRAL = (None, False, 0, 0.0, 1, 1.0, [], {})
+# What changes which token is sampled, beside temperature, top_k and top_p, which are always set anew; with the value,
+# other than none at all, that changes nothing.
+DISTORTING: dict[str, Any] = {
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "watermarking_config": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "stop_strings": [],
+    "max_time": None,
+}
 
 
 @contextlib.contextmanager
@@ -59,5 +59,5 @@ def plain_decoding(model: Any) -> Iterator[None]:
 
 def left_out(config: GenerationConfig) -> dict[str, Any]:
     """The settings of a generation config that `plain_decoding` leaves out and that would have changed replies."""
-    found = {name: getattr(config, name, None) for name in DISTORTING}
-    return {name: value for name, value in found.items() if value not in _NEUTRAL}
+    asked = {name: getattr(config, name, None) for name in DISTORTING}
+    return {name: value for name, value in asked.items() if value is not None and value != DISTORTING[name]}

@@ -1,7 +1,5 @@
 """What a model's generation config asks for changes nothing that is sampled."""
 
-import json
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -66,5 +64,4 @@ def test_they_would_have_changed_it(base_folder) -> None:
 def test_settings_that_change_nothing_are_not_named() -> None:
     assert left_out(GenerationConfig()) == {}
     assert left_out(GenerationConfig(repetition_penalty=1.0, num_beams=1, no_repeat_ngram_size=0, min_length=0)) == {}
-    known = json.loads(GenerationConfig().to_json_string(use_diff=False))
-    assert set(DISTORTING) - set(vars(GenerationConfig())) == set(), known.keys()
+    assert set(DISTORTING) <= set(vars(GenerationConfig()))  # fails where upstream renames one
