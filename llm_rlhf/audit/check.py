@@ -44,6 +44,8 @@ class Lengths:
     tokens: dict[str, int]  # median, 95th percentile, maximum: prompt and the longer reply, or the prompt alone
     cut: int = 0  # of the measured: lost their oldest turns
     too_long: int = 0  # of the measured: do not fit even with their last user turn alone
+    refused: int = 0  # of the measured: the chat template has an objection to them
+    objection: str = ""  # what it says of the first
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Tokens:
 
     def measure(self, rows: Sequence[Any], what: str, limit_name: str, limit: int | None) -> Lengths:
         """Lengths as encoded by the stages; rows over the limit are cut by the stages' own functions, and counted."""
+        from llm_rlhf.models.encoding import RefusedByTemplateError
         from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
 
         chosen = _spread(rows, self.sample)
@@ -151,13 +154,20 @@ class Tokens:
         fit: Callable[..., Any]
         lengths = []
         for row in _progress(chosen, f"tokens of {what}"):
-            lengths.append(self._length(row))
+            try:
+                lengths.append(self._length(row))
+            except RefusedByTemplateError as error:
+                account.refused.append((str(row.origin), str(error)))
+                continue
             if limit is not None and lengths[-1] > limit:
                 fit = fit_preferences if isinstance(row, Preference) else fit_prompts
                 fit = fit_demonstrations if isinstance(row, Demonstration) else fit
                 fit(self.tokenizer, [row], account)
         tokens = quantiles(lengths)
-        return Lengths(what, limit_name, limit, len(lengths), len(rows), tokens, account.cut, len(account.set_aside))
+        return Lengths(
+            what, limit_name, limit, len(chosen), len(rows), tokens, account.cut, len(account.set_aside),
+            len(account.refused), account.objection.strip(),
+        )  # fmt: skip
 
     def _length(self, row: AnyRow) -> int:
         from llm_rlhf.models.encoding import encode_prompt, encode_reply

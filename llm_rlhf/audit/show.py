@@ -123,10 +123,20 @@ def _is_unsafe(character: str) -> bool:
 
 
 def _body(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: bool) -> str:
-    from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
+    from llm_rlhf.models.encoding import RefusedByTemplateError
 
     if tokenizer is None:
         return _conversation(row, colour)
+    try:
+        return _encoded(row, tokenizer, colour)
+    except RefusedByTemplateError as error:
+        refused = f"The chat template refuses this row, which a run sets aside: {safe(str(error))}"
+        return f"{refused}\n{_conversation(row, colour)}"
+
+
+def _encoded(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: bool) -> str:
+    from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
+
     if isinstance(row, Demonstration):
         ids, mask = encode_demonstration(tokenizer, row.messages, row.every_reply)
         parts = ["trained" if trained else "context" for trained in mask]

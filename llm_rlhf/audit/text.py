@@ -92,15 +92,19 @@ def _reading_findings(check: DataCheck) -> list[Finding]:
 
 
 def _length_findings(lengths: Lengths) -> list[Finding]:
+    refused = []
+    if lengths.refused:
+        text = f"{lengths.what}: {lengths.objection} They are set aside; mend the rows, or give another template"
+        refused.append(Finding(f"{text} (model.chat_template).", stops=lengths.refused == lengths.measured))
     if not lengths.cut and not lengths.too_long:
-        return []
+        return refused
     shares = []
     if lengths.cut:
         shares.append(f"{_share(lengths.cut, lengths.measured)} lose their oldest turns")
     if lengths.too_long:
         shares.append(f"{_share(lengths.too_long, lengths.measured)} do not fit at all and are set aside")
     text = f"{lengths.what}: {' and '.join(shares)} at {lengths.limit_name} = {lengths.limit:,}"
-    return [Finding(f"{text}: raise it where memory allows, or accept the cut.")]
+    return [*refused, Finding(f"{text}: raise it where memory allows, or accept the cut.")]
 
 
 def _account_findings(name: str, account: Account, check: DataCheck) -> list[Finding]:
@@ -226,6 +230,8 @@ def _account(name: str, account: Account, check: DataCheck) -> list[str]:
 def _lengths(lengths: Lengths) -> tuple[str, str, str]:
     of = "" if lengths.measured == lengths.of else f", of {lengths.measured:,} rows measured"
     tokens = lengths.tokens
+    if not tokens:
+        return lengths.what, "", "the chat template refuses all of them"
     text = f"median {tokens['median']:,}   95 % under {tokens['p95']:,}   longest {tokens['max']:,}"
     if lengths.limit is not None:
         text += f"   limit {lengths.limit:,} ({lengths.limit_name}): {lengths.cut:,} cut at turns, "

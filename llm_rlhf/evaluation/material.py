@@ -134,7 +134,7 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
             return rows
         found: list[Row] = fit(tokenizer, rows, account)
         if not found:
-            raise DataError(f"None of {len(rows)} {account.what} {rule}.")
+            raise DataError(f"None of {len(rows)} {account.what} {rule}.{account.objection}")
         read = {} if where else material.counts.get(counted, {})
         material.counts[f"{counted}{where}"] = read | {"fitted": account.counts()} if read else account.counts()
         material.accounts.append(account)

@@ -49,11 +49,12 @@ def sample_start(
         return None
     room = context_limit(recipe.model, model.config) - options.reference_length
     asked = [Prompt(pair.prompt, pair.objective, pair.origin) for pair in pairs]
-    fitting = fit_prompts(tokenizer, asked, Fitted(room, "reference prompts")) if room > 0 else []
+    account = Fitted(room, "reference prompts")
+    fitting = fit_prompts(tokenizer, asked, account) if room > 0 else []
     if len(fitting) < 2:
         raise DataError(
             f"No two prompts leave room for reference replies of {options.reference_length} tokens; lower "
-            "reward.reference_length, or set reward.reference_samples to 0."
+            f"reward.reference_length, or set reward.reference_samples to 0.{account.objection}"
         )
     prompts, counted = choose_prompts(fitting, options.reference_samples)
     replies = sample_replies(

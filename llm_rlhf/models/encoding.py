@@ -6,16 +6,23 @@ template prints after that token (a newline, mostly) belongs to the next turn an
 reward model reads is the stop token itself.
 """
 
+import contextlib
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
 
 from llm_rlhf.data.rows import Conversation
 
 _MARK = "\U0010ffff"  # a code point that no text may hold
 _MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
 _patterns: weakref.WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = weakref.WeakKeyDictionary()  # by tokenizer
+
+
+class RefusedByTemplateError(ValueError):
+    """The chat template refuses a conversation; the message is its reason, on one line."""
 
 
 class Encoded(NamedTuple):
@@ -117,9 +124,13 @@ def _templated(tokenizer: Any, messages: Conversation, add_generation_prompt: bo
 
     marked = [{**m, "content": pattern.sub(mark, m["content"].replace(_MARK, ""))} for m in messages]
     if not typed:
-        found = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
+        with _told_by_template():
+            found = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, return_dict=True
+            )
         return list(found["input_ids"])
-    text = tokenizer.apply_chat_template(marked, add_generation_prompt=add_generation_prompt, tokenize=False)
+    with _told_by_template():
+        text = tokenizer.apply_chat_template(marked, add_generation_prompt=add_generation_prompt, tokenize=False)
     ids: list[int] = []
     for place, piece in enumerate(_MARKED.split(text)):  # text and numbers in turns
         if place % 2:
@@ -127,6 +138,16 @@ def _templated(tokenizer: Any, messages: Conversation, add_generation_prompt: bo
         else:
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids
+
+
+@contextlib.contextmanager
+def _told_by_template() -> Iterator[None]:
+    """What a template raises of a conversation as a RefusedByTemplateError: it may raise anything that Python does."""
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RefusedByTemplateError(reason) from None
 
 
 def types_special_tokens(tokenizer: Any, messages: Conversation) -> bool:
@@ -142,9 +163,10 @@ def _all_templated(
     found: list[list[int] | None] = [None] * len(conversations)
     plain = [i for i, turns in enumerate(conversations) if not types_special_tokens(tokenizer, turns)]
     if plain:
-        rows = tokenizer.apply_chat_template(
-            [conversations[i] for i in plain], add_generation_prompt=add_generation_prompt, return_dict=True
-        )["input_ids"]
+        with _told_by_template():
+            rows = tokenizer.apply_chat_template(
+                [conversations[i] for i in plain], add_generation_prompt=add_generation_prompt, return_dict=True
+            )["input_ids"]
         for i, ids in zip(plain, rows, strict=True):
             found[i] = list(ids)
     return [

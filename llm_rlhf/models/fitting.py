@@ -8,22 +8,28 @@ from typing import Any
 
 from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
-from llm_rlhf.models.encoding import Encoded, encode_demonstration, encode_prompt, encode_reply
+from llm_rlhf.models.encoding import Encoded, RefusedByTemplateError, encode_demonstration, encode_prompt, encode_reply
 
 
 class Fitted:
     """Rows cut to a number of tokens at turn boundaries, the end kept, with an account of what was done.
 
-    `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone.
+    `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone; `refused` are
+    those that the chat template has an objection to, with its reason.
     """
 
     def __init__(self, limit: int, what: str) -> None:
         self.limit, self.what = limit, what
         self.kept = self.cut = 0
         self.set_aside: list[str] = []
+        self.refused: list[tuple[str, str]] = []
 
     def fit(self, prompt: Conversation, length: Callable[[Conversation], int], origin: object) -> Conversation | None:
-        fitted = fit_conversation(prompt, length, self.limit)
+        try:
+            fitted = fit_conversation(prompt, length, self.limit)
+        except RefusedByTemplateError as error:
+            self.refused.append((str(origin), str(error)))
+            return None
         if fitted is None:
             self.set_aside.append(str(origin))
             return None
@@ -32,15 +38,29 @@ class Fitted:
         return fitted
 
     def counts(self) -> dict[str, Any]:
-        return {
+        counts = {
             "token_limit": self.limit,
             "kept": self.kept,
             "cut_at_turns": self.cut,
             "too_long": len(self.set_aside),
         }
+        return counts | {"refused_by_template": len(self.refused)} if self.refused else counts
+
+    @property
+    def objection(self) -> str:
+        """A sentence on the rows that the template refuses, with a blank before it; empty where it refuses none."""
+        if not self.refused:
+            return ""
+        origin, reason = self.refused[0]
+        rows = "one of them" if len(self.refused) == 1 else f"{len(self.refused):,} of them"
+        return f" The chat template refuses {rows} (the first: {origin}): {reason.rstrip('.')}."
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Add the counts to `lengths.json` and the rows set aside to `too_long.jsonl`; returns the counts."""
+        """Add the counts to `lengths.json`, the rows to `too_long.jsonl` and `refused_by_template.jsonl`, and say so.
+
+        Returns:
+            The counts.
+        """
         path = folder / "lengths.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         known[self.what] = self.counts()
@@ -49,6 +69,11 @@ class Fitted:
             with (folder / "too_long.jsonl").open("a", encoding="utf-8") as file:
                 for origin in self.set_aside:
                     file.write(json.dumps({"what": self.what, "origin": origin, "limit": self.limit}) + "\n")
+        if self.refused:
+            with (folder / "refused_by_template.jsonl").open("a", encoding="utf-8") as file:
+                for origin, reason in self.refused:
+                    file.write(json.dumps({"what": self.what, "origin": origin, "reason": reason}) + "\n")
+            print(f"      {self.what}:{self.objection} Set aside; see refused_by_template.jsonl.", flush=True)
         return self.counts()
 
 

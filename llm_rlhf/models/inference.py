@@ -23,6 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval, processes
 from llm_rlhf.models.base import load_causal_lm, lora_config
+from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import Encoded, encode_prompt
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
 from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
@@ -142,9 +143,9 @@ def sample_replies(
             max_new_tokens=response_length,
             eos_token_id=stops,
             pad_token_id=tokenizer.pad_token_id,
-            repetition_penalty=1.0,
         )
         with torch.no_grad(), active_adapters(model, adapters), contextlib.ExitStack() as stack:
+            stack.enter_context(plain_decoding(model))
             if temperature > 0:
                 uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
                 stack.enter_context(drawing(model, temperature, torch.from_numpy(np.stack(uniforms))))

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
+from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompt, types_special_tokens
 from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, merged_policy, watch_generate
@@ -33,6 +34,12 @@ class GeneratedResponses(SavedRoles):
                 check_server(self.vllm_generation.vllm_client, self.args)
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
             send_policy_weights(self.vllm_generation, self.model)
+        if unused := left_out(self.base_model().generation_config):
+            settings = ", ".join(f"{name}={value!r}" for name, value in unused.items())
+            self.accelerator.print(
+                f"  note: the model's generation config has {settings}; PPO samples without, as it learns from what "
+                "the policy itself would say. The saved model keeps it."
+            )
         # On a CPU torch.multinomial takes longer than the model; Draw knows the plain distribution only.
         on_cpu = self.accelerator.device.type == "cpu" and not self.use_vllm
         self._draws = on_cpu and not self.args.samples_with_bias and not self.args.generation_kwargs
@@ -60,6 +67,7 @@ class GeneratedResponses(SavedRoles):
             self.model.train(was_training)  # the engine turns it to evaluation
             return response_ids
         with contextlib.ExitStack() as stack:
+            stack.enter_context(plain_decoding(self.base_model()))
             watch = None
             if self.args.old_logprobs == "rollout":
                 watch = stack.enter_context(watch_generate(self.base_model(), self.args.temperature))

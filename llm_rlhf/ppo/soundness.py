@@ -19,6 +19,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from llm_rlhf.models.architecture import can_be_read, understood
+from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.roles import POLICY, active_adapters, trunk_inputs
 
 RATE = "drop"  # dropout, layerdrop, attn_pdrop, ...
@@ -214,7 +215,11 @@ def check_decoding(model: Any) -> float:
     was_training = model.training
     model.eval()
     try:
-        with warnings.catch_warnings(), understood(model, "decode after prompts of unequal length"):
+        with (
+            warnings.catch_warnings(),
+            plain_decoding(model),
+            understood(model, "decode after prompts of unequal length"),
+        ):
             warnings.simplefilter("ignore")
             sampled = model.generate(
                 input_ids=ids_BP,

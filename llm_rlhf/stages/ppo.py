@@ -101,11 +101,12 @@ def _prompts(
     if not prompts:
         raise DataError(
             f"No prompt leaves room for ppo.response_length ({config.response_length}) in the model's context "
-            f"({room + config.response_length} tokens); lower it."
+            f"({room + config.response_length} tokens); lower it.{account.objection}"
         )
     if run_folder.state.is_main_process:
         (folder / "lengths.json").unlink(missing_ok=True)
-        (folder / "too_long.jsonl").unlink(missing_ok=True)
+        for name in ("too_long.jsonl", "refused_by_template.jsonl"):
+            (folder / name).unlink(missing_ok=True)
         account.write(folder)
     return keep_back(prompts, eval_prompts)
 
@@ -139,7 +140,7 @@ def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model
     account = Fitted(context_limit(recipe.model, model.config), "ptx demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
     if not rows:
-        raise DataError("ppo.ptx_coef is set, but no demonstration fits into the model's context.")
+        raise DataError("ppo.ptx_coef is set, but no demonstration fits into the model's context." + account.objection)
     return Dataset.from_list(rows)
 
 

@@ -106,7 +106,7 @@ def _pairs(
         account = Fitted(limit, what)
         sets[what] = fit_preferences(tokenizer, rows, account)
         if not sets[what]:
-            raise DataError(f"None of the {what} fits into {limit} tokens; raise reward.max_length.")
+            raise DataError(f"None of the {what} fits into {limit} tokens; raise reward.max_length.{account.objection}")
         if run_folder.state.is_main_process:
             account.write(folder)
     return sets

@@ -72,7 +72,10 @@ def _encode(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any,
     account = Fitted(limit, "demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
     if not rows:
-        raise DataError(f"No demonstration fits into {limit} tokens; raise sft.max_length or model.context_length.")
+        raise DataError(
+            f"No demonstration fits into {limit} tokens; raise sft.max_length or model.context_length."
+            + account.objection
+        )
     if run_folder.state.is_main_process:
         account.write(folder)
     config.max_length = None if not config.packing else limit  # every row already fits; nothing is left to cut

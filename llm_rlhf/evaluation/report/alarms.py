@@ -238,7 +238,8 @@ def account_lines(counts: Mapping[str, Any]) -> list[str]:
         lost = {"were set aside": sum(aside.values()) if isinstance(aside, dict) else aside}
         fitted = known.get("fitted", known)
         lost["did not fit into what is read of them"] = fitted.get("too_long", 0)
-        total = known.get("read") or fitted.get("kept", 0) + fitted.get("too_long", 0)
+        lost["are refused by the chat template"] = fitted.get("refused_by_template", 0)
+        total = known.get("read") or sum(fitted.get(name, 0) for name in ("kept", "too_long", "refused_by_template"))
         lines += [
             f"{what}: {number:,} of {total:,} rows {how}; the others need not be like them."
             for how, number in lost.items()

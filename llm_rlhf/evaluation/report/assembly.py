@@ -12,7 +12,8 @@ from llm_rlhf.launch import processes
 from llm_rlhf.run_folder import git_state, machine, move_to_archive, versions, writable
 from llm_rlhf.statistics.intervals import Estimate
 
-WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl", "lengths.json", "too_long.jsonl")
+WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl", "lengths.json", "too_long.jsonl",
+           "refused_by_template.jsonl")  # fmt: skip
 
 
 def assemble(

@@ -1,0 +1,63 @@
+"""Sampling from a model's own distribution, whatever its generation config would make of it.
+
+`generate` fills in from the model's generation config whatever it was not given: repeated n-grams forbidden, tokens
+suppressed, a length forced, beams. Then what is sampled is not what log-probabilities are read of, and PPO learns from
+replies that its policy would not give. Sampling here takes nothing from that config but its token ids; the model keeps
+it, so that it is saved with it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import GenerationConfig
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+# What changes which token is sampled, beside temperature, top_k and top_p, which are always set anew; with the value,
+# other than none at all, that changes nothing.
+DISTORTING: dict[str, Any] = {
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "watermarking_config": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "stop_strings": [],
+    "max_time": None,
+}
+
+
+@contextlib.contextmanager
+def plain_decoding(model: Any) -> Iterator[None]:
+    """While it lasts, `model.generate` takes nothing but token ids from the model's generation config."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in TOKEN_IDS})
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def left_out(config: GenerationConfig) -> dict[str, Any]:
+    """The settings of a generation config that `plain_decoding` leaves out and that would have changed replies."""
+    asked = {name: getattr(config, name, None) for name in DISTORTING}
+    return {name: value for name, value in asked.items() if value is not None and value != DISTORTING[name]}
