@@ -232,6 +232,7 @@ def pairs_file(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs_file, tmp_path) -> None:
     other = random_reward_adapter(base_folder, tmp_path / "other", seed=3)
     heldout = random_reward_adapter(base_folder, tmp_path / "heldout", seed=9)
@@ -260,6 +261,7 @@ def test_reward_models_alone_on_labelled_pairs(base_folder, reward_folder, pairs
     assert "Before and after" not in page
 
 
+@pytest.mark.slow
 def test_pairs_beside_a_policy(base_folder, reward_folder, policy_folder, prompts_file, pairs_file, tmp_path) -> None:
     asked = ["evaluate", f"tuned={policy_folder}", "--reference", f"start={base_folder}", "--prompts", prompts_file,
              "--pairs", pairs_file, "--limit", "4", "--no-refusals", *LENGTH, "--output", tmp_path / "out"]  # fmt: skip
@@ -374,6 +376,7 @@ def test_a_held_out_model_that_training_went_by_is_no_judge(base_folder, reward_
     assert "is the one that training went by" in told(*asked, "--output", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_archived_and_lost_rows_are_told(reward_folder, pairs_file, tmp_path) -> None:
     rows = pairs_file.read_text().splitlines()
     pairs_file.write_text("\n".join([*rows[:30], *["{}"] * 4]) + "\n")
@@ -402,6 +405,7 @@ def test_a_damaged_policy_and_a_damaged_report_are_named(base_folder, policy_fol
     assert "is named twice" in told("compare", tmp_path / "a", tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_replies_kept_from_an_earlier_request_are_told(base_folder, prompts_file, tmp_path) -> None:
     server = StandIn(lambda body, number: reply(f"the reply number {number}"))
     asked = ["evaluate", f"{server.url}#org/some-model", "--reference", f"start={base_folder}", "--limit", "4",

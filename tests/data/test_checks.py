@@ -75,6 +75,7 @@ def test_normalising_twice_changes_nothing() -> None:
         assert normalised_prompt([user(once)]).removeprefix("user: ") == once
 
 
+@pytest.mark.slow
 def test_a_long_run_of_combining_marks_is_normalised_in_time() -> None:
     start = time.monotonic()
     prompt_share([user("a" + "\u0301\u0323" * 100_000)])  # unbounded, this sort takes half a minute

@@ -196,6 +196,7 @@ def test_a_small_file_is_read_as_a_cached_one(tmp_path: Path, monkeypatch: pytes
         assert (one == other).all()
 
 
+@pytest.mark.slow
 def test_checking_a_small_file_imports_no_large_library(tmp_path: Path) -> None:
     """They take seconds to import: datasets alone twice as long as all that is left."""
     path = tmp_path / "pairs.jsonl"
@@ -248,6 +249,7 @@ def test_every_module_that_reads_rows_counts_as_the_code(monkeypatch: pytest.Mon
         assert storage._code.__wrapped__() != known, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("none_small")
 def test_a_file_damaged_near_its_end_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i} of {tmp_path.name}?", "chosen": "a", "rejected": "b"} for i in range(3000)]

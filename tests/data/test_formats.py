@@ -140,6 +140,7 @@ SCRAPS = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(SCRAPS, st.none(), st.integers()), st.one_of(SCRAPS, st.text()))
 def test_rows_42_to_46_any_pair_of_transcripts_is_kept_or_set_aside(chosen: object, rejected: str) -> None:

@@ -25,6 +25,7 @@ def counts(kind: str, name: str, **keys: Any) -> dict[str, Any]:
     return (load_demonstrations if kind == "demonstrations" else load_prompts)(source, Rows()).counts()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "read", "kept"),
     [

@@ -346,6 +346,7 @@ def test_the_same_adapter_twice_is_no_distance_away(asked) -> None:
     assert found.answers[OWN]["tuned"].texts == found.answers[OWN]["twin"].texts
 
 
+@pytest.mark.slow
 def test_snapshots_answer_for_themselves_and_the_base_many_times(asked, adapter, tmp_path) -> None:
     """Step 4 is the policy itself, step 2 nothing but its base; each prompt's replies of the best of n lie together."""
     run = tmp_path / "run"

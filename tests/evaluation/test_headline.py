@@ -178,6 +178,7 @@ def test_the_machine_is_shown_where_it_was_recorded(tmp_path: Path) -> None:
         assert "The same machine and versions give the same bits." in page
 
 
+@pytest.mark.slow
 def test_a_comparison_gives_every_run_its_headline_and_the_means_theirs(tmp_path: Path) -> None:
     for name, estimates in (("bad", bad_run()), ("good", better_run())):
         report = report_of(estimates)
@@ -238,6 +239,7 @@ def test_a_reward_model_worse_than_a_rule_on_one_objective_is_not_called_better(
     assert headline({"estimates": [e.as_dict() for e in better]})["tone"] == "good"
 
 
+@pytest.mark.slow
 def test_reports_of_the_old_schema_are_refused_with_a_way_out(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_report(report_of(bad_run()), tmp_path / name)

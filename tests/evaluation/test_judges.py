@@ -321,6 +321,7 @@ def test_local_judge_by_hand(tokenizer) -> None:
     assert result.cost.prompt_tokens == sum(map(len, tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_local_judge_does_not_depend_on_the_batch(tokenizer, make) -> None:
     model = make()
@@ -472,6 +473,7 @@ def test_a_judge_that_begins_with_thoughts_is_read_by_text(judge_by) -> None:
     assert judge.reading == "text"
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_says_a_flips_everywhere(judge_by) -> None:
     pairs = pairs_of(*((f"reply {i}", f"other {i}") for i in range(20)))
     for script in (

@@ -166,6 +166,7 @@ def test_similarity_by_hand(a: str, b: str, expected: float) -> None:
     assert similarity([a, "another text"], [b])[0, 0] == expected
 
 
+@pytest.mark.slow
 def test_no_two_prompts_are_alike() -> None:
     rows = all_rows()
     assert len({row["id"] for row in rows}) == len(rows)

@@ -25,6 +25,7 @@ def replies(model, prompts=PROMPTS, **options):
     return sample_replies(*model, prompts, [], **given)
 
 
+@pytest.mark.slow
 def test_a_reply_depends_on_its_prompt_and_the_seed_alone(model) -> None:
     known = [reply.ids for reply in replies(model)]
     for batch_size in (1, 5):

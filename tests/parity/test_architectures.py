@@ -158,6 +158,7 @@ def each_of(*names: str) -> pytest.MarkDecorator:
 everything, both_ways = each_of(*FAMILIES, *POLICIES_ONLY), each_of(*FAMILIES)
 
 
+@pytest.mark.slow
 @everything
 def test_joint_call_and_sampling_read_rows_as_the_plain_model_reads_each_alone(family, tmp_path, tokenizer) -> None:
     trainer = trainer_of(family, tmp_path, temperature=0.7)
@@ -238,6 +239,7 @@ def test_the_public_reward_model_scores_as_the_sequence_classifier_does(family, 
     assert max(expected) - min(expected) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
 @both_ways
 def test_every_trainable_tensor_gets_the_same_gradient_checkpointed_or_not(family, tmp_path, tokenizer, value) -> None:
@@ -316,6 +318,7 @@ PAIRS = [
 PLAN = AdapterPlan("joint", PAIRS, seed=0)
 
 
+@pytest.mark.slow
 @both_ways
 def test_reward_stage_trains_an_adapter_and_its_head(family, tmp_path, tokenizer) -> None:
     recipe = one_recipe(family.base, tmp_path)
@@ -464,6 +467,7 @@ def test_quantisation_leaves_experts_and_router_as_they_are(tokenizer) -> None:
         assert model.model.layers[1].mlp.experts.gate_up_proj.dtype == torch.float32
 
 
+@pytest.mark.slow
 @each_of("qwen3_moe", "mixtral", "granitemoe")
 def test_routers_have_no_loss_of_their_own_in_ppo_even_where_the_model_asks_for_one(
     family, tmp_path, tokenizer

@@ -52,6 +52,7 @@ def test_ppo_learns_the_optimum(task: Task, options: dict[str, Any], left: float
     assert start.distance > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 10.0])
 def test_k3_paid_as_a_reward_drives_responses_out(beta: float) -> None:
     """Followed exactly. With k1 the KL ends where it should and every response lives; with k3 half of them are gone."""

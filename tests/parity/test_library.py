@@ -126,6 +126,7 @@ def test_resuming_where_nothing_can_be_resumed_is_refused(base_folder, reward_fo
         trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-3")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_rollout_size_is_refused(base_folder, reward_folder, tmp_path) -> None:
     rows = [{"prompt": MANY_TURNS}] * 12
     trainer_of(base_folder, tmp_path, rows, reward_folder, save_rollouts=1).train()
@@ -153,6 +154,7 @@ def test_a_peft_config_can_be_used_again(base_folder, reward_folder, tmp_path) -
     assert lora.target_modules == "all-linear"
 
 
+@pytest.mark.slow
 def test_a_model_with_an_adapter_goes_on_from_it_and_refers_to_it(base_folder, reward_folder, tmp_path) -> None:
     lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora)

@@ -315,6 +315,7 @@ def test_invariant_09_reward_is_score_less_beta_kl_per_token(base_folder, reward
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @both_values
 def test_every_trainable_tensor_gets_its_gradient(
@@ -378,6 +379,7 @@ def _separate_gradients(trainer: PPOTrainer, batches: list[MicroBatch]) -> dict[
     return found
 
 
+@pytest.mark.slow
 @both_values
 def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
     base_folder, reward_folder, tmp_path, eos, value
@@ -399,6 +401,7 @@ def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
             torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_invariant_12_gradient_does_not_depend_on_the_token_budget(base_folder, reward_folder, tmp_path, eos) -> None:
     found = []
     for budget in (None, 60, 1):
@@ -420,6 +423,7 @@ def test_invariant_12_gradient_does_not_depend_on_the_token_budget(base_folder, 
             torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_invariant_14_with_a_token_budget_every_row_is_used_once_an_epoch(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=3,
@@ -441,6 +445,7 @@ def test_invariant_14_with_a_token_budget_every_row_is_used_once_an_epoch(base_f
     assert steps[:2] != steps[2:4]
 
 
+@pytest.mark.slow
 def test_gradient_does_not_depend_on_the_tokenizers_padding_side(base_folder, reward_folder, tmp_path, eos) -> None:
     found = []
     for side in ("left", "right"):
@@ -452,6 +457,7 @@ def test_gradient_does_not_depend_on_the_tokenizers_padding_side(base_folder, re
     assert all(torch.equal(g, found[1][1][n]) for n, g in found[0][1].items())
 
 
+@pytest.mark.slow
 @both_values
 def test_gradient_does_not_depend_on_the_order_or_number_of_adapters(
     base_folder, reward_folder, tmp_path, eos, value
@@ -588,6 +594,7 @@ def test_invariant_11_scale_keeps_the_mean(base_folder, reward_folder, tmp_path,
     torch.testing.assert_close(batch.scores, batch.raw_scores / batch.raw_scores.std(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_invariant_11_scores_are_centred_on_reference_samples(base_folder, reward_folder, tmp_path, eos) -> None:
     normalised = tmp_path / "normalised"
     shutil.copytree(reward_folder, normalised)
@@ -685,6 +692,7 @@ def test_invariant_13_in_the_critics_warm_up_the_policy_stays(base_folder, rewar
     assert any(".value." in n for n in moved) == (value == "adapter")
 
 
+@pytest.mark.slow
 def test_invariant_13_after_the_warm_up_the_policy_learns(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value_warmup_rollouts=1, total_episodes=16)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if ".default." in n}
@@ -693,6 +701,7 @@ def test_invariant_13_after_the_warm_up_the_policy_learns(base_folder, reward_fo
     assert all(not torch.equal(p, after[n]) for n, p in before.items())
 
 
+@pytest.mark.slow
 def test_invariant_13_explained_variance_is_logged(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     trainer.train()
@@ -701,6 +710,7 @@ def test_invariant_13_explained_variance_is_logged(base_folder, reward_folder, t
     assert all(line["val/explained_variance"] <= 1 for line in logged)
 
 
+@pytest.mark.slow
 def test_invariant_14_mini_batches_are_reshuffled_and_steps_are_epochs_times_mini_batches(
     base_folder, reward_folder, tmp_path
 ) -> None:
@@ -746,6 +756,7 @@ def test_invariant_15_a_step_beyond_the_ratio_limit_is_skipped(base_folder, rewa
     assert all(line["policy/skipped"] == 1 for line in trainer.state.log_history if "policy/skipped" in line)
 
 
+@pytest.mark.slow
 def test_invariant_15_beyond_the_updates_kl_limit_the_rest_of_the_rollout_is_skipped(
     base_folder, reward_folder, tmp_path
 ) -> None:
@@ -821,6 +832,7 @@ def test_invariant_16_an_engines_log_probabilities_weigh_the_policy_loss_and_are
     assert weighted - loss == pytest.approx(more.item(), abs=1e-5)  # fp32 difference of losses
 
 
+@pytest.mark.slow
 def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, tmp_path, eos) -> None:
     found = []
     for padded in (False, True):
@@ -852,6 +864,7 @@ def test_invariant_17_padding_changes_no_statistic(base_folder, reward_folder, t
             assert other[name] == pytest.approx(value, abs=1e-4), name
 
 
+@pytest.mark.slow
 @both_values
 def test_invariant_18_policy_and_value_survive_save_and_load(base_folder, reward_folder, tmp_path, value, eos) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value)

@@ -151,6 +151,7 @@ def test_evaluation_reports_the_judge_and_disturbs_nothing(base_folder, reward_f
     assert all(torch.equal(p, ends[1][n]) for n, p in ends[0].items())
 
 
+@pytest.mark.slow
 def test_evaluation_is_a_mean_over_responses_with_the_same_random_numbers(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, eval_dataset=EVAL_PROMPTS, per_device_eval_batch_size=3
@@ -208,6 +209,7 @@ def test_missing_datasets_are_named(base_folder, reward_folder, tmp_path, option
 # ---- demonstrations mixed in ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder, reward_folder, tmp_path, eos) -> None:
     rows = [
         {"input_ids": [20 + i, 30, 40, 50 + i][: 3 + i % 2], "assistant_masks": [0, 0, 1, 1][: 3 + i % 2]}
@@ -243,6 +245,7 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
 # ---- log-probabilities of the rollout itself -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_invariant_03_the_rollouts_own_numbers_equal_the_rescored_ones(base_folder, reward_folder, tmp_path) -> None:
     batches = []
     for mode in ("rescored", "rollout"):

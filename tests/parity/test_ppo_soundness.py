@@ -187,6 +187,7 @@ def test_what_a_way_of_spreading_cannot_do_is_refused(tmp_path, kind, options, m
         check_distribution(kind, args)
 
 
+@pytest.mark.slow
 def test_weights_that_are_spread_over_processes_are_gathered_by_all_and_written_by_one(
     base_folder, reward_folder, tmp_path, monkeypatch
 ) -> None:
@@ -252,6 +253,7 @@ def test_demonstrations_are_read_without_the_sampling_temperature(base_folder, t
     torch.testing.assert_close(found["logprobs"], cold[:, -4:], **close)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_not_steered_while_the_policy_stands_still(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, value_warmup_rollouts=2, total_episodes=24, perturb=False,

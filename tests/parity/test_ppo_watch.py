@@ -51,6 +51,7 @@ def warned(base_folder, tmp_path_factory):
     return train(base_folder, folder, save_strategy="steps", save_rollouts=2, preview_best_of=3), folder
 
 
+@pytest.mark.slow
 def test_the_collapse_is_told_once_and_training_goes_on(base_folder, tmp_path, capsys) -> None:
     earlier = {"step": 3, "worse": ["helpful"]}  # what another training in this folder saw
     (tmp_path / "watch.jsonl").write_text(json.dumps(earlier) + "\n")
@@ -80,6 +81,7 @@ def test_what_is_logged_of_each_side(warned) -> None:
     assert snapshots[-1]["sides"]["helpful"]["scores"] == evaluated[-1]["eval_helpful/scores"]
 
 
+@pytest.mark.slow
 def test_neither_evaluation_nor_preview_moves_a_bit_of_what_is_learned(warned, base_folder, tmp_path) -> None:
     trainer, folder = warned
     found = json.loads((folder / "preview.json").read_text())
@@ -92,6 +94,7 @@ def test_neither_evaluation_nor_preview_moves_a_bit_of_what_is_learned(warned, b
     assert all(bool((p == q).all()) for p, q in parameters)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_same_and_begins_nothing_anew(warned, base_folder, tmp_path) -> None:
     _, folder = warned
     resumed = shutil.copytree(folder, tmp_path / "resumed")

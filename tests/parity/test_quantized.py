@@ -52,6 +52,7 @@ def score(completions, **kwargs):
     return [float(len(c[0]["content"])) for c in completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [pytest.param("shared", marks=pytest.mark.slow), "adapter"])
 def test_nf4_gradients_equal_those_of_the_dequantized_model_after_sampling(
     wide_base, tmp_path, tokenizer, value
@@ -73,6 +74,7 @@ def test_nf4_gradients_equal_those_of_the_dequantized_model_after_sampling(
         torch.testing.assert_close(one[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_adapters_on_a_quantized_base_are_float32_and_small_steps_move_them(wide_base, tmp_path, kind) -> None:
     trainer = make_trainer(

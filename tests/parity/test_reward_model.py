@@ -134,6 +134,7 @@ class TestScores:
         with pytest.raises(torch.OutOfMemoryError, match="max_length"):
             model.score(talks())
 
+    @pytest.mark.slow
     def test_bfloat16_moves_them_little(self, adapters) -> None:
         """As RewardModel says of bfloat16: the batch moves a score by a few percent of their deviation at most."""
         model = RewardModel.from_pretrained(adapters[0], dtype="bfloat16")
@@ -176,6 +177,7 @@ class TestNormalisationAndCalibration:
 
 
 class TestEnsembles:
+    @pytest.mark.slow
     def test_score_is_the_mean_and_doubt_the_deviation(self, adapters) -> None:
         asked = talks()
         alone = np.stack([RewardModel.from_pretrained(folder).score(asked) for folder in adapters], axis=1)

@@ -111,6 +111,7 @@ def judgements() -> Path:
     return Path(os.environ.get("LLM_RLHF_ALPACA_EVAL_FILE", beside))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not judgements().is_file(), reason="needs AlpacaEval's pairwise judgements (LLM_RLHF_ALPACA_EVAL_FILE)"
 )

@@ -100,6 +100,7 @@ def test_its_log_probabilities_become_importance_weights(server, base_folder, re
     assert counted.min() < 1
 
 
+@pytest.mark.slow
 def test_it_trains_and_the_server_follows_each_rollout(server, base_folder, reward_folder, tmp_path) -> None:
     trainer = trainer_on(server, base_folder, reward_folder, tmp_path, total_episodes=24, learning_rate=0.01)
     trainer.train()

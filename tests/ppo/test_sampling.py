@@ -49,6 +49,7 @@ def test_the_tail_of_a_large_vocabulary_is_not_lost(monkeypatch) -> None:
     assert abs(quarter - 25_000) < 100
 
 
+@pytest.mark.slow
 def test_generate_draws_and_is_itself_again_afterwards(base_folder) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     config = GenerationConfig(max_new_tokens=1, do_sample=True, pad_token_id=1, eos_token_id=0, temperature=0.7)

@@ -37,6 +37,7 @@ def test_every_example_is_short_says_what_it_is_and_is_run_here() -> None:
         assert path.stem in tested.split("LONGEST")[-1], path.name
 
 
+@pytest.mark.slow
 def test_ppo_python_reward(run, base_folder, tmp_path) -> None:
     run("ppo_python_reward.py", base_folder, tmp_path, 64)
     assert (tmp_path / "policy" / "adapter_model.safetensors").is_file()

@@ -108,6 +108,7 @@ class TestErrors:
         assert np.mean(errors) == pytest.approx(floor, abs=0.006)
         assert floor > 0.02
 
+    @pytest.mark.slow
     def test_the_interval_covers_a_known_error(self) -> None:
         """Twice too sure: the true error, from 300,000 pairs, lies in 95 % of the intervals; 50 of 60 at least."""
         truth = calibration_error(2 * world(300_000, 1.0, 99), resamples=100).estimate
@@ -129,6 +130,7 @@ class TestErrors:
 
 
 class TestCalibrate:
+    @pytest.mark.slow
     def test_overconfidence_is_found_and_mended_on_pairs_that_did_not_fit_it(self) -> None:
         found = calibrate(3 * world(4000, 1.0), np.arange(4000))
         assert found["temperature"] == pytest.approx(3.0, rel=0.1)

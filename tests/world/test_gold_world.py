@@ -196,6 +196,7 @@ def test_no_phrase_contains_an_animal_or_a_value() -> None:
 # --- the rows -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counts_and_origins(world: GoldWorld) -> None:
     section = WorldSection()
     for rows, count, name in (
@@ -228,6 +229,7 @@ def test_a_seed_gives_one_world_and_another_seed_another() -> None:
     assert all(one[kind] != other[kind] for kind in KINDS)
 
 
+@pytest.mark.slow
 def test_one_count_does_not_change_other_rows() -> None:
     """Each kind of row has a stream of its own: more of one leaves the rest, and its own beginning, as they were."""
     known = rows_of(GoldWorld(SMALL, seed=0))
@@ -305,6 +307,7 @@ def test_evaluation_prompts_are_distinct(world: GoldWorld) -> None:
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [pytest.param("development", marks=pytest.mark.slow), "evaluation"])
 def test_no_held_out_phrasing_in_any_training_stage(side: Any) -> None:
     """Neither a core template nor a whole text of either held-out set is in what any training stage reads."""
