@@ -27,6 +27,7 @@ from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
 from llm_rlhf.models.base import load_tokenizer
+from llm_rlhf.models.decoding import left_out
 from llm_rlhf.models.inference import Reply, load_roles, reply_logprobs, sample_replies
 from llm_rlhf.models.roles import POLICY, add_reward_role
 
@@ -66,6 +67,10 @@ def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
     for group in [local] if asked.one_base else [[subject] for subject in local]:
         base = _Base(asked, group, rewards)
         readers = list(rewards.beside(base.model, base.tokenizer, material.prompts[OWN], asked.batch_size))
+        if unused := left_out(base.model.get_base_model().generation_config):
+            settings = ", ".join(f"{name}={value!r}" for name, value in unused.items())
+            named = " and ".join(subject.name for subject in group)
+            found.notes.append(f"The generation config of {named} has {settings}; replies were sampled without.")
         for subject in group:
             base.ask(subject, material, found)
         if asked.policy in group:

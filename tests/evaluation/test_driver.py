@@ -339,6 +339,24 @@ def test_measuring_asks_each_policy_and_scores_what_it_said(asked, reward_folder
         measure(replace(asked, start=replace(asked.start, name="tuned")))
 
 
+def test_settings_that_sampling_leaves_out_are_told(asked, base_folder, tmp_path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"no_repeat_ngram_size": 2}))
+    how = replace(asked.policy.model, base=str(folder))
+    told = replace(
+        asked, policy=replace(asked.policy, model=how), start=replace(asked.start, model=how), output=tmp_path
+    )
+    found = ask(told, gather(told), Rewards.of(told))
+    assert found.notes == [
+        "The generation config of tuned and begin has no_repeat_ngram_size=2; replies were sampled without."
+    ]
+    plain = ask(asked, gather(asked), Rewards.of(asked))
+    assert plain.notes == []
+    assert plain.answers[OWN]["begin"].texts == found.answers[OWN]["begin"].texts
+
+
 def test_the_same_adapter_twice_is_no_distance_away(asked) -> None:
     found = measure(replace(asked, start=replace(asked.policy, name="twin"), resamples=100))
     kl = next(e for e in found.estimates if e.name == "kl")
