@@ -199,7 +199,7 @@ def test_an_adapter_on_the_policies_base_scores_as_by_itself(how, base_folder, r
     np.testing.assert_allclose(one, other, atol=1e-5)  # float32, read in other shapes
     assert abs(one[0, 0] - one[1, 0]) > 1e-3
     pairs = [Preference(p.messages, "yes", "no, no", "helpful", p.origin) for p in prompts]
-    np.testing.assert_allclose(beside.of_pairs(pairs), alone.of_pairs(pairs), atol=1e-5)
+    np.testing.assert_allclose(beside.of_pairs(pairs), alone.of_pairs(pairs), atol=1e-5)  # likewise
     assert beside.moved is not None
     assert beside.moved < 1e-4
     assert alone.moved is not None
