@@ -47,6 +47,8 @@ from llm_rlhf.recipe.values import plain
 from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.statistics.intervals import Estimate
 
+SAMPLING = {"top_p": 1.0, "top_k": 0}  # how replies are always drawn
+
 
 @dataclass
 class Measured:
@@ -104,9 +106,6 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         archive_report(asked.output)
         write(asked, found, report)
     return report
-
-
-SAMPLING = {"top_p": 1.0, "top_k": 0}  # how replies are always drawn
 
 
 def measure(asked: Evaluation) -> Measured:

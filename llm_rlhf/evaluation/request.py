@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.judges import weight_digests
+from llm_rlhf.evaluation.judges import model_identity, weight_digests
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
 from llm_rlhf.models.inference import ReplyCache
@@ -30,7 +30,14 @@ class Both(NamedTuple, Generic[T]):
     start: T
 
 
-TAKEN = ("baseline", "reward", "heldout", "prompt", "objective", "origin")  # what else a report or replies.jsonl names
+RESERVED = (
+    "baseline",
+    "reward",
+    "heldout",
+    "prompt",
+    "objective",
+    "origin",
+)  # what else a report or replies.jsonl names
 
 
 def check_names(names: Both[str], members: Iterable[str]) -> None:
@@ -45,7 +52,7 @@ def check_names(names: Both[str], members: Iterable[str]) -> None:
             "NAME= before what it is."
         )
     for name in names:
-        if name in (*TAKEN, *members):
+        if name in (*RESERVED, *members):
             raise RecipeError(
                 f"A policy is called {name!r}, as one of the report's judges is or a column of the replies; give it "
                 "another name, by NAME= before what it is."
@@ -157,22 +164,25 @@ class Evaluation:
             "seed": self.seed,
         }
 
+    def identity(self, subject: Subject) -> dict[str, Any]:
+        """What tells a policy from others, for the record and for the caches; the weights of a base are read once."""
+        if subject.url is not None:
+            return {"kind": "endpoint", "url": subject.url, "model": subject.served}
+        if subject.base not in self._weights:
+            self._weights[subject.base] = weight_digests(subject.base)
+        known = model_identity(subject.base, adapter=subject.adapter, weights=self._weights[subject.base])
+        return {
+            "kind": "model", **known, "dtype": subject.model.dtype, "quantization": subject.model.quantization
+        }  # fmt: skip
+
+    @cached_property
+    def _weights(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of each base's weight files, by base, as far as they were asked for."""
+        return {}
+
     @cached_property
     def identities(self) -> Both[dict[str, Any]]:
-        """What tells the policy and its start from others, for the record; reads their weights, each file once."""
-        known: dict[str, dict[str, str]] = {}
-
-        def of(subject: Subject) -> dict[str, Any]:
-            if subject.url is not None:
-                return {"kind": "endpoint", "url": subject.url, "model": subject.served}
-            if subject.base not in known:
-                known[subject.base] = weight_digests(subject.base)
-            found = {"kind": "model", "model": subject.base, "revision": None, "weights": known[subject.base]}
-            if subject.adapter is not None:
-                found["adapter"] = weight_digests(subject.adapter) or str(subject.adapter)
-            return found | {"dtype": subject.model.dtype, "quantization": subject.model.quantization}
-
-        return Both(of(self.policy), of(self.start))
+        return Both(self.identity(self.policy), self.identity(self.start))
 
     @property
     def origin(self) -> Subject:
@@ -190,13 +200,7 @@ class Evaluation:
 
     def replies_of(self, subject: Subject) -> ReplyCache:
         """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy."""
-        if subject is self.start:
-            known = self.identities.start
-        else:  # on the policy's base, whose weights were read for its own identity
-            known = {name: value for name, value in self.identities.policy.items() if name != "adapter"}
-            if subject.adapter is not None:
-                known["adapter"] = weight_digests(subject.adapter) or str(subject.adapter)
-        return ReplyCache(self.cache_file(f"{subject.name}.jsonl"), known | self.decoding)
+        return ReplyCache(self.cache_file(f"{subject.name}.jsonl"), self.identity(subject) | self.decoding)
 
     def cache_file(self, name: str) -> Path:
         return (self.cache or self.output / "cache") / name

@@ -6,7 +6,7 @@ the same driver (evaluation/evaluate.py). The report is the run's own: it has th
 Replies are kept in the run's `cache/`, so that an interrupted evaluation goes on where it stopped.
 
 Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judge.json set_aside.jsonl
-        lengths.json too_long.jsonl
+        lengths.json too_long.jsonl refused_by_template.jsonl
 """
 
 from dataclasses import replace
@@ -51,22 +51,13 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
         judge=section.judge,
         key_variable=section.reference_key_variable,
         judge_key_variable=section.judge_key_variable,
-        limit=section.prompts,
-        refusal_limit=section.refusal_prompts,
-        response_length=section.response_length,
-        temperature=section.temperature,
-        batch_size=section.batch_size,
-        resamples=section.resamples,
-        samples=section.samples,
-        seed=recipe.seed,
         own=section.own,
         hhh=section.hhh,
         pairs=section.pairs,
-        perplexity_rows=section.perplexity_rows,
         refusals="refusals" in section.suites,
         snapshot_prompts=section.snapshot_prompts if "overoptimization" in section.suites else 0,
         best_of_n=section.best_of_n,
         recipe=recipe,
         in_recipe=True,
         cache=run_folder / "cache",
-    )
+    ).as_the_recipe()

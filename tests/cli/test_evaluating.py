@@ -6,12 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from endpoint_stand_in import StandIn, letters, reply
 from launching import command, environment
-from model_helpers import random_reward_adapter
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from model_helpers import random_policy_adapter, random_reward_adapter
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
@@ -40,17 +37,7 @@ LENGTH = ["--response-length", "8", "--batch-size", "16"]
 
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory, base_folder) -> Path:
-    torch.manual_seed(5)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base_folder),
-        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.2)
-    folder = tmp_path_factory.mktemp("policy")
-    model.save_pretrained(folder)
-    return folder
+    return random_policy_adapter(base_folder, tmp_path_factory.mktemp("policy"), seed=5, r=4)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_helpers import random_reward_adapter
+from model_helpers import random_policy_adapter, random_reward_adapter
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -35,15 +35,7 @@ from llm_rlhf.reward.model import RewardModel
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, base_folder) -> Path:
-    torch.manual_seed(3)
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), config)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.2)
-    folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder)
-    return folder
+    return random_policy_adapter(base_folder, tmp_path_factory.mktemp("adapter"), seed=3, r=2)
 
 
 @pytest.fixture

@@ -160,13 +160,23 @@ def _same_start(rows: Sequence[list[int]]) -> int:
     return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
 
 
-def model_identity(path: str | Path, revision: str | None = None, adapter: str | Path | None = None) -> dict[str, Any]:
+def model_identity(
+    path: str | Path,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    weights: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """What to record of a model: its name, its hub revision, and for a folder the SHA-256 of its weight files.
 
     Args:
         adapter: a folder of LoRA weights on top of it.
+        weights: what `weight_digests` says of it, where that is known already.
     """
-    found: dict[str, Any] = {"model": str(path), "revision": revision, "weights": weight_digests(path)}
+    found: dict[str, Any] = {
+        "model": str(path),
+        "revision": revision,
+        "weights": weight_digests(path) if weights is None else weights,
+    }
     if adapter is not None:
         found["adapter"] = weight_digests(adapter) or str(adapter)
     return found
