@@ -119,7 +119,7 @@ def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], i
 
 def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     """Cut every list to what the subject's base has room for, in place."""
-    config = _config(subject)
+    config = _config(subject, f"The policy {subject.name!r}")
     tokenizer = load_tokenizer(subject.base, subject.model)
     limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
     where = "" if asked.one_base else f" in {subject.name}"
@@ -154,15 +154,15 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     material.templates[template] = text_digest(tokenizer.chat_template)
 
 
-def _config(subject: Subject) -> Any:
+def _config(subject: Subject, named: str) -> Any:
     """The configuration of the subject's base; RecipeError where it is neither here nor can be fetched."""
     try:
         return AutoConfig.from_pretrained(subject.base, trust_remote_code=subject.model.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
-            f"The policy {subject.name!r}: {subject.base} is neither a folder here nor a model that can be fetched "
-            f"({reason})"
+            f"{named}: {subject.base} is neither a folder here nor a model that can be fetched "
+            f"({reason.rstrip('.')}); mend the name."
         ) from None
 
 
@@ -211,6 +211,6 @@ def check_section(recipe: Recipe) -> None:
         return
     check_names(Both("ppo", reference.name), stage_options(recipe, "reward").adapters)
     if reference.url is None:
-        _config(reference)
+        _config(reference, "Recipe key 'evaluate.reference'")
     elif reference.served is not None:
         Endpoint(reference.url, reference.served, section.reference_key_variable)
