@@ -1,5 +1,6 @@
 """Runs a recipe's stages in order; skips what is done, and makes only what is missing."""
 
+import datetime
 import gc
 import importlib
 import inspect
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.errors import RecipeError
@@ -15,9 +17,9 @@ from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
 from llm_rlhf.recipe.checks import check_own_suites
-from llm_rlhf.recipe.sections import DataSection, EvaluateSection, Recipe
+from llm_rlhf.recipe.sections import DataSection, EvaluateSection, ModelSection, Recipe
 from llm_rlhf.recipe.values import plain, renamed
-from llm_rlhf.run_folder import RunFolder, file_digest, read_json, write_json, write_text
+from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.runs import read_data
 from llm_rlhf.user_code import load_function
 
@@ -56,6 +58,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
             check_section(recipe)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
+        _settle_day(recipe, run)
         run.describe(recipe.as_dict())
         for number, stage in enumerate(stages, start=1):
             if only is not None and stage != only:
@@ -64,6 +67,15 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
                 continue
             _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]")
     return run
+
+
+def _settle_day(recipe: Recipe, run: RunFolder) -> None:
+    """What the chat template takes for today, where the recipe does not say: the day of the run's first launch."""
+    if recipe.model.chat_template_date is None:
+        launched = read_json(run / MANIFEST)
+        day = datetime.date.today().isoformat() if launched is None else launched.get("chat_template_date")
+        (day,) = broadcast_object_list([day])  # it may be midnight
+        recipe.model.chat_template_date = None if day is None else datetime.date.fromisoformat(day)
 
 
 def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
@@ -103,6 +115,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs that an older version recorded, with the recipe's keys as they are called now."""
     found = dict(inputs)
+    if inputs.get("model") is not None:
+        found["model"] = plain(ModelSection()) | inputs["model"]
     if inputs.get("data") is not None:
         found["data"] = renamed(DataSection, inputs["data"], "data.", quiet=True)
     if inputs.get("evaluate") is not None:  # what it had no key for, it did as their defaults say

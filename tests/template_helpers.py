@@ -21,6 +21,11 @@ FAMILIES = {
     "llama3": Family("llama3", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>")),
     "qwen2_5": Family("qwen2_5", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
     "qwen3": Family("qwen3", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "qwen3_5": Family("qwen3_5_think", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "qwen3_8": Family("qwen3_8", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "nemotron": Family("nemotron_3_nano", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
+    "llama3_2": Family("llama3_2", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>")),
+    "gemma4": Family("gemma4_v5", "<turn|>", "<bos>", ("<|turn>", "<|channel>", "<channel|>")),
     "phi3": Family("phi3", "<|end|>", "<s>", ("<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>")),
     "gemma": Family("gemma", "<end_of_turn>", "<bos>", ("<start_of_turn>", "<eos>")),
     "deepseekv3": Family(

@@ -46,6 +46,8 @@ class Lengths:
     too_long: int = 0  # of the measured: do not fit even with their last user turn alone
     refused: int = 0  # of the measured: the chat template has an objection to them
     objection: str = ""  # what it says of the first
+    examples: int = 0  # what the measured come to in SFT, where that is another number
+    turns_too_long: int = 0  # turns with an example of their own that does not fit
 
 
 @dataclass
@@ -65,6 +67,7 @@ class DataCheck:
     set_aside: list[SetAside] = field(default_factory=list)
     lists: dict[str, Account] = field(default_factory=dict)
     lengths: list[Lengths] = field(default_factory=list)
+    template: list[str] = field(default_factory=list)  # what the chat template does that may not be expected
     splits: dict[str, int] = field(default_factory=dict)
     shared: Shared | None = None  # None: there was nothing to compare with
     leaks_allowed: bool = False
@@ -79,6 +82,7 @@ class DataCheck:
             "reading": self.reading,
             "lists": {name: account.as_dict() for name, account in self.lists.items()},
             "lengths": [dataclasses.asdict(lengths) for lengths in self.lengths],
+            "template": self.template,
             "splits": self.splits,
             "shared": {name: listed.as_dict() for name, listed in vars(self.shared).items()} if self.shared else None,
         }
@@ -99,6 +103,7 @@ def check_sources(
     check.lists[kind] = _account(loaded.rows, kind, near)
     if tokens is not None:
         check.lengths.append(tokens.measure(loaded.rows, kind, tokens.limit_name, tokens.limit))
+        check.template = tokens.template()
     if against:
         evaluation = load_prompts(against, Rows())
         _keep_reading(check, "evaluation", evaluation)
@@ -124,7 +129,8 @@ def check_recipe(recipe: Recipe, near: float | None, sample: int) -> DataCheck:
         if len(getattr(splits, name)) and any(source.from_ is None for source in reused):
             check.lists[name] = _account(getattr(splits, name), name, near)
     if recipe.model.base is not None:
-        check.lengths = _recipe_lengths(recipe, splits, sample)
+        tokens = Tokens(recipe.model, sample)
+        check.lengths, check.template = _recipe_lengths(recipe, splits, tokens), tokens.template()
     evaluation = [*_nonempty(splits, *EVALUATION)]
     if evaluation:
         check.shared = _shared([*_nonempty(splits, *TRAINING)], evaluation, near)
@@ -146,11 +152,11 @@ class Tokens:
 
     def measure(self, rows: Sequence[Any], what: str, limit_name: str, limit: int | None) -> Lengths:
         """Lengths as encoded by the stages; rows over the limit are cut by the stages' own functions, and counted."""
-        from llm_rlhf.models.encoding import RefusedByTemplateError
         from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
+        from llm_rlhf.models.rendering import RefusedByTemplateError
 
         chosen = _spread(rows, self.sample)
-        account = Fitted(limit or 0, what)
+        account = Fitted(2**31 if limit is None else limit, what)
         fit: Callable[..., Any]
         lengths = []
         for row in _progress(chosen, f"tokens of {what}"):
@@ -159,7 +165,7 @@ class Tokens:
             except RefusedByTemplateError as error:
                 account.refused.append((str(row.origin), str(error)))
                 continue
-            if limit is not None and lengths[-1] > limit:
+            if lengths[-1] > account.limit or isinstance(row, Demonstration):
                 fit = fit_preferences if isinstance(row, Preference) else fit_prompts
                 fit = fit_demonstrations if isinstance(row, Demonstration) else fit
                 fit(self.tokenizer, [row], account)
@@ -167,21 +173,31 @@ class Tokens:
         return Lengths(
             what, limit_name, limit, len(chosen), len(rows), tokens, account.cut, len(account.set_aside),
             len(account.refused), account.objection.strip(),
+            account.examples if account.examples != account.kept else 0, account.turns_too_long,
         )  # fmt: skip
 
+    def template(self) -> list[str]:
+        """What the chat template does that a person may not expect, a sentence each."""
+        from llm_rlhf.models.rendering import RefusedByTemplateError
+        from llm_rlhf.models.template_facts import template_facts
+
+        try:
+            return template_facts(self.tokenizer).sentences()
+        except RefusedByTemplateError as error:
+            return [f"it refuses a question, a reply and another question: {error}"]
+
     def _length(self, row: AnyRow) -> int:
-        from llm_rlhf.models.encoding import encode_prompt, encode_reply
+        from llm_rlhf.models.encoding import encode_prompt, encode_reply, encode_turn
 
         if isinstance(row, Prompt):
             return len(encode_prompt(self.tokenizer, row.messages))
         if isinstance(row, Demonstration):
-            return len(encode_reply(self.tokenizer, row.messages[:-1], row.messages[-1]["content"]).ids)
+            return len(encode_turn(self.tokenizer, row.messages[:-1], row.messages[-1]).ids)
         return max(len(encode_reply(self.tokenizer, row.prompt, text).ids) for text in (row.chosen, row.rejected))
 
 
-def _recipe_lengths(recipe: Recipe, splits: Any, sample: int) -> list[Lengths]:
+def _recipe_lengths(recipe: Recipe, splits: Any, tokens: Tokens) -> list[Lengths]:
     """The lists against the limits of the stages that read them, as the stages compute these."""
-    tokens = Tokens(recipe.model, sample)
     context = tokens.limit
     found = []
     for stage, lists in (("sft", ("demonstrations",)), ("reward", ("reward_pairs", "evaluation_pairs"))):

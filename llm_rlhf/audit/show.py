@@ -88,7 +88,7 @@ def legend(colour: bool) -> str:
 
 def pieces(tokenizer: Any, ids: Sequence[int], parts: Sequence[str]) -> list[Piece]:
     """The tokens as text. Tokens that only together make a character are one piece, so that nothing is garbled."""
-    from llm_rlhf.models.encoding import special_tokens
+    from llm_rlhf.models.rendering import special_tokens
 
     special = special_tokens(tokenizer).keys()
     found: list[Piece] = []
@@ -123,7 +123,7 @@ def _is_unsafe(character: str) -> bool:
 
 
 def _body(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: bool) -> str:
-    from llm_rlhf.models.encoding import RefusedByTemplateError
+    from llm_rlhf.models.rendering import RefusedByTemplateError
 
     if tokenizer is None:
         return _conversation(row, colour)
@@ -136,11 +136,18 @@ def _body(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: bool
 
 def _encoded(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: bool) -> str:
     from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
+    from llm_rlhf.models.fitting import imitated
 
     if isinstance(row, Demonstration):
-        ids, mask = encode_demonstration(tokenizer, row.messages, row.every_reply)
-        parts = ["trained" if trained else "context" for trained in mask]
-        return _sequence(f"{len(ids):,} tokens, {sum(mask):,} trained on", tokenizer, ids, parts, colour)
+        examples = encode_demonstration(tokenizer, row.messages, imitated(row, row.messages))
+        shown = []
+        for number, (ids, mask) in enumerate(examples, start=1):
+            title = f"{len(ids):,} tokens, {sum(mask):,} trained on"
+            if len(examples) > 1:
+                title += f" (example {number} of {len(examples)}: the template rewrites earlier turns)"
+            parts = ["trained" if trained else "context" for trained in mask]
+            shown.append(_sequence(title, tokenizer, ids, parts, colour))
+        return "\n".join(shown)
     if isinstance(row, Prompt):
         ids = encode_prompt(tokenizer, row.messages)
         text = _sequence(f"{len(ids):,} tokens of prompt", tokenizer, ids, ["context"] * len(ids), colour)

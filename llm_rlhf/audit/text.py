@@ -31,6 +31,8 @@ def render(check: DataCheck, quarantine: Path | None = None) -> str:
         lines += _account(name, account, check)
     if check.lengths:
         lines += ["Lengths in tokens", *_table(_lengths(lengths) for lengths in check.lengths), ""]
+        if check.template:
+            lines += ["The chat template", *(f"  {fact}" for fact in check.template), ""]
     elif check.lists:
         lines += ["Lengths are in characters; give --model or --recipe to count tokens against its limits.", ""]
     if check.shared is not None:
@@ -92,19 +94,23 @@ def _reading_findings(check: DataCheck) -> list[Finding]:
 
 
 def _length_findings(lengths: Lengths) -> list[Finding]:
-    refused = []
+    found = []
     if lengths.refused:
         text = f"{lengths.what}: {lengths.objection} They are set aside; mend the rows, or give another template"
-        refused.append(Finding(f"{text} (model.chat_template).", stops=lengths.refused == lengths.measured))
+        found.append(Finding(f"{text} (model.chat_template).", stops=lengths.refused == lengths.measured))
+    if lengths.examples:
+        text = f"{lengths.what}: {lengths.measured - lengths.refused:,} conversations are {lengths.examples:,} examples"
+        lost = f" {lengths.turns_too_long:,} earlier turns do not fit and are left out." * bool(lengths.turns_too_long)
+        found.append(Finding(f"{text}, as the template rewrites earlier turns once others follow.{lost}"))
     if not lengths.cut and not lengths.too_long:
-        return refused
+        return found
     shares = []
     if lengths.cut:
         shares.append(f"{_share(lengths.cut, lengths.measured)} lose their oldest turns")
     if lengths.too_long:
         shares.append(f"{_share(lengths.too_long, lengths.measured)} do not fit at all and are set aside")
     text = f"{lengths.what}: {' and '.join(shares)} at {lengths.limit_name} = {lengths.limit:,}"
-    return [*refused, Finding(f"{text}: raise it where memory allows, or accept the cut.")]
+    return [*found, Finding(f"{text}: raise it where memory allows, or accept the cut.")]
 
 
 def _account_findings(name: str, account: Account, check: DataCheck) -> list[Finding]:

@@ -17,11 +17,11 @@ MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` t
 
 @dataclass
 class Answers:
-    texts: list[str]
-    lengths: list[int]  # tokens; words where `ids` is None
+    texts: list[str]  # behind the thoughts
+    lengths: list[int]  # of the texts, in tokens; in words where `replies` is None
     stopped: list[bool]
-    ids: list[list[int]] | None = None  # token ids; None where a server sent text alone
-    prompt_ids: list[list[int]] | None = None  # likewise, of the prompts
+    thoughts: list[str] = field(default_factory=list)  # before each; no list where nobody thought
+    replies: list[Reply] | None = None  # as sampled; None where a server sent text alone
     reward: list[float] | None = None  # by the reward model that PPO was trained against
     heldout: list[float] | None = None  # by the one that it never saw
     gold: list[float] | None = None  # the true score, where the recipe's world knows it
@@ -30,16 +30,16 @@ class Answers:
 
     def in_words(self) -> "Answers":
         """The same without token ids: what it takes to compare with replies of which the text alone is known."""
-        return replace(self, ids=None, prompt_ids=None, lengths=[len(text.split()) for text in self.texts])
+        return replace(self, replies=None, lengths=[len(text.split()) for text in self.texts])
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> "Answers":
         return cls(
             texts=[r.text for r in replies],
-            lengths=[len(r.ids) for r in replies],
+            lengths=[len(r.said_ids) for r in replies],
             stopped=[r.stopped for r in replies],
-            ids=[r.ids for r in replies],
-            prompt_ids=[r.prompt_ids for r in replies],
+            thoughts=[r.thought for r in replies] if any(r.thought for r in replies) else [],
+            replies=list(replies),
         )
 
     def read_by_rule(self, prompts: Sequence[Prompt]) -> None:
@@ -77,5 +77,6 @@ def write_replies(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
             }
             for subject, given in answers.items():
                 measured = {name: values[i] for name in MEASURED if (values := getattr(given, name)) is not None}
-                row[subject] = {"reply": given.texts[i], "stopped": given.stopped[i], **measured}
+                thought = {"thought": given.thoughts[i]} if given.thoughts else {}
+                row[subject] = {**thought, "reply": given.texts[i], "stopped": given.stopped[i], **measured}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

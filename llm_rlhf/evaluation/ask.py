@@ -28,7 +28,7 @@ from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.decoding import left_out
-from llm_rlhf.models.inference import Reply, load_roles, reply_logprobs, sample_replies
+from llm_rlhf.models.inference import load_roles, reply_logprobs, sample_replies
 from llm_rlhf.models.roles import POLICY, add_reward_role
 
 SNAPSHOT = "snapshot"  # the role of the snapshot that is being asked
@@ -188,10 +188,8 @@ class _Base:
 
     def _log_ratios(self, answers: Answers, role: list[str], start: list[str]) -> list[float]:
         """Of each reply, how much more probable it is under one role than under the other, in nats."""
-        assert answers.ids is not None
-        assert answers.prompt_ids is not None
-        rows = zip(answers.prompt_ids, answers.ids, answers.texts, answers.stopped, strict=True)
-        replies, pad = [Reply(*row) for row in rows], self.tokenizer.pad_token_id
+        assert answers.replies is not None
+        replies, pad = answers.replies, self.tokenizer.pad_token_id
         own, other = (reply_logprobs(self.model, of, replies, pad, self.asked.batch_size) for of in (role, start))
         return [a - b for a, b in zip(own, other, strict=True)]
 
@@ -212,9 +210,11 @@ def _ask_endpoint(asked: Evaluation, subject: Subject, material: Material, found
     of_prompts = iter(given)
     for name, prompts in material.prompts.items():
         mine = [next(of_prompts) for _ in prompts]
-        texts = [answer.text if isinstance(answer, Answer) else "" for answer in mine]
-        stopped = [isinstance(answer, Answer) and answer.stopped for answer in mine]
-        answers = Answers(texts=texts, lengths=[len(text.split()) for text in texts], stopped=stopped)
+        said = [answer if isinstance(answer, Answer) else None for answer in mine]
+        texts = ["" if answer is None else answer.text for answer in said]
+        thoughts = ["" if answer is None else answer.thought for answer in said]
+        stopped = [answer is not None and answer.stopped for answer in said]
+        answers = Answers(texts, [len(text.split()) for text in texts], stopped, thoughts if any(thoughts) else [])
         answers.read_by_rule(prompts)
         found.answers[name][subject.name] = answers
     if kept:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_rlhf.errors import RecipeError, RunError
+from llm_rlhf.models.thoughts import WRITTEN, split_thought
 
 LARGEST_BODY = 64 * 2**20  # bytes of one response
 SHORTEST_SECRET = 8  # characters; a shorter key ("EMPTY", for vLLM) is no secret and may be a word of an answer
@@ -68,7 +69,7 @@ class Token(NamedTuple):
 class Answer:
     """What the endpoint said."""
 
-    text: str  # the refusal's text where there is no other
+    text: str  # behind the thought; the refusal's text where there is no other
     finish_reason: str | None  # "stop", "length", "content_filter", ...
     refused: bool  # the server says that it is a refusal (`message.refusal`, or a content filter)
     model: str  # the name the server reports
@@ -77,6 +78,7 @@ class Answer:
     logprobs: list[Token] | None  # None where the server gives none
     retries: int = 0
     cached: bool = False  # came from an earlier request
+    thought: str = ""  # what the model thought before, where the server shows it
 
     @property
     def stopped(self) -> bool:
@@ -174,8 +176,13 @@ def read_answer(value: Any, retries: int) -> Answer:
         refusal = message.get("refusal")
         finish_reason = choice.get("finish_reason")
         usage = value.get("usage") or {}
+        content = _text(message.get("content"))
+        # A server that knows nothing of thoughts sends them as text; where its template opened one, without the mark.
+        opened = WRITTEN.closing in content and WRITTEN.opening not in content
+        thought, text = split_thought(content, WRITTEN, opened)
         return Answer(
-            text=_text(message.get("content")) or refusal or "",
+            text=text or refusal or "",
+            thought=thought or _text(message.get("reasoning_content")) or _text(message.get("reasoning")),
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
             model=str(value.get("model", "")),

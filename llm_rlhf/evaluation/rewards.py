@@ -23,9 +23,9 @@ from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.launch import processes
 from llm_rlhf.models.base import context_limit
-from llm_rlhf.models.encoding import encode_prompt, encode_reply
+from llm_rlhf.models.encoding import encode_prompt, encode_replies
 from llm_rlhf.models.fitting import Fitted, fit_preferences
-from llm_rlhf.models.inference import check_batch_invariance, in_batches, score_ids
+from llm_rlhf.models.inference import check_batch_invariance, ids_to_score, in_batches, score_ids
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.sections import ModelSection, Recipe, stage_options
@@ -262,13 +262,13 @@ class OnTheBase:
         self.moved: float | None = max(check_batch_invariance(model, name, rows, pad, exact) for name in adapters)
 
     def of_answers(self, prompts: Sequence[Prompt], answers: Answers) -> np.ndarray:
-        assert answers.prompt_ids is not None
-        assert answers.ids is not None
-        return self._scores([prompt + reply for prompt, reply in zip(answers.prompt_ids, answers.ids, strict=True)])
+        assert answers.replies is not None
+        return self._scores(ids_to_score(self.tokenizer, [prompt.messages for prompt in prompts], answers.replies))
 
     def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
         both = [(pair.prompt, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)]
-        return self._scores([encode_reply(self.tokenizer, *said).ids for said in both])
+        prompts, replies = [prompt for prompt, _ in both], [reply for _, reply in both]
+        return self._scores([row.ids for row in encode_replies(self.tokenizer, prompts, replies)])
 
     def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
         pad = self.tokenizer.pad_token_id

@@ -13,7 +13,7 @@ from llm_rlhf.evaluation.refusal_detector import detect_all
 from llm_rlhf.evaluation.suites.reward_accuracy import OBJECTIVES
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
-from llm_rlhf.models.inference import Reply, sample_replies, score_ids
+from llm_rlhf.models.inference import Reply, ids_to_score, sample_replies, score_ids
 from llm_rlhf.recipe.sections import Recipe, stage_options
 
 
@@ -69,7 +69,7 @@ def sample_start(
     )
     found = detect_all([prompt.messages[-1]["content"] for prompt in prompts], [reply.text for reply in replies])
     samples = StartSamples(prompts, replies, counted, [refusal.refused for refusal in found])
-    rows = [reply.prompt_ids + reply.ids for reply in replies]
+    rows = ids_to_score(tokenizer, [prompt.messages for prompt in prompts], replies)
     for name in names:
         samples.scores[name] = score_ids(model, name, rows, tokenizer.pad_token_id).astype(float)
     return samples

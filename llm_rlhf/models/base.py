@@ -1,5 +1,6 @@
 """Loading what a run stands on: the causal language model, its quantisation, its tokenizer and chat template."""
 
+import datetime
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
+from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import unlike_linear
-from llm_rlhf.models.encoding import special_tokens_in
+from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
 # For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
@@ -28,11 +30,12 @@ _RESERVED_PADS = (
 def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
     """The tokenizer, with a chat template, an EOS that ends the assistant's turn, and a pad token of its own.
 
-    What a base tokenizer lacks is added and said aloud. A pad token is taken from the vocabulary's reserved tokens, or
-    else added as a new one (then `load_causal_lm` makes room for it where the embeddings have none).
+    What the recipe sets in the template is written into it. What a base tokenizer lacks is added and said aloud. A pad
+    token is taken from the vocabulary's reserved tokens, or else added as a new one (then `load_causal_lm` makes room
+    for it where the embeddings have none).
 
     Raises:
-        RecipeError: where it cannot be loaded, or has no EOS token.
+        RecipeError: where it cannot be loaded, has no EOS token, or its template does not take what the recipe sets.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -47,6 +50,7 @@ def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
     if section.chat_template is not None:
         tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
     complete_tokenizer(tokenizer, path)
+    _settle_template(tokenizer, path, section)
     _end_turns_with_eos(tokenizer, path)
     return tokenizer
 
@@ -182,6 +186,26 @@ def announce(message: str) -> None:
         print(f"  note: {message}", flush=True)
 
 
+def _settle_template(tokenizer: Any, path: str | Path, section: ModelSection) -> None:
+    """Write the recipe's arguments and its day into the template: see template_settings.py."""
+    template, arguments = str(tokenizer.get_chat_template()), section.chat_template_kwargs
+    if strange := template_settings.unused(template, arguments):
+        raise RecipeError(
+            f"Recipe key 'model.chat_template_kwargs.{strange[0]}' is set to {arguments[strange[0]]!r}, but the chat "
+            f"template of {path} does not read {strange[0]!r}; remove the key, or spell it as the template does."
+        )
+    try:
+        template = template_settings.with_arguments(template, arguments)
+    except ValueError as error:
+        raise RecipeError(f"Recipe key 'model.chat_template_kwargs': {error}") from None
+    if template_settings.asks_the_clock(template):
+        day = section.chat_template_date or datetime.date.today()
+        template = template_settings.at_day(template, day)
+        late = ", but for a call that asks the clock in a way of its own" * template_settings.asks_the_clock(template)
+        announce(f"The chat template of {path} prints today's date; it is {day} throughout{late}.")
+    tokenizer.chat_template = template
+
+
 def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
     """Make the token that ends the template's assistant turn the tokenizer's EOS: stopping is what is trained.
 
@@ -194,6 +218,11 @@ def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # a template may raise anything
         raise RecipeError(f"The chat template of {path} cannot render a user and an assistant turn: {error}") from None
+    if reply not in text:
+        raise RecipeError(
+            f"The chat template of {path} leaves out what a turn says where it is text (it may want a list of parts, "
+            "as models that see images do); give model.chat_template one that writes text."
+        )
     found = special_tokens_in(tokenizer, text.rpartition(reply)[2])
     if not found:
         raise RecipeError(

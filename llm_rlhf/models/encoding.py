@@ -6,23 +6,20 @@ template prints after that token (a newline, mostly) belongs to the next turn an
 reward model reads is the stop token itself.
 """
 
-import contextlib
-import re
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from llm_rlhf.data.rows import Conversation
-
-_MARK = "\U0010ffff"  # a code point that no text may hold
-_MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
-_patterns: weakref.WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = weakref.WeakKeyDictionary()  # by tokenizer
-
-
-class RefusedByTemplateError(ValueError):
-    """The chat template refuses a conversation; the message is its reason, on one line."""
+from llm_rlhf.data.rows import Conversation, Message
+from llm_rlhf.models.rendering import Rendered, render, token_ids
+from llm_rlhf.models.thoughts import (
+    closes_thought,
+    for_template,
+    opens_thought,
+    split_thought,
+    thought_marks,
+    thought_of,
+    without_thought,
+)
 
 
 class Encoded(NamedTuple):
@@ -36,20 +33,21 @@ class Encoded(NamedTuple):
 
 def encode_prompt(tokenizer: Any, prompt: Conversation) -> list[int]:
     """Token ids up to where the assistant's reply begins."""
-    return _templated(tokenizer, prompt, add_generation_prompt=True)
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Conversation]) -> list[list[int]]:
+    """`encode_prompt` of each."""
+    return token_ids(tokenizer, _rendered_prompts(tokenizer, prompts))
 
 
 def encode_reply(tokenizer: Any, prompt: Conversation, reply: str) -> Encoded:
-    """Token ids of a prompt and one reply to it.
-
-    Where the template writes earlier turns differently once a reply follows (some drop earlier thoughts), the reply is
-    tokenised by itself, as the generation prompt is what a policy continues from.
+    """Token ids of a prompt and one reply to it, without the thought before it: what reward models read.
 
     Raises:
         ValueError: where the template does not end the assistant's turn with the EOS token.
     """
-    whole = [*prompt, {"role": "assistant", "content": reply}]
-    return _join(tokenizer, encode_prompt(tokenizer, prompt), _templated(tokenizer, whole), reply)
+    return encode_replies(tokenizer, [prompt], [reply])[0]
 
 
 def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Sequence[str]) -> list[Encoded]:
@@ -60,26 +58,20 @@ def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Seq
     """
     if not prompts:
         return []
-    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
-    of_first = _all_templated(tokenizer, [prompts[i] for i in first], add_generation_prompt=True)
-    repeats = [end - start for start, end in zip(first, [*first[1:], len(prompts)], strict=True)]
-    prompt_ids = [ids for ids, times in zip(of_first, repeats, strict=True) for _ in range(times)]
-    wholes = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, replies, strict=True)]
-    rows = zip(prompt_ids, _all_templated(tokenizer, wholes), replies, strict=True)
-    return [_join(tokenizer, *row) for row in rows]
+    marks = thought_marks(tokenizer)
+    turns = [{"role": "assistant", "content": split_thought(reply, marks)[1]} for reply in replies]
+    return _encode(tokenizer, prompts, turns)
 
 
-def _join(tokenizer: Any, prompt_ids: list[int], whole_ids: list[int], reply: str) -> Encoded:
-    start, stop = len(prompt_ids), tokenizer.eos_token_id
-    if stop not in whole_ids:
-        raise ValueError(
-            f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
-            "give model.chat_template one that does."
-        )
-    if whole_ids[:start] == prompt_ids and stop in whole_ids[start:]:
-        return Encoded(prompt_ids, whole_ids[start : whole_ids.index(stop, start) + 1])
-    alone = tokenizer(reply, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return Encoded(prompt_ids, [*alone, stop])
+def encode_turn(tokenizer: Any, prompt: Conversation, turn: Message) -> Encoded:
+    """Token ids of a prompt and an assistant's turn, with the thought that it may begin with.
+
+    The thought is left out where the prompt ends it (`enable_thinking: false`).
+
+    Raises:
+        ValueError: as `encode_reply`.
+    """
+    return _encode(tokenizer, [prompt], [turn])[0]
 
 
 class Trained(NamedTuple):
@@ -87,113 +79,93 @@ class Trained(NamedTuple):
     mask: list[int]  # 1 on the tokens of the replies to imitate, their stop tokens included
 
 
-def encode_demonstration(
-    tokenizer: Any, messages: Conversation, every_reply: bool, last: Encoded | None = None
-) -> Trained:
-    """Token ids of a conversation and which of them are imitated: every assistant turn, or the last alone.
+def encode_demonstration(tokenizer: Any, messages: Conversation, turns: Collection[int]) -> list[Trained]:
+    """Token ids of a conversation and which of them are imitated: the assistant's turns of these numbers.
+
+    One row holds them all, as long as the template writes a turn the same way once others follow. Some do not (most
+    drop earlier thoughts): a turn that is rewritten gets a row of its own, up to its end.
+    """
+    rows: list[Trained] = []
+    for turn in sorted(turns, reverse=True):
+        encoded = encode_turn(tokenizer, messages[:turn], messages[turn])
+        start, ids = len(encoded.prompt_ids), encoded.ids
+        row = next((row for row in rows if row.ids[: len(ids)] == ids), None)
+        if row is None:
+            row = Trained(ids, [0] * len(ids))
+            rows.insert(0, row)
+        row.mask[start : len(ids)] = [1] * (len(ids) - start)
+    return rows
+
+
+def _rendered_prompts(tokenizer: Any, prompts: Sequence[Conversation]) -> list[Rendered]:
+    return render(tokenizer, [for_template(tokenizer, prompt) for prompt in prompts], add_generation_prompt=True)
+
+
+def _encode(tokenizer: Any, prompts: Sequence[Conversation], turns: Sequence[Message]) -> list[Encoded]:
+    """Prompts and the turns that follow them; prompts that stand several times in a row are encoded once."""
+    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
+    rendered = _rendered_prompts(tokenizer, [prompts[i] for i in first])
+    repeats = [end - start for start, end in zip(first, [*first[1:], len(prompts)], strict=True)]
+    several = zip(rendered, token_ids(tokenizer, rendered), repeats, strict=True)
+    of_prompts = [(text, ids) for text, ids, times in several for _ in range(times)]
+    marks = thought_marks(tokenizer)
+    turns = [
+        without_thought(turn, marks) if closes_thought(prompt.text, marks) else turn
+        for (prompt, _), turn in zip(of_prompts, turns, strict=True)
+    ]
+    written = [without_thought(turn, marks) if marks.writes == "nothing" else turn for turn in turns]
+    wholes = render(tokenizer, [for_template(tokenizer, [*p, turn]) for p, turn in zip(prompts, written, strict=True)])
+    rows = zip(of_prompts, wholes, token_ids(tokenizer, wholes), turns, strict=True)
+    return [_join(tokenizer, text, ids, whole, whole_ids, turn) for (text, ids), whole, whole_ids, turn in rows]
+
+
+def _join(
+    tokenizer: Any, prompt: Rendered, prompt_ids: list[int], whole: Rendered, whole_ids: list[int], turn: Message
+) -> Encoded:
+    """The reply is what the whole conversation has behind the prompt, up to the stop token."""
+    start, stop = len(prompt_ids), tokenizer.eos_token_id
+    if stop not in whole_ids:
+        raise ValueError(
+            f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
+            "give model.chat_template one that does."
+        )
+    marks = thought_marks(tokenizer)
+    untold = thought_of(turn, marks) if marks.writes == "nothing" else ""
+    if whole_ids[:start] == prompt_ids and stop in whole_ids[start:] and not untold:
+        return Encoded(prompt_ids, whole_ids[start : whole_ids.index(stop, start) + 1])
+    reply_ids = _behind_prompt(tokenizer, prompt.text, whole, turn, untold)
+    return Encoded(prompt_ids, [*reply_ids[: reply_ids.index(stop)], stop] if stop in reply_ids else [*reply_ids, stop])
+
+
+def _behind_prompt(tokenizer: Any, prompt: str, whole: Rendered, turn: Message, untold: str) -> list[int]:
+    """Token ids of a turn where the prompt's are not the conversation's first.
+
+    A generation prompt may open a thought that the template, given the reply, writes in another way or not at all; the
+    thought ends here all the same, so that the reply is none. Where earlier turns are written differently once a reply
+    follows, the reply is tokenised by itself.
 
     Args:
-        last: what encode_reply says of the last turn, where that is known already.
+        untold: the thought, where the template does not write it.
     """
-    last = last or encode_reply(tokenizer, messages[:-1], messages[-1]["content"])
-    ids = last.ids
-    mask = [0] * len(last.prompt_ids) + [1] * len(last.reply_ids)
-    if every_reply:
-        for turn, message in enumerate(messages[:-1]):
-            if message["role"] == "assistant":
-                earlier = encode_reply(tokenizer, messages[:turn], message["content"])
-                start, end = len(earlier.prompt_ids), len(earlier.ids)
-                if ids[:end] == earlier.ids:  # else the template rewrites this turn, and it is context only
-                    mask[start:end] = [1] * (end - start)
-    return Trained(ids, mask)
+    marks = thought_marks(tokenizer)
+    opened = opens_thought(prompt, marks)
+    starts = [prompt, prompt.rstrip(), prompt.rstrip().removesuffix(marks.opening)] if opened else [prompt]
+    known = next((start for start in starts if whole.text.startswith(start)), None)
+    if known is None:
+        reply = split_thought(turn["content"], marks)[1]
+        rest, ids, untold = reply, _plain_ids(tokenizer, reply), thought_of(turn, marks)
+    else:
+        rest = whole.text[len(known) :]
+        if opened and rest.lstrip().startswith(marks.opening):
+            rest = rest.lstrip().removeprefix(marks.opening)
+        ids = token_ids(tokenizer, [Rendered(rest, whole.typed)])[0]
+    if not untold and (not opened or (marks.closing in rest and marks.writes != "nothing")):
+        return ids
+    begin = [] if opened else tokenizer(f"{marks.opening}\n", add_special_tokens=False)["input_ids"]
+    close = tokenizer(f"\n{marks.ending}{marks.closing}\n\n", add_special_tokens=False)["input_ids"]
+    return [*begin, *_plain_ids(tokenizer, untold), *close, *ids]
 
 
-def _templated(tokenizer: Any, messages: Conversation, add_generation_prompt: bool = False) -> list[int]:
-    """Token ids of the conversation in the chat template.
-
-    Only the template may write special tokens. One that stands in a message was typed by somebody, who must not be able
-    to end a turn or to open another with it: it is replaced by a numbered mark while the template is filled in, and put
-    back as the plain text it is, wherever the template leaves its mark.
-    """
-    typed: list[str] = []
-    pattern = _pattern(tokenizer)
-
-    def mark(found: re.Match[str]) -> str:
-        typed.append(found[0])
-        return f"{_MARK}{len(typed) - 1}{_MARK}"
-
-    marked = [{**m, "content": pattern.sub(mark, m["content"].replace(_MARK, ""))} for m in messages]
-    if not typed:
-        with _told_by_template():
-            found = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, return_dict=True
-            )
-        return list(found["input_ids"])
-    with _told_by_template():
-        text = tokenizer.apply_chat_template(marked, add_generation_prompt=add_generation_prompt, tokenize=False)
-    ids: list[int] = []
-    for place, piece in enumerate(_MARKED.split(text)):  # text and numbers in turns
-        if place % 2:
-            ids += tokenizer(typed[int(piece)], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        else:
-            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-@contextlib.contextmanager
-def _told_by_template() -> Iterator[None]:
-    """What a template raises of a conversation as a RefusedByTemplateError: it may raise anything that Python does."""
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RefusedByTemplateError(reason) from None
-
-
-def types_special_tokens(tokenizer: Any, messages: Conversation) -> bool:
-    """Whether a special token stands in one of the messages."""
-    pattern = _pattern(tokenizer)
-    return any(pattern.search(message["content"]) for message in messages)
-
-
-def _all_templated(
-    tokenizer: Any, conversations: Sequence[Conversation], add_generation_prompt: bool = False
-) -> list[list[int]]:
-    """`_templated` of each; those in which nobody typed a special token, all in one call."""
-    found: list[list[int] | None] = [None] * len(conversations)
-    plain = [i for i, turns in enumerate(conversations) if not types_special_tokens(tokenizer, turns)]
-    if plain:
-        with _told_by_template():
-            rows = tokenizer.apply_chat_template(
-                [conversations[i] for i in plain], add_generation_prompt=add_generation_prompt, return_dict=True
-            )["input_ids"]
-        for i, ids in zip(plain, rows, strict=True):
-            found[i] = list(ids)
-    return [
-        _templated(tokenizer, turns, add_generation_prompt) if ids is None else ids
-        for turns, ids in zip(conversations, found, strict=True)
-    ]
-
-
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Every token that a tokenizer takes for special, by its id: those with a role, and all that are marked so.
-
-    Llama 3 and Phi-3 name the tokens of their turns in `added_tokens_decoder` alone.
-    """
-    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return named | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
-def special_tokens_in(tokenizer: Any, text: str) -> list[str]:
-    """The special tokens that stand in a text, in their order."""
-    return _pattern(tokenizer).findall(text)
-
-
-def _pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds special tokens in text. Kept for each tokenizer until it has other tokens."""
-    size, pattern = _patterns.get(tokenizer, (-1, re.compile("")))
-    if size != len(tokenizer):
-        longest_first = sorted(filter(None, special_tokens(tokenizer).values()), key=len, reverse=True)
-        size, pattern = len(tokenizer), re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        _patterns[tokenizer] = size, pattern
-    return pattern
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text in which nothing is special."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -8,19 +8,21 @@ from typing import Any
 
 from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
-from llm_rlhf.models.encoding import Encoded, RefusedByTemplateError, encode_demonstration, encode_prompt, encode_reply
+from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_replies, encode_turn
+from llm_rlhf.models.rendering import RefusedByTemplateError
 
 
 class Fitted:
     """Rows cut to a number of tokens at turn boundaries, the end kept, with an account of what was done.
 
     `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone; `refused` are
-    those that the chat template has an objection to, with its reason.
+    those that the chat template has an objection to, with its reason. Of demonstrations, `examples` are what the kept
+    rows came to, without `turns_too_long`: turns with an example of their own that does not fit.
     """
 
     def __init__(self, limit: int, what: str) -> None:
         self.limit, self.what = limit, what
-        self.kept = self.cut = 0
+        self.kept = self.cut = self.examples = self.turns_too_long = 0
         self.set_aside: list[str] = []
         self.refused: list[tuple[str, str]] = []
 
@@ -44,7 +46,12 @@ class Fitted:
             "cut_at_turns": self.cut,
             "too_long": len(self.set_aside),
         }
-        return counts | {"refused_by_template": len(self.refused)} if self.refused else counts
+        more = {
+            "refused_by_template": len(self.refused),
+            "turns_too_long": self.turns_too_long,
+            "examples": self.examples if self.examples != self.kept else 0,
+        }
+        return counts | {name: count for name, count in more.items() if count}
 
     @property
     def objection(self) -> str:
@@ -78,21 +85,34 @@ class Fitted:
 
 
 def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: Fitted) -> list[dict[str, list[int]]]:
-    """Token ids and loss mask of every demonstration that fits, as SFTTrainer's `input_ids` and `assistant_masks`."""
+    """Token ids and loss mask of every demonstration that fits, as SFTTrainer's `input_ids` and `assistant_masks`.
+
+    One that holds turns which the template rewrites becomes several (`encode_demonstration`).
+    """
     encoded = []
     for row in rows:
         reply = row.messages[-1]
-        tried: list[Encoded] = []  # the last one tried is the one that fits
 
-        def length(prompt: Conversation, reply: Message = reply, tried: list[Encoded] = tried) -> int:
-            tried.append(encode_reply(tokenizer, prompt, reply["content"]))
-            return len(tried[-1].ids)
+        def length(prompt: Conversation, reply: Message = reply) -> int:
+            return len(encode_turn(tokenizer, prompt, reply).ids)
 
         prompt = account.fit(row.messages[:-1], length, row.origin)
-        if prompt is not None:
-            ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply, tried[-1])
-            encoded.append({"input_ids": ids, "assistant_masks": mask})
+        if prompt is None:
+            continue
+        messages = [*prompt, reply]
+        examples = encode_demonstration(tokenizer, messages, imitated(row, messages))
+        fitting = [example for example in examples if len(example.ids) <= account.limit]
+        account.examples += len(fitting)
+        account.turns_too_long += len(examples) - len(fitting)
+        encoded += [{"input_ids": ids, "assistant_masks": mask} for ids, mask in fitting]
     return encoded
+
+
+def imitated(row: Demonstration, messages: Conversation) -> list[int]:
+    """The numbers of the turns to imitate among the messages, which are the row's or the end of them."""
+    if not row.every_reply:
+        return [len(messages) - 1]
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted) -> list[Preference]:
@@ -101,7 +121,7 @@ def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted)
     for row in rows:
 
         def longest(prompt: Conversation, row: Preference = row) -> int:
-            return max(len(encode_reply(tokenizer, prompt, reply).ids) for reply in (row.chosen, row.rejected))
+            return max(len(each.ids) for each in encode_replies(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
 
         prompt = account.fit(row.prompt, longest, row.origin)
         if prompt is not None:

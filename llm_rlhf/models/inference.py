@@ -24,9 +24,10 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval, processes
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.encoding import Encoded, encode_prompt
+from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_replies
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
 from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.models.thoughts import read_response
 from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
@@ -98,9 +99,15 @@ def check_batch_invariance(
 
 class Reply(NamedTuple):
     prompt_ids: list[int]
-    ids: list[int]  # ends with a stop token where the reply stopped by itself
-    text: str
+    ids: list[int]  # with the thought; ends with a stop token where the reply stopped by itself
+    text: str  # behind the thought
     stopped: bool
+    thought: str = ""
+    start: int = 0  # where in `ids` the text begins
+
+    @property
+    def said_ids(self) -> list[int]:
+        return self.ids[self.start :]
 
 
 def sample_replies(
@@ -127,7 +134,7 @@ def sample_replies(
     """
     stops = model.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, prompts)
     seen: Counter[tuple[int, ...]] = Counter()
     asked: list[tuple[list[int], int]] = []
     for ids in encoded:
@@ -157,7 +164,17 @@ def sample_replies(
 
     new = in_batches([asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]), progress)
     found = kept | dict(zip(missing, new, strict=True))
-    return [_reply(tokenizer, prompt_ids, found[i], stops) for i, (prompt_ids, _) in enumerate(asked)]
+    return [reply_of(tokenizer, prompt_ids, found[i], stops) for i, (prompt_ids, _) in enumerate(asked)]
+
+
+def ids_to_score(tokenizer: Any, prompts: Sequence[Conversation], replies: Sequence[Reply]) -> list[list[int]]:
+    """Token ids of prompts and replies as a reward model reads them: as sampled, or, behind a thought, encoded anew."""
+    found = [reply.prompt_ids + reply.ids for reply in replies]
+    thinking = [i for i, reply in enumerate(replies) if reply.start]
+    encoded = encode_replies(tokenizer, [prompts[i] for i in thinking], [replies[i].text for i in thinking])
+    for i, row in zip(thinking, encoded, strict=True):
+        found[i] = row.ids if replies[i].stopped else row.ids[:-1]
+    return found
 
 
 class ReplyCache:
@@ -283,9 +300,10 @@ def _until_stop(sampled: list[int], stops: list[int]) -> list[int]:
     return sampled if end is None else sampled[:end]
 
 
-def _reply(tokenizer: Any, prompt_ids: list[int], ids: list[int], stops: list[int]) -> Reply:
-    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Reply(prompt_ids, ids, text, bool(ids) and ids[-1] in stops)
+def reply_of(tokenizer: Any, prompt_ids: list[int], ids: list[int], stops: Sequence[int]) -> Reply:
+    """What was sampled after a prompt, its thought told apart."""
+    said = read_response(tokenizer, prompt_ids, ids)
+    return Reply(prompt_ids, ids, said.reply, bool(ids) and ids[-1] in stops, said.thought, said.start)
 
 
 def _shown(batches: list[list[int]], progress: str | None) -> Iterator[list[int]]:

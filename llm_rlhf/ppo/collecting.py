@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
+from trl.data_utils import is_conversational
 
+from llm_rlhf.models.inference import Reply, ids_to_score, reply_of, right_padded
 from llm_rlhf.models.roles import HELDOUT, POLICY, active_adapters, role_scores
+from llm_rlhf.models.thoughts import KEY
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.guards import StepGuard, check_scores
@@ -42,6 +45,8 @@ class CollectedRollouts(GeneratedResponses):
     guard: StepGuard
     has_heldout: bool
     reference_adapters: list[str]
+    _replies: list[Reply]  # the newest rollout's, of this process
+    _heard_ids: list[list[int]] | None  # its prompts and replies as reward models read them; None: as sampled
     _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
     _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
 
@@ -62,6 +67,7 @@ class CollectedRollouts(GeneratedResponses):
         self._sampled = None
         with active_adapters(self.base_model(), [POLICY]):
             prompt_ids, response_ids, responses = self._generate(prompts)
+        inputs, responses = self._read(inputs, prompt_ids, response_ids, responses)
         function_scores = self._function_scores(inputs, prompts, responses, response_ids)
         if training:
             steps = micro_batch_rows(
@@ -86,7 +92,7 @@ class CollectedRollouts(GeneratedResponses):
             )
             scored.append(self._score(padded, function_scores[rows], rows))
         order = [i for rows in rows_of for i in rows]
-        prompts, responses = [prompts[i] for i in order], [responses[i] for i in order]
+        prompts, responses = [prompts[i] for i in order], [self._shown(i, responses[i]) for i in order]
         scores = torch.cat([b.raw_scores for b in scored])
         check_scores(scores, prompts, responses)
         if training:
@@ -102,6 +108,32 @@ class CollectedRollouts(GeneratedResponses):
         else:
             self._eval_parts.append(metrics)
         return batches
+
+    def _read(
+        self, inputs: list[dict[str, Any]], prompt_ids: Any, response_ids: Any, responses: list[Any]
+    ) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Tell thoughts from replies (`_replies`): a thought is sampled and learned, and nobody judges it.
+
+        Returns:
+            The rows, with their thoughts in a column of its own where there are any, and the responses without.
+        """
+        prompts, stops, tokenizer = [row["prompt"] for row in inputs], self.eos_token_ids, self._tokenizer
+        self._heard_ids = None
+        if not is_conversational(inputs[0]):
+            rows = zip(prompt_ids, response_ids, responses, strict=True)
+            self._replies = [Reply(of_prompt, ids, text.strip(), ids[-1] in stops) for of_prompt, ids, text in rows]
+            return inputs, responses
+        self._replies = [reply_of(tokenizer, *row, stops) for row in zip(prompt_ids, response_ids, strict=True)]
+        if not any(reply.start for reply in self._replies):
+            return inputs, responses
+        self._heard_ids = ids_to_score(tokenizer, prompts, self._replies)
+        inputs = [row | {"thought": reply.thought} for row, reply in zip(inputs, self._replies, strict=True)]
+        return inputs, [[{"role": "assistant", "content": reply.text}] for reply in self._replies]
+
+    def _shown(self, row: int, response: Any) -> Any:
+        """A response as it is recorded: with its thought."""
+        thought = self._replies[row].thought
+        return [{**response[0], KEY: thought}] if thought else response
 
     def _demonstrations(self, batches: list[ScoredRows]) -> list[Demonstrations] | None:
         """What is to be imitated beside each micro-batch, another draw for each rollout and process."""
@@ -144,9 +176,10 @@ class CollectedRollouts(GeneratedResponses):
             else:
                 reference = (self.ref_model or self.model)(**inputs, with_value=False, with_entropy=False)
             judges = [*self.scores.adapters, *([HELDOUT] if self.has_heldout and not self.model.training else [])]
-            adapter_scores = {
-                name: role_scores(self.model, name, padded.input_ids, padded.attention_mask) for name in judges
-            }
+            heard = padded.input_ids, padded.attention_mask
+            if self._heard_ids is not None:
+                heard = right_padded([self._heard_ids[i] for i in rows], self._tokenizer.pad_token_id, mask.device)
+            adapter_scores = {name: role_scores(self.model, name, *heard) for name in judges}
         heldout = {HELDOUT: adapter_scores.pop(HELDOUT)} if HELDOUT in adapter_scores else {}
         scores = self.scores.of_batch(adapter_scores, function_scores_BF)
         engine_logprobs = importance = None

@@ -21,7 +21,6 @@ from llm_rlhf.ppo.collecting import CollectedRollouts
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.preview import PREVIEW, preview, preview_lines
-from llm_rlhf.ppo.rollout import PaddedRows
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, Row, Watch, by_objective
 from llm_rlhf.run_folder import write_json
 
@@ -54,10 +53,10 @@ class WatchedEvaluation(CollectedRollouts):
         numbers = [row.get(NUMBER) for row in inputs]
         (batch,) = self._rollout([{name: row[name] for name in row if name != NUMBER} for row in inputs])
         prompts = [_last_words(row["prompt"]) for row in inputs]
-        refused = None if self.refuses is None else self.refuses(prompts, self._texts(batch))
+        replies = [self._replies[i] for i in batch.rows]
+        refused = None if self.refuses is None else self.refuses(prompts, [reply.text for reply in replies])
         heldout = batch.source_scores[HELDOUT].tolist() if HELDOUT in batch.source_scores else None
         scores, paid = batch.raw_scores.tolist(), batch.final_scores.tolist()
-        lengths = batch.response_mask.sum(1).tolist()
         for i, number in enumerate(numbers):
             if number is not None:
                 row = Row(
@@ -65,16 +64,10 @@ class WatchedEvaluation(CollectedRollouts):
                     score=scores[i],
                     heldout=None if heldout is None else heldout[i],
                     refused=None if refused is None else bool(refused[i]),
-                    length=lengths[i],
+                    length=len(replies[i].said_ids),
                     paid=paid[i],
                 )
                 self._eval_rows.append((number, row))
-
-    def _texts(self, batch: PaddedRows) -> list[str]:
-        mask = batch.response_mask
-        responses = batch.input_ids[:, -mask.size(1) :]
-        kept = [ids[counted].tolist() for ids, counted in zip(responses, mask, strict=True)]
-        return [text.strip() for text in self._tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """The parent's, with the same random numbers every time, and its statistics weighted by their responses."""

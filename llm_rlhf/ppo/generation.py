@@ -12,7 +12,7 @@ from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
 from llm_rlhf.models.decoding import left_out, plain_decoding
-from llm_rlhf.models.encoding import encode_prompt, types_special_tokens
+from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, merged_policy, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
@@ -47,12 +47,10 @@ class GeneratedResponses(SavedRoles):
         self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """The parent's, but a special token that stands in a message is read as the text that somebody typed."""
+        """The parent's; conversations as every stage encodes them (models/encoding.py)."""
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
-        if images is None and is_conversational({"prompt": prompts[0]}) and not self.chat_template_kwargs:
-            for i, prompt in enumerate(prompts):
-                if types_special_tokens(self._tokenizer, prompt):
-                    prompt_ids[i] = encode_prompt(self._tokenizer, prompt)
+        if images is None and is_conversational({"prompt": prompts[0]}):
+            prompt_ids = encode_prompts(self._tokenizer, prompts)
         return prompt_ids, images, multimodal_fields
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:

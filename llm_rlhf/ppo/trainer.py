@@ -34,6 +34,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from llm_rlhf.models.architecture import hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
 from llm_rlhf.models.roles import HELDOUT, POLICY, add_reward_role, add_role_forward, add_value_role, scalar_head
+from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation
@@ -120,7 +121,9 @@ class PPOTrainer(WatchedEvaluation):
         if kwargs.get("processing_class") is None and isinstance(model, (str, Path)):
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
-            complete_tokenizer(kwargs["processing_class"], kwargs["processing_class"].name_or_path or "the model")
+            tokenizer = kwargs["processing_class"]
+            complete_tokenizer(tokenizer, tokenizer.name_or_path or "the model")
+            tokenizer.chat_template = with_arguments(tokenizer.get_chat_template(), args.chat_template_kwargs or {})
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:

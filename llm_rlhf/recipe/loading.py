@@ -71,6 +71,7 @@ DECIDED_ELSEWHERE = {
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
     "chat_template_path": "model.chat_template",
+    "chat_template_kwargs": "model.chat_template_kwargs",
     "assistant_only_loss": "the row formats: only the assistant's replies are trained on",
     "completion_only_loss": "the row formats: only the assistant's replies are trained on",
     "dataset_text_field": "the row formats",

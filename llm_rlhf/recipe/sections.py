@@ -1,5 +1,6 @@
 """The sections of a recipe: every key of ours, what it means, and its default, which stands here and nowhere else."""
 
+import datetime
 import glob
 import typing
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,8 @@ class ModelSection:
     quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
     lora: LoraSection = field(default_factory=LoraSection)
     chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # its arguments, as enable_thinking: false
+    chat_template_date: datetime.date | None = None  # what it takes for today; None: the day the run began
     context_length: int | None = None  # tokens of prompt and reply together; None: the model's own limit
     trust_remote_code: bool = False  # run Python that the model's repository ships
 

@@ -4,6 +4,7 @@ Knows nothing of the sections themselves: any dataclass is one.
 """
 
 import dataclasses
+import datetime
 import difflib
 import sys
 import types
@@ -182,7 +183,7 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 class SafeUniqueLoader(yaml.SafeLoader):

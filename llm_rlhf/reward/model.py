@@ -27,6 +27,7 @@ from llm_rlhf.launch import bar_interval
 from llm_rlhf.models.encoding import encode_replies
 from llm_rlhf.models.inference import right_padded
 from llm_rlhf.models.roles import apply_head, hidden_states
+from llm_rlhf.models.thoughts import split_thought, thought_marks
 from llm_rlhf.reward.loading import Loaded, Loading, Member, load_adapters, load_whole, local_adapter
 from llm_rlhf.reward.packing import Group, attention_mask, group_rows, pack, token_budget_batches
 
@@ -285,7 +286,9 @@ class RewardModel:
             return []
         if self._ends_with_reply:
             return [row.ids for row in encode_replies(self.tokenizer, prompts, replies)]
-        whole = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, replies, strict=True)]
+        marks = thought_marks(self.tokenizer)
+        said = [split_thought(reply, marks)[1] for reply in replies]
+        whole = [[*p, {"role": "assistant", "content": reply}] for p, reply in zip(prompts, said, strict=True)]
         return list(self.tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"])
 
     def _cut(self, rows: range, prompt: Conversation, replies: list[str]) -> Conversation:

@@ -4,7 +4,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llm_rlhf.audit.show import numbers, pieces, safe
-from llm_rlhf.data.rows import Demonstration, Origin
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.encoding import encode_demonstration
 
@@ -12,7 +11,7 @@ from llm_rlhf.models.encoding import encode_demonstration
 def test_what_is_shown_is_what_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
     """The pieces put together are the text of the ids, and what is marked is what the loss mask marks."""
     talk = [{"role": "user", "content": "Grüße \U0001f600?"}, {"role": "assistant", "content": "Ja\n é"}]
-    ids, mask = encode_demonstration(tokenizer, Demonstration(talk, Origin("x", 1)).messages, True)
+    ((ids, mask),) = encode_demonstration(tokenizer, talk, [1])
     shown = pieces(tokenizer, ids, ["trained" if trained else "context" for trained in mask])
     assert "".join(piece.text for piece in shown) == "<|user|>Grüße \U0001f600?<|assistant|>Ja\n é<|eos|>"
     assert "".join(piece.text for piece in shown if piece.part == "trained") == "Ja\n é<|eos|>"

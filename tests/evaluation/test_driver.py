@@ -27,7 +27,7 @@ from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import snapshot_curve, snapshot_folders
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt
-from llm_rlhf.models.inference import load_roles
+from llm_rlhf.models.inference import Reply, load_roles
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import ModelSection, Source
 from llm_rlhf.reward.model import RewardModel
@@ -182,11 +182,12 @@ def test_an_adapter_on_the_policies_base_scores_as_by_itself(how, base_folder, r
     tokenizer = load_tokenizer(how.base, how)
     model = load_roles(base_folder, how, tokenizer, {"joint": reward_folder})
     texts, stopped = ["yes, so it is", "no"], [True, True]
-    answers = Answers(
-        texts, [14, 2], stopped,
-        ids=[[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts],
-        prompt_ids=[encode_prompt(tokenizer, prompt.messages) for prompt in prompts],
-    )  # fmt: skip
+    asked = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+    replies = [
+        Reply(ids, [*tokenizer.encode(text), tokenizer.eos_token_id], text, True)
+        for ids, text in zip(asked, texts, strict=True)
+    ]
+    answers = Answers(texts, [14, 2], stopped, replies=replies)
     beside = OnTheBase(model, tokenizer, ["joint"], 256, 4, prompts, exact=True)
     alone = ByItself(RewardModel.from_pretrained(str(reward_folder)), [str(reward_folder)], exact=True)
     one, other = beside.of_answers(prompts, answers), alone.of_answers(prompts, answers)
@@ -386,7 +387,7 @@ def test_snapshots_answer_for_themselves_and_the_base_many_times(asked, adapter,
     tokenizer = load_tokenizer(asked.policy.base, asked.policy.model)
     asked_of = [encode_prompt(tokenizer, material.prompts[OWN][i].messages) for i in curve.rows for _ in range(3)]
     assert curve.best_of is not None
-    assert curve.best_of.prompt_ids == asked_of
+    assert [reply.prompt_ids for reply in curve.best_of.replies] == asked_of
     assert curve.best_of.texts[::3] == texts["begin"]  # the first time a prompt is asked it is the base's own reply
     assert len(set(curve.best_of.texts)) > 20
 

@@ -10,6 +10,7 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.report.alarms import alarm_lines
 from llm_rlhf.evaluation.report.samples import choose_samples
 from llm_rlhf.evaluation.suites.gains import compare, win_estimates
+from llm_rlhf.models.inference import Reply
 
 KINDS = ["question", "scary", "harmful", "harmful"]
 
@@ -27,7 +28,8 @@ def answers(gold: list[float], refused: list[bool], **changes) -> Answers:
               "reward": [g + 10 for g in gold], "heldout": [g * 2 for g in gold], "gold": gold, "refused": refused,
               "sequence_kl": [1.0, 2.0, 3.0, 4.0]}  # fmt: skip
     fields |= changes
-    return Answers(**({"ids": [[i] for i in range(len(fields["texts"]))]} | fields))
+    replies = [Reply([], [i], text, True) for i, text in enumerate(fields["texts"])]
+    return Answers(**({"replies": replies} | fields))
 
 
 SFT = answers([0.0, -1.0, -1.0, 1.0], [False, True, False, True])

@@ -55,8 +55,8 @@ def test_row_49_special_tokens_typed_in_the_data_are_encoded_as_text(tokenizer) 
 
 def test_only_replies_are_imitated(tokenizer) -> None:
     talk = [*TALK, {"role": "assistant", "content": "bye"}]
-    for every_reply, expected in ((False, "bye<|eos|>"), (True, "hello<|eos|>bye<|eos|>")):
-        ids, mask = encode_demonstration(tokenizer, talk, every_reply)
+    for turns, expected in (([4], "bye<|eos|>"), ([2, 4], "hello<|eos|>bye<|eos|>")):
+        ((ids, mask),) = encode_demonstration(tokenizer, talk, turns)
         assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == expected
     own = tokenizer.apply_chat_template(talk, return_assistant_tokens_mask=True, return_dict=True)
     assert own["assistant_masks"] == mask  # the template's own {% generation %} markers agree

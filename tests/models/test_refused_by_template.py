@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from llm_rlhf.cli.main import app
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
 from llm_rlhf.evaluation.report.alarms import account_lines
-from llm_rlhf.models.encoding import RefusedByTemplateError, encode_prompt, encode_replies
+from llm_rlhf.models.encoding import encode_prompt, encode_replies
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
+from llm_rlhf.models.rendering import RefusedByTemplateError
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 ASK = {"role": "user", "content": "Where?"}

@@ -4,13 +4,8 @@ import pytest
 from template_helpers import FAMILIES, stand_in
 
 from llm_rlhf.models.base import load_tokenizer
-from llm_rlhf.models.encoding import (
-    encode_demonstration,
-    encode_prompt,
-    encode_reply,
-    special_tokens,
-    types_special_tokens,
-)
+from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
+from llm_rlhf.models.rendering import special_tokens, special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
 
@@ -29,8 +24,8 @@ def test_no_special_token_of_the_family_is_taken_from_a_message(family: str) -> 
             assert [i for i in one if i in special] == [i for i in other if i in special], typed
         assert f"Hi{typed}there" in tokenizer.decode(told.prompt_ids)
         assert f"So{typed}be it" in tokenizer.decode(told.reply_ids)
-        assert types_special_tokens(tokenizer, user(typed))
-    assert not types_special_tokens(tokenizer, user("Hi there"))
+        assert special_tokens_in(tokenizer, typed)
+    assert not special_tokens_in(tokenizer, "Hi there")
 
 
 def test_a_typed_header_opens_no_turn_of_llama_3() -> None:
@@ -68,9 +63,9 @@ def test_what_is_put_back_is_what_stood_there(template: str, expected: int) -> N
 
 def test_tokens_that_are_added_later_are_known() -> None:
     tokenizer = stand_in("qwen2_5")
-    assert not types_special_tokens(tokenizer, user("a <|tool|> b"))
+    assert not special_tokens_in(tokenizer, "a <|tool|> b")
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
-    assert types_special_tokens(tokenizer, user("a <|tool|> b"))
+    assert special_tokens_in(tokenizer, "a <|tool|> b")
 
 
 # Ends a turn as Phi-3's template does: with the token that stops a reply, and with another after the last one.
@@ -93,7 +88,7 @@ def test_a_turn_ends_at_the_first_stop_token_after_the_reply(tmp_path, capsys) -
     prompt, reply = encode_reply(loaded, talk, "bye")
     assert loaded.decode(reply) == "bye<|end|>"
     assert loaded.decode(prompt).endswith("<|end|>\n<|assistant|>\n")
-    ids, mask = encode_demonstration(loaded, [*talk, {"role": "assistant", "content": "bye"}], every_reply=True)
+    ((ids, mask),) = encode_demonstration(loaded, [*talk, {"role": "assistant", "content": "bye"}], [1, 3])
     assert loaded.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "hello<|end|>bye<|end|>"
 
 

@@ -78,7 +78,7 @@ def compare(
     if policy.sequence_kl:
         kl = clustered_mean(policy.sequence_kl, wordings.of(), resamples, seed)
         estimates.append(kl.named("kl", subject, reference, "all"))
-    length = "response_length" if policy.ids is not None and start.ids is not None else "response_words"
+    length = "response_length" if policy.replies is not None and start.replies is not None else "response_words"
     pair(length, f"{length}_change", policy.lengths, start.lengths, "all")
     for who, answers in ((reference, start), (subject, policy)):
         stopped = [float(stop) for stop in answers.stopped]
@@ -119,7 +119,9 @@ def _health(answers: Answers, who: str, clusters: np.ndarray, seed: int) -> list
     """Signs of language that breaks, of which scores may know nothing; lengths and stopping stand elsewhere."""
     if not any(answers.texts):
         return []
-    measured = health(answers.ids or [words(text) for text in answers.texts], clusters=clusters, seed=seed)
+    replies = answers.replies
+    said = [words(text) for text in answers.texts] if replies is None else [reply.said_ids for reply in replies]
+    measured = health(said, clusters=clusters, seed=seed)
     return [measured[name].named(name, who) for name in ("repetition", "distinct_2", "loops") if name in measured]
 
 
