@@ -9,6 +9,7 @@
 llm_rlhf/audit/text.py prints it.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -160,15 +161,11 @@ class Tokens:
         fit: Callable[..., Any]
         lengths = []
         for row in _progress(chosen, f"tokens of {what}"):
-            try:
+            fit = fit_preferences if isinstance(row, Preference) else fit_prompts
+            fit = fit_demonstrations if isinstance(row, Demonstration) else fit
+            fit(self.tokenizer, [row], account)
+            with contextlib.suppress(RefusedByTemplateError):  # counted just now
                 lengths.append(self._length(row))
-            except RefusedByTemplateError as error:
-                account.refused.append((str(row.origin), str(error)))
-                continue
-            if lengths[-1] > account.limit or isinstance(row, Demonstration):
-                fit = fit_preferences if isinstance(row, Preference) else fit_prompts
-                fit = fit_demonstrations if isinstance(row, Demonstration) else fit
-                fit(self.tokenizer, [row], account)
         tokens = quantiles(lengths)
         return Lengths(
             what, limit_name, limit, len(chosen), len(rows), tokens, account.cut, len(account.set_aside),

@@ -10,14 +10,16 @@ from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_replies, encode_turn
 from llm_rlhf.models.rendering import RefusedByTemplateError
+from llm_rlhf.models.thoughts import split_thought, thought_marks
 
 
 class Fitted:
     """Rows cut to a number of tokens at turn boundaries, the end kept, with an account of what was done.
 
     `cut` rows lost their oldest turns; `set_aside` rows do not fit even with their last user turn alone; `refused` are
-    those that the chat template has an objection to, with its reason. Of demonstrations, `examples` are what the kept
-    rows came to, without `turns_too_long`: turns with an example of their own that does not fit.
+    those that the chat template has an objection to, or that say nothing behind their thoughts, with the reason. Of
+    demonstrations, `examples` are what the kept rows came to, without `turns_too_long`: turns with an example of their
+    own that does not fit.
     """
 
     def __init__(self, limit: int, what: str) -> None:
@@ -94,6 +96,7 @@ def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: F
         reply = row.messages[-1]
 
         def length(prompt: Conversation, reply: Message = reply) -> int:
+            _behind_thoughts(tokenizer, reply["content"])
             return len(encode_turn(tokenizer, prompt, reply).ids)
 
         prompt = account.fit(row.messages[:-1], length, row.origin)
@@ -121,12 +124,26 @@ def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted)
     for row in rows:
 
         def longest(prompt: Conversation, row: Preference = row) -> int:
+            if len(_behind_thoughts(tokenizer, row.chosen, row.rejected)) < 2:
+                raise RefusedByTemplateError("without their thoughts the two replies are the same")
             return max(len(each.ids) for each in encode_replies(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
 
         prompt = account.fit(row.prompt, longest, row.origin)
         if prompt is not None:
             fitted.append(replace(row, prompt=prompt))
     return fitted
+
+
+def _behind_thoughts(tokenizer: Any, *texts: str) -> set[str]:
+    """What the texts say behind their thoughts.
+
+    Raises:
+        RefusedByTemplateError: where one is a thought and nothing else.
+    """
+    replies = {split_thought(text, thought_marks(tokenizer))[1].strip() for text in texts}
+    if "" in replies:
+        raise RefusedByTemplateError("a reply is a thought and nothing else")
+    return replies
 
 
 def fit_prompts(tokenizer: Any, rows: Sequence[Prompt], account: Fitted) -> list[Prompt]:

@@ -3,9 +3,9 @@
 import pytest
 from template_helpers import FAMILIES, stand_in
 
-from llm_rlhf.data.rows import Demonstration, Origin
+from llm_rlhf.data.rows import Demonstration, Origin, Preference
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply, encode_turn
-from llm_rlhf.models.fitting import Fitted, fit_demonstrations
+from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences
 from llm_rlhf.models.inference import ids_to_score, reply_of
 from llm_rlhf.models.thoughts import WRITTEN, read_response, split_thought, thought_marks
 
@@ -118,6 +118,21 @@ def test_an_earlier_turn_whose_own_example_does_not_fit_is_counted() -> None:
     assert len(examples) == 1
     assert account.counts()["turns_too_long"] == 1
     assert account.counts()["kept"] == 1
+
+
+def test_replies_that_differ_in_their_thoughts_alone_are_no_pair() -> None:
+    tokenizer = stand_in("qwen3")
+
+    def pair(number: int, chosen: str, rejected: str) -> Preference:
+        return Preference([user("Q")], chosen, rejected, "helpful", Origin("here", number))
+
+    rows = [pair(1, THINK, "A"), pair(2, THINK, "<think>\nT\n</think>"), pair(3, THINK, "B")]
+    account = Fitted(1000, "pairs")
+    assert fit_preferences(tokenizer, rows, account) == rows[2:]
+    assert account.refused == [
+        ("here, row 1", "without their thoughts the two replies are the same"),
+        ("here, row 2", "a reply is a thought and nothing else"),
+    ]
 
 
 def test_a_prompt_that_ends_the_thought_gets_replies_without() -> None:
