@@ -5,7 +5,7 @@ very tokens that were sampled. Replies are kept in a cache, so that an interrupt
 """
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,9 +82,25 @@ def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
         torch.cuda.empty_cache()
     # Those with a base of their own may have no room for prompts that were cut to that of the policies.
     _score(asked, rewards, rewards.loaded(), (OWN,), material, found)
+    found.notes += _told_of_thoughts(found.answers[OWN])
     if len(local) < 2:  # the endpoint's tokens are not known: all are counted in words
         found.answers = {n: {who: a.in_words() for who, a in by.items()} for n, by in found.answers.items()}
     return found
+
+
+def _told_of_thoughts(answers: Mapping[str, Answers]) -> list[str]:
+    """What a reader must know where policies think before they reply."""
+    told = []
+    for name, given in answers.items():
+        thinking = sum(map(bool, given.thoughts))
+        endless = sum(bool(thought) and not text for thought, text in zip(given.thoughts, given.texts, strict=False))
+        if not thinking:
+            continue
+        note = f"{thinking} of {len(given.texts)} replies of {name} begin with a thought, which nobody judges."
+        if endless:
+            note += f" Of {endless} it does not end, so that nothing is said; allow for more tokens (response_length)."
+        told.append(note)
+    return told
 
 
 def _score(

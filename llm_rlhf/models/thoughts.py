@@ -74,7 +74,7 @@ def read_response(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> Said
     """What was said by the tokens of a response, those that prompted it known: a template may open the thought."""
     marks = thought_marks(tokenizer)
     opened = opens_thought(tokenizer.decode(prompt_ids[-16:]), marks)
-    whole = tokenizer.decode(ids)
+    whole = tokenizer.decode(ids).removesuffix(tokenizer.eos_token or "")
     if not opened and not whole.lstrip().startswith((marks.opening, marks.closing)):
         return Said("", tokenizer.decode(ids, skip_special_tokens=True).strip())
     thought, _ = split_thought(whole, marks, opened)

@@ -285,6 +285,20 @@ def test_contents_of_other_shapes(serve) -> None:
     assert endpoint.complete(says("2"), max_tokens=5).text == "ab"
 
 
+def test_a_thought_is_told_apart_from_the_reply(serve) -> None:
+    """Whether the server does so, sends both as text, or left the mark that opens it in the prompt."""
+    script = [
+        reply("", message={"content": "Sure.", "reasoning_content": "I can't help, but"}),
+        reply("", message={"content": "Sure.", "reasoning": "I can't help, but"}),
+        reply("<think>\nI can't help, but\n</think>\n\nSure."),
+        reply("I can't help, but\n</think>\n\nSure."),
+    ]
+    endpoint, _ = client(serve(lambda body, count: script[count]))
+    for number in range(4):
+        answer = endpoint.complete(says(str(number)), max_tokens=5)
+        assert (answer.thought, answer.text) == ("I can't help, but", "Sure.")
+
+
 def test_a_server_that_takes_another_name_for_the_length(serve) -> None:
     def script(body, count):
         if "max_tokens" in body:

@@ -101,7 +101,8 @@ def test_the_keys_of_a_recipe(tmp_path) -> None:
 def test_a_template_that_leaves_text_out_is_refused(tmp_path) -> None:
     """As those of models that see images, which want content as a list of parts."""
     tokenizer = stand_in("qwen2_5")
-    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+    parts = "{% for part in message.content %}{{ part.text }}{% endfor %}"
+    tokenizer.chat_template = f"{{% for message in messages %}}{parts}<|im_end|>{{% endfor %}}"
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="leaves out what a turn says"):
         load_tokenizer(tmp_path, ModelSection(base=str(tmp_path)))

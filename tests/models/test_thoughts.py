@@ -75,6 +75,7 @@ def test_a_thought_that_never_ends_leaves_no_reply(family) -> None:
     assert said.reply == ""
     assert said.start == len(within)
     assert said.thought.startswith("thinking")
+    assert read_response(tokenizer, prompt_ids, [*within, tokenizer.eos_token_id]).thought == said.thought
 
 
 def test_a_reply_that_begins_with_no_thought_is_all_reply() -> None:
