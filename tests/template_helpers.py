@@ -15,23 +15,32 @@ class Family(NamedTuple):
     eos: str  # the token that ends the assistant's turn
     bos: str | None
     markers: tuple[str, ...]  # the other tokens that its tokenizer marks special, without a role of their own
+    name: str  # as people call it
 
 
 FAMILIES = {
-    "llama3": Family("llama3", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>")),
-    "qwen2_5": Family("qwen2_5", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
-    "qwen3": Family("qwen3", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
-    "qwen3_5": Family("qwen3_5_think", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
-    "qwen3_8": Family("qwen3_8", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
-    "nemotron": Family("nemotron_3_nano", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>")),
-    "llama3_2": Family("llama3_2", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>")),
-    "gemma4": Family("gemma4_v5", "<turn|>", "<bos>", ("<|turn>", "<|channel>", "<channel|>")),
-    "phi3": Family("phi3", "<|end|>", "<s>", ("<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>")),
-    "gemma": Family("gemma", "<end_of_turn>", "<bos>", ("<start_of_turn>", "<eos>")),
-    "deepseekv3": Family(
-        "deepseekv3", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>")
+    "llama3": Family(
+        "llama3", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>"), "Llama 3"
     ),
-    "gptoss": Family("gptoss", "<|return|>", None, ("<|start|>", "<|message|>", "<|channel|>", "<|end|>")),
+    "qwen2_5": Family("qwen2_5", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"), "Qwen 2.5"),
+    "qwen3": Family("qwen3", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"), "Qwen 3"),
+    "qwen3_5": Family("qwen3_5_think", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"), "Qwen 3.5 (thinking)"),
+    "qwen3_8": Family("qwen3_8", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"), "Qwen 3.8"),
+    "nemotron": Family("nemotron_3_nano", "<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"), "Nemotron 3 Nano"),
+    "llama3_2": Family(
+        "llama3_2", "<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>"), "Llama 3.2"
+    ),
+    "gemma4": Family("gemma4_v5", "<turn|>", "<bos>", ("<|turn>", "<|channel>", "<channel|>"), "Gemma 4"),
+    "phi3": Family("phi3", "<|end|>", "<s>", ("<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"), "Phi-3"),
+    "gemma": Family("gemma", "<end_of_turn>", "<bos>", ("<start_of_turn>", "<eos>"), "Gemma, Gemma 2"),
+    "deepseekv3": Family(
+        "deepseekv3",
+        "<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜>",
+        ("<｜User｜>", "<｜Assistant｜>"),
+        "DeepSeek-V3",
+    ),
+    "gptoss": Family("gptoss", "<|return|>", None, ("<|start|>", "<|message|>", "<|channel|>", "<|end|>"), "GPT-OSS"),
 }
 
 
