@@ -22,7 +22,7 @@ from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
 from llm_rlhf.data.sources import load_preferences
 from llm_rlhf.errors import DataError
-from llm_rlhf.recipe.sections import Source, local_files
+from llm_rlhf.recipe.sections import Source, expanded, local_files
 
 OBJECTIVES = ("helpful", "harmless", "honest", "other")
 _NAMED = re.compile(rf"(?:^|[^a-z])({'|'.join(OBJECTIVES)})(?:[^a-z]|$)")
@@ -85,7 +85,7 @@ def _choices(raws: Iterable[RawRow], source: Source) -> Comparisons:
 def _task_rows(source: Source) -> list[RawRow] | None:
     """The examples of BIG-bench tasks, or None where the source is of another format."""
     assert source.source is not None
-    path = Path(source.source).expanduser()
+    path = expanded(source.source)
     files = sorted(path.rglob("task.json")) if path.is_dir() else local_files(source.source)
     tasks = [(file, _task(file)) for file in files if file.name.endswith((".json", ".json.gz"))]
     if tasks and all(task is not None for _, task in tasks) and len(tasks) == len(files):

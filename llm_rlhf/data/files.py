@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.rows import Origin, RawRow
 from llm_rlhf.errors import DataError
-from llm_rlhf.recipe.sections import Source, local_files
+from llm_rlhf.recipe.sections import Source, expanded, local_files
 
 BOM_REMOVED = "byte-order mark removed"
 
@@ -52,7 +52,7 @@ def open_source(source: Source, purpose: str) -> list[Opened]:
     assert name is not None, "the recipe refuses a source without a name"
     if not name.strip():
         raise DataError(f"A source of {purpose} has an empty name; give a file, a folder or a hub id.")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return [_open_dataset(source, str(path))]
     is_glob = not path.exists() and any(sign in name for sign in "*?[")

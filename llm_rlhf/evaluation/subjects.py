@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.recipe.sections import ModelSection, expanded
 from llm_rlhf.recipe.values import nearest, read_section
 
 STAGES = ("base", "sft", "ppo")
@@ -63,7 +63,7 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
     path, _, stage = text.partition(":")
     if (Path(path) / "recipe.yaml").is_file():
         return _of_run(Path(path), stage, name)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if (folder / "adapter_config.json").is_file():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")

@@ -150,7 +150,7 @@ def _check_trackers(stage: str, trackers: list[str]) -> None:
     for name in trackers:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ["none", "all", *INTEGRATION_TO_CALLBACK]
-            raise RecipeError(unknown_choice(f"{stage}.report_to", name, known))
+            raise RecipeError(unknown_choice(f"{stage}.report_to", str(name), known))
         if name not in get_available_reporting_integrations():
             raise RecipeError(
                 f"Recipe key '{stage}.report_to' names {name!r}, which is not installed; install it with pip, or "

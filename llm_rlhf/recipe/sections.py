@@ -2,6 +2,7 @@
 
 import datetime
 import glob
+import os
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -95,9 +96,14 @@ class DataSection:
 SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "evaluation_preferences", "evaluation_prompts")
 
 
+def expanded(path: str) -> Path:
+    """The path with `~` as the home folder; as it stands where nobody is called so (`~x` may be a file's name)."""
+    return Path(os.path.expanduser(path))  # pathlib's own raises
+
+
 def local_files(source: str) -> list[Path]:
     """The files behind a source's name: one, those of a glob, or all of a folder; none for a hub id."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return [path]
     if path.is_dir():
