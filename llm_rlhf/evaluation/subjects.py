@@ -60,6 +60,13 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
         if not served:
             raise RecipeError(f"The endpoint {text} lacks the model's name; write {url}#MODEL.")
         return Subject(name or served.rstrip("/").rsplit("/", 1)[-1], defaults, url=url, served=served)
+    try:
+        return _of_path(text, name, defaults)
+    except OSError as error:  # a name that no file can have
+        raise RecipeError(f"There is no policy at {text[:80]!r}: {error.strerror}.") from None
+
+
+def _of_path(text: str, name: str | None, defaults: ModelSection) -> Subject:
     path, _, stage = text.partition(":")
     if (Path(path) / "recipe.yaml").is_file():
         return _of_run(Path(path), stage, name)

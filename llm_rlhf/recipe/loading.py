@@ -138,7 +138,7 @@ def _check_trainer_sections(recipe: Recipe) -> None:
             section[key] = typed(hints[key], value, f"{stage}.{key}")
         try:
             config = trainer_config(recipe, stage, recipe.folder / stage)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # what a library's class makes of any value at all
             raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
         _check_trackers(stage, config.report_to)
 

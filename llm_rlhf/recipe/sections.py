@@ -104,12 +104,15 @@ def expanded(path: str) -> Path:
 def local_files(source: str) -> list[Path]:
     """The files behind a source's name: one, those of a glob, or all of a folder; none for a hub id."""
     path = expanded(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if any(sign in source for sign in "*?["):
-        return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if any(sign in source for sign in "*?["):
+            return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+    except OSError:  # a name that no file can have
+        pass
     return []
 
 

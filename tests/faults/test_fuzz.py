@@ -9,6 +9,7 @@ import copy
 import csv
 import json
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trl import RewardConfig, SFTConfig
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
@@ -24,8 +26,19 @@ from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_pr
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import Source
+from llm_rlhf.recipe.sections import (
+    STAGE_OPTIONS,
+    DataSection,
+    EvaluateSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    Source,
+    WorldSection,
+    local_files,
+)
 
 WORDS = st.sampled_from(
     [
@@ -48,29 +61,12 @@ WORDS = st.sampled_from(
             "1e999",
             "é" * 99,
         ),
-        *(
-            "Human: hi\n\nAssistant: ho",
-            "[{'role': 'user', 'content': 'hi'}]",
-            '[{"role": "assistant"}]',
-            "~",
-            ":",
-            "=",
-        ),
-        *(
-            "<|im_end|>",
-            "<think>x</think>y",
-            "\ud800",
-            "\0",
-            "runs/x",
-            "http://localhost:1/v1#m",
-            "2025-02-06",
-            "../x",
-            "*",
-        ),
+        *("Human: hi\n\nAssistant: ho", "[{'role': 'user', 'content': 'hi'}]", '[{"role": "assistant"}]', "~", ":"),
+        *("<|im_end|>", "<think>x</think>y", "\ud800", "\0", "runs/x", "http://localhost:1/v1#m", "2025-02-06", "../x"),
     ]
 )
 PLAIN = st.one_of(
-    WORDS, st.none(), st.booleans(), st.integers(-3, 9), st.sampled_from([10**400, -1, 0.5, float("inf"), float("nan")])
+    WORDS, st.none(), st.booleans(), st.integers(-3, 9), st.sampled_from([10**400, 0.5, float("inf"), float("nan")])
 )
 TURN = st.fixed_dictionaries(
     {}, optional={
@@ -84,37 +80,11 @@ RATED = st.fixed_dictionaries(
     {}, optional=dict.fromkeys((*TEXTS[:3], *SCORES[:2], *RANKS[:1], "annotations", "from", "value"), PLAIN)
 )  # fmt: skip
 CELL = PLAIN | TURNS | st.lists(RATED | PLAIN | st.lists(PLAIN, max_size=2), max_size=4) | RATED
-OTHERS = [
-    "chosen",
-    "rejected",
-    "messages",
-    "conversations",
-    "output",
-    "instances",
-    "facts",
-    "objective",
-    "margin",
-    "text",
-    "output_1",
-    "output_2",
-    "response_0",
-    "response_1",
-    "response_a",
-    "response_b",
-    "is_response_0_safe",
-    "is_safe",
-    "system",
-    "history",
-    "tools",
-    "images",
-    "goal",
-    "Behavior",
-    "message_id",
-    "parent_id",
-    "role",
-    "replies",
-    "score_chosen",
-]
+OTHERS = (
+    *("chosen", "rejected", "messages", "conversations", "output", "instances", "facts", "objective", "margin", "text"),
+    *("output_1", "output_2", "response_0", "response_1", "response_a", "response_b", "is_response_0_safe", "is_safe"),
+    *("system", "history", "tools", "images", "goal", "Behavior", "message_id", "parent_id", "role", "replies"),
+)
 COLUMNS = sorted({*PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *SCORES, *RANKS, *OTHERS})
 ROW = st.dictionaries(st.sampled_from(COLUMNS) | WORDS, CELL, max_size=5)
 LIKELY = st.fixed_dictionaries(
@@ -189,76 +159,20 @@ RECIPE = {
     "ppo": {"total_episodes": 64, "response_length": 8},
     "evaluate": {"prompts": 8, "temperature": 1.0},
 }
-KEYS = st.sampled_from(
-    [
-        "name",
-        "output_dir",
-        "seed",
-        "model",
-        "model.base",
-        "model.dtype",
-        "model.quantization",
-        "model.lora",
-        "model.lora.r",
-        "model.lora.target_modules",
-        "model.chat_template",
-        "model.chat_template_kwargs",
-        "model.chat_template_date",
-        "model.context_length",
-        "data",
-        "data.preferences",
-        "data.preferences.0",
-        "data.preferences.0.source",
-        "data.preferences.0.format",
-        "data.preferences.0.columns",
-        "data.preferences.0.labels",
-        "data.preferences.0.weight",
-        "data.demonstrations",
-        "data.evaluation_share",
-        "data.heldout_share",
-        "data.leaks",
-        "data.near_duplicates",
-        "world",
-        "world.entities",
-        "sft",
-        "sft.learning_rate",
-        "sft.max_steps",
-        "sft.max_length",
-        "sft.eval_strategy",
-        "sft.packing",
-        "sft.report_to",
-        "sft.lr_scheduler_type",
-        "sft.optim",
-        "reward",
-        "reward.adapters",
-        "reward.gates",
-        "reward.model",
-        "reward.reference_samples",
-        "ppo",
-        "ppo.total_episodes",
-        "ppo.per_device_train_batch_size",
-        "ppo.num_mini_batches",
-        "ppo.kl_coef",
-        "ppo.reward_weights",
-        "ppo.reward_funcs",
-        "ppo.value",
-        "ppo.gamma",
-        "ppo.eval_prompts",
-        "ppo.use_vllm",
-        "ppo.chat_template_kwargs",
-        "ppo.generation_kwargs",
-        "evaluate",
-        "evaluate.prompts",
-        "evaluate.judges",
-        "evaluate.own",
-        "evaluate.hhh",
-        "evaluate.pairs",
-        "evaluate.reference",
-        "evaluate.resamples",
-        "evaluate.best_of_n",
-        "evaluate.level",
-    ]
-)
+SECTIONS: list[tuple[str, Any]] = [
+    ("", Recipe),
+    ("model.", ModelSection),
+    ("model.lora.", LoraSection),
+    ("data.", DataSection),
+    ("data.preferences.0.", Source),
+    ("world.", WorldSection),
+    ("evaluate.", EvaluateSection),
+    ("sft.", SFTConfig),
+    ("reward.", RewardConfig),
+    ("ppo.", PPOConfig),
+    *((f"{stage}.", options) for stage, options in STAGE_OPTIONS.items()),
+]
+KEYS = st.sampled_from(sorted({prefix + f.metadata.get("key", f.name) for prefix, of in SECTIONS for f in fields(of)}))
 NAMES = st.sampled_from(["source", "name", "function", "a", ""])
 VALUE = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(NAMES, PLAIN)
 KINDS = st.sampled_from(["preferences", "demonstrations", "prompts"])
@@ -318,6 +232,11 @@ def test_an_override_is_laid_over_or_refused(override: str) -> None:
 def test_a_policy_is_named_or_refused(text: str) -> None:
     with contextlib.suppress(RecipeError):
         subject_of(text)
+
+
+@pytest.mark.parametrize("name", ["é" * 300, "~ ", "\0", "a" * 300 + "*"])
+def test_a_name_that_no_file_can_have_names_none(name: str) -> None:
+    assert local_files(name) == []
 
 
 @pytest.mark.slow
