@@ -334,6 +334,17 @@ FAULTS = [
     Fault("kept_back", "the prompts kept back are trained on too", "stages/ppo.py",
           "return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]",
           "return list(prompts), [prompts[i] for i in sorted(chosen)]", "tests/ppo/test_kept_back.py"),
+    Fault("behind_the_thought", "reward models read the thought", "ppo/collecting.py",
+          "if self._heard_ids is not None:", "if False:", "tests/ppo/test_thoughts_in_ppo.py"),
+    Fault("behind_the_thought", "a cut reply is scored as if it had stopped", "models/inference.py",
+          "found[i] = row.ids if replies[i].stopped else row.ids[:-1]", "found[i] = row.ids",
+          "tests/ppo/test_thoughts_in_ppo.py"),
+    Fault("tell_them_apart", "the watch counts the thought's tokens", "ppo/evaluating.py",
+          "length=len(replies[i].said_ids)", "length=len(replies[i].ids)", "tests/ppo/test_thoughts_in_ppo.py"),
+    Fault("written_as_the_template", "the thought that the prompt opens is opened twice", "models/encoding.py",
+          "begin = [] if opened else", "begin =", "tests/models/test_thoughts.py"),
+    Fault("every_turn_of_a_conversation", "a rewritten turn is context alone", "models/encoding.py",
+          "rows.insert(0, row)", "rows or rows.insert(0, row)", "tests/models/test_thoughts.py"),
 ]  # fmt: skip
 
 
