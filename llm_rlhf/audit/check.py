@@ -49,6 +49,8 @@ class Lengths:
     objection: str = ""  # what it says of the first
     examples: int = 0  # what the measured come to in SFT, where that is another number
     turns_too_long: int = 0  # turns with an example of their own that does not fit
+    thoughts: int = 0  # of the measured: a reply begins with a thought
+    thoughts_trained: bool = False  # whether those are trained on
 
 
 @dataclass
@@ -171,7 +173,27 @@ class Tokens:
             what, limit_name, limit, len(chosen), len(rows), tokens, account.cut, len(account.set_aside),
             len(account.refused), account.objection.strip(),
             account.examples if account.examples != account.kept else 0, account.turns_too_long,
+            sum(map(self._thinks, chosen)), self._trains_thoughts and isinstance(chosen[0], Demonstration),
         )  # fmt: skip
+
+    @property
+    def _trains_thoughts(self) -> bool:
+        from llm_rlhf.models.encoding import encode_turn
+
+        ask = [{"role": "user", "content": "a"}]
+        plain, thinking = ({"role": "assistant", "content": text} for text in ("b", "<think>c</think>b"))
+        return encode_turn(self.tokenizer, ask, thinking) != encode_turn(self.tokenizer, ask, plain)
+
+    def _thinks(self, row: AnyRow) -> bool:
+        from llm_rlhf.models.thoughts import thought_marks, thought_of
+
+        if isinstance(row, Prompt):
+            return False
+        if isinstance(row, Preference):
+            turns = [{"content": text} for text in (row.chosen, row.rejected)]
+        else:
+            turns = [turn for turn in row.messages if turn["role"] == "assistant"]
+        return any(thought_of(turn, thought_marks(self.tokenizer)) for turn in turns)
 
     def template(self) -> list[str]:
         """What the chat template does that a person may not expect, a sentence each."""

@@ -98,6 +98,11 @@ def _length_findings(lengths: Lengths) -> list[Finding]:
     if lengths.refused:
         text = f"{lengths.what}: {lengths.objection} They are set aside; mend the rows, or give another template"
         found.append(Finding(f"{text} (model.chat_template).", stops=lengths.refused == lengths.measured))
+    if lengths.thoughts:
+        rest = "are trained on" if lengths.thoughts_trained else "are left out: nobody reads them"
+        found.append(
+            Finding(f"{lengths.what}: in {lengths.thoughts:,} rows replies begin with thoughts, which {rest}.")
+        )
     if lengths.examples:
         text = f"{lengths.what}: {lengths.measured - lengths.refused:,} conversations are {lengths.examples:,} examples"
         lost = f" {lengths.turns_too_long:,} earlier turns do not fit and are left out." * bool(lengths.turns_too_long)

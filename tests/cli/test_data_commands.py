@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from template_helpers import stand_in
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -109,6 +110,29 @@ def test_show_marks_the_loss_and_the_score(source: str, base_folder: Path, token
     assert f"chosen: {len(encoded.prompt_ids)} tokens of prompt and {len(encoded.reply_ids)} of reply" in reward
     ppo = run("show", source, "--row", "1", "--model", str(base_folder), "--stage", "ppo").stdout
     assert ppo.rstrip().endswith("[[generation starts here]]")
+
+
+def test_check_and_show_say_what_the_template_does_to_thoughts_and_history(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    stand_in("qwen3_5").save_pretrained(model)
+    (model / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
+    talk = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1", "reasoning_content": "counting"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "<think>more</think>2"},
+    ]
+    talks = write(tmp_path / "talks.jsonl", [{"messages": talk}])
+    told = run("check", talks, "--model", str(model)).output
+    assert "history: rewritten" in told
+    assert "the generation prompt: opens a thought with <think>" in told
+    assert "in 1 rows replies begin with thoughts, which are trained on." in told
+    assert "1 conversations are 2 examples, as the template rewrites earlier turns once others follow." in told
+    shown = run("show", talks, "--model", str(model)).output
+    assert "(example 2 of 2: the template rewrites earlier turns)" in shown
+    pair = {"prompt": "One?", "chosen": "<think>well</think>yes", "rejected": "no"}
+    told = run("check", write(tmp_path / "pairs.jsonl", [pair]), "--model", str(model)).output
+    assert "in 1 rows replies begin with thoughts, which are left out: nobody reads them." in told
 
 
 def test_show_without_a_model_names_rows_set_aside_and_missing_ones(source: str) -> None:
