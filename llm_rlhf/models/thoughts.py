@@ -7,6 +7,7 @@ write one.
 
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from llm_rlhf.data.rows import Conversation, Message
@@ -160,7 +161,7 @@ def _closing(between: str, without: str) -> str:
     return shared if shared and whole else between
 
 
-def _first(most: int, holds: Any) -> int:
+def _first(most: int, holds: Callable[[int], bool]) -> int:
     """The least count up to `most` for which something holds that holds for all greater ones; `most` if for none."""
     low, high = 0, most
     while low < high:
