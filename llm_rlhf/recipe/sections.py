@@ -39,6 +39,7 @@ class Source:
         "preference",
         "comparison",
         "ranked",
+        "scored",
         "feedback",
         "tree",
         "messages",
