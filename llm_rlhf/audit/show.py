@@ -138,7 +138,7 @@ def _encoded(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: b
     from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply
 
     if isinstance(row, Demonstration):
-        ids, mask = encode_demonstration(tokenizer, row.messages, row.every_reply)
+        ids, mask = encode_demonstration(tokenizer, row.messages, row.every_reply, context=row.context)
         parts = ["trained" if trained else "context" for trained in mask]
         return _sequence(f"{len(ids):,} tokens, {sum(mask):,} trained on", tokenizer, ids, parts, colour)
     if isinstance(row, Prompt):
@@ -217,7 +217,10 @@ def _conversation(row: Preference | Demonstration | Prompt, colour: bool) -> str
     lines = []
     for turn in turns:
         role = f"{turn['role']:>{width}}"
-        text = safe(turn["content"]).replace("\n", "\n" + " " * (width + 2))
+        text = safe(turn["content"])
+        if turn.get("reasoning_content"):
+            text = f"(thinks: {safe(turn['reasoning_content'])})\n{text}"
+        text = text.replace("\n", "\n" + " " * (width + 2))
         lines.append(f"{_coloured(role, 'trained') if colour and turn is turns[-1] else role}  {text}")
     return "\n".join(lines) + "\n"
 

@@ -45,7 +45,9 @@ class Demonstration:
     messages: Conversation  # ends with the assistant's turn
     origin: Origin
     every_reply: bool = False  # train on every assistant turn; False: on the last alone (the others are context)
-    context: list[int] = field(default_factory=list)  # with `every_reply`: places in `messages` not trained on even so
+    # With `every_reply`: the assistant's turns that are context even so, by their places from the end of `messages`
+    # (-3, say), which stay the same where the oldest turns are cut. The last turn, -1, is never among them.
+    context: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -88,19 +88,24 @@ class Trained(NamedTuple):
 
 
 def encode_demonstration(
-    tokenizer: Any, messages: Conversation, every_reply: bool, last: Encoded | None = None
+    tokenizer: Any,
+    messages: Conversation,
+    every_reply: bool,
+    last: Encoded | None = None,
+    context: Sequence[int] = (),
 ) -> Trained:
     """Token ids of a conversation and which of them are imitated: every assistant turn, or the last alone.
 
     Args:
         last: what encode_reply says of the last turn, where that is known already.
+        context: as in Demonstration.
     """
     last = last or encode_reply(tokenizer, messages[:-1], messages[-1]["content"])
     ids = last.ids
     mask = [0] * len(last.prompt_ids) + [1] * len(last.reply_ids)
     if every_reply:
         for turn, message in enumerate(messages[:-1]):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and turn - len(messages) not in context:
                 earlier = encode_reply(tokenizer, messages[:turn], message["content"])
                 start, end = len(earlier.prompt_ids), len(earlier.ids)
                 if ids[:end] == earlier.ids:  # else the template rewrites this turn, and it is context only

@@ -90,7 +90,7 @@ def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: F
 
         prompt = account.fit(row.messages[:-1], length, row.origin)
         if prompt is not None:
-            ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply, tried[-1])
+            ids, mask = encode_demonstration(tokenizer, [*prompt, reply], row.every_reply, tried[-1], row.context)
             encoded.append({"input_ids": ids, "assistant_masks": mask})
     return encoded
 

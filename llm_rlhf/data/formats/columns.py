@@ -105,7 +105,9 @@ def label_columns(row: dict[str, Any]) -> list[str]:
 
 
 def _is_votes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, (str, int, float)) for one in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, (str, int, float, type(None))) for one in value)
+    )
 
 
 def completion_column(row: dict[str, Any]) -> str | None:

@@ -174,7 +174,8 @@ def _conversation(row: dict[str, Any], raw: RawRow) -> Demonstration:
     end = max(set(replies) - set(context)) + 1
     if end < len(tidy):
         raw.repairs.add(AFTER_IMITATED)
-    return Demonstration(tidy[:end], raw.origin, every_reply=True, context=[place for place in context if place < end])
+    from_the_end = [place - end for place in context if place < end]
+    return Demonstration(tidy[:end], raw.origin, every_reply=True, context=from_the_end)
 
 
 def objective_of(row: dict[str, Any], default: str) -> str:

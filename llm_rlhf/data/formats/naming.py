@@ -23,10 +23,11 @@ from llm_rlhf.data.formats.columns import (
     REPLY_LISTS,
     SCORES,
     TEXTS,
+    TREE,
     is_tree,
 )
 from llm_rlhf.data.formats.shapes import SHAPES, shaped
-from llm_rlhf.data.messages import NOT_TEXT, TOOLS, is_message, is_read
+from llm_rlhf.data.messages import NOT_TEXT, TOOLS, is_read
 from llm_rlhf.data.rows import RawRow
 
 # Our name of a column: what else it is called.
@@ -79,24 +80,27 @@ def unread(raw: RawRow, fields: dict[str, Any], form: str) -> Iterator[str]:
     if not isinstance(raw.fields, dict):
         return
     read = {"objective", "system", *raw.taken, *FORMATS[form].reads(raw.fields)}
-    known = {theirs for name, theirs in raw.written.items() if name in read}
+    known = {theirs: ours for ours, theirs in raw.written.items() if ours in read}
     for name, value in fields.items():
         if value is None or is_nan(value):
             continue
         if name not in known:
             yield str(name) or "(no name)"
         elif isinstance(value, (list, dict)):
-            yield from dict.fromkeys(f"{name}.{key}" for key in _unread_keys(value))
+            items = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
+            is_of_replies = form == "tree" or known[name] in REPLY_LISTS
+            keys = (key for item in items for key in (_unread_of_reply if is_of_replies else _unread_of_message)(item))
+            yield from dict.fromkeys(f"{name}.{key}" for key in keys)
 
 
-def _unread_keys(value: Any) -> Iterator[str]:
-    for item in value if isinstance(value, list) else [value]:
-        if is_message(item) and "text" not in item:
-            yield from (key for key in item if not is_read(key, item) and item[key] is not None)
-        elif isinstance(item, dict) and set(item) & set(TEXTS):
-            text = next(name for name in TEXTS if name in item)
-            read = {text, *SCORES, *RANKS, "annotations", "fine-grained_score", "replies"}
-            yield from (key for key in item if key not in read and item[key] is not None)
+def _unread_of_message(message: dict[str, Any]) -> Iterator[str]:
+    return (key for key, value in message.items() if value is not None and not is_read(key, message))
+
+
+def _unread_of_reply(reply: dict[str, Any]) -> Iterator[str]:
+    text = next((name for name in TEXTS if name in reply), "text")
+    read = {text, *SCORES, *RANKS, "annotations", "fine-grained_score"} | (set(TREE) if is_tree(reply) else set())
+    return (key for key, value in reply.items() if value is not None and key not in read)
 
 
 @lru_cache(maxsize=64)

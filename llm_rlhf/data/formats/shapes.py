@@ -38,8 +38,8 @@ def shaped(row: Fields) -> tuple[list[Fields], frozenset[str]]:
         if all(row[name] is not None for name in shape.needs):
             made = [shape.rows(one) for one in rows]
             if all(one is not None for one in made):
-                rows = [one for several in made for one in several or ()]
-                taken |= set(shape.needs)
+                before, rows = rows, [one for several in made for one in several or ()]
+                taken |= {*shape.needs, *(before[0].keys() - rows[0].keys())}
     return rows, frozenset(taken)
 
 
