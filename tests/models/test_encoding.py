@@ -63,6 +63,15 @@ def test_only_replies_are_imitated(tokenizer) -> None:
     assert own["input_ids"] == ids
 
 
+def test_a_turn_that_is_context_is_not_imitated_also_where_the_oldest_turns_are_cut(tokenizer) -> None:
+    talk = [*TALK, {"role": "assistant", "content": "bye"}]
+    ids, mask = encode_demonstration(tokenizer, talk, True, context=[-3])
+    assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "bye<|eos|>"
+    longer = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "as well"}, *talk]
+    ids, mask = encode_demonstration(tokenizer, longer, True, context=[-3])
+    assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "as well<|eos|>bye<|eos|>"
+
+
 def test_a_template_without_eos_is_refused(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(ValueError, match="does not end the assistant's turn with the EOS token"):
