@@ -129,6 +129,8 @@ def test_what_follows_the_last_reply_to_imitate_is_left_out_and_a_talk_without_o
     assert [(len(row.messages), row.context) for row in loaded.rows] == [(4, [-3]), (2, [])]
     assert loaded.repaired == {"turns after the last reply to imitate left out": 1}
     assert reasons(loaded) == [(2, "no reply to imitate")]
+    rows = [{"prompt": "q", "completion": [says("a", weight=weight)]} for weight in (0, 1)]
+    assert reasons(told(tmp_path, *rows)) == [(1, "no reply to imitate")]
 
 
 def test_two_replies_in_a_row_of_which_one_is_imitated_cannot_be_joined(tmp_path: Path) -> None:

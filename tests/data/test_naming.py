@@ -43,13 +43,13 @@ def test_of_two_that_may_be_meant_neither_is_taken_and_ours_comes_first(tmp_path
 def test_what_nothing_reads_is_counted_by_name_and_by_row(
     small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In memory and from the cache. A null is nothing, and a row that is set aside is counted as well."""
+    """In memory and from the cache. What is empty says nothing, and a row that is set aside is counted as well."""
     monkeypatch.setattr(files, "SMALL", 1 << 20 if small else -1)
     message = {"role": "user", "content": "q", "name": "x"}
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b", "id": 1, "source": "x"},
         {"prompt": [message, {"role": "assistant", "content": "h"}, message], "chosen": "a", "rejected": "b", "id": 2},
-        {"prompt": "r", "chosen": "a", "rejected": "a", "id": 3, "source": None},
+        {"prompt": "r", "chosen": "a", "rejected": "a", "id": 3, "source": None, "note": "", "tags": []},
     ]
     path = tmp_path / f"rows-{small}.jsonl"
     loaded = load_preferences([source(path, *rows)])
@@ -70,11 +70,11 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
     assert loaded.counts()["unread"] == {str(path): {"Goal": 2}}
 
 
-def test_a_name_may_be_one_of_the_replies(tmp_path: Path) -> None:
+def test_a_name_may_be_one_of_the_replies_or_of_a_later_row(tmp_path: Path) -> None:
     replies = [{"said": "a", "points": 1}, {"said": "b", "points": 3}]
     names = {"responses": "all", "text": "said", "score": "points"}
-    rows = [{"prompt": "q", "all": replies}, {"prompt": "q"}]
-    loaded = load_preferences([source(tmp_path / "rows.jsonl", *rows, columns=names)])
+    rows = [{"prompt": "q", "all": replies}, *({"prompt": "q"} for _ in range(200)), {"prompt": "q", "by": "harmless"}]
+    loaded = load_preferences([source(tmp_path / "rows.jsonl", *rows, columns={**names, "objective": "by"})])
     assert [(pair.chosen, pair.margin) for pair in loaded.rows] == [("b", 2)]
 
 

@@ -124,7 +124,7 @@ def is_tree(row: dict[str, Any]) -> bool:
 
 
 def is_transcript(text: str) -> bool:
-    return text.lstrip().startswith(("Human:", "### Human:"))
+    return text.lstrip().startswith("Human:")
 
 
 def reply_lists(row: dict[str, Any]) -> list[str]:
@@ -248,7 +248,7 @@ FORMATS = {
         ),
     ),
     "messages": Format(
-        "messages",
+        "messages, each with role and content or with from and value",
         lambda row: isinstance(row.get("messages"), list),
         lambda row: ("messages", *(["label"] if thumb(row.get("label")) is not None else [])),
     ),

@@ -137,6 +137,8 @@ def _instances(row: dict[str, Any]) -> list[tuple[Conversation, Any]]:
 def _completed(turns: Conversation, completion: Any, raw: RawRow, name: str = "output") -> Demonstration:
     prompt = check_prompt(turns, raw.repairs)
     reply = reply_of(completion, name, prompt)
+    if isinstance(completion, list) and not read_messages(completion, name)[-1][1]:
+        raise BadRow("no reply to imitate", f"{name} has weight 0")
     check_ends_with_reply([reply])
     return Demonstration([*prompt, reply], raw.origin)
 

@@ -58,12 +58,11 @@ def under_our_names(raw: RawRow, columns: dict[str, str]) -> RawRow:
     if not isinstance(raw.fields, dict):
         return raw
     raw.written = _names_of(tuple(raw.fields), tuple(columns.items()))
-    fields = {ours: raw.fields[theirs] for ours, theirs in raw.written.items()}
     try:
-        fields = {name: _cell(name, value, columns) for name, value in fields.items()}
+        fields = {ours: _cell(ours, raw.fields[theirs], columns) for ours, theirs in raw.written.items()}
         rows, raw.taken = ([fields], raw.taken) if is_tree(fields) else shaped(fields)
-        for name in UNSUPPORTED.keys() & raw.written:
-            if fields[name]:
+        for name in UNSUPPORTED:
+            if fields.get(name):
                 raise BadRow(UNSUPPORTED[name], f"the column {raw.written[name]} is not empty")
         raw.fields, raw.more = rows[0], rows[1:]
     except BadRow as bad:
@@ -79,14 +78,14 @@ def unread(raw: RawRow, fields: dict[str, Any], form: str) -> Iterator[str]:
     """
     if not isinstance(raw.fields, dict):
         return
-    read = {"objective", "system", *raw.taken, *FORMATS[form].reads(raw.fields)}
+    read = {"objective", "system", *UNSUPPORTED, *raw.taken, *FORMATS[form].reads(raw.fields)}
     known = {theirs: ours for ours, theirs in raw.written.items() if ours in read}
     for name, value in fields.items():
-        if value is None or is_nan(value):
+        if value is None or is_nan(value) or (isinstance(value, (str, list, dict)) and not value):
             continue
         if name not in known:
             yield str(name) or "(no name)"
-        elif isinstance(value, (list, dict)):
+        elif isinstance(value, (list, dict)) and known[name] != "facts":  # which are kept whole
             items = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
             is_of_replies = form == "tree" or known[name] in REPLY_LISTS
             keys = (key for item in items for key in (_unread_of_reply if is_of_replies else _unread_of_message)(item))

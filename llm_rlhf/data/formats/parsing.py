@@ -87,14 +87,17 @@ def _check_columns(opened: Opened, source: Source) -> None:
     if not source.columns:
         return
     there: dict[str, None] = {}
-    for raw in itertools.islice(opened.rows(), LOOKED_AT):
+    absent = {theirs: ours for ours, theirs in source.columns.items()}
+    for raw in opened.rows():
         if isinstance(raw.fields, dict):
             lists = [value for value in raw.fields.values() if isinstance(value, list)]
             inner = [item for value in lists for item in value if isinstance(item, dict)]
             there |= dict.fromkeys(name for one in (raw.fields, *inner) for name in one)
-    absent = [(ours, theirs) for ours, theirs in source.columns.items() if theirs not in there]
-    if absent and there:
-        ours, theirs = absent[0]
+            absent = {theirs: ours for theirs, ours in absent.items() if theirs not in there}
+            if not absent:
+                return
+    if there:
+        theirs, ours = next(iter(absent.items()))
         near = [name for name in there if name.lower() == theirs.lower()] or get_close_matches(theirs, there, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(
@@ -223,16 +226,18 @@ def _row_by_row(raws: Iterable[RawRow], make: Callable[[RawRow], list[Any]]) -> 
 
 def _all_made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | None) -> list[Any]:
     """What a row becomes that may hold several; those of them that become nothing are parts not used."""
+    if not raw.more or kind == "prompts":  # the others ask the same
+        return _made(raw, form, source, kind, scale)
     made: list[Any] = []
     bad: list[BadRow] = []
-    for fields in (raw.fields, *(raw.more if kind != "prompts" else ())):  # they ask the same
+    for fields in (raw.fields, *raw.more):
         try:
             made += _made(replace(raw, fields=fields), form, source, kind, scale)
         except BadRow as one:
             bad.append(one)
     if not made:
         raise bad[0]
-    if raw.more and kind == "demonstrations" and form == "comparison":  # one pair judged for two objectives
+    if kind == "demonstrations" and form == "comparison":  # one pair, judged for two objectives
         if bad or any(one.messages != made[0].messages for one in made):
             raise BadRow(ONE_OF_BOTH)
         return made[:1]

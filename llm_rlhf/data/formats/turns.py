@@ -5,6 +5,7 @@ Two conversations become a pair by the rules of transcripts.py, except that a re
 and those of the two replies are left out: what is compared is what was said.
 """
 
+import re
 from typing import Any
 
 from llm_rlhf.data.checks import BadRow, check_ends_with_reply, check_prompt, check_text, extract, is_blank
@@ -15,7 +16,8 @@ from llm_rlhf.data.rows import Conversation, Message
 
 THOUGHTS_LEFT_OUT = "thoughts of compared replies left out"
 
-_TURN_MARK = "<extra_id_1>"  # stands before every turn but the first in the prompts of HelpSteer
+# How other transcripts begin, and what stands before every turn but the first in the prompts of HelpSteer.
+_TALK = re.compile(r"\s*### Human:|.*<extra_id_1>", re.DOTALL)
 
 
 def pair_of(chosen: Conversation, rejected: Conversation, repairs: set[str]) -> tuple[Conversation, str, str]:
@@ -63,7 +65,7 @@ def turns_of(value: Any, name: str) -> Conversation:
     text = check_text(value, name)
     if is_transcript(text) and text.rstrip().endswith("\n\nAssistant:"):
         return parse_transcript(text)[:-1]
-    if is_transcript(text) or _TURN_MARK in text:
+    if is_transcript(text) or _TALK.match(text):
         raise BadRow("transcript where one turn is expected", f"{name}: {extract(text)}")
     return [{"role": "user", "content": text}]
 
