@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from typing import Any
 
 from llm_rlhf.data.checks import BadRow, extract
@@ -72,7 +73,9 @@ def as_list(text: Any, column: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        value = ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash in the text
+            value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise BadRow(UNREADABLE, f"{column} is text that begins as a list, {extract(text)}") from None
     return value if isinstance(value, (list, dict)) else text

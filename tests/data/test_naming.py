@@ -71,11 +71,12 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
 
 
 def test_a_name_may_be_one_of_the_replies_or_of_a_later_row(tmp_path: Path) -> None:
-    replies = [{"said": "a", "points": 1}, {"said": "b", "points": 3}]
+    replies = [{"said": "a", "points": 1, "model": "x"}, {"said": "b", "points": 3, "model": ""}]
     names = {"responses": "all", "text": "said", "score": "points"}
     rows = [{"prompt": "q", "all": replies}, *({"prompt": "q"} for _ in range(200)), {"prompt": "q", "by": "harmless"}]
     loaded = load_preferences([source(tmp_path / "rows.jsonl", *rows, columns={**names, "objective": "by"})])
     assert [(pair.chosen, pair.margin) for pair in loaded.rows] == [("b", 2)]
+    assert loaded.counts()["unread"] == {str(tmp_path / "rows.jsonl"): {"all.model": 1}}
 
 
 def test_where_a_row_lacks_the_column_named_another_of_our_name_is_not_it(tmp_path: Path) -> None:

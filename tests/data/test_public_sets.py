@@ -200,7 +200,7 @@ def test_the_mean_of_the_aspects_ranks_and_an_overall_score_where_there_are_none
     loaded = pairs(tmp_path, {"instruction": "q", "completions": completions, "models": ["m"]})
     (pair,) = loaded.rows
     assert (pair.chosen, pair.rejected, pair.margin) == ("a", "b", 2.5)
-    assert unread(loaded) == {"models": 1, "completions.model": 1}
+    assert unread(loaded) == {"models": 1, "completions.fine-grained_score": 1, "completions.model": 1}
     unrated = [reply(text, "N/A", "N/A", overall=score) for text, score in (("a", 7.0), ("b", 2.0))]
     (pair,) = pairs(tmp_path, {"instruction": "q", "completions": unrated}).rows
     assert (pair.chosen, pair.margin) == ("a", 5)

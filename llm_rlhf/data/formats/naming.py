@@ -81,25 +81,28 @@ def unread(raw: RawRow, fields: dict[str, Any], form: str) -> Iterator[str]:
     read = {"objective", "system", *UNSUPPORTED, *raw.taken, *FORMATS[form].reads(raw.fields)}
     known = {theirs: ours for ours, theirs in raw.written.items() if ours in read}
     for name, value in fields.items():
-        if value is None or is_nan(value) or (isinstance(value, (str, list, dict)) and not value):
+        if _is_empty(value):
             continue
         if name not in known:
             yield str(name) or "(no name)"
-        elif isinstance(value, (list, dict)) and known[name] != "facts":  # which are kept whole
-            items = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
+        elif known[name] != "facts":  # which are kept whole
+            value = raw.fields.get(known[name], value)  # with replies under our names, and lists that were text
+            items = value if isinstance(value, list) else [value]
             is_of_replies = form == "tree" or known[name] in REPLY_LISTS
-            keys = (key for item in items for key in (_unread_of_reply if is_of_replies else _unread_of_message)(item))
+            keys = (key for item in items if isinstance(item, dict) for key in _unread_keys(item, is_of_replies))
             yield from dict.fromkeys(f"{name}.{key}" for key in keys)
 
 
-def _unread_of_message(message: dict[str, Any]) -> Iterator[str]:
-    return (key for key, value in message.items() if value is not None and not is_read(key, message))
+def _unread_keys(item: dict[str, Any], is_reply: bool) -> Iterator[str]:
+    read = {next((name for name in TEXTS if name in item), "text"), *SCORES, *RANKS, "annotations"}
+    read |= set(TREE) if is_tree(item) else set()
+    for key, value in item.items():
+        if not _is_empty(value) and not (key in read if is_reply else is_read(key, item)):
+            yield key
 
 
-def _unread_of_reply(reply: dict[str, Any]) -> Iterator[str]:
-    text = next((name for name in TEXTS if name in reply), "text")
-    read = {text, *SCORES, *RANKS, "annotations", "fine-grained_score"} | (set(TREE) if is_tree(reply) else set())
-    return (key for key, value in reply.items() if value is not None and key not in read)
+def _is_empty(value: Any) -> bool:
+    return value is None or is_nan(value) or (isinstance(value, (str, list, dict)) and not value)
 
 
 @lru_cache(maxsize=64)
