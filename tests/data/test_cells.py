@@ -74,6 +74,9 @@ def test_a_table_of_conversations_is_not_read_as_text(written: Any, tmp_path: Pa
     assert (pair.prompt, pair.chosen, pair.rejected) == (TALK[:1], "it's", "no")
     ranked = {"prompt": "q", "responses": written(["a", "b"]), "scores": written([1, 2])}
     assert [(p.chosen, p.margin) for p in load_preferences([table(tmp_path, ranked)]).rows] == [("b", 1)]
+    named = {"prompt": "q", "responses": written([{"said": "a", "points": 1}, {"said": "b", "points": 2}])}
+    (pair,) = load_preferences([table(tmp_path, named, columns={"text": "said", "score": "points"})]).rows
+    assert (pair.chosen, pair.margin) == ("b", 1)
     labels = {"prompt": "q", "response_a": "x", "response_b": "y", "label": written(["a", "b", "b"])}
     assert [p.chosen for p in load_preferences([table(tmp_path, labels)]).rows] == ["y"]
 

@@ -132,17 +132,14 @@ _BY_PLAIN_NAME = {_plain(other): name for name, others in ALIASES.items() for ot
 
 
 def _cell(name: str, value: Any, columns: dict[str, str]) -> Any:
-    if isinstance(value, str):
-        if name not in LISTS:
-            return value
+    if is_nan(value):
+        return None
+    if isinstance(value, str) and name in LISTS:
         try:
-            return as_list(value, name)
+            value = as_list(value, name)
         except BadRow:
             if name in CONVERSATIONS:
                 raise
-            return value
-    if is_nan(value):
-        return None
     if columns and name in REPLY_LISTS and isinstance(value, list):
         return [_renamed(reply, columns) if isinstance(reply, dict) else reply for reply in value]
     return value

@@ -4,6 +4,7 @@ Every row read is accounted for: an Entry says for how many of them it stands, a
 of rows that were read.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
+from llm_rlhf.data.cells import as_list
 from llm_rlhf.data.checks import BadRow, SetAside, extract
 from llm_rlhf.data.files import Opened
 from llm_rlhf.data.formats.columns import FORMATS, formats_of, is_asked, prompt_columns, reply_columns
@@ -90,9 +92,7 @@ def _check_columns(opened: Opened, source: Source) -> None:
     absent = {theirs: ours for ours, theirs in source.columns.items()}
     for raw in opened.rows():
         if isinstance(raw.fields, dict):
-            lists = [value for value in raw.fields.values() if isinstance(value, list)]
-            inner = [item for value in lists for item in value if isinstance(item, dict)]
-            there |= dict.fromkeys(name for one in (raw.fields, *inner) for name in one)
+            there |= dict.fromkeys(name for one in (raw.fields, *_objects_in(raw.fields)) for name in one)
             absent = {theirs: ours for theirs, ours in absent.items() if theirs not in there}
             if not absent:
                 return
@@ -104,6 +104,13 @@ def _check_columns(opened: Opened, source: Source) -> None:
             f"'columns' says that {ours} is called {theirs!r} in {opened.name}, which has no such column but "
             f"{_listed(there)}.{hint}"
         )
+
+
+def _objects_in(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for value in row.values():
+        with contextlib.suppress(BadRow):
+            items = as_list(value, "")
+            yield from (item for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
 
 
 def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
