@@ -212,11 +212,12 @@ def test_the_mean_of_the_aspects_ranks_and_an_overall_score_where_there_are_none
 )
 def test_the_scores_of_both_replies_are_the_margin(better: str, worse: str, tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": [*ASK, {"role": "assistant", "content": "a"}],
-           "rejected": [*ASK, {"role": "assistant", "content": "b"}], "messages": None}  # fmt: skip
+           "rejected": [*ASK, {"role": "assistant", "content": "b"}]}  # fmt: skip
+    row["messages"] = row["chosen"]
     loaded = pairs(tmp_path, *({**row, better: one, worse: other} for one, other in ((8.5, "6"), (7, 7), (1, 2))))
     assert [(pair.chosen, pair.margin) for pair in loaded.rows] == [("a", 2.5)]
     assert reasons(loaded) == [(2, "tie"), (3, "negative margin")]
-    assert unread(loaded) == {}
+    assert unread(loaded) == {"messages": 2}
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,9 @@ def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
     rows = list(itertools.islice(good, LOOKED_AT))
     for raw in rows:
         found = formats_of(raw.fields)
-        if len(found) == 1:
-            return found[0]
+        serving = [form for form in found if form in SERVES[purpose]]
+        if len(found) == 1 or len(serving) == 1:
+            return (serving or found)[0]
         if len(found) > 1:
             raise DataError(
                 f"The rows of {opened.name} (columns {_listed(raw.written.values())}) could be of format "
