@@ -173,6 +173,9 @@ def test_scores_of_replies_a_row_each_are_compared_within_a_prompt(tmp_path: Pat
         [("user", "t"), ("assistant", "x")],
     ]  # fmt: skip
     assert asked(tmp_path, *rows) == ["q", "r", "t"]
+    thinking = [{"prompt": "q", "completion": [{"role": "assistant", "content": t, "thinking": "x"}], "helpfulness": i}
+                for i, t in enumerate("ab")]  # fmt: skip
+    assert pairs(tmp_path, *thinking).repaired == {"thoughts of compared replies left out": 1}
     marked = {"prompt": "q\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nr", "response": "s", "helpfulness": 1}
     with pytest.raises(DataError, match="transcript where one turn is expected"):
         pairs(tmp_path, marked)

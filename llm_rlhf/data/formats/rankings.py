@@ -11,7 +11,7 @@ before an overall score beside them, which people found to be wrong in that data
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from llm_rlhf.data.cells import as_number
 from llm_rlhf.data.checks import BadRow, check_prompt, extract, is_blank, normalised_prompt
@@ -29,6 +29,9 @@ class Rated(NamedTuple):
     reply: Message
     score: float  # higher is better; of ranks, less the rank
     position: int  # in the row, from 1
+
+
+Group: TypeAlias = list[tuple[RawRow, Conversation, Rated]]  # rows with one reply each to one prompt
 
 
 def ranked_pairs(raw: RawRow, objective: str, which: str) -> list[Preference]:
@@ -53,7 +56,7 @@ def scored_rows(
     Yields:
         What was made with the rows it uses, and every other row with the BadRow that says why.
     """
-    waiting: dict[str, list[tuple[RawRow, Conversation, Rated]]] = {}
+    waiting: dict[str, Group] = {}
     for raw in raws:
         try:
             if isinstance(raw.fields, BadRow):
@@ -78,18 +81,14 @@ def _scored(raw: RawRow) -> tuple[Conversation, Rated]:
     return prompt, Rated(reply, _score(row[name], name), 1)
 
 
-def _best_of(
-    group: list[tuple[RawRow, Conversation, "Rated"]],
-) -> Iterator[tuple[list[RawRow], Demonstration | BadRow]]:
+def _best_of(group: Group) -> Iterator[tuple[list[RawRow], Demonstration | BadRow]]:
     best = max(group, key=lambda one: one[2].score)
     for raw, prompt, rated in group:
         made = Demonstration([*prompt, rated.reply], raw.origin) if raw is best[0] else BadRow("not the best reply")
         yield [raw], made
 
 
-def _compared(
-    group: list[tuple[RawRow, Conversation, "Rated"]], objective: str, which: str
-) -> Iterator[tuple[list[RawRow], Preference | BadRow]]:
+def _compared(group: Group, objective: str, which: str) -> Iterator[tuple[list[RawRow], Preference | BadRow]]:
     account = RawRow(group[0][0].origin, None)
     used: set[int] = set()
     reason = BadRow(ALONE)
@@ -99,7 +98,9 @@ def _compared(
             replies = [rated for _, _, rated in group]
             for pair, *places in _pairs(group[0][1], replies, which, account, objective):
                 used |= set(places)
-                yield [group[place - 1][0] for place in places], pair
+                rows = [group[place - 1][0] for place in places]
+                rows[0].repairs |= account.repairs
+                yield rows, pair
             reason = BadRow(next((why for why, count in account.parts.items() if count), TIE))
         except BadRow as bad:
             reason = bad
@@ -107,7 +108,7 @@ def _compared(
 
 
 def _pairs(
-    prompt: Conversation, replies: list["Rated"], which: str, raw: RawRow, objective: str
+    prompt: Conversation, replies: list[Rated], which: str, raw: RawRow, objective: str
 ) -> Iterator[tuple[Preference, int, int]]:
     """The pairs of the replies, each with the positions of both."""
     for better, worse in chosen_pairs(replies, which, raw):
