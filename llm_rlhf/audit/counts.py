@@ -51,7 +51,7 @@ class Account:
     rows: int = 0
     user_turns: Counter[int] = field(default_factory=Counter)  # of the prompt
     objectives: Counter[str] = field(default_factory=Counter)
-    characters: dict[str, list[int]] = field(default_factory=dict)  # of prompt, chosen, rejected, reply
+    characters: dict[str, list[int]] = field(default_factory=dict)  # of prompt, chosen, rejected, reply, thoughts
     duplicate_rows: Listed = field(default_factory=Listed)  # the same prompt and replies, word for word, once more
     repeated_prompts: Listed = field(default_factory=Listed)  # a prompt of an earlier row, but for case and space
     judged_both_ways: Listed = field(default_factory=Listed)  # an earlier pair with chosen and rejected exchanged
@@ -82,14 +82,16 @@ class Account:
             self.objectives[row.objective] += 1
         if isinstance(row, Preference):
             self._count_balance(row)
-        self._suspect(row.origin, [*(turn["content"] for turn in prompt), *replies.values()])
+        self._suspect(
+            row.origin, [*(text for turn in prompt for key, text in turn.items() if key != "role"), *replies.values()]
+        )
 
     def _count_repeats(self, row: Any, prompt: Conversation, replies: list[str]) -> None:
-        written = tuple((turn["role"], turn["content"]) for turn in prompt)
+        written = tuple(tuple(turn.values()) for turn in prompt)
         key = hash((written, *replies))
         if key in self._row_keys:
             self.duplicate_rows.add(row.origin)
-        elif len(replies) == 2 and hash((written, *replies[::-1])) in self._row_keys:
+        elif isinstance(row, Preference) and hash((written, *replies[::-1])) in self._row_keys:
             self.judged_both_ways.add(row.origin)
         self._row_keys.add(key)
         normalised = hash(normalised_prompt(prompt))
@@ -171,5 +173,6 @@ def _replies(row: Preference | Demonstration | Prompt) -> dict[str, str]:
     if isinstance(row, Preference):
         return {"chosen": row.chosen, "rejected": row.rejected}
     if isinstance(row, Demonstration):
-        return {"reply": row.messages[-1]["content"]}
+        thoughts = row.messages[-1].get("reasoning_content")
+        return {"reply": row.messages[-1]["content"]} | ({"thoughts": thoughts} if thoughts else {})
     return {}

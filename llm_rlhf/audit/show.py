@@ -224,7 +224,10 @@ def _conversation(row: Preference | Demonstration | Prompt, colour: bool) -> str
     lines = []
     for turn in turns:
         role = f"{turn['role']:>{width}}"
-        text = safe(turn["content"]).replace("\n", "\n" + " " * (width + 2))
+        text = safe(turn["content"])
+        if turn.get("reasoning_content"):
+            text = f"(thinks: {safe(turn['reasoning_content'])})\n{text}"
+        text = text.replace("\n", "\n" + " " * (width + 2))
         lines.append(f"{_coloured(role, 'trained') if colour and turn is turns[-1] else role}  {text}")
     return "\n".join(lines) + "\n"
 

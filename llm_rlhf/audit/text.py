@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from llm_rlhf.audit.check import DataCheck, Lengths
 from llm_rlhf.audit.counts import Account, Listed
+from llm_rlhf.audit.show import safe
 from llm_rlhf.data.checks import Origin
 from llm_rlhf.statistics.intervals import Interval, wilson
 
 ROWS_SHOWN = {False: 6, True: 3}  # with a note each: fewer
+COLUMNS_SHOWN = 30
 _WIDTH = 24  # of the names on the left
 
 
@@ -196,7 +198,20 @@ def _reading(name: str, counts: dict[str, object], check: DataCheck) -> list[str
                 where = f"   ({_rows(listed)})" if listed.first else ""
             rows.append((title, f"{count:,}", f"{reason}{where}"))
             title = ""
-    return [*lines, *_table(rows), ""]
+    return [*lines, *_table(rows), *_unread(counts.get("unread") or {}), ""]
+
+
+def _unread(files: object) -> list[str]:
+    """A line for each file with the columns, and keys in them, that nothing reads, and in how many rows they stand."""
+    assert isinstance(files, dict)
+    title = "columns that nothing reads"
+    lines = []
+    for name, columns in files.items():
+        of = f" of {Path(name).name}" if len(files) > 1 else ""
+        listed = [f"{safe(column)} ({rows:,})" for column, rows in columns.items()]
+        more = f", {len(listed) - COLUMNS_SHOWN:,} more" if len(listed) > COLUMNS_SHOWN else ""
+        lines.append(f"  {title}{of}: {', '.join(listed[:COLUMNS_SHOWN])}{more}")
+    return lines
 
 
 def _account(name: str, account: Account, check: DataCheck) -> list[str]:

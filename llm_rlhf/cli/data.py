@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.exits import told_in_one_message
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
@@ -18,6 +19,9 @@ Objective = Annotated[str, typer.Option("--objective", help="helpful, harmless o
 Split = Annotated[str, typer.Option("--split", help="of a hub dataset or folder")]
 Subset = Annotated[str | None, typer.Option("--subset", help="of a hub dataset")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="of a hub dataset")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help="prompt=goal: columns of other names")
+]
 Kind = Annotated[
     str | None, typer.Option("--as", help="preferences, demonstrations or prompts; else as the rows allow")
 ]
@@ -38,6 +42,7 @@ def check(
     ] = None,
     serve_as: Kind = None,
     format: Format = "auto",
+    columns: Columns = None,
     objective: Objective = "overall",
     split: Split = "train",
     subset: Subset = None,
@@ -70,7 +75,7 @@ def check(
             found = check_recipe(_recipe(recipe), near or None, sample)
         else:
             options = {"split": split, "subset": subset, "data_dir": data_dir}
-            named = [_source(name, format, objective, options) for name in sources or []]
+            named = [_source(name, format, objective, options, columns) for name in sources or []]
             others = [_source(name, "auto", objective, {}) for name in against or []]
             tokens = Tokens(ModelSection(base=model), sample, max_length) if model else None
             found = check_sources(named, others, serve_as, near or None, tokens)
@@ -90,6 +95,7 @@ def show(
     model: Model = None,
     stage: Annotated[str | None, typer.Option("--stage", help="sft, reward or ppo; else as the rows allow")] = None,
     format: Format = "auto",
+    columns: Columns = None,
     objective: Objective = "overall",
     split: Split = "train",
     subset: Subset = None,
@@ -110,7 +116,7 @@ def show(
 
         section = ModelSection(base=model) if model else None
         options = {"split": split, "subset": subset, "data_dir": data_dir}
-        named = [_source(name, format, objective, options) for name in sources or []]
+        named = [_source(name, format, objective, options, columns) for name in sources or []]
         if recipe:
             read = _recipe(recipe)
             section = read.model
@@ -126,7 +132,7 @@ def _one_of_both(sources: list[str] | None, recipe: str | None) -> None:
         raise typer.BadParameter("give either sources or --recipe, which names its own.")
 
 
-def _source(name: str, format: str, objective: str, options: dict[str, Any]) -> Any:
+def _source(name: str, format: str, objective: str, options: dict[str, Any], columns: list[str] | None = None) -> Any:
     """A source as a recipe would have it, checked by the recipe's own rules."""
     from llm_rlhf.recipe.sections import Source, local_files
     from llm_rlhf.recipe.values import read_section
@@ -134,7 +140,8 @@ def _source(name: str, format: str, objective: str, options: dict[str, Any]) -> 
     if local_files(name) and not Path(name).is_dir():
         options = {}  # for hub datasets and folders
     values = {key: value for key, value in options.items() if value is not None}
-    return read_section(Source, {"source": name, "format": format, "objective": objective, **values}, "")
+    named = {"source": name, "format": format, "objective": objective, "columns": columns_of(columns), **values}
+    return read_section(Source, named, "")
 
 
 def _recipe(path: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.exits import quiet_libraries, show, told_in_one_message
 
 
@@ -28,6 +29,10 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompts", metavar="SOURCE", help="File or hub id; else the run's, or ours.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help="prompt=goal: other names of columns of --prompts."),
     ] = None,
     own: Annotated[
         list[str] | None,
@@ -93,6 +98,9 @@ def evaluate(
         from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
+        names = columns_of(columns)
+        if names and not prompts:
+            raise RecipeError("--columns says what columns of --prompts are called, and no --prompts are named.")
         suites = [suite_of(text) for text in own or []]
         check_own_suites(suites, key=None, taken=TAKEN)
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
@@ -114,7 +122,7 @@ def evaluate(
             policy=judged,
             start=compared,
             output=folder,
-            prompts=[Source(source=name) for name in prompts or []],
+            prompts=[Source(source=name, columns=names) for name in prompts or []],
             rewards=reward or [],
             heldout=heldout or [],
             judge=judge,

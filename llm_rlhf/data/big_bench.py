@@ -17,6 +17,7 @@ from typing import Any
 from llm_rlhf.data.checks import BadRow, SetAside, check_prompt, check_text, extract, prompt_share
 from llm_rlhf.data.files import open_source
 from llm_rlhf.data.formats.columns import is_transcript
+from llm_rlhf.data.formats.naming import under_our_names
 from llm_rlhf.data.formats.parsing import nothing_left
 from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
@@ -94,10 +95,11 @@ def _task_rows(source: Source) -> list[RawRow] | None:
         return None
     raws: list[RawRow] = []
     for opened in open_source(source, "comparisons"):
-        first = next((raw.fields for raw in opened.rows() if isinstance(raw.fields, dict)), {})
+        rows = [under_our_names(raw, source.columns) for raw in opened.rows()]
+        first = next((raw.fields for raw in rows if isinstance(raw.fields, dict)), {})
         if not ("input" in first and ("target_scores" in first or "targets" in first)):
             return None
-        raws += opened.rows()
+        raws += rows
     return raws
 
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
-
-ROLES = ("system", "user", "assistant")
+from llm_rlhf.data.rows import Conversation, Demonstration, Message, Origin, Preference, Prompt
 
 JOINED_TURNS = "turns of one role in a row joined"
 EMPTY_SYSTEM_REMOVED = "empty system message removed"
@@ -66,24 +64,6 @@ def check_text(value: Any, field: str) -> str:
     return value
 
 
-def check_messages(value: Any, field: str) -> Conversation:
-    """A list of `{"role", "content"}` with known roles and good text; other keys of a message are left behind."""
-    if value is None:
-        raise BadRow("missing field", field)
-    if not isinstance(value, list):
-        raise BadRow("wrong type", f"{field} is {type(value).__name__}, not a list of messages: {extract(value)}")
-    messages = []
-    for number, message in enumerate(value, 1):
-        place = f"{field}, message {number}"
-        if not isinstance(message, dict):
-            raise BadRow("wrong type", f"{place} is {type(message).__name__}, not a message: {extract(message)}")
-        role = check_text(message.get("role"), f"{place}, role")
-        if role not in ROLES:
-            raise BadRow("unknown role", f"{place}: {extract(role)}; known: {', '.join(ROLES)}")
-        messages.append({"role": role, "content": check_text(message.get("content"), f"{place}, content")})
-    return messages
-
-
 def is_blank(text: str) -> bool:
     """True where nothing can be seen: white space, control and formatting characters (zero-width ones too) only."""
     return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
@@ -108,7 +88,7 @@ def tidy_turns(turns: Conversation, repairs: set[str]) -> Conversation:
         elif blank:
             raise BadRow("empty turn", f"turn {number}, {turn['role']}")
         if tidy and tidy[-1]["role"] == turn["role"]:
-            tidy[-1] = {"role": turn["role"], "content": f"{tidy[-1]['content']}\n\n{turn['content']}"}
+            tidy[-1] = _joined(tidy[-1], turn)
             repairs.add(JOINED_TURNS)
         else:
             tidy.append(dict(turn))
@@ -116,6 +96,12 @@ def tidy_turns(turns: Conversation, repairs: set[str]) -> Conversation:
     if spoken and spoken[0]["role"] != "user":
         raise BadRow("does not start with a user turn")
     return tidy
+
+
+def _joined(first: Message, second: Message) -> Message:
+    """One turn of two, each key's texts with a blank line between them."""
+    texts = {key: [turn[key] for turn in (first, second) if turn.get(key)] for key in {**first, **second}}
+    return {"role": first["role"]} | {key: "\n\n".join(of_key) for key, of_key in texts.items() if key != "role"}
 
 
 def check_prompt(turns: Conversation, repairs: set[str]) -> Conversation:

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llm_rlhf.data.cells import of_table
 from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.rows import Origin, RawRow
 from llm_rlhf.errors import DataError
@@ -28,6 +29,7 @@ BOM_REMOVED = "byte-order mark removed"
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
 SMALL = 1 << 20  # bytes of a source's files that are read in less time than it takes to import what would cache it
 _SUFFIXES = (*_LINES, *_JSON, *_TABLES, *_PARQUET)
+_ASKS = ("prompt", "instruction", "question", "query")  # columns of which one is there where an object holds columns
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -139,10 +141,11 @@ def _parse_line(line: bytes) -> Any:
 
 
 def _holds_lines(file: BinaryIO) -> bool:
-    """Whether a .json file holds an object a line, as many on the hub do, and no list. Goes back to the start."""
+    """Whether a .json file holds an object a line, as many on the hub do, no list and no columns; goes to the start."""
     first = next((line for line in file if line.removeprefix(_BOM).strip()), b"").removeprefix(_BOM)
     file.seek(0)
-    return first.lstrip()[:1] == b"{" and isinstance(_parse_line(first), dict)
+    row = _parse_line(first) if first.lstrip()[:1] == b"{" else None
+    return isinstance(row, dict) and columns_of(row) is None
 
 
 def _read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
@@ -158,6 +161,9 @@ def _read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
     repairs = {BOM_REMOVED} if text.startswith("\ufeff") else set()
     place = _after_space(text, len(repairs))
     if place == len(text):
+        return
+    if text[place] == "{":
+        yield from _read_columns(text[place:], name)
         return
     if text[place] != "[":
         raise DataError(f"{name} holds no list; write a JSON list of objects, or one object a line (.jsonl).")
@@ -179,6 +185,39 @@ def _read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
         raise DataError(f"{name} is damaged JSON after item {number} ({error}); mend or fetch it again.") from None
 
 
+def _read_columns(text: str, name: str) -> Iterator[RawRow]:
+    """The rows of one object of columns, each a list, or an object by row number as pandas writes it."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is damaged JSON ({error}); mend or fetch it again.") from None
+    columns = columns_of(table)
+    if columns is None:
+        raise DataError(
+            f"{name} holds no list, and no columns of one length with the prompts among them; write a JSON list of "
+            "objects, or one object a line (.jsonl)."
+        )
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        yield RawRow(Origin(name, number), dict(zip(columns, cells, strict=True)))
+
+
+def columns_of(table: Any) -> dict[str, list[Any]] | None:
+    """The columns of an object that holds several rows; None where it is one row.
+
+    Lists of one length may also be the two conversations of a pair, so one of them must hold what asks, as text.
+    """
+    if not isinstance(table, dict) or not table:
+        return None
+    keys = [list(value) for value in table.values() if isinstance(value, dict)]
+    if len(keys) == len(table) and all(of_one == keys[0] for of_one in keys):
+        return {name: list(value.values()) for name, value in table.items()}
+    lists = [value for value in table.values() if isinstance(value, list)]
+    if len(lists) < len(table) or len({len(value) for value in lists}) > 1:
+        return None
+    asks = [value for name, value in table.items() if name.lower() in _ASKS]
+    return table if any(value and all(isinstance(text, str) for text in value) for value in asks) else None
+
+
 def _after_space(text: str, place: int) -> int:
     found = _SPACE.match(text, place)
     assert found is not None  # the pattern matches the empty text, too
@@ -186,7 +225,7 @@ def _after_space(text: str, place: int) -> int:
 
 
 def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:
-    """The rows under a header, numbered from 1; an empty cell counts as absent, since a table cannot say null."""
+    """The rows under a header, numbered from 1; a cell that is empty or says nan is absent: a table cannot say null."""
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole conversation; the default is 128 KiB
     # Bytes that are no UTF-8 come through as lone surrogates, and only the row that has them is set aside.
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
@@ -214,7 +253,10 @@ def _cells(header: list[str], cells: list[str]) -> Any:
     for column, cell in zip(header, cells, strict=True):
         if not cell.isascii() and any("\ud800" <= character <= "\udfff" for character in cell):
             return BadRow("invalid UTF-8", f"column {extract(column)}")
-    return {column: cell or None for column, cell in zip(header, cells, strict=True)}
+    try:
+        return {column: of_table(cell, column) for column, cell in zip(header, cells, strict=True)}
+    except BadRow as bad:
+        return bad
 
 
 def _read_parquet(file: BinaryIO, name: str) -> Iterator[RawRow]:

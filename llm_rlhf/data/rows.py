@@ -1,7 +1,8 @@
 """The typed rows that every data source becomes, whatever its format on disk.
 
 A conversation is a list of messages, `{"role": "system" | "user" | "assistant", "content": text}`, as in the chat
-templates of transformers. Every row remembers where it came from, so that an error or a count can name it.
+templates of transformers; one of the assistant's may also have `reasoning_content`, the thoughts before its text. Every
+row remembers where it came from, so that an error or a count can name it.
 """
 
 from collections import Counter
@@ -44,6 +45,9 @@ class Demonstration:
     messages: Conversation  # ends with the assistant's turn
     origin: Origin
     every_reply: bool = False  # train on every assistant turn; False: on the last alone (the others are context)
+    # With `every_reply`: the assistant's turns that are context even so, by their places from the end of `messages`
+    # (-3, say), which stay the same where the oldest turns are cut. The last turn, -1, is never among them.
+    context: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,15 @@ class Prompt:
 
 @dataclass
 class RawRow:
-    """A row as read. `fields` is what stands there, mostly a JSON object, or the BadRow that kept it from that."""
+    """A row as read. `fields` is what stands there, mostly a JSON object, or the BadRow that kept it from that.
+
+    Once it is under our names (formats/naming.py), a row that holds several has the others in `more`.
+    """
 
     origin: Origin
     fields: Any
     repairs: set[str] = field(default_factory=set)  # names of the rules that repaired it
     parts: Counter[str] = field(default_factory=Counter)  # what of a row with several replies was not used, by reason
+    more: list[Any] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)  # our name of a column: how the file writes it
+    taken: frozenset[str] = frozenset()  # columns, by our names, that a public set's shape has read

@@ -44,6 +44,7 @@ class Loaded(Generic[Row]):
     repaired: Counter[str] = field(default_factory=Counter)  # kept rows, by the rule that repaired them
     parts: Counter[str] = field(default_factory=Counter)  # replies, messages and pairs of rows in use, by reason
     formats: dict[str, str] = field(default_factory=dict)  # file or dataset: its format
+    unread: dict[str, Counter[str]] = field(default_factory=dict)  # file: rows with columns or keys that nothing reads
     read: int = 0
     used: int = 0  # rows read that came to something
     made: int = 0
@@ -53,6 +54,7 @@ class Loaded(Generic[Row]):
         reasons = Counter(item.reason for item in self.set_aside)
         assert self.read == self.used + reasons.total(), "a row is not accounted for"
         assert self.made == len(self.rows) + self.left_out.total(), "a row that was made is not accounted for"
+        unread = {name: dict(columns.most_common()) for name, columns in self.unread.items()}
         return {
             "read": self.read,
             **({"used": self.used, "made": self.made} if self.used != self.made else {}),
@@ -61,12 +63,13 @@ class Loaded(Generic[Row]):
             **({"parts_set_aside": dict(sorted(self.parts.items()))} if self.parts else {}),
             "left_out": dict(sorted(self.left_out.items())),
             "repaired": dict(sorted(self.repaired.items())),
+            **({"unread": unread} if unread else {}),
         }
 
     def add(self, other: "Loaded[Row]") -> None:
         self.rows += other.rows
         self.set_aside += other.set_aside
-        for name in ("left_out", "repaired", "parts", "formats"):
+        for name in ("left_out", "repaired", "parts", "formats", "unread"):
             getattr(self, name).update(getattr(other, name))
         self.read += other.read
         self.used += other.used
@@ -131,9 +134,11 @@ def _account(loaded: Loaded[Any], table: Table, source: Source) -> None:
     loaded.used += int(rows[is_row].sum())
     loaded.made += int(is_row.sum())
     others = np.flatnonzero(~is_row)
-    described = table.lines(["number", "reason", "detail"], others)
-    for line, number, reason, detail in zip(others, *(described[name] for name in described), strict=True):
-        if parts[line]:
+    described = table.lines(["number", "reason", "detail", "unread"], others)
+    for line, number, reason, detail, unread in zip(others, *(described[name] for name in described), strict=True):
+        if unread:
+            loaded.unread.setdefault(table.name, Counter())[unread] += int(parts[line])
+        elif parts[line]:
             loaded.parts[reason] += int(parts[line])
         else:
             loaded.set_aside.append(SetAside(Origin(table.name, number), reason, detail))

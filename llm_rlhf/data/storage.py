@@ -32,7 +32,7 @@ KEYS = ("opening", "prompt", "content", "imitated")
 COLUMNS: dict[str, type] = (
     dict.fromkeys(("is_row", "imitable"), bool)
     | dict.fromkeys(("number", "rows", "parts", "position"), np.int64)
-    | dict.fromkeys(("value", "reason", "detail", "repairs"), str)
+    | dict.fromkeys(("value", "reason", "detail", "repairs", "unread"), str)
     | dict.fromkeys(KEYS, np.uint64)
 )
 _BATCH = 500  # rows decoded at once
@@ -43,7 +43,7 @@ Other = TypeVar("Other", Preference, Demonstration, Prompt)
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One parsed file. A line is a row made, a row set aside, or a count of parts not used (see parsing.Entry)."""
+    """One parsed file. A line is a row made, one set aside, or a count of what was not used (see parsing.Entry)."""
 
     name: str  # of the file or dataset, as in the rows' Origin
     kind: Kind
@@ -100,15 +100,20 @@ def _line(entry: Entry) -> dict[str, Any]:
         "reason": entry.reason,
         "detail": entry.detail,
         "repairs": "\n".join(sorted(entry.repairs)),
+        "unread": entry.unread,
     }
     if entry.made is None:
         return line | dict.fromkeys((*KEYS, "position"), 0) | {"imitable": False}
     fields = {field.name: getattr(entry.made, field.name) for field in dataclasses.fields(entry.made)}
     del fields["origin"]
+    if not fields.get("context"):  # empty in most rows, and the key of a row must not change with it
+        fields.pop("context", None)
     line["value"] = json.dumps(fields, ensure_ascii=False, default=str)
     prompt = prompt_of(entry.made)
-    reply = entry.made.chosen if isinstance(entry.made, Preference) else ""
-    reply = entry.made.messages[-1]["content"] if isinstance(entry.made, Demonstration) else reply
+    reply: Any = entry.made.chosen if isinstance(entry.made, Preference) else ""
+    if isinstance(entry.made, Demonstration):
+        last = entry.made.messages[-1]
+        reply = last if "reasoning_content" in last else last["content"]
     return line | {
         "imitable": not isinstance(entry.made, Preference) or stray_marker(entry.made.chosen) is None,
         "position": fields.get("position") or 0,

@@ -115,7 +115,8 @@ def imitated(row: Demonstration, messages: Conversation) -> list[int]:
     """The numbers of the turns to imitate among the messages, which are the row's or the end of them."""
     if not row.every_reply:
         return [len(messages) - 1]
-    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    count = len(messages)
+    return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and i - count not in row.context]
 
 
 def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted) -> list[Preference]:

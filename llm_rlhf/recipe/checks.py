@@ -181,6 +181,7 @@ def _check_evaluated(source: Source, key: str) -> None:
     if source.source is None or source.from_ is not None:
         raise RecipeError(f"Recipe key '{key}' must have a 'source' (a file, a folder or a hub id), and no 'from'.")
     at_least(f"{key}.limit", source.limit, 1)
+    check_columns(source, f"{key}.columns.")
     if source.weight != 1:
         raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
 
@@ -205,9 +206,14 @@ def _check_source(data: DataSection, name: str, source: Source, key: str) -> Non
             f"Recipe key '{key}.labels' is {source.labels}; it must be two different values: the label's where the "
             "first reply is better, and where the second is."
         )
+    check_columns(source, f"{key}.columns.")
+
+
+def check_columns(source: Source, key: str) -> None:
+    """RecipeError where `columns` has a name that is none of ours."""
     for ours in source.columns:
         if ours not in COLUMNS:
-            raise RecipeError(unknown_key(f"{key}.columns.", ours, source.columns[ours], list(COLUMNS)))
+            raise RecipeError(unknown_key(key, ours, source.columns[ours], list(COLUMNS)))
 
 
 # The columns a source may name otherwise, by our names.
@@ -230,6 +236,8 @@ COLUMNS = (
     "objective",
     "margin",
     "facts",
+    "system",
+    "history",
 )
 
 

@@ -43,6 +43,7 @@ class Source:
         "preference",
         "comparison",
         "ranked",
+        "scored",
         "feedback",
         "tree",
         "messages",

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llm_rlhf.data.checks import BadRow, check_messages, check_text, extract, fit_conversation
+from llm_rlhf.data.checks import BadRow, check_text, extract, fit_conversation
+from llm_rlhf.data.messages import check_messages
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval
 from llm_rlhf.models.encoding import encode_replies

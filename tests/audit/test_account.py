@@ -73,6 +73,20 @@ def test_turns_lengths_and_objectives_of_each_kind() -> None:
     assert quantiles([]) == {}
 
 
+def test_thoughts_are_read_as_replies_are() -> None:
+    def told(row: int, thoughts: str) -> Demonstration:
+        reply = {"role": "assistant", "content": "Hello", "reasoning_content": thoughts}
+        return Demonstration([*user("Hi"), reply], Origin("p", row))
+
+    account = account_of(
+        [told(1, "They greet."), told(2, "Greet back."), told(3, "They greet."), told(4, "to a@b.org")]
+    )
+    assert rows_of(account.duplicate_rows) == [3]
+    assert account.judged_both_ways.count == 0
+    assert account.characters["thoughts"] == [11, 11, 11, 10]
+    assert account.personal["e-mail address"].count == 1
+
+
 def test_personal_data_is_counted_by_row_and_shown_masked() -> None:
     account = account_of([pair(7, "Write to a@b.org and c@d.org", "x@y.org is better", "no")])
     listed = account.personal["e-mail address"]

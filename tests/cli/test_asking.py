@@ -77,6 +77,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     served, other = "mine=http://localhost:1/v1#m", "http://localhost:2/v1#org/start"
     done = ask(
         evaluate, served, "--reference", other, "--prompts", "a.jsonl", "--prompts", "b.jsonl",
+        "--columns", "prompt=goal",
         "--own", "x=f.jsonl,m:f",
         "--key-variable", "KEY", "--limit", 9, "--no-refusals", "--seed", 4, "--judge", "people:v.jsonl",
     )  # fmt: skip
@@ -84,6 +85,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     (request,) = asked
     assert (request.policy.name, request.start.name, request.start.served) == ("mine", "start", "org/start")
     assert [source.source for source in request.prompts] == ["a.jsonl", "b.jsonl"]
+    assert [source.columns for source in request.prompts] == [{"prompt": "goal"}] * 2
     assert request.own == [OwnSuite("x", "m:f", [Source(source="f.jsonl")])]
     assert (request.limit, request.refusal_limit, request.refusals, request.seed) == (9, 9, False, 4)
     assert (request.judge, request.key_variable, request.judge_key_variable) == ("people:v.jsonl", "KEY", "KEY")
@@ -95,6 +97,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     ("arguments", "words"),
     [
         (["http://localhost:1/v1#m"], "name what it is compared with: --reference POLICY"),
+        (["http://localhost:1/v1#m", "--columns", "prompt=goal"], "no --prompts are named"),
         (["--reward", "x", "--pairs", "y", "--best-of-n", "3"], "--best-of-n asks policies, but none is named"),
         (["--reward", "x"], "Name a policy to evaluate, or a reward model and labelled pairs"),
     ],

@@ -50,6 +50,43 @@ def test_check_accounts_for_every_row(source: str, tmp_path: Path) -> None:
     assert "40% of the rows read for preferences are set aside" in text
 
 
+def test_check_names_the_columns_that_nothing_reads_and_takes_other_names(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "goals.jsonl", [{"Aim": "One?", "id\x1b[2J": 1, "note": "x"}, {"Aim": "Two?", "note": None}]
+    )
+    text = run("check", path, "--columns", "prompt=Aim").stdout
+    assert "  columns that nothing reads: id\\x1b[2J (1), note (1)\n" in text
+    report = json.loads(run("check", path, "--columns", "prompt=Aim", "--json").stdout)
+    assert report["reading"]["prompts"]["unread"] == {path: {"id\x1b[2J": 1, "note": 1}}
+    assert "One?" in run("show", path, "--columns", "prompt=Aim", "--row", "1").stdout
+    absent = run("check", path, "--columns", "prompt=aim")
+    assert "Did you mean 'Aim'?" in absent.stderr
+    for wrong, said in (("promt=Aim", "Did you mean 'prompt'?"), ("prompt", "--columns prompt=goal")):
+        refused = run("check", path, "--columns", wrong)
+        assert (refused.exit_code, said in refused.stderr) == (2, True)
+
+
+def test_check_names_columns_by_file_where_there_are_several(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", [{"prompt": name, name: 1}]) for name in ("one", "two")]
+    text = run("check", *paths).stdout
+    assert "columns that nothing reads of one.jsonl: one (1)\n" in text
+    assert "columns that nothing reads of two.jsonl: two (1)\n" in text
+
+
+def test_show_marks_what_is_imitated_of_a_talk_with_weights_and_thoughts(tmp_path: Path, base_folder: Path) -> None:
+    talk = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "wrong", "weight": 0},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "right", "reasoning": "Hm."},
+    ]
+    path = write(tmp_path / "talks.jsonl", [{"messages": talk}])
+    assert "assistant  (thinks: Hm.)\n           right\n" in run("show", path).stdout
+    shown = run("show", path, "--model", str(base_folder)).stdout
+    assert "«<|assistant|>»|w|r|o|n|g" in shown
+    assert "[[|r|i|g|h|t|«<|eos|>»]]" in shown
+
+
 def test_check_measures_tokens_against_the_limit(source: str, base_folder: Path) -> None:
     """Every byte is a token: <|user|> + prompt + <|assistant|> + reply + <|eos|>."""
     result = run("check", source, "--model", str(base_folder), "--max-length", "40", "--json")

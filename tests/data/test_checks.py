@@ -9,7 +9,6 @@ from llm_rlhf.data.checks import (
     JOINED_TURNS,
     BadRow,
     SetAside,
-    check_messages,
     check_prompt,
     extract,
     fit_conversation,
@@ -20,6 +19,7 @@ from llm_rlhf.data.checks import (
     tidy_turns,
     write_quarantine,
 )
+from llm_rlhf.data.messages import check_messages
 from llm_rlhf.data.rows import Conversation, Origin
 
 HERE = Origin("here", 1)
@@ -155,8 +155,9 @@ def test_prompts_that_cannot_be_answered(turns: Conversation, reason: str) -> No
         (["text"], "wrong type"),
         ([{"content": "a"}], "missing field"),
         ([{"role": "user"}], "missing field"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "wrong type"),
-        ([{"role": "tool", "content": "a"}], "unknown role"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "not text alone"),
+        ([{"role": "tool", "content": "a"}], "tools are not supported"),
+        ([{"role": "narrator", "content": "a"}], "unknown role"),
         ([{"role": "user", "content": "a\0b"}], "NUL character"),
         ([{"role": "user", "content": "a\ud800b"}], "lone surrogate"),
     ],

@@ -150,9 +150,8 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"question": "q", "query": "p"}, "is not recognised"),
-        ({"input": "q", "output": "a"}, "is not recognised"),
-        ({"question": "q", "answer_1": "a"}, "is not recognised"),
-        ({"text": "q"}, "is not recognised"),
+        ({"question": "q", "query": "p", "answer": "a"}, "is not recognised"),
+        ({"reply": "q", "answer_1": "a"}, "is not recognised"),
     ],
 )
 def test_columns_that_may_mean_two_things_are_not_guessed(row: dict[str, str], message: str, tmp_path: Path) -> None:

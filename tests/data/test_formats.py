@@ -157,8 +157,11 @@ def test_rows_42_to_46_any_pair_of_transcripts_is_kept_or_set_aside(chosen: obje
 
 TEXTS = st.sampled_from(["", "a", "b", "Human: a", "\n\nHuman: a\n\nAssistant: b", "\u200b", "\0", "\ud800", "user"])
 ROLES = st.sampled_from(["system", "user", "assistant", "prompter", "tool", "", None])
-MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS | st.none()}), max_size=5)
 NUMBERS = st.sampled_from([0, 1, 2, -1, 1.5, True, 10**400, float("nan"), "1", "a", "tie", None])
+MORE_OF_A_MESSAGE = {"weight": NUMBERS, "reasoning": TEXTS, "tool_calls": st.lists(TEXTS, max_size=1)}
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": ROLES, "content": TEXTS | st.none()}, optional=MORE_OF_A_MESSAGE), max_size=5
+)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -182,6 +185,12 @@ COLUMNS = {
         ("instruction", "input", "output", "text", "role", "facts", "turns", "instances"), TEXTS | ANYTHING
     ),
     "responses": REPLIES,
+    **dict.fromkeys(
+        ("score", "helpfulness", "is_safe", "score_chosen", "score_rejected", "overall_preference"), NUMBERS
+    ),
+    **dict.fromkeys(("better_response_id", "safer_response_id", "rater_1", "rater_2", "Response_0"), NUMBERS | TEXTS),
+    **dict.fromkeys(("system", "tools", "question", "answer", "goal", "conversations"), TEXTS | MESSAGES),
+    "history": st.lists(st.lists(TEXTS, max_size=3), max_size=2) | MESSAGES,
     "replies": st.lists(NODES, max_size=2),
     **dict.fromkeys(("message_id", "parent_id"), st.sampled_from(["a", "b", "c", None, 1])),
 }
@@ -217,7 +226,7 @@ def test_rows_41_to_47_rows_of_any_shape_become_rows_or_reasons_and_none_is_lost
             assert sum(entry.rows for entry in entries) == len(rows)
             for entry in entries:
                 if entry.made is None:
-                    assert entry.reason
+                    assert entry.reason or entry.unread
                     continue
                 prompt = prompt_of(entry.made)
                 assert prompt[-1]["role"] == "user"
@@ -250,7 +259,7 @@ def test_every_format_serves_something() -> None:
         ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "wrong type"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": "kind"}, "unknown objective"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "objective": 1}, "wrong type"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "2"}, "wrong type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "two"}, "wrong type"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "wrong type"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "wrong type"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("-inf")}, "wrong type"),

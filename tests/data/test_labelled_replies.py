@@ -91,16 +91,10 @@ def test_labels_as_the_recipe_says(tmp_path: Path) -> None:
 
 
 def test_two_label_columns_ask_for_the_one_meant(tmp_path: Path) -> None:
-    row = {
-        "prompt": "q",
-        "response_0": "first",
-        "response_1": "second",
-        "better_response_id": 0,
-        "safer_response_id": 1,
-    }
-    with pytest.raises(DataError, match=r"better_response_id; safer_response_id.*columns: \{label: \.\.\.\}"):
+    row = {"prompt": "q", "response_0": "first", "response_1": "second", "winner": 0, "choice": 1}
+    with pytest.raises(DataError, match=r"winner; choice.*columns: \{label: \.\.\.\}"):
         load_preferences([source(tmp_path, [row])])
-    safer = source(tmp_path, [row], columns={"label": "safer_response_id"})
+    safer = source(tmp_path, [row], columns={"label": "choice"})
     assert better(load_preferences([safer])) == [SECOND]
 
 

@@ -158,13 +158,14 @@ def test_columns_that_fit_two_formats_are_not_guessed(tmp_path: Path) -> None:
     row = {"prompt": "Where is the key?", "chosen": [*ASK, GOOD], "rejected": [*ASK, BAD], "messages": [*ASK, GOOD]}
     path = write(tmp_path / "both.jsonl", row)
     with pytest.raises(DataError, match=r"preference or messages.*'format'"):
-        load_preferences([Source(source=path)])
-    assert len(load_preferences([Source(source=path, format="preference")]).rows) == 1
+        load_demonstrations([Source(source=path)], [])
+    assert len(load_demonstrations([Source(source=path, format="messages")], []).rows) == 1
+    assert len(load_preferences([Source(source=path)]).rows) == 1  # only one of the two has pairs
 
 
 def test_an_unknown_shape_names_columns_and_formats(tmp_path: Path) -> None:
-    path = write(tmp_path / "odd.jsonl", {"question": "q", "answer": "a"})
-    with pytest.raises(DataError, match=r"'question', 'answer'.*hh: .*prompt_completion: "):
+    path = write(tmp_path / "odd.jsonl", {"riddle": "q", "retort": "a"})
+    with pytest.raises(DataError, match=r"'riddle', 'retort'.*hh: .*prompt_completion: "):
         load_demonstrations([Source(source=path)], [])
 
 

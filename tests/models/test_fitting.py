@@ -40,6 +40,18 @@ def test_a_demonstration_is_encoded_as_it_was_cut(tokenizer) -> None:
     assert fit_demonstrations(tokenizer, [row], Fitted(8, "demonstrations")) == []
 
 
+def test_a_turn_that_is_context_stays_so_where_the_oldest_turns_are_cut(tokenizer) -> None:
+    """10 tokens of the first exchange go; of the two replies left, the first is context."""
+    first = [{"role": "user", "content": "cut"}, {"role": "assistant", "content": "away"}]
+    rest = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "no"}]
+    last = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "yes"}]
+    row = Demonstration([*first, *rest, *last], HERE, every_reply=True, context=[-3])
+    for limit, trained in ((99, "away<|eos|>yes<|eos|>"), (14, "yes<|eos|>")):
+        (found,) = fit_demonstrations(tokenizer, [row], Fitted(limit, "demonstrations"))
+        ids = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
+        assert tokenizer.decode(ids) == trained
+
+
 def test_accounts_of_one_folder_stand_side_by_side(tokenizer, tmp_path) -> None:
     for what, limit in (("one", 12), ("other", 4)):
         account = Fitted(limit, what)

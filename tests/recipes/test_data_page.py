@@ -37,7 +37,7 @@ def test_an_example_is_recognised_and_nothing_of_it_is_set_aside(form: str, tmp_
         loaded = load_preferences(sources)
     assert loaded.formats == {str(path): form}
     assert loaded.read == 4
-    expected = {"feedback": 2, "tree": 1}.get(form, 4)
+    expected = {"feedback": 2, "scored": 2, "tree": 1}.get(form, 4)
     assert len(loaded.rows) == expected
     unused = [item.reason for item in loaded.set_aside]
     assert unused == (["no two ranked replies follow"] if form == "tree" else [])  # the last prompt waits for replies

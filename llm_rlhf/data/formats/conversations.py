@@ -1,24 +1,27 @@
 """Turns a row of any known format into a Preference, a Demonstration or a Prompt, or says why it cannot be one."""
 
+import itertools
 import json
-import sys
 from typing import Any, get_args, get_type_hints
 
+from llm_rlhf.data.cells import as_number, thumb
 from llm_rlhf.data.checks import (
     BadRow,
     check_ends_with_reply,
-    check_messages,
     check_prompt,
     check_text,
     extract,
     tidy_turns,
 )
-from llm_rlhf.data.formats.columns import prompt_columns
-from llm_rlhf.data.formats.transcripts import hh_pair, stray_marker
-from llm_rlhf.data.formats.turns import pair_of, reply_of, turns_of
+from llm_rlhf.data.formats.columns import completion_column, prompt_columns
+from llm_rlhf.data.formats.transcripts import stray_marker
+from llm_rlhf.data.formats.turns import hh_pair, history_of, pair_of, reply_of, turns_of, with_system
+from llm_rlhf.data.messages import check_messages, read_messages
 from llm_rlhf.data.rows import Conversation, Demonstration, Preference, Prompt, RawRow
 from llm_rlhf.recipe.sections import Source
 
+AFTER_IMITATED = "turns after the last reply to imitate left out"
+DOWN_VOTED = "down-voted completion"
 LATER_TURNS = "later user turns left out, as no replies stand between them"
 
 _OBJECTIVES = get_args(get_type_hints(Source)["objective"])
@@ -28,20 +31,20 @@ def to_preference(raw: RawRow, form: str, objective: str) -> Preference:
     """A pair from a row of format hh or preference; `objective` is for rows that do not name one."""
     row = row_of(raw)
     prompt, chosen, rejected = hh_pair(row, raw.repairs) if form == "hh" else message_pair(row, raw.repairs)
-    return Preference(prompt, chosen, rejected, objective_of(row, objective), raw.origin, _margin(row))
+    return Preference(prompt, chosen, rejected, objective_of(row, objective), raw.origin, margin_of(row))
 
 
 def to_demonstrations(raw: RawRow, form: str) -> list[Demonstration]:
     """Conversations to imitate from a row of messages, a prompt with its completion, or an instruction."""
     row = row_of(raw)
     if form == "messages":
-        messages = check_messages(row.get("messages"), "messages")
-        check_ends_with_reply(messages)
-        return [Demonstration(_dialogue(messages, raw.repairs), raw.origin, every_reply=True)]
+        if thumb(row.get("label")) is False:
+            raise BadRow(DOWN_VOTED)
+        return [_conversation(row, raw)]
     if form == "instruction" and row.get("instances") is not None:
         return [_completed(*instance, raw) for instance in _instances(row)]
-    name = "completion" if form == "prompt_completion" and row.get("completion") is not None else "response"
-    name = "output" if form == "instruction" else name
+    name = completion_column(row) or "completion"
+    name = "output" if form == "instruction" and row.get("output") is not None else name
     return [_completed(asked(row, raw.repairs), row.get(name), raw, name)]
 
 
@@ -52,12 +55,12 @@ def to_prompts(raw: RawRow, form: str, objective: str) -> list[Prompt]:
     row = row_of(raw)
     objective = objective_of(row, objective)
     if form == "messages":
-        turns = check_messages(row.get("messages"), "messages")
+        turns = with_system(row, check_messages(row.get("messages"), "messages"))
         questions = [turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns]
     elif form == "instruction" and row.get("instances") is not None:
         questions = [question for question, _ in _instances(row)]
     else:
-        questions = [asked(row, raw.repairs)]
+        questions = [asked(row, raw.repairs, further=form == "prompt")]
     facts = _facts(row) if form == "prompt" else {}
     return [Prompt(check_prompt(turns, raw.repairs), objective, raw.origin, facts) for turns in questions]
 
@@ -84,9 +87,18 @@ def row_of(raw: RawRow) -> dict[str, Any]:
     return raw.fields
 
 
-def asked(row: dict[str, Any], repairs: set[str]) -> Conversation:
-    """The turns of a row's prompt, unchecked, in whatever column it stands; an instruction has its input after it."""
-    names = prompt_columns(row)
+def asked(row: dict[str, Any], repairs: set[str], further: bool = False) -> Conversation:
+    """The turns of a row's prompt, unchecked, in whatever column it stands, behind its system message and its history.
+
+    Args:
+        further: under the names, too, that it has in a list of prompts alone.
+    """
+    return with_system(row, [*history_of(row), *_question(row, repairs, further)])
+
+
+def _question(row: dict[str, Any], repairs: set[str], further: bool) -> Conversation:
+    """The prompt itself; an instruction has its input after it."""
+    names = prompt_columns(row, further)
     if not names:
         raise BadRow("missing field", "prompt")
     if len(names) > 1:
@@ -95,7 +107,7 @@ def asked(row: dict[str, Any], repairs: set[str]) -> Conversation:
         )
     value = row[names[0]]
     if names == ["instruction"]:
-        return _instruction(value, row.get("input"))
+        return _instruction(value, row["input"] if row.get("input") is not None else row.get("context"))
     if names == ["turns"] and isinstance(value, list) and all(isinstance(turn, str) for turn in value[:2]):
         repairs.update({LATER_TURNS} if len(value) > 1 else ())
         value = value[0] if value else ""
@@ -116,12 +128,17 @@ def _instances(row: dict[str, Any]) -> list[tuple[Conversation, Any]]:
         raise BadRow("wrong type", f"instances is no list of objects: {extract(instances)}")
     if not instances:
         raise BadRow("missing field", "instances is an empty list")
-    return [(_instruction(row.get("instruction"), one.get("input")), one.get("output")) for one in instances]
+    return [
+        (with_system(row, _instruction(row.get("instruction"), one.get("input"))), one.get("output"))
+        for one in instances
+    ]
 
 
 def _completed(turns: Conversation, completion: Any, raw: RawRow, name: str = "output") -> Demonstration:
     prompt = check_prompt(turns, raw.repairs)
     reply = reply_of(completion, name, prompt)
+    if isinstance(completion, list) and not read_messages(completion, name)[-1][1]:
+        raise BadRow("no reply to imitate", f"{name} has weight 0")
     check_ends_with_reply([reply])
     return Demonstration([*prompt, reply], raw.origin)
 
@@ -131,23 +148,36 @@ def message_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, 
 
     With a prompt, chosen and rejected may still repeat it in front of the reply, as in UltraFeedback.
     """
-    chosen, rejected = row.get("chosen"), row.get("rejected")
     if not prompt_columns(row):
-        if isinstance(chosen, str):
+        if isinstance(row.get("chosen"), str):
             raise BadRow("missing field", "prompt (chosen is plain text, which does not hold one)")
-        return pair_of(check_messages(chosen, "chosen"), check_messages(rejected, "rejected"), repairs)
+        chosen, rejected = (with_system(row, check_messages(row.get(name), name)) for name in ("chosen", "rejected"))
+        return pair_of(chosen, rejected, repairs)
     prompt = asked(row, repairs)
-    return pair_of(
-        [*prompt, reply_of(chosen, "chosen", prompt)], [*prompt, reply_of(rejected, "rejected", prompt)], repairs
-    )
+    chosen, rejected = ([*prompt, reply_of(row.get(name), name, prompt)] for name in ("chosen", "rejected"))
+    return pair_of(chosen, rejected, repairs)
 
 
-def _dialogue(messages: Conversation, repairs: set[str]) -> Conversation:
-    """A tidy conversation in which the user speaks before the assistant answers."""
-    tidy = tidy_turns(messages, repairs)
+def _conversation(row: dict[str, Any], raw: RawRow) -> Demonstration:
+    """A tidy conversation up to the last reply that is imitated, and the replies before it that are not."""
+    read = read_messages(row.get("messages"), "messages")
+    check_ends_with_reply([message for message, _ in read])
+    tidy = tidy_turns(with_system(row, [message for message, _ in read]), raw.repairs)
     if all(message["role"] != "user" for message in tidy):
         raise BadRow("empty prompt")
-    return tidy
+    spoken = itertools.groupby(read, lambda one: one[0]["role"])  # turns of one role in a row became one
+    weights = [{imitated for _, imitated in turns} for role, turns in spoken if role == "assistant"]
+    if any(len(weight) > 1 for weight in weights):
+        raise BadRow("replies in a row of which only some are to be imitated")
+    replies = [place for place, message in enumerate(tidy) if message["role"] == "assistant"]
+    context = [place for place, weight in zip(replies, weights, strict=True) if weight == {False}]
+    if len(context) == len(replies):
+        raise BadRow("no reply to imitate", "all of them have weight 0")
+    end = max(set(replies) - set(context)) + 1
+    if end < len(tidy):
+        raw.repairs.add(AFTER_IMITATED)
+    from_the_end = [place - end for place in context if place < end]
+    return Demonstration(tidy[:end], raw.origin, every_reply=True, context=from_the_end)
 
 
 def objective_of(row: dict[str, Any], default: str) -> str:
@@ -169,12 +199,13 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _margin(row: dict[str, Any]) -> float | None:
+def margin_of(row: dict[str, Any]) -> float | None:
     margin = row.get("margin")
     if margin is None:
         return None
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not abs(margin) <= sys.float_info.max:
+    number = None if isinstance(margin, bool) else as_number(margin)
+    if number is None:
         raise BadRow("wrong type", f"margin is not a finite number: {extract(margin)}")
-    if margin < 0:
-        raise BadRow("negative margin", f"{margin:g}: chosen would be the worse reply")
-    return float(margin)
+    if number < 0:
+        raise BadRow("negative margin", f"{number:g}: chosen would be the worse reply")
+    return number

@@ -2,16 +2,17 @@
 
 A label's values mean something only together: 1 is the first reply where the other value is 2, and the second where it
 is 0. So all labels of a file are looked at before the first is read, and where they fit two readings the error asks
-for the source's key `labels`. Between the two values a number is a probability that the second reply is better.
+for the source's key `labels`. Between the two values a number is a probability that the second reply is better. Where
+several people gave a label, what most of them say counts, with their share as that probability.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from llm_rlhf.data.cells import as_number, thumb
 from llm_rlhf.data.checks import BadRow, extract, normalised_prompt
-from llm_rlhf.data.formats.columns import label_columns, reply_columns, thumb
-from llm_rlhf.data.formats.conversations import asked, message_pair, objective_of, row_of
+from llm_rlhf.data.formats.columns import completion_column, label_columns, reply_columns
+from llm_rlhf.data.formats.conversations import asked, margin_of, message_pair, objective_of, row_of
 from llm_rlhf.data.formats.turns import pair_of, reply_of
 from llm_rlhf.data.rows import Preference, RawRow
 from llm_rlhf.errors import DataError
@@ -45,7 +46,9 @@ def find_scale(rows: Iterable[Any], labels: list[float | str] | None, name: str)
             continue
         if columns is None and reply_columns(row) and label_columns(row):
             columns = _columns(row, name)
-        if columns is not None and labels is None and (value := as_number(row.get(columns.label))) is not None:
+        if columns is None or labels is not None:
+            continue
+        for value in (number for vote in _votes(row.get(columns.label)) if (number := as_number(vote)) is not None):
             zero, one, above = zero or 0 <= value < 1, one or value == 1, above or 1 < value <= 2
             other = other or not 0 <= value <= 2
     if columns is None:
@@ -87,7 +90,8 @@ def _columns(row: dict[str, Any], name: str) -> Scale:
 def compared_pair(raw: RawRow, scale: Scale, objective: str) -> Preference:
     """A pair from two replies and a label; a tie, or a label that says nothing, is a BadRow."""
     row = row_of(raw)
-    second = _share_of_second(row.get(scale.label), scale)
+    votes = _votes(row.get(scale.label)) or [None]
+    second = sum(_share_of_second(vote, scale) for vote in votes) / len(votes)
     if second == 0.5:
         raise BadRow(TIE, f"{scale.label} is {extract(row[scale.label])}")
     first_is_better = second < 0.5
@@ -97,9 +101,12 @@ def compared_pair(raw: RawRow, scale: Scale, objective: str) -> Preference:
     prompt, good, bad = message_pair(fields, raw.repairs)
     confidence = max(second, 1 - second)
     position = 1 if first_is_better else 2
-    return Preference(
-        prompt, good, bad, objective_of(row, objective), raw.origin, confidence=confidence, position=position
-    )
+    return Preference(prompt, good, bad, objective_of(row, objective), raw.origin, margin_of(row), confidence, position)
+
+
+def _votes(label: Any) -> list[Any]:
+    """The labels of a row, one for each person who gave one."""
+    return [vote for vote in label if vote is not None] if isinstance(label, list) else [label]
 
 
 def _share_of_second(label: Any, scale: Scale) -> float:
@@ -124,17 +131,6 @@ def _share_of_second(label: Any, scale: Scale) -> float:
             elif word in (end, column.lower()) or word.endswith(f"_{end}"):
                 return share
     raise BadRow("unusable label", f"{scale.label} is {extract(label)}")
-
-
-def as_number(value: Any) -> float | None:
-    """A finite number, also written as text; None for anything else."""
-    if not isinstance(value, (str, int, float)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def opposed_pairs(
@@ -187,4 +183,4 @@ def _opposed(up: RawRow, down: RawRow, objective: str) -> Preference:
 
 
 def completion(row: dict[str, Any]) -> Any:
-    return row.get("completion") if row.get("completion") is not None else row.get("response")
+    return row.get(completion_column(row) or "completion")

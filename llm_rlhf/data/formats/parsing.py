@@ -4,15 +4,20 @@ Every row read is accounted for: an Entry says for how many of them it stands, a
 of rows that were read.
 """
 
+import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
+from llm_rlhf.data.cells import as_list
 from llm_rlhf.data.checks import BadRow, SetAside, extract
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats.columns import FORMATS, REPLY_LISTS, formats_of, prompt_columns, renamed, reply_columns
+from llm_rlhf.data.formats.columns import FORMATS, formats_of, is_asked, prompt_columns, reply_columns
 from llm_rlhf.data.formats.conversations import (
+    DOWN_VOTED,
     asked,
     demonstration_of,
     prompt_of_pair,
@@ -29,20 +34,22 @@ from llm_rlhf.data.formats.labelled_replies import (
     liked_completion,
     opposed_pairs,
 )
-from llm_rlhf.data.formats.rankings import ranked_pairs
+from llm_rlhf.data.formats.naming import under_our_names, unread
+from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
 from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt, RawRow
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
 
-PAIRS = ("hh", "preference", "comparison", "ranked", "feedback", "tree")
+PAIRS = ("hh", "preference", "comparison", "ranked", "scored", "feedback", "tree")
 # The formats that can serve each purpose.
 SERVES = {
     "preferences": PAIRS,
     "demonstrations": ("messages", "prompt_completion", "instruction", *PAIRS),
     "prompts": tuple(FORMATS),
 }
-DOWN_VOTED = "down-voted completion"
+LOOKED_AT = 100  # rows from which a format is told
+ONE_OF_BOTH = "the better and the safer reply differ"
 
 AnyRow = Preference | Demonstration | Prompt
 
@@ -58,6 +65,7 @@ class Entry:
     rows: int = 1  # how many of the rows read it accounts for
     parts: int = 0
     repairs: frozenset[str] = field(default_factory=frozenset)
+    unread: str = ""  # else a column, or a key in one, that nothing reads, and `parts` says in how many rows it stands
 
 
 def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
@@ -66,7 +74,8 @@ def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
     Raises:
         DataError: where no format fits, or more than one, or it cannot serve the purpose.
     """
-    form = source.format if source.format != "auto" else _recognised(opened, source)
+    _check_columns(opened, source)
+    form = source.format if source.format != "auto" else _recognised(opened, source, purpose)
     if form not in SERVES[purpose]:
         raise DataError(
             f"{opened.name} has rows of format '{form}', which cannot serve as {purpose}. "
@@ -75,26 +84,59 @@ def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
     return form
 
 
-def _recognised(opened: Opened, source: Source) -> str:
-    good = (raw.fields for raw in _named(opened, source) if isinstance(raw.fields, (dict, str)))
-    rows = list(itertools.islice(good, 100))
-    for row in rows:
-        found = formats_of(row)
-        if len(found) == 1:
-            return found[0]
+def _check_columns(opened: Opened, source: Source) -> None:
+    """DataError for a column that the source names and that no row has, nor a reply in one."""
+    if not source.columns:
+        return
+    there: dict[str, None] = {}
+    absent = {theirs: ours for ours, theirs in source.columns.items()}
+    for raw in opened.rows():
+        if isinstance(raw.fields, dict):
+            there |= dict.fromkeys(name for one in (raw.fields, *_objects_in(raw.fields)) for name in one)
+            absent = {theirs: ours for theirs, ours in absent.items() if theirs not in there}
+            if not absent:
+                return
+    if there:
+        theirs, ours = next(iter(absent.items()))
+        near = [name for name in there if name.lower() == theirs.lower()] or get_close_matches(theirs, there, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"'columns' says that {ours} is called {theirs!r} in {opened.name}, which has no such column but "
+            f"{_listed(there)}.{hint}"
+        )
+
+
+def _objects_in(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for value in row.values():
+        with contextlib.suppress(BadRow):
+            items = as_list(value, "")
+            yield from (item for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
+
+
+def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
+    good = (raw for raw in _named(opened, source) if isinstance(raw.fields, (dict, str)))
+    rows = list(itertools.islice(good, LOOKED_AT))
+    for raw in rows:
+        found = formats_of(raw.fields)
+        serving = [form for form in found if form in SERVES[purpose]]
+        if len(found) == 1 or len(serving) == 1:
+            return (serving or found)[0]
         if len(found) > 1:
             raise DataError(
-                f"The rows of {opened.name} (columns {_columns(row)}) could be of format {' or '.join(found)}; "
-                "set 'format' to the one you mean."
+                f"The rows of {opened.name} (columns {_listed(raw.written.values())}) could be of format "
+                f"{' or '.join(found)}; set 'format' to the one you mean."
             )
     if not rows:
-        bad = [(raw, _unreadable(raw)) for raw in opened.rows()]
+        bad = [(raw, _unreadable(raw)) for raw in _named(opened, source)]
         set_aside = [SetAside(raw.origin, reason.reason, reason.detail) for raw, reason in bad]
         raise nothing_left(opened.name, len(bad), set_aside)
-    known = "; ".join(f"{form}: {what}" for form, what in FORMATS.items())
+    if purpose == "prompts" and is_asked(rows[0].fields):  # what else the rows have is not wanted
+        return "prompt"
+    known = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     raise DataError(
-        f"The format of {opened.name} is not recognised; its first row has the columns {_columns(rows[0])}. "
-        f"Known formats: {known}. Name its columns in the source ('columns: {{prompt: NAME, ...}}'), or set 'format'."
+        f"The format of {opened.name} is not recognised; its first row has the columns "
+        f"{_listed(rows[0].written.values())}. Known formats: {known}. "
+        "Name its columns in the source ('columns: {prompt: NAME, ...}'), or set 'format'."
     )
 
 
@@ -104,8 +146,8 @@ def _unreadable(raw: RawRow) -> BadRow:
     return BadRow("wrong type", f"the row is {type(raw.fields).__name__}, not a JSON object")
 
 
-def _columns(row: Any) -> str:
-    return ", ".join(extract(name) for name in list(row)[:20]) or "(none)"
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(extract(name) for name in list(names)[:20]) or "(none)"
 
 
 def nothing_left(name: str, read: int, set_aside: list[SetAside]) -> DataError:
@@ -125,40 +167,39 @@ def nothing_left(name: str, read: int, set_aside: list[SetAside]) -> DataError:
 
 
 def _named(opened: Opened, source: Source) -> Iterator[RawRow]:
-    """The rows under our names, replies in a list as well."""
-    for raw in opened.rows():
-        if source.columns and isinstance(raw.fields, dict):
-            raw.fields = renamed(raw.fields, source.columns)
-            for name in REPLY_LISTS:
-                if isinstance(raw.fields.get(name), list):
-                    raw.fields[name] = [
-                        renamed(reply, {ours: theirs for ours, theirs in source.columns.items() if theirs in reply})
-                        if isinstance(reply, dict)
-                        else reply
-                        for reply in raw.fields[name]
-                    ]
-        yield raw
+    """The rows under our names."""
+    return (under_our_names(raw, source.columns) for raw in opened.rows())
 
 
 def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
-    """What the rows became, in their order (of feedback and flat trees, in that of the prompts)."""
+    """What the rows became, in their order (of feedback and trees, in that of the prompts), and what nothing reads."""
     read = accounted = 0
+    columns: Counter[str] = Counter()
 
     def counted() -> Iterator[RawRow]:
         nonlocal read
-        for raw in _named(opened, source):
+        for raw in opened.rows():
             read += 1
+            written = raw.fields
+            under_our_names(raw, source.columns)
+            if isinstance(written, dict):
+                columns.update(unread(raw, written, form))
             yield raw
 
     for entry in _entries(counted(), opened, form, source, kind):
         accounted += entry.rows
         yield entry
     assert read == accounted, f"{opened.name}: {read} rows read, {accounted} accounted for"
+    for name, rows in columns.items():
+        yield Entry(0, rows=0, parts=rows, unread=name)
 
 
 def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
     if form == "feedback" and kind == "preferences":
         yield from _feedback(raws, source)
+        return
+    if form == "scored" and kind != "prompts":
+        yield from _scored(raws, source, kind)
         return
     if form == "tree":
         first = next(raws, None)
@@ -170,8 +211,9 @@ def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, 
             return
     scale = None
     if form == "comparison" and kind != "prompts":
-        scale = find_scale((raw.fields for raw in _named(opened, source)), source.labels, opened.name)
-    yield from _row_by_row(raws, lambda raw: _made(raw, form, source, kind, scale))
+        rows = (fields for raw in _named(opened, source) for fields in (raw.fields, *raw.more))
+        scale = find_scale(rows, source.labels, opened.name)
+    yield from _row_by_row(raws, lambda raw: _all_made(raw, form, source, kind, scale))
 
 
 def _row_by_row(raws: Iterable[RawRow], make: Callable[[RawRow], list[Any]]) -> Iterator[Entry]:
@@ -188,6 +230,27 @@ def _row_by_row(raws: Iterable[RawRow], make: Callable[[RawRow], list[Any]]) -> 
         for reason, count in raw.parts.items():
             if count:
                 yield Entry(raw.origin.row, None, reason, rows=0, parts=count)
+
+
+def _all_made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | None) -> list[Any]:
+    """What a row becomes that may hold several; those of them that become nothing are parts not used."""
+    if not raw.more or kind == "prompts":  # the others ask the same
+        return _made(raw, form, source, kind, scale)
+    made: list[Any] = []
+    bad: list[BadRow] = []
+    for fields in (raw.fields, *raw.more):
+        try:
+            made += _made(replace(raw, fields=fields), form, source, kind, scale)
+        except BadRow as one:
+            bad.append(one)
+    if not made:
+        raise bad[0]
+    if kind == "demonstrations" and form == "comparison":  # one pair, judged for two objectives
+        if bad or any(one.messages != made[0].messages for one in made):
+            raise BadRow(ONE_OF_BOTH)
+        return made[:1]
+    raw.parts.update(one.reason for one in bad)
+    return made
 
 
 def _made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | None) -> list[Any]:
@@ -233,6 +296,18 @@ def _feedback(raws: Iterator[RawRow], source: Source) -> Iterator[Entry]:
         else:
             assert other is not None
             yield Entry(raw.origin.row, pair, rows=2, repairs=frozenset(raw.repairs | other.repairs))
+
+
+def _scored(raws: Iterator[RawRow], source: Source, kind: Kind) -> Iterator[Entry]:
+    known: set[int] = set()
+    for rows, made in scored_rows(raws, source.objective, source.pairs, best_alone=kind == "demonstrations"):
+        if isinstance(made, BadRow):
+            yield Entry(rows[0].origin.row, None, made.reason, made.detail)
+            continue
+        new = {raw.origin.row for raw in rows} - known
+        known |= new
+        repairs = frozenset(repair for raw in rows for repair in raw.repairs)
+        yield Entry(made.origin.row, made, rows=len(new), repairs=repairs)
 
 
 def _is_nested(fields: Any) -> bool:

@@ -17,10 +17,8 @@ both replies begin with the same words:
 """
 
 import re
-from typing import Any
 
-from llm_rlhf.data.checks import BadRow, check_ends_with_reply, check_text, extract
-from llm_rlhf.data.formats.turns import pair_of
+from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.rows import Conversation
 
 STRAY_MARKER = "role marker inside a turn kept as text"
@@ -39,21 +37,6 @@ def parse_transcript(text: str) -> Conversation:
         {"role": _ROLE[name], "content": content.strip()}
         for name, content in zip(pieces[::2], pieces[1::2], strict=True)
     ]
-
-
-def hh_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, str, str]:
-    chosen, rejected = (check_text(row.get(name), name).strip() for name in ("chosen", "rejected"))
-    chosen_turns, rejected_turns = parse_transcript(chosen), parse_transcript(rejected)
-    for name, turns in (("chosen", chosen_turns), ("rejected", rejected_turns)):
-        if turns[0]["role"] != "user":
-            raise BadRow("does not start with a Human turn", name)
-        check_ends_with_reply(turns, name)
-    if chosen != rejected and (chosen.startswith(rejected) or rejected.startswith(chosen)):
-        raise BadRow("one transcript is the beginning of the other", f"chosen ends {extract(chosen[-60:])}")
-    pair = pair_of(chosen_turns, rejected_turns, repairs)
-    if any(stray_marker(turn["content"]) for turn in (*chosen_turns, rejected_turns[-1])):
-        repairs.add(STRAY_MARKER)
-    return pair
 
 
 def stray_marker(text: str) -> re.Match[str] | None:

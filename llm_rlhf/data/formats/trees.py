@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llm_rlhf.data.cells import as_number, thumb
 from llm_rlhf.data.checks import BadRow, check_prompt, check_text, extract, is_blank
 from llm_rlhf.data.formats.conversations import row_of
 from llm_rlhf.data.formats.rankings import Rated, chosen_pairs
@@ -192,9 +193,9 @@ def _rows_at(
 
 def _turn(node: Node) -> Message:
     """The message as a turn; BadRow where it cannot be used."""
-    if node.fields.get("deleted") is True:
+    if thumb(node.fields.get("deleted")):
         raise BadRow("deleted message")
-    if node.fields.get("review_result") is False:
+    if thumb(node.fields.get("review_result")) is False:
         raise BadRow("message failed its review")
     role = check_text(node.fields.get("role"), "role")
     if role not in ROLES:
@@ -214,9 +215,8 @@ def _is_good(node: Node) -> bool:
 
 def _rank(node: Node) -> int | None:
     rank = node.fields.get("rank")
-    if isinstance(rank, float) and rank.is_integer():  # tables turn whole numbers with gaps into floats
-        return int(rank)
-    return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
+    number = None if isinstance(rank, bool) else as_number(rank)  # tables have floats and text in place of numbers
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def _best(replies: list[Node]) -> Node | None:
