@@ -84,7 +84,8 @@ def test_show_marks_what_is_imitated_of_a_talk_with_weights_and_thoughts(tmp_pat
     assert "assistant  (thinks: Hm.)\n           right\n" in run("show", path).stdout
     shown = run("show", path, "--model", str(base_folder)).stdout
     assert "«<|assistant|>»|w|r|o|n|g" in shown
-    assert "[[|r|i|g|h|t|«<|eos|>»]]" in shown
+    assert "[[|<|t|h|i|n|k|>|⏎\n|H|m|.|⏎\n|<|/|t|h|i|n|k|>|⏎\n|⏎\n|r|i|g|h|t|«<|eos|>»]]" in shown
+    assert shown.count("[[|") == 1
 
 
 def test_check_measures_tokens_against_the_limit(source: str, base_folder: Path) -> None:
