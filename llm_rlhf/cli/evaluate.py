@@ -37,6 +37,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of, all of them: BIG-bench or any."),
     ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmarks", metavar="NAME=SOURCE", help="A public suite: xstest=FILE; docs/suites.md has all."
+        ),
+    ] = None,
     pairs: Annotated[
         list[str] | None,
         typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on, all of them."),
@@ -87,6 +93,7 @@ def evaluate(
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
         from llm_rlhf.evaluation.request import Evaluation
         from llm_rlhf.evaluation.subjects import start_of, subject_of
+        from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import load_recipe
@@ -95,10 +102,13 @@ def evaluate(
 
         suites = [suite_of(text) for text in own or []]
         check_own_suites(suites, key=None, taken=TAKEN)
+        public = [benchmark_of(text) for text in benchmarks or []]
+        check_benchmarks(public, "--benchmarks")
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
-                           "--snapshot-prompts": snapshot_prompts, "--best-of-n": best_of_n}  # fmt: skip
+                           "--benchmarks": benchmarks, "--snapshot-prompts": snapshot_prompts,
+                           "--best-of-n": best_of_n}  # fmt: skip
             if idle := [option for option, value in of_policies.items() if value]:
                 raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
             _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed or 0, as_json)
@@ -122,6 +132,7 @@ def evaluate(
             judge_key_variable=key_variable,
             own=suites,
             hhh=[Source(source=name) for name in hhh or []],
+            benchmarks=public,
             pairs=[Source(source=name) for name in pairs or []],
             refusals=refusals,
             snapshot_prompts=snapshot_prompts,

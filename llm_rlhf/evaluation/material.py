@@ -18,6 +18,7 @@ from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges.naming import check_judge
 from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.subjects import Subject, is_named, subject_of
+from llm_rlhf.evaluation.suites.benchmarks.loading import check_benchmarks, load_benchmark
 from llm_rlhf.evaluation.suites.own import check_suites, suite_function, suite_prompts
 from llm_rlhf.evaluation.suites.perplexity import demonstrations_of
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
@@ -73,6 +74,11 @@ def gather(asked: Evaluation) -> Material:
         material.prompts[suite.name] = list(loaded.rows)
         material.counts[what(suite.name)] = loaded.counts()
         material.set_aside += loaded.set_aside
+    for benchmark in asked.benchmarks:
+        of_suite = load_benchmark(benchmark, asked.key("benchmarks"))
+        material.prompts[benchmark.name] = of_suite.rows
+        material.counts[what(benchmark.name)] = of_suite.counts()
+        material.set_aside += of_suite.set_aside
     if asked.hhh:
         comparisons = load_comparisons(asked.hhh)
         material.hhh = comparisons.pairs
@@ -202,6 +208,9 @@ def check_section(recipe: Recipe) -> None:
     assert section is not None
     check_suites(section.own)
     load_comparisons(section.hhh)
+    check_benchmarks(section.benchmarks, "Recipe key 'evaluate.benchmarks'")
+    for benchmark in section.benchmarks:
+        load_benchmark(benchmark, "Recipe key 'evaluate.benchmarks'")
     if section.pairs:
         load_pairs(section.pairs, "Recipe key 'evaluate.pairs'")
     if section.judge is not None:

@@ -252,6 +252,13 @@ SPLITS = {
     "heldout": "judged by the held-out reward",
     "heldout_reward": "judged by the held-out reward",
     "reward": "judged by the training reward",
+    "xstest": "XSTest",
+    "or_bench": "OR-Bench",
+    "or_bench_toxic": "OR-Bench toxic",
+    "coconot": "CoCoNot",
+    "coconot_contrast": "CoCoNot contrast",
+    "harmbench": "HarmBench",
+    "strongreject": "StrongREJECT",
     "judge": "preferred by the judge",
     "judge_helpful": "preferred by the judge, helpful prompts",
     "judge_harmless": "preferred by the judge, harmful prompts",
@@ -334,7 +341,9 @@ def subject_label(subject: str) -> str:
 
 
 def split_label(split: str) -> str:
-    return SPLITS.get(split, split.replace("_", " "))
+    """What rows these are, in words; of a public suite's category SUITE/CATEGORY, both."""
+    suite, slash, category = split.partition("/")
+    return SPLITS.get(suite, suite.replace("_", " ")) + (f": {category.replace('_', ' ')}" if slash else "")
 
 
 def find(

@@ -1,0 +1,56 @@
+"""The public suites that are known by name: how a row of each is read, and what is measured of it.
+
+Titles for people stand with the other words of the report (SPLITS in report/measures.py), sources and hub ids in
+docs/suites.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from llm_rlhf.evaluation.suites.benchmarks.rows import ANSWER, REFUSE, Reader, requests, xstest
+
+Columns: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A public suite.
+
+    Attributes:
+        kind: what is asked: replies of the policies, in which refusals are counted; log-probabilities of given replies;
+            or scores of given replies by the reward models.
+        read: what a row becomes.
+        columns: our names of what every row must hold, each with what public copies call it.
+        optional: likewise, of what a copy may lack.
+        families: what rows are taken together by, in the plural.
+    """
+
+    kind: Literal["refusals", "choices", "scores"]
+    read: Reader
+    columns: Columns
+    families: str
+    optional: Columns = field(default_factory=dict)
+
+
+_PROMPT, _CATEGORY = ("prompt",), ("category",)
+_BY_CATEGORY = {"prompt": _PROMPT, "category": _CATEGORY}
+_SUBCATEGORY = {"family": ("subcategory",)}
+
+BENCHMARKS: dict[str, Known] = {
+    "xstest": Known("refusals", xstest, {"prompt": _PROMPT, "category": ("type",)}, "types", {"label": ("label",)}),
+    "or_bench": Known("refusals", requests(ANSWER), _BY_CATEGORY, "categories"),
+    "or_bench_toxic": Known("refusals", requests(REFUSE), _BY_CATEGORY, "categories"),
+    "coconot": Known("refusals", requests(REFUSE), _BY_CATEGORY, "subcategories", _SUBCATEGORY),
+    "coconot_contrast": Known("refusals", requests(ANSWER), _BY_CATEGORY, "subcategories", _SUBCATEGORY),
+    "harmbench": Known(
+        "refusals",
+        requests(REFUSE),
+        {"prompt": ("Behavior", "behavior", "prompt"), "category": ("SemanticCategory", "category")},
+        "semantic categories",
+        {"context": ("ContextString", "context")},
+    ),
+    "strongreject": Known(
+        "refusals", requests(REFUSE), {"prompt": ("forbidden_prompt", "prompt"), "category": _CATEGORY}, "categories"
+    ),
+}
