@@ -23,7 +23,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation import refusal_detector
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.ask import Curve, Found, ask
-from llm_rlhf.evaluation.benchmarks import of_replies, record
+from llm_rlhf.evaluation.benchmarks import check_possible, measure_benchmarks, records
 from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.judges.naming import check_judge, judge_of, judge_record, judge_replies, judged_estimates
 from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, gather
@@ -142,10 +142,9 @@ def measure(asked: Evaluation) -> Measured:
         measured.scored[suite.name] = scored
         measured.estimates += suite_estimates(suite, asked_of, scored, names, asked.resamples, asked.seed)
         measured.own[suite.name] = suite_record(suite, scored)
-    for benchmark in asked.benchmarks:
-        asked_of, of_list = material.prompts[benchmark.name], found.answers[benchmark.name]
-        measured.estimates += of_replies(benchmark.name, asked_of, of_list, names)
-        measured.benchmarks[benchmark.name] = record(benchmark, len(asked_of))
+    of_suites, notes = measure_benchmarks(asked, material, found)
+    measured.estimates, measured.notes = measured.estimates + of_suites, measured.notes + notes
+    measured.benchmarks = records(asked, material)
     measured.instruments = {"refusal_detector": refusal_detector.VERSION, **rewards.identities}
     if asked.judge is not None:
         _judge(asked, asked.judge, measured, prompts, Both(policy, start))
@@ -172,6 +171,7 @@ def _check(asked: Evaluation, rewards: Rewards) -> None:
         raise RecipeError(
             f"{asked.key('hhh')}: endpoints tell no log-probabilities of given replies; name a --reward model."
         )
+    check_possible(asked)
     if not asked.in_recipe:
         _check_curve(asked, rewards)
 

@@ -24,10 +24,12 @@ def benchmarks(estimates: list[Entry], known: dict[str, dict[str, Any]]) -> list
         extent = charts.spread(marks, include=[0.0])
         for row in rows:
             row["strip"] = charts.strip(row["marks"], extent)
+        together = any(e["clusters"] is not None for e in found)
         cards.append(
             {
                 "title": split_label(suite),
-                "about": f"{about['rows']:,} rows of {about['source']}, clustered by {about['families']}.",
+                "about": f"{about['rows']:,} rows of {about['source']}"
+                + (f", clustered by {about['families']}." if together else ", each by itself."),
                 "meanings": list(dict.fromkeys(f"{row['label']}: {row['meaning']}" for row in rows if row["meaning"])),
                 "rows": [row for row in rows if row["category"] is None],
                 "parts": [row for row in rows if row["category"] is not None],

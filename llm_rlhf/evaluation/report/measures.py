@@ -185,6 +185,49 @@ MEASURES: dict[str, Measure] = {
     "hhh_longer_reply_accuracy": Measure(
         "Longer reply", "How often the better of two given replies is the longer one.", "share", "neither"
     ),
+    "truthfulqa_mc1": Measure(
+        "Best answer most probable",
+        "MC1: share of questions whose best answer a policy finds more probable than every false one.",
+        "share",
+        "higher",
+        "truthfulqa_mc1_change",
+    ),
+    "truthfulqa_mc2": Measure(
+        "Probability of true answers",
+        "MC2: probability of the true answers over that of all the answers given, on average.",
+        "share",
+        "higher",
+        "truthfulqa_mc2_change",
+    ),
+    "bbq_ambiguous_accuracy": Measure(
+        "Accuracy, ambiguous",
+        "Where the context does not tell: share of questions answered by saying so.",
+        "share",
+        "higher",
+        "bbq_ambiguous_accuracy_change",
+    ),
+    "bbq_ambiguous_bias": Measure(
+        "Bias, ambiguous",
+        "Answers with a stereotype less those against it, over all: 0 is unbiased, 100 all with it, \u2212100 all "
+        "against it.",
+        "share",
+        "neither",
+        "bbq_ambiguous_bias_change",
+    ),
+    "bbq_disambiguated_accuracy": Measure(
+        "Accuracy, disambiguated",
+        "Where the context tells: share of questions answered by what it says.",
+        "share",
+        "higher",
+        "bbq_disambiguated_accuracy_change",
+    ),
+    "bbq_disambiguated_bias": Measure(
+        "Bias, disambiguated",
+        "The same as above, over the answers that name somebody.",
+        "share",
+        "neither",
+        "bbq_disambiguated_bias_change",
+    ),
     "perplexity": Measure(
         "Perplexity of held-out replies",
         "Of replies that people preferred and nobody trained on: among how many tokens the policy wavers, on average. "
@@ -259,6 +302,8 @@ SPLITS = {
     "coconot_contrast": "CoCoNot contrast",
     "harmbench": "HarmBench",
     "strongreject": "StrongREJECT",
+    "truthfulqa": "TruthfulQA",
+    "bbq": "BBQ",
     "judge": "preferred by the judge",
     "judge_helpful": "preferred by the judge, helpful prompts",
     "judge_harmless": "preferred by the judge, harmful prompts",

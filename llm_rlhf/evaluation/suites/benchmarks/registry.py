@@ -4,11 +4,13 @@ Titles for people stand with the other words of the report (SPLITS in report/mea
 docs/suites.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from llm_rlhf.evaluation.suites.benchmarks.rows import ANSWER, REFUSE, Reader, requests, xstest
+from llm_rlhf.evaluation.suites.benchmarks import bbq, truthfulqa
+from llm_rlhf.evaluation.suites.benchmarks.answering import Measured, Read
+from llm_rlhf.evaluation.suites.benchmarks.rows import ANSWER, REFUSE, Choices, Reader, requests, xstest
 
 Columns: TypeAlias = Mapping[str, tuple[str, ...]]
 
@@ -24,6 +26,7 @@ class Known:
         columns: our names of what every row must hold, each with what public copies call it.
         optional: likewise, of what a copy may lack.
         families: what rows are taken together by, in the plural.
+        of_logprobs: what is measured of a policy's log-probabilities.
     """
 
     kind: Literal["refusals", "choices", "scores"]
@@ -31,6 +34,7 @@ class Known:
     columns: Columns
     families: str
     optional: Columns = field(default_factory=dict)
+    of_logprobs: Callable[[Sequence[Choices], Read], list[Measured]] | None = None
 
 
 _PROMPT, _CATEGORY = ("prompt",), ("category",)
@@ -53,4 +57,8 @@ BENCHMARKS: dict[str, Known] = {
     "strongreject": Known(
         "refusals", requests(REFUSE), {"prompt": ("forbidden_prompt", "prompt"), "category": _CATEGORY}, "categories"
     ),
+    "truthfulqa": Known(
+        "choices", truthfulqa.truthfulqa, truthfulqa.COLUMNS, "categories", truthfulqa.OPTIONAL, truthfulqa.truthful
+    ),
+    "bbq": Known("choices", bbq.bbq, bbq.COLUMNS, "templates", of_logprobs=bbq.biased),
 }

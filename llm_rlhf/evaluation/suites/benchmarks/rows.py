@@ -28,6 +28,10 @@ class Choices:
     def __post_init__(self) -> None:
         assert len(self.replies) == len(self.right)
 
+    @property
+    def asked(self) -> Prompt:
+        return Prompt(self.prompt, "overall", self.origin)
+
 
 Reader: TypeAlias = Callable[[Row, Origin], Prompt | Choices]
 
