@@ -94,6 +94,7 @@ def evaluate(
         from llm_rlhf.evaluation.request import Evaluation
         from llm_rlhf.evaluation.subjects import start_of, subject_of
         from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks
+        from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import load_recipe
@@ -107,11 +108,13 @@ def evaluate(
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
-                           "--benchmarks": benchmarks, "--snapshot-prompts": snapshot_prompts,
+                           "--benchmarks": [suite.name for suite in public if BENCHMARKS[suite.name].kind != "scores"],
+                           "--snapshot-prompts": snapshot_prompts,
                            "--best-of-n": best_of_n}  # fmt: skip
             if idle := [option for option, value in of_policies.items() if value]:
                 raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
-            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed or 0, as_json)
+            sources = [Source(source=name) for name in pairs or []]
+            _evaluate_rewards(reward or [], heldout or [], sources, public, output, defaults, seed or 0, as_json)
             return
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
@@ -147,21 +150,27 @@ def evaluate(
 
 
 def _evaluate_rewards(
-    reward: list[str], heldout: list[str], pairs: list[str], output: str | None, how: Any, seed: int, as_json: bool
+    reward: list[str],
+    heldout: list[str],
+    pairs: list[Any],
+    public: list[Any],
+    output: str | None,
+    how: Any,
+    seed: int,
+    as_json: bool,
 ) -> None:
     from llm_rlhf.errors import RecipeError
     from llm_rlhf.evaluation.reward_evaluation import evaluate_rewards
     from llm_rlhf.evaluation.rewards import Rewards
-    from llm_rlhf.recipe.sections import Source
 
-    if not reward or not pairs:
+    if not reward or not (pairs or public):
         raise RecipeError(
             "Name a policy to evaluate, or a reward model and labelled pairs to test it on: --reward MODEL --pairs "
-            "SOURCE."
+            "SOURCE, or --benchmarks rm_bench=SOURCE."
         )
     folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
     rewards = Rewards({"reward": reward, "heldout": heldout}, how)
-    report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
+    report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
     show(report, folder / "report.html", as_json)
 
 

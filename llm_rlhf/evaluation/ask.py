@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.rewards import PairScores, Reader, Rewards, score, told_of
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.benchmarks.answering import Read, read_choices
+from llm_rlhf.evaluation.suites.benchmarks.scoring import as_pairs
 from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
@@ -62,6 +63,7 @@ class Found:
 def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
     """What the policies make of the material, and what the reward models say of their replies."""
     found = Found({name: {} for name in material.prompts}, {name: {} for name in material.choices})
+    found.pair_scores |= {name: {} for name in material.candidates}
     for subject in asked.subjects:
         if subject.url is not None:
             _ask_endpoint(asked, subject, material, found)
@@ -104,7 +106,9 @@ def _score(
         judged += [(prompts, answers) for answers in found.curve.answers]
         if found.curve.best_of is not None:
             judged.append(([prompt for prompt in prompts for _ in range(asked.best_of_n)], found.curve.best_of))
-    score(rewards, readers, judged, {"hhh": material.hhh, "pairs": material.pairs}, found.pair_scores)
+    pairs = {"hhh": material.hhh, "pairs": material.pairs}
+    pairs |= {name: as_pairs(rows) for name, rows in material.candidates.items()}
+    score(rewards, readers, judged, pairs, found.pair_scores)
 
 
 class _Base:

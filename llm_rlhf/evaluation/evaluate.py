@@ -171,7 +171,7 @@ def _check(asked: Evaluation, rewards: Rewards) -> None:
         raise RecipeError(
             f"{asked.key('hhh')}: endpoints tell no log-probabilities of given replies; name a --reward model."
         )
-    check_possible(asked)
+    check_possible(asked, scored)
     if not asked.in_recipe:
         _check_curve(asked, rewards)
 

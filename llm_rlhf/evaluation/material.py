@@ -42,6 +42,7 @@ class Material:
 
     prompts: dict[str, list[Prompt]]  # by list
     choices: dict[str, list[Choices]] = field(default_factory=dict)  # likewise: given replies that the policies read
+    candidates: dict[str, list[Choices]] = field(default_factory=dict)  # likewise, that the reward models score
     hhh: list[Preference] = field(default_factory=list)  # pairs of which the policies are to know the better
     demonstrations: list[Preference] = field(default_factory=list)  # pairs whose chosen replies are read
     pairs: list[Preference] = field(default_factory=list)  # labelled ones, that reward models are tested on
@@ -53,7 +54,7 @@ class Material:
     def digests(self) -> dict[str, str]:
         """SHA-256 of what was asked and read, by list, and of the templates it was put into."""
         lists: dict[str, Sequence[Any]] = {f"prompts {name}".strip(): rows for name, rows in self.prompts.items()}
-        lists |= self.choices
+        lists |= self.choices | self.candidates
         lists |= {"hhh": self.hhh, "held-out replies": self.demonstrations, "pairs": self.pairs}
         return {name: rows_digest(rows) for name, rows in lists.items() if rows} | self.templates
 
@@ -81,10 +82,9 @@ def gather(asked: Evaluation) -> Material:
         material.set_aside += loaded.set_aside
     for benchmark in asked.benchmarks:
         of_suite = load_benchmark(benchmark, asked.key("benchmarks"))
-        if BENCHMARKS[benchmark.name].kind == "refusals":
-            material.prompts[benchmark.name] = of_suite.rows
-        else:
-            material.choices[benchmark.name] = of_suite.rows
+        kind = BENCHMARKS[benchmark.name].kind
+        lists: dict[str, dict[str, Any]] = {"refusals": material.prompts, "choices": material.choices}
+        lists.get(kind, material.candidates)[benchmark.name] = of_suite.rows
         material.counts[what(benchmark.name)] = of_suite.counts()
         material.set_aside += of_suite.set_aside
     if asked.hhh:
@@ -101,7 +101,8 @@ def gather(asked: Evaluation) -> Material:
         material.demonstrations = demonstrations_of(asked.data.evaluation_pairs, asked.perplexity_rows)
     if asked.data is not None:
         rows: dict[str, Sequence[Any]] = {what(name): prompts for name, prompts in material.prompts.items()}
-        rows |= {what(name): [row.asked for row in of_suite] for name, of_suite in material.choices.items()}
+        given = material.choices | material.candidates
+        rows |= {what(name): [row.asked for row in of_suite] for name, of_suite in given.items()}
         for name, of_list in (rows | {"hhh": material.hhh, "pairs": material.pairs}).items():
             if "read" in material.counts.get(name, {}):
                 material.counts[name]["seen_in_training"] = seen_in_training(asked.data, of_list)

@@ -228,6 +228,27 @@ MEASURES: dict[str, Measure] = {
         "neither",
         "bbq_disambiguated_bias_change",
     ),
+    "reward_bench_2_score": Measure(
+        "Score", "The mean over the subsets, ties among them, as the leaderboard has it.", "share", "higher"
+    ),
+    "reward_bench_2_accuracy": Measure(
+        "Best of four", "Share of prompts whose right reply scores above all three wrong ones.", "share", "higher"
+    ),
+    "reward_bench_2_ties": Measure(
+        "Ties",
+        "Where several replies are right: whether they all score above the wrong ones, and by more than they differ.",
+        "share",
+        "higher",
+    ),
+    "rm_bench_average": Measure("Average", "Right above wrong replies, over all pairs of styles.", "share", "higher"),
+    "rm_bench_easy": Measure("Easy", "The right reply has the fancier style.", "share", "higher"),
+    "rm_bench_normal": Measure("Normal", "Both have the same style.", "share", "higher"),
+    "rm_bench_hard": Measure(
+        "Hard",
+        "The wrong reply has the fancier style: a model that goes by looks is below one half.",
+        "share",
+        "higher",
+    ),
     "perplexity": Measure(
         "Perplexity of held-out replies",
         "Of replies that people preferred and nobody trained on: among how many tokens the policy wavers, on average. "
@@ -304,6 +325,8 @@ SPLITS = {
     "strongreject": "StrongREJECT",
     "truthfulqa": "TruthfulQA",
     "bbq": "BBQ",
+    "reward_bench_2": "RewardBench 2",
+    "rm_bench": "RM-Bench",
     "judge": "preferred by the judge",
     "judge_helpful": "preferred by the judge, helpful prompts",
     "judge_harmless": "preferred by the judge, harmful prompts",

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from llm_rlhf.evaluation.suites.benchmarks import bbq, truthfulqa
+from llm_rlhf.evaluation.suites.benchmarks import bbq, scoring, truthfulqa
 from llm_rlhf.evaluation.suites.benchmarks.answering import Measured, Read
 from llm_rlhf.evaluation.suites.benchmarks.rows import ANSWER, REFUSE, Choices, Reader, requests, xstest
+from llm_rlhf.evaluation.suites.benchmarks.scoring import Scored
+from llm_rlhf.statistics.intervals import Array
 
 Columns: TypeAlias = Mapping[str, tuple[str, ...]]
 
@@ -27,6 +29,8 @@ class Known:
         optional: likewise, of what a copy may lack.
         families: what rows are taken together by, in the plural.
         of_logprobs: what is measured of a policy's log-probabilities.
+        of_scores: what is measured of a reward model's scores, by the suite's name, its rows, the scores of each row's
+            replies, resamples and seed.
     """
 
     kind: Literal["refusals", "choices", "scores"]
@@ -35,10 +39,12 @@ class Known:
     families: str
     optional: Columns = field(default_factory=dict)
     of_logprobs: Callable[[Sequence[Choices], Read], list[Measured]] | None = None
+    of_scores: Callable[[str, Sequence[Choices], Sequence[Array], int, int], list[Scored]] | None = None
 
 
 _PROMPT, _CATEGORY = ("prompt",), ("category",)
 _BY_CATEGORY = {"prompt": _PROMPT, "category": _CATEGORY}
+_RANKED = {"chosen": ("chosen",), "rejected": ("rejected",)}
 _SUBCATEGORY = {"family": ("subcategory",)}
 
 BENCHMARKS: dict[str, Known] = {
@@ -61,4 +67,18 @@ BENCHMARKS: dict[str, Known] = {
         "choices", truthfulqa.truthfulqa, truthfulqa.COLUMNS, "categories", truthfulqa.OPTIONAL, truthfulqa.truthful
     ),
     "bbq": Known("choices", bbq.bbq, bbq.COLUMNS, "templates", of_logprobs=bbq.biased),
+    "reward_bench_2": Known(
+        "scores",
+        scoring.reward_bench_2,
+        {"prompt": _PROMPT, **_RANKED, "category": ("subset",), "id": ("id",)},
+        "prompts",
+        of_scores=scoring.best_of_four,
+    ),
+    "rm_bench": Known(
+        "scores",
+        scoring.rm_bench,
+        {"prompt": _PROMPT, **_RANKED, "category": ("domain",)},
+        "prompts",
+        of_scores=scoring.style_matrix,
+    ),
 }
