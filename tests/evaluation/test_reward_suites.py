@@ -152,10 +152,14 @@ def test_domains_weigh_alike_and_the_parts_of_safety_within_it(load) -> None:
     assert whole.n == 6
 
 
-def test_a_mean_over_parts_that_are_all_alike_has_no_interval() -> None:
-    found = mean_of_parts(np.ones(4), [["a"], ["a"], ["b"], ["b"]], None, 200, 0)
-    assert (found.estimate, found.low) == (1.0, None)
-    assert "no interval" in found.method
+def test_a_mean_over_parts_that_are_all_alike_keeps_a_width() -> None:
+    found = mean_of_parts(np.ones(40), [["a"]] * 20 + [["b"]] * 20, None, 200, 0)
+    assert (found.estimate, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.9124, abs=1e-4)  # Wilson, forty of forty: 40 / (40 + 1.96 ** 2)
+    thirds = mean_of_parts(np.full(40, 1 / 3), [["a"]] * 13 + [["b"]] * 13 + [["c"]] * 14, None, 200, 0)
+    assert thirds.high - thirds.low > 0.2
+    few = mean_of_parts(np.ones(4), [["a"], ["a"], ["b"], ["b"]], None, 200, 0)
+    assert (few.low, few.method) == (None, "mean over parts; too few rows for an interval")  # often a part is not drawn
 
 
 def test_rows_that_a_model_cannot_read_are_left_out_and_counted(load) -> None:

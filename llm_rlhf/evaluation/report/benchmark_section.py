@@ -4,7 +4,7 @@ from typing import Any
 
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.charts import Mark
-from llm_rlhf.evaluation.report.measures import MEASURES, Entry, find, is_difference, split_label
+from llm_rlhf.evaluation.report.measures import MEASURES, Entry, by_role, find, is_difference, split_label
 from llm_rlhf.evaluation.report.sections import difference_of, level_of, mark_of
 
 ORDER = {"start": 0, "policy": 1, "reward": 2, "heldout": 3, "baseline": 5}
@@ -37,6 +37,25 @@ def benchmarks(estimates: list[Entry], known: dict[str, dict[str, Any]]) -> list
             }
         )
     return cards
+
+
+def suite_lines(report: dict[str, Any]) -> list[str]:
+    """A line for each measure of each whole suite: the levels, then the paired change."""
+    if not report.get("benchmarks"):
+        return []
+    with by_role(report["estimates"]) as roles:
+        found = [{**e, "subject": roles.get(e["subject"], e["subject"])} for e in report["estimates"]]
+        lines = []
+        for suite in report["benchmarks"]:
+            of_suite = [e for e in found if e["split"] == suite]
+            for name, split in _measured(of_suite):
+                row = _row(of_suite, name, split)
+                levels = [f"{level['subject']} {level['value']} {level['interval']}" for level in row["levels"]]
+                change = row["difference"]
+                said = f"; {change['value']} {change['interval']}, {change['word']}" if change else ""
+                label = row["label"][0].lower() + row["label"][1:]
+                lines.append(f"{split_label(suite)}, {label}: {', '.join(levels)}{said}.")
+        return lines
 
 
 def _measured(found: list[Entry]) -> list[tuple[str, str]]:

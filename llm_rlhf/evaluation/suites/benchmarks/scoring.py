@@ -5,6 +5,7 @@ Sources: RewardBench 2, Malik et al. 2025 (2506.01937), and allenai/reward-bench
 THU-KEG/RM-Bench, README.md at 2119ec5, `compute_accuracy`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from llm_rlhf.data.checks import BadRow, check_messages, check_prompt, check_tex
 from llm_rlhf.data.rows import Conversation, Origin, Preference
 from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, replies_of
 from llm_rlhf.statistics.clustered import clustered_mean, clustered_proportion, clustered_share
-from llm_rlhf.statistics.intervals import Array, Interval, bootstrap
+from llm_rlhf.statistics.intervals import Array, Interval, bootstrap, wilson_bounds
 
 TIES = "ties"  # RewardBench 2's subset with several right replies, by any case
 STYLES = 3  # of RM-Bench: concise, detailed, detailed with Markdown; the later, the fancier
@@ -124,7 +125,7 @@ def best_of_four(
         values = np.concatenate(list(means.values()))
         parts = [[str(i)] * len(of) for i, of in enumerate(means.values())]
         interval = mean_of_parts(values, [[p] for part in parts for p in part], None, resamples, seed)
-        found.append(Scored(f"{suite}_score", suite, interval, None))
+        found.insert(0, Scored(f"{suite}_score", suite, interval, None))
     return found
 
 
@@ -218,7 +219,9 @@ def mean_of_parts(
 
 
 def _unsure(interval: Interval) -> Interval:
-    """A bootstrap of rows that are all alike claims certainty; then there is no interval to give."""
-    if interval.low != interval.high:
+    """Wilson's interval over the rows where they are all alike, of which a bootstrap would claim certainty."""
+    found, low, high = interval.estimate, interval.low, interval.high
+    if low is None or high is None or not math.isclose(low, high, abs_tol=1e-9):  # sums of like numbers round apart
         return interval
-    return interval._replace(low=None, high=None, method=f"{interval.method}; all rows are alike: no interval")
+    low, high = wilson_bounds(min(1.0, max(0.0, found)), interval.n)
+    return interval._replace(low=min(low, found), high=max(high, found), method="mean; Wilson score interval")
