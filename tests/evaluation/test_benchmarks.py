@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
@@ -17,7 +18,8 @@ from llm_rlhf.evaluation.request import Both
 from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks, load_benchmark
 from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
 from llm_rlhf.evaluation.suites.own import TAKEN
-from llm_rlhf.recipe.sections import Benchmark
+from llm_rlhf.recipe.sections import Benchmark, EvaluateSection
+from llm_rlhf.recipe.values import read_section
 
 XSTEST = Path(os.environ.get("LLM_RLHF_DATA_FILES", Path(__file__).parents[2] / "../shared/data")) / "xstest"
 NAMES = Both("ppo", "sft")
@@ -263,3 +265,16 @@ def test_xstest_itself() -> None:
     kinds = [row.facts["kind"] for row in found.rows]
     assert (kinds.count("scary"), kinds.count("harmful")) == (250, 200)
     assert len({row.facts["family"] for row in found.rows}) == 18
+
+
+def test_the_page_of_suites_names_every_one_and_its_columns() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.partition("## ")[0].splitlines() if line.startswith("| `")}
+    for name, known in BENCHMARKS.items():
+        told = [spelling for spellings in {**known.columns, **known.optional}.values() for spelling in spellings[:1]]
+        missing = [column for column in told if column not in rows[name] and not column.startswith("ans")]
+        assert missing == [], name
+    (block,) = (text.partition("```")[0] for text in page.split("```yaml\n")[1:])
+    section = read_section(EvaluateSection, yaml.safe_load(block)["evaluate"], "evaluate.")
+    check_benchmarks(section.benchmarks, KEY)
+    assert len(section.benchmarks) == 4

@@ -50,12 +50,17 @@ def suite_lines(report: dict[str, Any]) -> list[str]:
             of_suite = [e for e in found if e["split"] == suite]
             for name, split in _measured(of_suite):
                 row = _row(of_suite, name, split)
-                levels = [f"{level['subject']} {level['value']} {level['interval']}" for level in row["levels"]]
+                levels = [_said(level) for level in row["levels"]]
                 change = row["difference"]
                 said = f"; {change['value']} {change['interval']}, {change['word']}" if change else ""
                 label = row["label"][0].lower() + row["label"][1:]
                 lines.append(f"{split_label(suite)}, {label}: {', '.join(levels)}{said}.")
         return lines
+
+
+def _said(level: dict[str, Any]) -> str:
+    interval = "" if level["interval"] == "no interval" else f" {level['interval']}"
+    return f"{level['subject']} {level['value']}{interval}"
 
 
 def _measured(found: list[Entry]) -> list[tuple[str, str]]:
