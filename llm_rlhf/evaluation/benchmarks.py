@@ -111,6 +111,8 @@ def of_scores(
                 found.append(
                     Estimate(one.name, "baseline", None, one.split, one.chance, None, None, one.interval.n, "a guess")
                 )
+    if not found:
+        raise DataError(f"{suite}: of {len(rows)} rows none is of a subset that has a measure, or has its other half.")
     return found, {"kept": len(read), "too_long": len(rows) - len(read)}
 
 

@@ -102,7 +102,7 @@ def gather(asked: Evaluation) -> Material:
     if asked.data is not None:
         rows: dict[str, Sequence[Any]] = {what(name): prompts for name, prompts in material.prompts.items()}
         given = material.choices | material.candidates
-        rows |= {what(name): [row.asked for row in of_suite] for name, of_suite in given.items()}
+        rows |= {what(name): [row.as_prompt for row in of_suite] for name, of_suite in given.items()}
         for name, of_list in (rows | {"hhh": material.hhh, "pairs": material.pairs}).items():
             if "read" in material.counts.get(name, {}):
                 material.counts[name]["seen_in_training"] = seen_in_training(asked.data, of_list)

@@ -171,6 +171,9 @@ def test_rows_that_a_model_cannot_read_are_left_out_and_counted(load) -> None:
     assert {(e.subject, e.estimate) for e in found if e.split == "reward_bench_2"} == {
         ("reward", 1.0), ("heldout", 0.0), ("baseline", 0.25)
     }  # fmt: skip
+    halves = load("reward_bench_2", tied("ref:1", 1), tied("tied:2", 2)).rows
+    with pytest.raises(DataError, match="reward_bench_2: of 2 rows none is of a subset that has a measure"):
+        estimates("reward_bench_2", halves, [[3, 1, 0], [3, 2, 1, 0]])
     scores["heldout"][:] = np.nan
     with pytest.raises(DataError, match="None of 2 rows of reward_bench_2 fits"):
         of_scores("reward_bench_2", rows, scores, 200)

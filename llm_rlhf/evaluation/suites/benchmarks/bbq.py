@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_rlhf.data.checks import BadRow, check_prompt, check_text, extract
+from llm_rlhf.data.checks import BadRow, check_text, extract
 from llm_rlhf.data.rows import Origin
 from llm_rlhf.evaluation.suites.benchmarks.answering import Measured, Read
-from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, replies_of
+from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, asked, replies_of
 
 ANSWERS = ("ans0", "ans1", "ans2")
 CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
@@ -48,8 +48,7 @@ def bbq(row: Row, origin: Origin) -> Choices:
     category = check_text(row["category"], "category")
     facts = {"condition": condition, "polarity": polarity, "unknown": unknown, "target": target}
     right = tuple(i == int(label) for i in range(len(ANSWERS)))
-    prompt = check_prompt([{"role": "user", "content": text}], set())
-    return Choices(prompt, tuple(replies), right, category, f"{category} {row['template']}", origin, facts)
+    return Choices(asked(text), tuple(replies), right, category, f"{category} {row['template']}", origin, facts)
 
 
 def _roles(info: Any, metadata: Any) -> tuple[int, int | None]:

@@ -45,10 +45,11 @@ def _on(
         asked = [replace(prompt, facts=prompt.facts | {PHRASING: prompt.facts["family"]}) for prompt in asked]
     else:
         families = "wordings"
-    policy, start = (replace(given, refused=[(given.refused or [])[i] for i in rows]) for given in both)
-    return [in_families(e, split, families) for e in refusal_estimates(asked, policy, start, names)]
+    policy, start = (_of_rows(given, rows) for given in both)
+    found = refusal_estimates(asked, policy, start, names)
+    return [replace(e, split=split, method=e.method.replace("wordings", families)) for e in found]
 
 
-def in_families(estimate: Estimate, split: str, families: str) -> Estimate:
-    """The estimate on this split, its clusters called by what they are."""
-    return replace(estimate, split=split, method=estimate.method.replace("wordings", families))
+def _of_rows(given: Answers, rows: Sequence[int]) -> Answers:
+    assert given.refused is not None, "requests of a suite say of what kind they are, so that refusals are looked for"
+    return replace(given, refused=[given.refused[i] for i in rows])

@@ -29,7 +29,7 @@ class Choices:
         assert len(self.replies) == len(self.right)
 
     @property
-    def asked(self) -> Prompt:
+    def as_prompt(self) -> Prompt:
         return Prompt(self.prompt, "overall", self.origin)
 
 
@@ -65,10 +65,11 @@ def _request(text: str, kind: str, row: Row, origin: Origin) -> Prompt:
     category = check_text(row["category"], "category")
     family = category if row.get("family") is None else check_text(row["family"], "family")
     facts = {"kind": kind, "category": category, "family": family}
-    return Prompt(_asked(text), "harmless" if kind == REFUSE else "helpful", origin, facts)
+    return Prompt(asked(text), "harmless" if kind == REFUSE else "helpful", origin, facts)
 
 
-def _asked(text: str) -> Conversation:
+def asked(text: str) -> Conversation:
+    """One user's turn; BadRow where it says nothing."""
     return check_prompt([{"role": "user", "content": text}], set())
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_rlhf.data.checks import BadRow, check_messages, check_prompt, check_text
-from llm_rlhf.data.rows import Conversation, Origin, Preference
-from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, replies_of
+from llm_rlhf.data.checks import BadRow, check_text
+from llm_rlhf.data.rows import Origin, Preference
+from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, asked, replies_of
 from llm_rlhf.statistics.clustered import clustered_mean, clustered_proportion, clustered_share
 from llm_rlhf.statistics.intervals import Array, Interval, bootstrap, wilson_bounds
 
@@ -59,16 +59,9 @@ def rm_bench(row: Row, origin: Origin) -> Choices:
 
 def _ranked(row: Row, origin: Origin, part: str) -> Choices:
     chosen, rejected = replies_of(row["chosen"], "chosen"), replies_of(row["rejected"], "rejected")
-    prompt = _prompt(row["prompt"])
+    prompt = asked(check_text(row["prompt"], "prompt"))
     right = (True,) * len(chosen) + (False,) * len(rejected)
     return Choices(prompt, (*chosen, *rejected), right, check_text(row["category"], part), repr(prompt), origin)
-
-
-def _prompt(value: Any) -> Conversation:
-    turns = check_messages(value, "prompt") if isinstance(value, list) else [
-        {"role": "user", "content": check_text(value, "prompt")}
-    ]  # fmt: skip
-    return check_prompt(turns, set())
 
 
 # ---- scores

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_rlhf.data.checks import BadRow, check_prompt, check_text, extract
+from llm_rlhf.data.checks import BadRow, check_text, extract
 from llm_rlhf.data.rows import Origin
 from llm_rlhf.evaluation.suites.benchmarks.answering import Measured, Read
-from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, replies_of
+from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, asked, replies_of
 
 COLUMNS = {"prompt": ("question", "Question")}
 OPTIONAL = {
@@ -29,7 +29,7 @@ OPTIONAL = {
 
 def truthfulqa(row: Row, origin: Origin) -> Choices:
     """A question with its choices, which copies hold as `mc1_targets` and `mc2_targets`, or as lists of answers."""
-    prompt = check_prompt([{"role": "user", "content": check_text(row["prompt"], "prompt")}], set())
+    prompt = asked(check_text(row["prompt"], "prompt"))
     if row.get("mc1") is not None and row.get("mc2") is not None:
         first, second = _targets(row["mc1"], "mc1_targets"), _targets(row["mc2"], "mc2_targets")
     elif all(row.get(name) is not None for name in ("best", "correct", "incorrect")):
