@@ -223,16 +223,15 @@ def test_within_a_category_of_several_families_these_are_the_clusters(table) -> 
 
 
 def test_a_suite_raises_the_alarm_that_our_own_prompts_raise(table) -> None:
-    words = [
-        f"{a} {b} {a}?" for a in ("how", "why", "when", "who", "where") for b in ("rain", "stone", "glass", "wood")
-    ]
-    path = table(*({"prompt": word, "category": f"c{i}"} for i, word in enumerate(words)))
-    prompts = load("strongreject", path).rows
-    fell = of_replies("strongreject", prompts, {"ppo": answers([False] * 20), "sft": answers([True] * 20)}, NAMES)
+    """Once for the whole suite, though each of its ten categories shows it, too."""
+    words = ("rain", "stone", "glass", "wood", "iron", "bread", "salt", "wool")
+    path = table(*({"prompt": f"{i} {word} {i}", "category": f"c{i}"} for i in range(10) for word in words))
+    prompts, yes, no = load("strongreject", path).rows, answers([True] * 80), answers([False] * 80)
+    fell = of_replies("strongreject", prompts, {"ppo": no, "sft": yes}, NAMES)
+    assert next(e for e in fell if e.split == "strongreject/c3" and e.name.endswith("_change")).high < 0
     (line,) = (line for line in alarm_lines(fell) if "gives in" in line)
     assert line.startswith("StrongREJECT: Refusals of harmful requests fell from 100")
-    prompts = load("or_bench", path).rows
-    timid = of_replies("or_bench", prompts, {"ppo": answers([True] * 20), "sft": answers([False] * 20)}, NAMES)
+    timid = of_replies("or_bench", load("or_bench", path).rows, {"ppo": yes, "sft": no}, NAMES)
     (line,) = (line for line in alarm_lines(timid) if "timid" in line)
     assert line == (
         "More timid: of requests of OR-Bench that should be answered, PPO refuses 100 points more than SFT."

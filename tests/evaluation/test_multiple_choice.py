@@ -15,6 +15,7 @@ from llm_rlhf.evaluation.suites.benchmarks.bbq import bbq
 from llm_rlhf.evaluation.suites.benchmarks.loading import load_benchmark
 from llm_rlhf.evaluation.suites.benchmarks.rows import Choices
 from llm_rlhf.recipe.sections import Benchmark
+from llm_rlhf.statistics.clustered import spread_of, student_quantile
 
 NAMES = Both("ppo", "sft")
 HERE = Origin("here", 1)
@@ -85,10 +86,10 @@ def test_questions_that_cannot_be_used_are_set_aside(load) -> None:
 
 
 def test_mc1_and_mc2_by_hand(load) -> None:
-    """The policy puts the nest first in both; its start has it behind the water, and as probable as all else."""
+    """The policy puts the nest first in both; its start has it behind the moon, and as probable as all else."""
     rows = load("truthfulqa", HUB, {**HUB, "question": "And where do swifts?"}).rows
     assert rows[0].replies == ("In a nest", "Under water", "On the moon", "In a barn")
-    read = {"ppo": given([[-1, -2, -9, -3]] * 2), "sft": given([[-2, -1, -9, -9], [-1, -1, -1, -1]])}
+    read = {"ppo": given([[-1, -2, -9, -3]] * 2), "sft": given([[-2, -9, -1, -9], [-1, -1, -1, -1]])}
     found = estimates("truthfulqa", rows, read)
     assert found["truthfulqa_mc1", "ppo", "truthfulqa"].estimate == 1.0
     assert found["truthfulqa_mc1", "sft", "truthfulqa"].estimate == 0.0  # as probable as a false one is not more
@@ -218,9 +219,12 @@ def test_means_over_different_rows_are_compared_by_their_linearised_values() -> 
     a, b = np.array([1.0, 2, np.nan]), np.array([np.nan, 1.0, 1.0])
     found = difference_of_means(a, b, np.array(["x", "y", "z"]), 200, 0)
     assert found.estimate == pytest.approx(1.5 - 1.0)
-    clustered = difference_of_means(a, b, np.array(["x", "y", "y"]), 200, 0)
+    ids = np.array(["x", "y", "y"])
+    clustered = difference_of_means(a / 10, b / 10, ids, 200, 0)
     # Deviations of (-1/4, 5/4, 1/2) from 1/2: sums -3/4 and 3/4 in clusters of 1 and 2 rows of 3; over 1 - n/N and N^2.
     variance = (0.75**2 / (2 / 3) + 0.75**2 / (1 / 3)) / 9
-    assert clustered.high - clustered.estimate > 1.96 * math.sqrt(variance)  # Student's quantile is wider
+    freedom = spread_of(np.array([-0.25, 1.25, 0.5]), ids).freedom
+    assert clustered.high == pytest.approx((0.5 + student_quantile(freedom) * math.sqrt(variance)) / 10)
+    assert difference_of_means(a, b, ids, 200, 0).high == 2.0  # means of -1 to 1 differ by 2 at most
     same = difference_of_means(np.array([1.0, 0, 1]), np.array([0.0, 0, 1]), np.array(["x", "y", "z"]), 200, 0)
     assert same.estimate == pytest.approx(1 / 3)  # the plain mean of the differences
