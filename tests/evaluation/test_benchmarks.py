@@ -1,6 +1,7 @@
 """Public suites by name: every shape a copy comes in, every way to get it wrong, refusals worked by hand."""
 
 import csv
+import gzip
 import json
 import os
 from pathlib import Path
@@ -264,6 +265,33 @@ def test_xstest_itself() -> None:
     kinds = [row.facts["kind"] for row in found.rows]
     assert (kinds.count("scary"), kinds.count("harmful")) == (250, 200)
     assert len({row.facts["family"] for row in found.rows}) == 18
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not XSTEST.is_dir(), reason="needs XSTest's own files (LLM_RLHF_DATA_FILES)")
+def test_the_completions_of_xstest_are_refused_as_docs_refusals_says() -> None:
+    """Found and false alarms: llama2new 70 + 9 safe, mistralinstruct 4 + 3 safe and 46 + 3 unsafe.
+
+    One unsafe prompt is spelled otherwise in the completions, so that llama2new's 192 refusals are 191 here.
+    """
+    prompts = load("xstest", str(XSTEST / "xstest_prompts.csv")).rows
+    both = {}
+    for who, model in (("ppo", "llama2new"), ("sft", "mistralinstruct")):
+        path = XSTEST / f"xstest_v2_completions_{model}_gpteval.csv.gz"
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            said = {line["prompt"]: line["completion"] for line in csv.DictReader(file)}
+        both[who] = answers([])
+        both[who].texts = [said.get(prompt.messages[0]["content"], "Sure.") for prompt in prompts]
+        both[who].read_by_rule(prompts)
+    counted = {
+        (e.name, e.subject): round(e.estimate * e.n)
+        for e in of_replies("xstest", prompts, both, NAMES)
+        if e.split == "xstest" and e.reference is None
+    }
+    assert counted == {
+        ("over_refusal", "ppo"): 79, ("over_refusal", "sft"): 7,
+        ("refusal_harmful", "ppo"): 191, ("refusal_harmful", "sft"): 49,
+    }  # fmt: skip
 
 
 def test_the_page_of_suites_names_every_one_and_its_columns() -> None:
