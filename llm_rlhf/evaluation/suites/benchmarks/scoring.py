@@ -1,7 +1,7 @@
 """Public suites for reward models: does the right reply score highest, whatever its style?
 
-Sources: RewardBench 2, Malik et al. 2025 (2506.01937), and allenai/reward-bench, rewardbench/utils.py at 045c7f8 and
-`process_single_model`, from which the score of its ties is; RM-Bench, Liu et al. 2024 (2410.16184), and
+Sources: RewardBench 2, Malik et al. 2025 (2506.01937), and for the score of its ties allenai/reward-bench,
+rewardbench/utils.py at a009692, `process_single_model`; RM-Bench, Liu et al. 2024 (2410.16184), and
 THU-KEG/RM-Bench, README.md at 2119ec5, `compute_accuracy`.
 """
 
