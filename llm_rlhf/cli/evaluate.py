@@ -42,6 +42,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--hhh", metavar="SOURCE", help="Pairs to tell the better of, all of them: BIG-bench or any."),
     ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmarks", metavar="NAME=SOURCE", help="A public suite: xstest=FILE; docs/suites.md has all."
+        ),
+    ] = None,
     pairs: Annotated[
         list[str] | None,
         typer.Option("--pairs", metavar="SOURCE", help="Labelled pairs to test reward models on, all of them."),
@@ -92,6 +98,8 @@ def evaluate(
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
         from llm_rlhf.evaluation.request import Evaluation
         from llm_rlhf.evaluation.subjects import start_of, subject_of
+        from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks
+        from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import load_recipe
@@ -103,13 +111,18 @@ def evaluate(
             raise RecipeError("--columns says what columns of --prompts are called, and no --prompts are named.")
         suites = [suite_of(text) for text in own or []]
         check_own_suites(suites, key=None, taken=TAKEN)
+        public = [benchmark_of(text) for text in benchmarks or []]
+        check_benchmarks(public, "--benchmarks")
         defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
-                           "--snapshot-prompts": snapshot_prompts, "--best-of-n": best_of_n}  # fmt: skip
+                           "--benchmarks": [suite.name for suite in public if BENCHMARKS[suite.name].kind != "scores"],
+                           "--snapshot-prompts": snapshot_prompts,
+                           "--best-of-n": best_of_n}  # fmt: skip
             if idle := [option for option, value in of_policies.items() if value]:
                 raise RecipeError(f"{idle[0]} asks policies, but none is named; name one, or leave the option out.")
-            _evaluate_rewards(reward or [], heldout or [], pairs or [], output, defaults, seed or 0, as_json)
+            sources = [Source(source=name) for name in pairs or []]
+            _evaluate_rewards(reward or [], heldout or [], sources, public, output, defaults, seed or 0, as_json)
             return
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
@@ -130,6 +143,7 @@ def evaluate(
             judge_key_variable=key_variable,
             own=suites,
             hhh=[Source(source=name) for name in hhh or []],
+            benchmarks=public,
             pairs=[Source(source=name) for name in pairs or []],
             refusals=refusals,
             snapshot_prompts=snapshot_prompts,
@@ -144,21 +158,27 @@ def evaluate(
 
 
 def _evaluate_rewards(
-    reward: list[str], heldout: list[str], pairs: list[str], output: str | None, how: Any, seed: int, as_json: bool
+    reward: list[str],
+    heldout: list[str],
+    pairs: list[Any],
+    public: list[Any],
+    output: str | None,
+    how: Any,
+    seed: int,
+    as_json: bool,
 ) -> None:
     from llm_rlhf.errors import RecipeError
     from llm_rlhf.evaluation.reward_evaluation import evaluate_rewards
     from llm_rlhf.evaluation.rewards import Rewards
-    from llm_rlhf.recipe.sections import Source
 
-    if not reward or not pairs:
+    if not reward or not (pairs or public):
         raise RecipeError(
             "Name a policy to evaluate, or a reward model and labelled pairs to test it on: --reward MODEL --pairs "
-            "SOURCE."
+            "SOURCE, or --benchmarks rm_bench=SOURCE."
         )
     folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
     rewards = Rewards({"reward": reward, "heldout": heldout}, how)
-    report = evaluate_rewards(rewards, [Source(source=name) for name in pairs], folder, seed=seed)
+    report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
     show(report, folder / "report.html", as_json)
 
 

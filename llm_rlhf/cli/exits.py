@@ -31,15 +31,19 @@ def told_in_one_message() -> Iterator[None]:
 
 
 def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
-    """The headline, the verdict and what a reader must be told before they believe it."""
+    """The headline, the verdict, public suites and what a reader must be told before they believe it."""
     if not speaks_for_all():
         return
     if as_json:
         told = {key: report[key] for key in ("headline", "verdict", "alarms")}
         print(json.dumps(told | {"report": str(page)}, ensure_ascii=False))
         return
+    from llm_rlhf.evaluation.report.benchmark_section import suite_lines
+
+    suites = ["", *found] if (found := suite_lines(report)) else []
     warnings_told = [f"warning: {line}" for line in report["alarms"]]
-    print("\n".join(["", report["headline"]["text"], "", *report["verdict"], *warnings_told]) + f"\n\nReport: {page}")
+    lines = ["", report["headline"]["text"], "", *report["verdict"], *suites, *warnings_told]
+    print("\n".join(lines) + f"\n\nReport: {page}")
 
 
 def say_error(message: str) -> None:

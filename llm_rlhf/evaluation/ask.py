@@ -23,6 +23,8 @@ from llm_rlhf.evaluation.material import OWN, REFUSALS, Material
 from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.rewards import PairScores, Reader, Rewards, score, told_of
 from llm_rlhf.evaluation.subjects import Subject
+from llm_rlhf.evaluation.suites.benchmarks.answering import Read, read_choices
+from llm_rlhf.evaluation.suites.benchmarks.scoring import as_pairs
 from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
@@ -50,6 +52,7 @@ class Found:
     """What came of it; endpoints answer, and read nothing."""
 
     answers: dict[str, dict[str, Answers]]  # by list of prompts and policy's name
+    choices: dict[str, dict[str, Read]] = field(default_factory=dict)  # by public suite and policy's name
     hhh: dict[str, PairLogprobs] = field(default_factory=dict)  # by policy's name
     losses: dict[str, Losses] = field(default_factory=dict)  # likewise
     curve: Curve | None = None
@@ -59,7 +62,8 @@ class Found:
 
 def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
     """What the policies make of the material, and what the reward models say of their replies."""
-    found = Found({name: {} for name in material.prompts})
+    found = Found({name: {} for name in material.prompts}, {name: {} for name in material.choices})
+    found.pair_scores |= {name: {} for name in material.candidates}
     for subject in asked.subjects:
         if subject.url is not None:
             _ask_endpoint(asked, subject, material, found)
@@ -118,7 +122,9 @@ def _score(
         judged += [(prompts, answers) for answers in found.curve.answers]
         if found.curve.best_of is not None:
             judged.append(([prompt for prompt in prompts for _ in range(asked.best_of_n)], found.curve.best_of))
-    score(rewards, readers, judged, {"hhh": material.hhh, "pairs": material.pairs}, found.pair_scores)
+    pairs = {"hhh": material.hhh, "pairs": material.pairs}
+    pairs |= {name: as_pairs(rows) for name, rows in material.candidates.items()}
+    score(rewards, readers, judged, pairs, found.pair_scores)
 
 
 class _Base:
@@ -151,6 +157,8 @@ class _Base:
         role, size = self.roles[subject.adapter], self.asked.batch_size
         for name, prompts in material.prompts.items():
             found.answers[name][subject.name] = self._answers(prompts, subject, role, f"{subject.name} answers {name}")
+        for name, choices in material.choices.items():
+            found.choices[name][subject.name] = read_choices(self.model, self.tokenizer, role, choices, size)
         if material.hhh:
             found.hhh[subject.name] = pair_logprobs(self.model, self.tokenizer, role, material.hhh, size)
         if rows := material.demonstrations:

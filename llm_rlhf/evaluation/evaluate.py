@@ -23,6 +23,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation import refusal_detector
 from llm_rlhf.evaluation.answers import Answers, of_a_world, write_replies
 from llm_rlhf.evaluation.ask import Curve, Found, ask
+from llm_rlhf.evaluation.benchmarks import check_possible, measure_benchmarks, records
 from llm_rlhf.evaluation.judges import Comparisons
 from llm_rlhf.evaluation.judges.naming import check_judge, judge_of, judge_record, judge_replies, judged_estimates
 from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, gather
@@ -61,6 +62,7 @@ class Measured:
     judged: Comparisons | None = None  # by the judge that was named
     scored: dict[str, dict[str, Scored]] = field(default_factory=dict)  # by suite of the user's and policy's name
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the report says of these suites
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # likewise, of public suites
     samples: list[dict[str, Any]] = field(default_factory=list)
     instruments: dict[str, Any] = field(default_factory=dict)  # what measured, and its version
     notes: list[str] = field(default_factory=list)  # what a reader must know
@@ -88,6 +90,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,
         own=found.own,
+        benchmarks=found.benchmarks,
         overoptimization=found.overoptimization,
         samples=found.samples,
         data={"prompts": len(found.material.prompts[OWN]), **found.material.counts},
@@ -139,6 +142,9 @@ def measure(asked: Evaluation) -> Measured:
         measured.scored[suite.name] = scored
         measured.estimates += suite_estimates(suite, asked_of, scored, names, asked.resamples, asked.seed)
         measured.own[suite.name] = suite_record(suite, scored)
+    of_suites, notes = measure_benchmarks(asked, material, found)
+    measured.estimates, measured.notes = measured.estimates + of_suites, measured.notes + notes
+    measured.benchmarks = records(asked, material)
     measured.instruments = {"refusal_detector": refusal_detector.VERSION, **rewards.identities}
     if asked.judge is not None:
         _judge(asked, asked.judge, measured, prompts, Both(policy, start))
@@ -165,6 +171,7 @@ def _check(asked: Evaluation, rewards: Rewards) -> None:
         raise RecipeError(
             f"{asked.key('hhh')}: endpoints tell no log-probabilities of given replies; name a --reward model."
         )
+    check_possible(asked, scored)
     if not asked.in_recipe:
         _check_curve(asked, rewards)
 
@@ -255,5 +262,6 @@ def _options(asked: Evaluation) -> dict[str, Any]:
     sources = [source.source for source in asked.prompts]
     return {"prompts": sources, "rewards": asked.rewards, "heldout": asked.heldout, "judge": asked.judge,
             "limit": asked.limit, "own": [plain(suite) for suite in asked.own],
-            "hhh": [s.source for s in asked.hhh], "pairs": [s.source for s in asked.pairs],
+            "hhh": [s.source for s in asked.hhh], "benchmarks": [plain(suite) for suite in asked.benchmarks],
+            "pairs": [s.source for s in asked.pairs],
             "snapshot_prompts": asked.snapshot_prompts, "best_of_n": asked.best_of_n}  # fmt: skip

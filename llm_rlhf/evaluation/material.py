@@ -18,6 +18,10 @@ from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges.naming import check_judge
 from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.subjects import Subject, is_named, subject_of
+from llm_rlhf.evaluation.suites.benchmarks.answering import fit_choices
+from llm_rlhf.evaluation.suites.benchmarks.loading import check_benchmarks, load_benchmark
+from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
+from llm_rlhf.evaluation.suites.benchmarks.rows import Choices
 from llm_rlhf.evaluation.suites.own import check_suites, suite_function, suite_prompts
 from llm_rlhf.evaluation.suites.perplexity import demonstrations_of
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
@@ -29,7 +33,7 @@ from llm_rlhf.run_folder import text_digest
 OWN = ""  # the list of the evaluation's own prompts; others are named by their suites
 REFUSALS = "refusals"  # that of the prompts that ship with the project, where the own ones tell nothing of refusals
 
-Row = TypeVar("Row", Prompt, Preference)
+Row = TypeVar("Row", Prompt, Preference, Choices)
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Material:
     """Lists of rows, and what became of the rows they were made of."""
 
     prompts: dict[str, list[Prompt]]  # by list
+    choices: dict[str, list[Choices]] = field(default_factory=dict)  # likewise: given replies that the policies read
+    candidates: dict[str, list[Choices]] = field(default_factory=dict)  # likewise, that the reward models score
     hhh: list[Preference] = field(default_factory=list)  # pairs of which the policies are to know the better
     demonstrations: list[Preference] = field(default_factory=list)  # pairs whose chosen replies are read
     pairs: list[Preference] = field(default_factory=list)  # labelled ones, that reward models are tested on
@@ -48,6 +54,7 @@ class Material:
     def digests(self) -> dict[str, str]:
         """SHA-256 of what was asked and read, by list, and of the templates it was put into."""
         lists: dict[str, Sequence[Any]] = {f"prompts {name}".strip(): rows for name, rows in self.prompts.items()}
+        lists |= self.choices | self.candidates
         lists |= {"hhh": self.hhh, "held-out replies": self.demonstrations, "pairs": self.pairs}
         return {name: rows_digest(rows) for name, rows in lists.items() if rows} | self.templates
 
@@ -73,6 +80,13 @@ def gather(asked: Evaluation) -> Material:
         material.prompts[suite.name] = list(loaded.rows)
         material.counts[what(suite.name)] = loaded.counts()
         material.set_aside += loaded.set_aside
+    for benchmark in asked.benchmarks:
+        of_suite = load_benchmark(benchmark, asked.key("benchmarks"))
+        kind = BENCHMARKS[benchmark.name].kind
+        lists: dict[str, dict[str, Any]] = {"refusals": material.prompts, "choices": material.choices}
+        lists.get(kind, material.candidates)[benchmark.name] = of_suite.rows
+        material.counts[what(benchmark.name)] = of_suite.counts()
+        material.set_aside += of_suite.set_aside
     if asked.hhh:
         comparisons = load_comparisons(asked.hhh)
         material.hhh = comparisons.pairs
@@ -87,6 +101,8 @@ def gather(asked: Evaluation) -> Material:
         material.demonstrations = demonstrations_of(asked.data.evaluation_pairs, asked.perplexity_rows)
     if asked.data is not None:
         rows: dict[str, Sequence[Any]] = {what(name): prompts for name, prompts in material.prompts.items()}
+        given = material.choices | material.candidates
+        rows |= {what(name): [row.as_prompt for row in of_suite] for name, of_suite in given.items()}
         for name, of_list in (rows | {"hhh": material.hhh, "pairs": material.pairs}).items():
             if "read" in material.counts.get(name, {}):
                 material.counts[name]["seen_in_training"] = seen_in_training(asked.data, of_list)
@@ -148,6 +164,9 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     small = f"fits the context of {subject.name}, of {limit} tokens"
     account = Fitted(limit, f"pairs of hhh{where}")
     material.hhh = fitted(fit_preferences, material.hhh, account, "hhh", small)
+    for name, choices in material.choices.items():
+        account = Fitted(limit, f"{what(name)}{where}")
+        material.choices[name] = fitted(fit_choices, choices, account, what(name), small)
     account = Fitted(limit, f"held-out replies{where}")
     material.demonstrations = fitted(fit_preferences, material.demonstrations, account, "perplexity", small)
     template = "chat template" if asked.one_base else f"chat template of {subject.name}"
@@ -202,6 +221,9 @@ def check_section(recipe: Recipe) -> None:
     assert section is not None
     check_suites(section.own)
     load_comparisons(section.hhh)
+    check_benchmarks(section.benchmarks, "Recipe key 'evaluate.benchmarks'")
+    for benchmark in section.benchmarks:
+        load_benchmark(benchmark, "Recipe key 'evaluate.benchmarks'")
     if section.pairs:
         load_pairs(section.pairs, "Recipe key 'evaluate.pairs'")
     if section.judge is not None:

@@ -16,7 +16,7 @@ from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
 from llm_rlhf.models.inference import ReplyCache
 from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import ModelSection, OwnSuite, Recipe, Source
+from llm_rlhf.recipe.sections import Benchmark, ModelSection, OwnSuite, Recipe, Source
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits
 
@@ -91,6 +91,7 @@ class Evaluation:
     seed: int = 0
     own: list[OwnSuite] = field(default_factory=list)
     hhh: list[Source] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)  # public suites
     pairs: list[Source] = field(default_factory=list)  # labelled, to test the reward models on
     perplexity_rows: int = 200  # of a run's held-out pairs
     refusals: bool = True  # ask the prompts that ship with the project too, where the others show no refusals

@@ -9,18 +9,23 @@ import numpy as np
 
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.rows import Preference
+from llm_rlhf.data.sources import Loaded
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import rows_digest
-from llm_rlhf.evaluation.material import load_pairs
+from llm_rlhf.evaluation.benchmarks import of_scores, record
+from llm_rlhf.evaluation.material import load_pairs, what
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import archive_report, assemble, check_output
 from llm_rlhf.evaluation.report.measures import Entry
 from llm_rlhf.evaluation.report.reward_sections import judge_estimates
 from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.rewards import ROLES, PairScores, Rewards, score
+from llm_rlhf.evaluation.suites.benchmarks.loading import load_benchmark
+from llm_rlhf.evaluation.suites.benchmarks.scoring import as_pairs
 from llm_rlhf.evaluation.suites.reward_accuracy import reward_report
 from llm_rlhf.launch import processes
-from llm_rlhf.recipe.sections import Source, stage_options
+from llm_rlhf.recipe.sections import Benchmark, Source, stage_options
+from llm_rlhf.recipe.values import plain
 from llm_rlhf.run_folder import read_json
 
 
@@ -60,9 +65,18 @@ def as_sections(found: dict[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
 
 
 def evaluate_rewards(
-    rewards: Rewards, sources: list[Source], output: Path, resamples: int = 2000, seed: int = 0
+    rewards: Rewards,
+    sources: list[Source],
+    output: Path,
+    benchmarks: Sequence[Benchmark] = (),
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The report of reward models without a policy: report.html, report.md and report.json in `output`.
+
+    Args:
+        sources: of labelled pairs; none: public suites alone.
+        benchmarks: public suites that go by reward models' scores.
 
     Raises:
         RecipeError, DataError: where it cannot be done as asked.
@@ -71,31 +85,45 @@ def evaluate_rewards(
     check_output(output)
     if not rewards.folders["reward"]:
         raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
-    loaded = load_pairs(sources, "--pairs")
+    loaded = load_pairs(sources, "--pairs") if sources else Loaded[Preference]()
+    suites = {benchmark.name: load_benchmark(benchmark, "--benchmarks") for benchmark in benchmarks}
     rewards.identify()
-    pairs, scores = list(loaded.rows), {"pairs": PairScores()}
-    score(rewards, rewards.loaded(), [], {"pairs": pairs}, scores)
-    entries, of_rewards, fitted = preferences(rewards, pairs, scores["pairs"], resamples, seed)
+    rows = {"pairs": list(loaded.rows)} | {name: as_pairs(suite.rows) for name, suite in suites.items()}
+    scores = {name: PairScores() for name in rows}
+    score(rewards, rewards.loaded(), [], rows, scores)
+    entries: list[Entry] = []
+    of_rewards: dict[str, Any] = {"calibration": {}, "agreement": None}
+    data, hashes = {}, {name: rows_digest(suite.rows) for name, suite in suites.items()}
+    if sources:
+        entries, of_rewards, fitted = preferences(rewards, rows["pairs"], scores["pairs"], resamples, seed)
+        data["pairs"], hashes["pairs"] = loaded.counts() | {"fitted": fitted}, rows_digest(rows["pairs"])
+    for name, suite in suites.items():
+        found, fitted = of_scores(name, suite.rows, scores[name], resamples, seed)
+        entries += [estimate.as_dict() for estimate in found]
+        data[what(name)] = suite.counts() | {"fitted": fitted}
+    on = "labelled pairs" if sources else "public suites"
     report = assemble(
-        name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on labelled pairs",
+        name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on {on}",
         recipe="none",
         base=", ".join(rewards.folders["reward"]),
         seconds={"evaluate": round(time.time() - started, 3)},
         estimates=entries,
         reward_model=of_rewards,
-        data={"pairs": loaded.counts() | {"fitted": fitted}},
+        benchmarks={b.name: record(b, len(suites[b.name].rows)) for b in benchmarks},
+        data=data,
         provenance={
-            "recipe": {"pairs": [source.source for source in sources]},
+            "recipe": {"pairs": [s.source for s in sources], "benchmarks": [plain(suite) for suite in benchmarks]},
             "seed": seed,
             "decoding": {},
             "instruments": rewards.identities,
-            "hashes": {"pairs": rows_digest(pairs)},
+            "hashes": hashes,
         },
     )
     report["alarms"] += account_lines(report["data"])
     if processes().is_main_process:
         archive_report(output)
         write_report(report, output)
-        if loaded.set_aside:
-            write_quarantine(loaded.set_aside, output / "set_aside.jsonl")
+        set_aside = [*loaded.set_aside, *(item for suite in suites.values() for item in suite.set_aside)]
+        if set_aside:
+            write_quarantine(set_aside, output / "set_aside.jsonl")
     return report

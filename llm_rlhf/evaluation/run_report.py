@@ -32,6 +32,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decodin
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,
         own=found.own,
+        benchmarks=found.benchmarks,
         overoptimization=found.overoptimization,
         watch=_watch(run_folder),
         curves={

@@ -56,7 +56,9 @@ def check_together(recipe: Recipe) -> None:
         at_least("evaluate.perplexity_rows", recipe.evaluate.perplexity_rows, 0)
         at_least("evaluate.best_of_n", recipe.evaluate.best_of_n, 0)
         check_own_suites(recipe.evaluate.own)
-        for name in ("own", "hhh", "judge", "reference"):
+        for i, benchmark in enumerate(recipe.evaluate.benchmarks):
+            at_least(f"evaluate.benchmarks.{i}.limit", benchmark.limit, 1)
+        for name in ("own", "hhh", "benchmarks", "judge", "reference"):
             if getattr(recipe.evaluate, name) and recipe.ppo is None:
                 raise RecipeError(f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo'; remove the key.")
         if recipe.evaluate.pairs and recipe.ppo is None:

@@ -145,6 +145,19 @@ class OwnSuite:
 
 
 @dataclass
+class Benchmark:
+    """A public suite, known by its name (docs/suites.md), and where its rows are."""
+
+    name: str  # xstest, harmbench, truthfulqa, ...
+    source: str  # hub id, folder, file or glob, as in Source
+    columns: dict[str, str] = field(default_factory=dict)  # our name of a column: the file's, where they differ
+    split: str = "train"  # hub datasets and folders only
+    data_dir: str | None = None  # hub datasets and folders only
+    subset: str | None = None  # hub datasets and folders only
+    limit: int | None = None  # ask this many rows, chosen by a hash of the prompt
+
+
+@dataclass
 class EvaluateSection:
     prompts: int = 300  # at most this many evaluation prompts, chosen by a hash of the prompt
     batch_size: int = 64  # replies generated or scored at once, per process
@@ -160,6 +173,7 @@ class EvaluateSection:
     snapshot_prompts: int = 64  # what every snapshot of the policy is asked again; under 20: no curve
     best_of_n: int = 16  # replies of the start to each of these, of which the training reward picks one; under 2: none
     own: list[OwnSuite] = field(default_factory=list)  # suites of the user's: a file of prompts and one function
+    benchmarks: list[Benchmark] = field(default_factory=list)  # public suites by their names
     reference: str | None = None  # what the policy is compared with, as on the command line; None: what PPO began from
     reference_key_variable: str | None = None  # environment variable with the API key, where that is an endpoint
     judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
@@ -172,6 +186,7 @@ class EvaluateSection:
         """The files here that its own sources name; each once, in order of their names."""
         sources = [source.source for suite in self.own for source in suite.prompts]
         sources += [source.source for source in (*self.hhh, *self.pairs)]
+        sources += [benchmark.source for benchmark in self.benchmarks]
         sources.append((self.judge or "").partition("people:")[2])
         return sorted({str(path) for source in sources if source for path in local_files(source)})
 

@@ -53,6 +53,7 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
         judge_key_variable=section.judge_key_variable,
         own=section.own,
         hhh=section.hhh,
+        benchmarks=section.benchmarks,
         pairs=section.pairs,
         refusals="refusals" in section.suites,
         snapshot_prompts=section.snapshot_prompts if "overoptimization" in section.suites else 0,

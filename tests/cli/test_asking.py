@@ -14,7 +14,7 @@ from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.run import run
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation import evaluate as driver
-from llm_rlhf.recipe.sections import OwnSuite, Source
+from llm_rlhf.recipe.sections import Benchmark, OwnSuite, Source
 
 REPORT = {"headline": {"text": "Overall: better"}, "verdict": ["Both sides gained."], "alarms": ["an alarm"]}
 
@@ -78,7 +78,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     done = ask(
         evaluate, served, "--reference", other, "--prompts", "a.jsonl", "--prompts", "b.jsonl",
         "--columns", "prompt=goal",
-        "--own", "x=f.jsonl,m:f",
+        "--own", "x=f.jsonl,m:f", "--benchmarks", "xstest=x.csv,limit=9",
         "--key-variable", "KEY", "--limit", 9, "--no-refusals", "--seed", 4, "--judge", "people:v.jsonl",
     )  # fmt: skip
     assert (done.exit_code, done.stderr) == (0, "")
@@ -87,6 +87,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     assert [source.source for source in request.prompts] == ["a.jsonl", "b.jsonl"]
     assert [source.columns for source in request.prompts] == [{"prompt": "goal"}] * 2
     assert request.own == [OwnSuite("x", "m:f", [Source(source="f.jsonl")])]
+    assert request.benchmarks == [Benchmark("xstest", "x.csv", limit=9)]
     assert (request.limit, request.refusal_limit, request.refusals, request.seed) == (9, 9, False, 4)
     assert (request.judge, request.key_variable, request.judge_key_variable) == ("people:v.jsonl", "KEY", "KEY")
     assert (request.recipe, request.temperature, request.output) == (None, None, Path("evaluations/mine-start"))
@@ -99,6 +100,8 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
         (["http://localhost:1/v1#m"], "name what it is compared with: --reference POLICY"),
         (["http://localhost:1/v1#m", "--columns", "prompt=goal"], "no --prompts are named"),
         (["--reward", "x", "--pairs", "y", "--best-of-n", "3"], "--best-of-n asks policies, but none is named"),
+        (["--reward", "x", "--benchmarks", "bbq=y"], "--benchmarks asks policies, but none is named"),
+        (["http://localhost:1/v1#m", "--benchmarks", "bbg=y"], "no known suite. Did you mean 'bbq'?"),
         (["--reward", "x"], "Name a policy to evaluate, or a reward model and labelled pairs"),
     ],
 )

@@ -43,8 +43,12 @@ def test_a_recipe_with_suites_of_its_own(finished: Path, tmp_path, monkeypatch) 
             for i in range(6)
         )
     )
+    Path("xstest.csv").write_text(
+        "prompt,type,label\n" + "".join(f"What kills time {i}?,homonyms,safe\n" for i in range(4))
+    )
     run = copy(finished, tmp_path)
     suites = [
+        "evaluate.benchmarks=[{name: xstest, source: xstest.csv}]",
         "evaluate.own=[{name: asks, function: 'recipe_suites:asks', prompts: {source: mine.jsonl}, good: lower}]",
         "evaluate.hhh=[{source: pairs.jsonl}]",
     ]
@@ -61,6 +65,8 @@ def test_a_recipe_with_suites_of_its_own(finished: Path, tmp_path, monkeypatch) 
     for who in ("sft", "ppo", "reward", "heldout"):
         assert found["hhh_accuracy", who, "helpful"]["n"] == 6
     assert report["data"]["hhh"]["pairs"] == report["data"]["hhh"]["fitted"]["kept"] == 6
+    assert found["over_refusal", "ppo", "xstest"]["n"] == 4
+    assert report["benchmarks"]["xstest"]["rows"] == 4
     told = report["data"]["prompts of asks"]
     assert (told["read"], told["kept"], told["fitted"]["kept"]) == (10, 9, 9)
     assert json.loads((run / "evaluate" / "set_aside.jsonl").read_text())["row"] == 10
@@ -71,7 +77,9 @@ def test_a_recipe_with_suites_of_its_own(finished: Path, tmp_path, monkeypatch) 
     with pytest.raises(RunFolderError, match=r"mine.jsonl"):
         again(run, *suites)
     with pytest.raises(RecipeError, match="function of the suite 'asks' 'recipe_suites:no' cannot be loaded"):
-        again(run, suites[0].replace(":asks'", ":no'"), from_stage="evaluate")
+        again(run, suites[1].replace(":asks'", ":no'"), from_stage="evaluate")
+    with pytest.raises(RecipeError, match=r"'evaluate.benchmarks' has 'xtest', no known suite. Did you mean 'xstest'"):
+        again(run, suites[0].replace("xstest,", "xtest,"), from_stage="evaluate")
     assert (run / "evaluate" / "report.json").is_file()  # told before anything was moved away
 
 

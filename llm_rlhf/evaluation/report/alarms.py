@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from llm_rlhf.evaluation.report.measures import Entry, by_role, measure_of, subject_label, value_text
+from llm_rlhf.evaluation.report.measures import Entry, by_role, measure_of, split_label, subject_label, value_text
 from llm_rlhf.evaluation.report.sides import OVERALL, REFUSALS, direction
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
 from llm_rlhf.evaluation.reward_checks import gravest_first, pair_checks
@@ -51,12 +51,24 @@ def _lines(found: Found) -> list[str]:
 
 
 def _refuses_less_harm(found: Found) -> list[str]:
-    """Whoever judges the replies: harmful requests are there to be refused."""
-    change = found.get(("refusal_harmful_change", "policy", "all"))
-    if change is None or change.high is None or change.high >= 0:
-        return []
-    said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "policy", "reference": "start"})
-    return [f"{said}: {subject_label('policy')} gives in, or evades, where {subject_label('start')} refused."]
+    """Whoever judges the replies: harmful requests are there to be refused, also those of each public suite."""
+    words = []
+    for split, change in _changes(found, "refusal_harmful_change"):
+        if change.high is None or change.high >= 0:
+            continue
+        said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "policy", "reference": "start"})
+        where = "" if split == "all" else f"{split_label(split)}: "
+        words.append(
+            f"{where}{said}: {subject_label('policy')} gives in, or evades, where {subject_label('start')} refused."
+        )
+    return words
+
+
+def _changes(found: Found, name: str) -> list[tuple[str, Estimate]]:
+    """The policy's changes of this name by split; of a public suite that on all of it."""
+    return [
+        (split, e) for (named, who, split), e in found.items() if (named, who) == (name, "policy") and "/" not in split
+    ]
 
 
 def _judges_disagree(found: Found) -> list[str]:
@@ -140,9 +152,10 @@ def _overoptimised(found: Found) -> list[str]:
 
 def _more_timid(found: Found) -> list[str]:
     words = []
-    for kind, called in (("scary", "safe requests in frightening words"), ("question", "ordinary questions")):
-        change = found.get(("over_refusal_change", "policy", kind))
-        if change is not None and change.low is not None and change.low > 0:
+    kinds = {"scary": "safe requests in frightening words", "question": "ordinary questions"}
+    for split, change in _changes(found, "over_refusal_change"):
+        called = kinds.get(split, f"requests of {split_label(split)} that should be answered")
+        if change.low is not None and change.low > 0:
             words.append(
                 f"More timid: of {called}, {subject_label('policy')} refuses {100 * change.estimate:.0f} points more "
                 f"than {subject_label('start')}."

@@ -33,7 +33,7 @@ def assemble(
     Args:
         name, recipe, base, seconds: of `schema.Run`.
         provenance: without what this process knows by itself: versions, machine, the code's commit.
-        more: `own`, `overoptimization`, `watch`, `curves`, `samples`; those left out are empty.
+        more: `own`, `benchmarks`, `overoptimization`, `watch`, `curves`, `samples`; those left out are empty.
     """
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -48,6 +48,7 @@ def assemble(
         "estimates": list(estimates),
         "reward_model": reward_model,
         "own": {},
+        "benchmarks": {},
         "overoptimization": None,
         "curves": {},
         "samples": [],

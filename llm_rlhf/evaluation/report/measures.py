@@ -185,6 +185,70 @@ MEASURES: dict[str, Measure] = {
     "hhh_longer_reply_accuracy": Measure(
         "Longer reply", "How often the better of two given replies is the longer one.", "share", "neither"
     ),
+    "truthfulqa_mc1": Measure(
+        "Best answer most probable",
+        "MC1: share of questions whose best answer a policy finds more probable than every false one.",
+        "share",
+        "higher",
+        "truthfulqa_mc1_change",
+    ),
+    "truthfulqa_mc2": Measure(
+        "Probability of true answers",
+        "MC2: probability of the true answers over that of all the answers given, on average.",
+        "share",
+        "higher",
+        "truthfulqa_mc2_change",
+    ),
+    "bbq_ambiguous_accuracy": Measure(
+        "Accuracy, ambiguous",
+        "Where the context does not tell: share of questions answered by saying so.",
+        "share",
+        "higher",
+        "bbq_ambiguous_accuracy_change",
+    ),
+    "bbq_ambiguous_bias": Measure(
+        "Bias, ambiguous",
+        "Answers with a stereotype less those against it, over all: 0 is unbiased, 100 all with it, \u2212100 all "
+        "against it.",
+        "share",
+        "neither",
+        "bbq_ambiguous_bias_change",
+    ),
+    "bbq_disambiguated_accuracy": Measure(
+        "Accuracy, disambiguated",
+        "Where the context tells: share of questions answered by what it says.",
+        "share",
+        "higher",
+        "bbq_disambiguated_accuracy_change",
+    ),
+    "bbq_disambiguated_bias": Measure(
+        "Bias, disambiguated",
+        "The same as above, over the answers that name somebody.",
+        "share",
+        "neither",
+        "bbq_disambiguated_bias_change",
+    ),
+    "reward_bench_2_score": Measure(
+        "Score", "The mean over the subsets, ties among them, as the leaderboard has it.", "share", "higher"
+    ),
+    "reward_bench_2_accuracy": Measure(
+        "Best of four", "Share of prompts whose right reply scores above all three wrong ones.", "share", "higher"
+    ),
+    "reward_bench_2_ties": Measure(
+        "Ties",
+        "Where several replies are right: whether they all score above the wrong ones, and by more than they differ.",
+        "share",
+        "higher",
+    ),
+    "rm_bench_average": Measure("Average", "Right above wrong replies, over all pairs of styles.", "share", "higher"),
+    "rm_bench_easy": Measure("Easy", "The right reply has the fancier style.", "share", "higher"),
+    "rm_bench_normal": Measure("Normal", "Both have the same style.", "share", "higher"),
+    "rm_bench_hard": Measure(
+        "Hard",
+        "The wrong reply has the fancier style: a model that goes by looks is below one half.",
+        "share",
+        "higher",
+    ),
     "perplexity": Measure(
         "Perplexity of held-out replies",
         "Of replies that people preferred and nobody trained on: among how many tokens the policy wavers, on average. "
@@ -252,6 +316,17 @@ SPLITS = {
     "heldout": "judged by the held-out reward",
     "heldout_reward": "judged by the held-out reward",
     "reward": "judged by the training reward",
+    "xstest": "XSTest",
+    "or_bench": "OR-Bench",
+    "or_bench_toxic": "OR-Bench toxic",
+    "coconot": "CoCoNot",
+    "coconot_contrast": "CoCoNot contrast",
+    "harmbench": "HarmBench",
+    "strongreject": "StrongREJECT",
+    "truthfulqa": "TruthfulQA",
+    "bbq": "BBQ",
+    "reward_bench_2": "RewardBench 2",
+    "rm_bench": "RM-Bench",
     "judge": "preferred by the judge",
     "judge_helpful": "preferred by the judge, helpful prompts",
     "judge_harmless": "preferred by the judge, harmful prompts",
@@ -334,7 +409,9 @@ def subject_label(subject: str) -> str:
 
 
 def split_label(split: str) -> str:
-    return SPLITS.get(split, split.replace("_", " "))
+    """What rows these are, in words; of a public suite's category SUITE/CATEGORY, both."""
+    suite, slash, category = split.partition("/")
+    return SPLITS.get(suite, suite.replace("_", " ")) + (f": {category.replace('_', ' ')}" if slash else "")
 
 
 def find(

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation.report import reward_sections, sections
+from llm_rlhf.evaluation.report.benchmark_section import benchmarks
 from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
 from llm_rlhf.evaluation.report.measures import (
@@ -101,6 +102,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "calibration": reward_sections.calibration(report["reward_model"]["calibration"]),
         "doubt": reward_sections.doubt(report["reward_model"]["agreement"]),
         "refusals": sections.refusals(estimates),
+        "benchmarks": benchmarks(estimates, report.get("benchmarks", {})),
         "distance": distance(report["overoptimization"]),
         "watch": watch_section(report["curves"].get("ppo", []), report.get("watch", {})),
         "table": [_table_row(e) for e in estimates],

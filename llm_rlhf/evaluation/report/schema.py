@@ -67,7 +67,7 @@ class Estimate(_Record):
     n: int = Field(ge=1)
     method: str
     clusters: int | None
-    """How many wordings the prompts have; None where no two share one."""
+    """How many wordings, or families of a public suite, the prompts have; None where no two share one."""
 
     @model_validator(mode="after")
     def _is_an_interval(self) -> "Estimate":
@@ -110,6 +110,17 @@ class OwnSuite(_Record):
     prompts: int
     not_scored: dict[str, int]
     """By subject."""
+
+
+class Benchmark(_Record):
+    """A public suite. Its estimates are those whose split is its name, or NAME/CATEGORY."""
+
+    source: str
+    kind: Literal["refusals", "choices", "scores"]
+    """What was asked: replies of the policies, log-probabilities of given replies, or reward models' scores of them."""
+    rows: int
+    families: str
+    """What rows are clustered by, where several families are measured together."""
 
 
 class Watched(_Record):
@@ -171,6 +182,8 @@ class Report(_Record):
     """Each (name, subject, reference, split) once."""
     reward_model: RewardModel
     own: dict[str, OwnSuite]
+    benchmarks: dict[str, Benchmark] = {}
+    """By name."""
     overoptimization: dict[str, Any] | None
     """What `snapshot_curve` found, None without snapshots; "start": what training began from; "best_of_n"."""
     alarms: list[str]

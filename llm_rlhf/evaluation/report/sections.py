@@ -199,7 +199,7 @@ def _outcome_row(estimates: list[Entry], name: str, levels: list[Entry], strip: 
         "meaning": measure.meaning,
         "strip": strip,
         "levels": [level_of(e) for e in levels],
-        "difference": _difference(difference) if difference else None,
+        "difference": difference_of(difference) if difference else None,
     }
 
 
@@ -294,7 +294,7 @@ def hhh(estimates: list[Entry]) -> dict[str, Any] | None:
                 "n": entries[0]["n"],
                 "marks": marks,
                 "levels": levels,
-                "difference": _difference(change) if change else None,
+                "difference": difference_of(change) if change else None,
             }
         )
     extent = charts.spread([m for row in rows for m in row["marks"]], include=[0.5])
@@ -319,7 +319,7 @@ def refusals(estimates: list[Entry]) -> dict[str, Any] | None:
     for name, levels, _, _ in columns:
         difference = MEASURES[name].difference
         change = find(estimates, difference, "policy", [levels[0]["split"]]) if levels and difference else None
-        changes.append(_difference(change) if change else None)
+        changes.append(difference_of(change) if change else None)
     heads = [{"title": title, "want": want, "good": MEASURES[name].good} for name, _, title, want in columns]
     return {
         "columns": heads,
@@ -357,7 +357,7 @@ def level_of(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _difference(entry: Entry) -> dict[str, Any]:
+def difference_of(entry: Entry) -> dict[str, Any]:
     word = judgement(entry)
     return {
         "value": value_text(entry),

@@ -185,7 +185,7 @@ def _side(estimates: list[Entry], side: Side, missing: str) -> str:
 def refusals_from_to(estimates: list[Entry], change: Entry) -> str:
     """`Refusals of harmful requests went from 27 % to 2 %, ...` without a full stop; the levels where known."""
     before, after = (
-        find(estimates, "refusal_harmful", who, ["all"]) for who in (change["reference"], change["subject"])
+        find(estimates, "refusal_harmful", who, [change["split"]]) for who in (change["reference"], change["subject"])
     )
     levels = f" from {value_text(before)} to {value_text(after)}" if before is not None and after is not None else ""
     moved = {"better": "rose", "worse": "fell"}.get(judgement(change), "went")

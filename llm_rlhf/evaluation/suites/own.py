@@ -18,6 +18,7 @@ from llm_rlhf.data.sources import Loaded, load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.report.measures import MEASURES
+from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
 from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.recipe.sections import OwnSuite
 from llm_rlhf.recipe.values import read_section
@@ -26,7 +27,7 @@ from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval
 from llm_rlhf.user_code import load_function, told
 
 Scored: TypeAlias = list[float | None]
-TAKEN = (*MEASURES, "refusals")  # a suite of this name would stand in the report as another measure
+TAKEN = (*MEASURES, *BENCHMARKS, "refusals")  # a suite of this name would stand in the report as another measure
 
 
 _SPELLED = re.compile(r"([\w.-]+)=(.+),([\w.]+:\w+)(?:,(higher|lower|neither))?", re.DOTALL)
