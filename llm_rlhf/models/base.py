@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
-from llm_rlhf.models.architecture import unlike_linear
+from llm_rlhf.models.architecture import embedding_rows, unlike_linear
 from llm_rlhf.models.encoding import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -104,10 +105,13 @@ def keep_unpacked(model: Any) -> None:
 def adapters_in_float32(model: Any) -> None:
     """What is trained on a quantised base, in float32: TRL casts it to bfloat16, where steps of 1e-5 round to nothing.
 
-    Under bfloat16 autocast the products are computed in bfloat16 all the same.
+    Under bfloat16 autocast the products are computed in bfloat16 all the same. Whole copies of modules
+    (`modules_to_save`) stay in their type: nothing casts what goes in and out of them.
     """
+    copies = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
+    whole = {id(parameter) for copy in copies for parameter in copy.parameters()}
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in whole:
             parameter.data = parameter.data.float()
 
 
@@ -154,8 +158,19 @@ def lora_config(section: ModelSection, task_type: str, model: Any, **options: An
 
 
 def make_room_for(tokenizer: Any, model: Any) -> None:
-    """Grow the embeddings where the tokenizer has more tokens than they have rows."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    """Grow the embeddings where the tokenizer has more tokens than they have rows.
+
+    Raises:
+        ValueError: where an adapter has wrapped them, which growing would take away from it.
+    """
+    if len(tokenizer) > embedding_rows(model):
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in
+               (model.get_input_embeddings(), model.get_output_embeddings())):  # fmt: skip
+            raise ValueError(
+                f"The tokenizer has {len(tokenizer)} tokens and the model {embedding_rows(model)} rows of embeddings, "
+                "which the adapter already holds copies of; grow the model's before the adapter is made "
+                "(resize_token_embeddings), or give the tokenizer a pad token that the vocabulary has."
+            )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
@@ -61,10 +63,9 @@ def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
     one loss lose gradients without a word. This sets PEFT's private `_active_adapter` and nothing else;
     tests/ppo/test_trl_contract.py fails when PEFT stops reading it.
     """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = switches(model)
     before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        layer._active_adapter = names
+    _activate(layers, names)
     _switched.append((model, names))
     try:
         yield
@@ -72,6 +73,107 @@ def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
         _switched.pop()
         for layer, active in zip(layers, before, strict=True):
             layer._active_adapter = active
+
+
+def switches(model: Any) -> list[Any]:
+    """Every module that holds weights of adapters beside the base's own: LoRA's layers, and PEFT's auxiliary wrappers.
+
+    The wrappers are of `modules_to_save`, whole copies of a module, and of `trainable_token_indices`.
+    """
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+def adapters_of(layer: Any) -> set[str]:
+    """Names of the adapters that have weights in one of `switches`; by PEFT's private methods, which have no others."""
+    wrapper = isinstance(layer, AuxiliaryTrainingWrapper)
+    return set(layer._get_available_adapters() if wrapper else layer._all_available_adapter_names())
+
+
+def _activate(layers: list[Any], names: list[str]) -> None:
+    """A layer without weights of an adapter is the base's: LoRA passes over the name, PEFT's other layers stumble."""
+    for layer in layers:
+        known = adapters_of(layer)
+        layer._active_adapter = [name for name in names if name in known]
+
+
+# Starts of a LoRA that are taken off the base's own weights, when it is made and when it is loaded again.
+_TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_OUTSIDE_THE_LAYERS = (PeftType.ADAPTION_PROMPT, PeftType.POLY, PeftType.XLORA)
+
+
+def check_switchable(config: PeftConfig, whose: str, remedy: str) -> None:
+    """Whether `active_adapters` can take an adapter of this configuration away again, and leave the base as it was.
+
+    Args:
+        whose: what the error begins with.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    bias, start = getattr(config, "bias", None), str(getattr(config, "init_lora_weights", "")).lower()
+    found = {
+        "bias": (bias not in (None, "none"), "it trains the base's own biases"),
+        "init_lora_weights": (start.startswith(_TAKEN_OFF_THE_BASE), "it is taken off the base's own weights"),
+        "kasa_config": (getattr(config, "kasa_config", None), "it cuts the base's own weights"),
+        "layer_replication": (getattr(config, "layer_replication", None), "it gives the base other layers"),
+        "alora_invocation_tokens": (getattr(config, "alora_invocation_tokens", None), "only PEFT's forward knows them"),
+        "peft_type": (
+            config.is_prompt_learning or config.peft_type in _OUTSIDE_THE_LAYERS, "it is no part of the base's layers"
+        ),
+    }  # fmt: skip
+    for name, (there, why) in found.items():
+        if there:
+            raise ValueError(
+                f"{whose} has {name} {getattr(config, name)!r}: {why}, so that it cannot be switched on and off; the "
+                f"reference and the other roles on the base would move with it. {remedy}"
+            )
+
+
+def check_adapter(folder: str | Path, what: str) -> None:
+    """`check_switchable` of a saved adapter."""
+    check_switchable(
+        PeftConfig.from_pretrained(str(folder)),
+        f"The {what} at {folder}",
+        "Merge it into its base (PEFT's merge_and_unload), save the whole model, and give that.",
+    )
+
+
+def load_beside(
+    model: Any, folder: str | Path, name: str, what: str = "adapter", is_trainable: bool = False
+) -> list[str]:
+    """Load a saved adapter into a PEFT model, whose others stay as they are, the policy switched on.
+
+    Args:
+        what: it is called in errors.
+
+    Returns:
+        Keys of its weights that have no place in this base, and places of this base that its file has no weights for.
+
+    Raises:
+        ValueError: where it cannot be switched.
+    """
+    check_adapter(folder, what)
+    _know_whose_tokens(model)
+    found = model.load_adapter(str(folder), adapter_name=name, is_trainable=is_trainable)
+    _know_whose_tokens(model)
+    _activate(switches(model), [POLICY])  # PEFT leaves a wrapper that it just made switched to the new adapter
+    return [*found.missing_keys, *found.unexpected_keys]
+
+
+class _TokensOfSome(TrainableTokensWrapper):
+    """PEFT's own asks the wrapper for rows of every adapter that is loaded or saved, also of those that have none."""
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> Any:
+        return super().adapter_state_dict_load_map(adapter_name) if adapter_name in adapters_of(self) else {}
+
+    def adapter_state_dict(self, adapter_name: str, state_dict: Any) -> Any:
+        return super().adapter_state_dict(adapter_name, state_dict) if adapter_name in adapters_of(self) else {}
+
+
+def _know_whose_tokens(model: Any) -> None:
+    for module in model.modules():
+        if type(module) is TrainableTokensWrapper:
+            module.__class__ = _TokensOfSome
 
 
 def recompute_with_same_adapters() -> tuple[Any, Any]:
@@ -146,7 +248,7 @@ def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
     Raises:
         ValueError: where the name is part of a layer's name; where its head does not fit, or some of its weights
             have no place in this base (or the other way round): PEFT would leave them out, and the scores would be
-            another model's.
+            another model's; where the adapter cannot be switched.
     """
     base = model.get_base_model()
     if any(f".{name}" in f".{layer}" for layer, _ in base.named_modules()):
@@ -155,8 +257,7 @@ def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
         )
     head = load_scalar_head(adapter, hidden_width(base)).requires_grad_(False)
     was_training = model.training
-    found = model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
-    astray = [key for key in (*found.missing_keys, *found.unexpected_keys) if not _is_head(key)]
+    astray = [key for key in load_beside(model, adapter, name, "reward adapter") if not _is_head(key)]
     if astray:
         raise ValueError(
             f"The reward adapter at {adapter} was trained on another base than {type(base).__name__}: {len(astray)} "
@@ -182,7 +283,7 @@ def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, na
         if reward_adapter is None:
             model.add_adapter(VALUE, model.peft_config[POLICY])
         else:
-            model.load_adapter(str(reward_adapter), adapter_name=VALUE, is_trainable=True)
+            load_beside(model, reward_adapter, VALUE, "reward adapter", is_trainable=True)
         model.set_requires_grad(VALUE, requires_grad=True)
     start = base.score_heads[name] if value == "adapter" and name is not None else None
     head = scalar_head(hidden_width(base)) if start is None else copy.deepcopy(start).requires_grad_(True)
@@ -222,6 +323,14 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
     Raises:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
+    output = model.get_output_embeddings()
+    if isinstance(output, TrainableTokensWrapper):  # of tied embeddings; PEFT lets its weight through, and no bias
+        if output.original_module.bias is not None:
+            raise ValueError(
+                "trainable_token_indices reach the output embeddings, which are tied and have a bias that PEFT leaves "
+                "out; take trainable_token_indices away."
+            )
+        output.bias = None
     fused_forward = model.forward
     tiled = check_logits(model, functools.partial(trunk_inputs, model))
     head = _tiled_head(model, temperature) if tiled else _fused_head(model, fused_forward)
@@ -275,7 +384,7 @@ def _policy_and_value(
     if entropies is not None:
         answer["entropies"] = entropies
     if with_value:
-        if _has_adapter(model, VALUE):
+        if VALUE in getattr(model, "peft_config", {}):  # PEFT's, of all adapters in the model
             with active_adapters(model, [VALUE]):
                 hidden_BRH = hidden_states(model, input_ids_BT, attention_mask_BT)[:, before_response]
         elif detach_value:
@@ -346,11 +455,6 @@ def trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) ->
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         inputs["output_router_logits"] = False  # the router's load-balancing loss is no part of PPO
     return inputs
-
-
-def _has_adapter(model: Any, name: str) -> bool:
-    layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
-    return layer is not None and name in layer._all_available_adapter_names()
 
 
 def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:

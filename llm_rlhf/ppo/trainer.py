@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from llm_rlhf.models.architecture import hidden_width
+from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
 from llm_rlhf.models.roles import HELDOUT, POLICY, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.ppo import objectives
@@ -48,6 +48,7 @@ from llm_rlhf.ppo.preparation import (
     copy_for_reference,
     given_adapter,
     is_deepspeed_zero3,
+    load_reward_models,
     objectives_of,
     reference_of_the_parents,
 )
@@ -109,7 +110,9 @@ class PPOTrainer(WatchedEvaluation):
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
-        check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        readers = [*adapters.values(), *([] if heldout_adapter is None else [heldout_adapter])]
+        check_before_loading(args, train_dataset, ptx_dataset, model, readers, kwargs)
+        load_reward_models(self.scores.functions, args, train_dataset, kwargs)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
         if args.gradient_checkpointing and args.value == "adapter":
@@ -168,7 +171,7 @@ class PPOTrainer(WatchedEvaluation):
             )
         for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
             # Only for a pad token that was added: other new tokens are the caller's to make room for.
-            if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
+            if causal_lm and self._tokenizer.pad_token_id >= embedding_rows(causal_lm):
                 make_room_for(self._tokenizer, causal_lm)
 
     def _settle_model(self, find_unused: bool) -> None:

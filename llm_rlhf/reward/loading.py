@@ -155,29 +155,50 @@ def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Load
     Raises:
         ValueError: where it has another number of labels, or no trained head.
     """
-    where = {"revision": revision, "trust_remote_code": loading.trust_remote_code}
-    arguments = loading.arguments() | where
-    try:
-        config = AutoConfig.from_pretrained(path, **where)
-        if config.num_labels != 1:
-            causal = any("CausalLM" in name for name in config.architectures or ())
-            raise ValueError(
-                f"It has {config.num_labels} labels"
-                + (", and is a language model" if causal else "")
-                + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
-            )
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
-        if report["missing_keys"]:
-            raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
-    except (OSError, ValueError) as error:
-        raise ValueError(_cannot_load("reward model", path, error)) from None
+    arguments = loading.arguments() | {"revision": revision}
+    model, tokenizer = load_classifier(path, arguments)
     _set_chat_template(tokenizer, loading.chat_template, path)
     keep_unpacked(model)
     if "quantization_config" not in arguments:
         model = model.to(loading.place())
     model = model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, [Member(None, own_head(model), 0.0, 1.0, 1.0)], False)
+
+
+def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """A sequence-classification model with one trained label, and its tokenizer.
+
+    Args:
+        arguments: of the model's `from_pretrained`.
+
+    Raises:
+        ValueError: where it is no such model.
+    """
+    where = {name: arguments[name] for name in ("revision", "trust_remote_code") if name in arguments}
+    if local_adapter(path, where.get("revision")) is not None:
+        raise ValueError(
+            f"The reward model {str(path)!r} is a PEFT adapter, not a whole model; give it as an adapter on its base."
+        )
+    try:
+        check_one_label(AutoConfig.from_pretrained(path, **where), "It")
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
+        if report["missing_keys"]:
+            raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load("reward model", path, error)) from None
+    return model, tokenizer
+
+
+def check_one_label(config: Any, what: str) -> None:
+    """Raise ValueError where a configuration is not a reward model's, with one label; `what` begins the error."""
+    causal = any("CausalLM" in name for name in getattr(config, "architectures", None) or ())
+    if config.num_labels != 1 or causal:
+        raise ValueError(
+            f"{what} has {config.num_labels} labels"
+            + (", and is a language model" if causal else "")
+            + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
+        )
 
 
 def _load_headless(base: str | Path, arguments: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """What PPOTrainer refuses to build on: trained outside the adapters, noisy, or decoded otherwise than read."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 from ppo_helpers import make_trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -25,23 +26,53 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"bias": "lora_only"}, "bias is 'lora_only'"),
-        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is \[1, 2\]"),
-    ],
-)
+UNSWITCHED = [
+    ({"bias": "all"}, "bias 'all'"),
+    ({"bias": "lora_only"}, "bias 'lora_only'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+    ({"layer_replication": [(0, 2), (1, 2)]}, r"layer_replication \[\(0, 2\), \(1, 2\)\]"),
+    ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens \[3\]"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), UNSWITCHED)
 def test_what_would_move_the_reference_is_refused_before_loading(base_folder, tmp_path, options, named) -> None:
-    with pytest.raises(ValueError, match=rf"peft_config.{named}.*would move the reference.*Leave it at"):
+    with pytest.raises(ValueError, match=rf"peft_config has {named}: .*the reference .*would move.* Leave it at"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=lora(**options))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        AdaptionPromptConfig(adapter_len=2, adapter_layers=2),
+    ],
+)
+def test_what_lives_outside_the_layers_is_refused(base_folder, tmp_path, config) -> None:
+    with pytest.raises(ValueError, match=r"peft_config has peft_type .*it is no part of the base's layers"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=config)
+
+
+def test_an_adapter_that_cannot_be_switched_is_refused_wherever_it_comes_from(
+    base_folder, tmp_path, reward_folder
+) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora(bias="all"))
+    with pytest.raises(ValueError, match=r"The given model's adapter has bias 'all'"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=False, model=model)
+    shutil.copytree(reward_folder, tmp_path / "biased")
+    path = tmp_path / "biased" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"bias": "none"', '"bias": "lora_only"'))
+    for role in ("reward", "heldout_adapter"):
+        roles = {"reward": reward_folder, role: tmp_path / "biased"}
+        with pytest.raises(ValueError, match=r"reward adapter at .*biased has bias 'lora_only'.* Merge it"):
+            make_trainer(base_folder, tmp_path, **roles)
+
+
 def test_a_given_peft_model_that_trains_more_than_adapters_is_refused(base_folder, tmp_path) -> None:
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora(modules_to_save=["norm"]))
-    with pytest.raises(ValueError, match=r"5 parameters train outside the adapters, .*norm.modules_to_save"):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora())
+    model.get_base_model().model.norm.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1 parameters train outside the adapters, .*model.norm.weight"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=False, model=model)
 
 
@@ -167,7 +198,9 @@ def test_decoding_that_is_not_the_forward_is_refused(base_folder, tmp_path, monk
 
 def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="The whole model trains in bfloat16, where most steps of 0.001 are lost"):
+    with pytest.warns(
+        UserWarning, match="Whole weights of the model train in bfloat16, where most steps of 0.001 are lost"
+    ):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=False, perturb=False)
 
 
