@@ -163,7 +163,8 @@ def load_reward_models(functions: list[Any], args: PPOConfig, train_dataset: Any
                     "messages; give one that has in reward_processing_classes."
                 )
         elif isinstance(function, nn.Module):
-            check_one_label(function.config, f"The reward model in reward_funcs[{i}] ({type(function).__name__})")
+            name = type(function).__name__
+            check_one_label(function.config, [name], f"The reward model in reward_funcs[{i}] ({name})")
     kwargs["reward_processing_classes"] = tokenizers
 
 

@@ -180,7 +180,8 @@ def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, A
             f"The reward model {str(path)!r} is a PEFT adapter, not a whole model; give it as an adapter on its base."
         )
     try:
-        check_one_label(AutoConfig.from_pretrained(path, **where), "It")
+        config = AutoConfig.from_pretrained(path, **where)
+        check_one_label(config, config.architectures or (), "It")
         model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
         if report["missing_keys"]:
             raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
@@ -190,13 +191,17 @@ def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, A
     return model, tokenizer
 
 
-def check_one_label(config: Any, what: str) -> None:
-    """Raise ValueError where a configuration is not a reward model's, with one label; `what` begins the error."""
-    causal = any("CausalLM" in name for name in getattr(config, "architectures", None) or ())
-    if config.num_labels != 1 or causal:
+def check_one_label(config: Any, classes: Sequence[str], what: str) -> None:
+    """Raise ValueError where it is no reward model with one label.
+
+    Args:
+        classes: what the model is an instance of, or says that it is.
+        what: begins the error.
+    """
+    if config.num_labels != 1:
         raise ValueError(
             f"{what} has {config.num_labels} labels"
-            + (", and is a language model" if causal else "")
+            + (", and is a language model" if any("CausalLM" in name for name in classes) else "")
             + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
         )
 

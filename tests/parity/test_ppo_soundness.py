@@ -1,5 +1,6 @@
 """What PPOTrainer refuses to build on: trained outside the adapters, noisy, or decoded otherwise than read."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, get_peft_model
-from ppo_helpers import make_trainer
+from ppo_helpers import PROMPTS, fixed_responses, make_trainer, rollout
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from llm_rlhf import PPOConfig
+from llm_rlhf import PPOConfig, RewardModel
 from llm_rlhf.models import roles
 from llm_rlhf.models.roles import POLICY
 from llm_rlhf.ppo import saving
@@ -304,3 +305,61 @@ def test_the_penalty_is_not_steered_while_the_policy_stands_still(base_folder, r
 def test_a_reward_adapter_may_not_take_another_roles_name(base_folder, reward_folder, tmp_path, name) -> None:
     with pytest.raises(ValueError, match=f"called '{name}', which is the name of another role"):
         make_trainer(base_folder, tmp_path, {name: Path(reward_folder)}, value="adapter")
+
+
+# ---- reward models of their own ------------------------------------------------------------------------------------
+
+
+def classifier(base: Path, labels: int) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("language model", "It has 2 labels, and is a language model; a reward model has one"),
+        ("three labels", "It has 3 labels; a reward model has one"),
+        ("no head", r"Its files lack score\.weight: it has no trained head"),
+        ("adapter", "is a PEFT adapter, not a whole model; give it as an adapter on its base"),
+        ("no template", "has no chat template, and the prompts are messages"),
+        ("in memory", r"in reward_funcs\[0\] \(LlamaForSequenceClassification\) has 3 labels; a reward model has one"),
+        ("language model in memory", r"\(LlamaForCausalLM\) has 2 labels, and is a language model"),
+    ],
+)
+def test_a_reward_model_without_one_trained_label_is_refused(
+    base_folder, reward_folder, tmp_path, tokenizer, what, message
+) -> None:
+    """TRL would give the language model a random head, and take the first of three labels."""
+    folder = tmp_path / "judge"
+    given: Any = str(folder)
+    if what == "language model":
+        given = str(base_folder)
+    elif what == "adapter":
+        given = str(reward_folder)
+    elif what == "no head":
+        shutil.copytree(base_folder, folder)
+        known = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}, "num_labels": 1}
+        (folder / "config.json").write_text(json.dumps(known))
+    elif what == "in memory":
+        given = classifier(base_folder, 3)
+    elif what == "language model in memory":
+        given = AutoModelForCausalLM.from_pretrained(base_folder)
+    else:
+        classifier(base_folder, 3 if what == "three labels" else 1).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if what == "no template":
+            (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=message):
+        make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
+
+
+def test_a_reward_model_by_its_folder_scores_as_it_does_by_itself(base_folder, tmp_path, tokenizer) -> None:
+    classifier(base_folder, 1).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    alone = torch.tensor(RewardModel.from_pretrained(tmp_path / "judge").score([(prompt, "ok") for prompt in PROMPTS]))
+    for given in (str(tmp_path / "judge"), tmp_path / "judge", classifier(base_folder, 1)):
+        trainer = make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
+        fixed_responses(trainer, [[*tokenizer("ok")["input_ids"], tokenizer.eos_token_id]] * 8)
+        (batch,) = rollout(trainer)
+        torch.testing.assert_close(batch.raw_scores, alone, rtol=0, atol=1e-5)  # padded and not
