@@ -26,8 +26,11 @@ _RESERVED_PADS = (
 )  # fmt: skip
 
 
-def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
+def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None = None) -> Any:
     """The tokenizer, with a chat template, an EOS that ends the assistant's turn, and a pad token of its own.
+
+    Args:
+        beside: the folder of an adapter on the model; what is saved there of tokenizer or template is the adapter's.
 
     What a base tokenizer lacks is added and said aloud. A pad token is taken from the vocabulary's reserved tokens, or
     else added as a new one (then `load_causal_lm` makes room for it where the embeddings have none).
@@ -35,21 +38,48 @@ def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
     Raises:
         RecipeError: where it cannot be loaded, or has no EOS token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=section.trust_remote_code, padding_side="left"
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(_cannot_load("tokenizer", path, error)) from None
+    tokenizer = _read_tokenizer(path, section, beside)
     if tokenizer.eos_token_id is None:
         raise RecipeError(
             f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it."
         )
-    if section.chat_template is not None:
-        tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
-    complete_tokenizer(tokenizer, path)
-    _end_turns_with_eos(tokenizer, path)
+    complete_tokenizer(tokenizer, beside or path)
+    _end_turns_with_eos(tokenizer, beside or path)
     return tokenizer
+
+
+def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other: Path | None) -> bool:
+    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template."""
+    if one == other:
+        return True
+    read = (_read_tokenizer(path, section, beside) for beside in (one, other))
+    mine, others = ((t.get_vocab(), t.chat_template, t.eos_token) for t in read)
+    return mine == others
+
+
+def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None) -> Any:
+    """As it was saved, with the template that the recipe names, where it names one."""
+    place, template = tokens_beside(beside)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place or path, trust_remote_code=section.trust_remote_code, padding_side="left"
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_load("tokenizer", place or path, error)) from None
+    named = section.chat_template or template
+    if named is not None:
+        tokenizer.chat_template = Path(named).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def tokens_beside(adapter: Path | None) -> tuple[Path | None, Path | None]:
+    """What is saved with an adapter, and is its own: the folder of a tokenizer, or the file of a template alone."""
+    if adapter is None:
+        return None, None
+    if any((adapter / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return adapter, None
+    template = adapter / "chat_template.jinja"
+    return None, template if template.is_file() else None
 
 
 def complete_tokenizer(tokenizer: Any, path: str | Path) -> None:

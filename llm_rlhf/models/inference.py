@@ -26,7 +26,16 @@ from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import Encoded, encode_prompt
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
-from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.models.roles import (
+    POLICY,
+    active_adapters,
+    add_reward_role,
+    add_role_forward,
+    check_adapter,
+    check_own_weights,
+    grow_for,
+    role_scores,
+)
 from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
@@ -40,14 +49,20 @@ def load_roles(
     rewards: dict[str, Path],
     policy: Path | None = None,
     temperature: float = 1.0,
+    alone: bool = False,
 ) -> Any:
     """The base with reward roles by name and, where given, the policy's adapter, ready to read and to sample.
 
     Args:
         rewards: role name to the folder RewardTrainer's adapter was saved in.
         temperature: what `reply_logprobs` divides logits by.
+        alone: the base is only read with the policy's adapter on, which may change it in place.
     """
     model = load_causal_lm(base, section, tokenizer)
+    if policy is not None:
+        grow_for(model, policy)
+        check_adapter(policy, "policy adapter", alone=alone)
+        check_own_weights(model, policy, "policy adapter", alone=alone)
     model.forward_of_its_own = model.forward  # what `at_temperature_one` starts from
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     if policy is None:

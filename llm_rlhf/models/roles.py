@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftType
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
@@ -90,9 +91,9 @@ def adapters_of(layer: Any) -> set[str]:
 
 
 def _activate(layers: list[Any], names: list[str]) -> None:
-    """A layer without weights of an adapter is the base's: LoRA passes over the name, PEFT's other layers stumble."""
+    """A layer that has no weights of an adapter is the base's: LoRA passes over the name, other layers stumble."""
     for layer in layers:
-        known = adapters_of(layer)
+        known = names if isinstance(layer, LoraLayer) else adapters_of(layer)  # which takes ten times as long
         layer._active_adapter = [name for name in names if name in known]
 
 
@@ -101,11 +102,12 @@ _TAKEN_OFF_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _OUTSIDE_THE_LAYERS = (PeftType.ADAPTION_PROMPT, PeftType.POLY, PeftType.XLORA)
 
 
-def check_switchable(config: PeftConfig, whose: str, remedy: str) -> None:
+def check_switchable(config: PeftConfig, whose: str, remedy: str, alone: bool = False) -> None:
     """Whether `active_adapters` can take an adapter of this configuration away again, and leave the base as it was.
 
     Args:
         whose: what the error begins with.
+        alone: the base is read with this adapter only, so that it may change the base in place.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
@@ -122,39 +124,84 @@ def check_switchable(config: PeftConfig, whose: str, remedy: str) -> None:
         ),
     }  # fmt: skip
     for name, (there, why) in found.items():
-        if there:
+        if there and not (alone and name in ("bias", "init_lora_weights", "kasa_config", "layer_replication")):
             raise ValueError(
                 f"{whose} has {name} {getattr(config, name)!r}: {why}, so that it cannot be switched on and off; the "
                 f"reference and the other roles on the base would move with it. {remedy}"
             )
 
 
-def check_adapter(folder: str | Path, what: str) -> None:
+def check_adapter(folder: str | Path, what: str, alone: bool = False) -> None:
     """`check_switchable` of a saved adapter."""
-    check_switchable(
-        PeftConfig.from_pretrained(str(folder)),
-        f"The {what} at {folder}",
-        "Merge it into its base (PEFT's merge_and_unload), save the whole model, and give that.",
-    )
+    check_switchable(PeftConfig.from_pretrained(str(folder)), f"The {what} at {folder}", MERGED, alone)
+
+
+MERGED = "Merge it into its base (PEFT's merge_and_unload), save the whole model, and give that."
+
+
+def check_own_weights(base: Any, folder: str | Path, what: str, alone: bool = False) -> None:
+    """Whether what an adapter's file holds of the base's own modules fits, and takes nothing of the base's place.
+
+    PEFT saves embeddings that were grown with the adapter, and loads them over the base's.
+
+    Args:
+        alone: the base is read with this adapter only, so that its embeddings may take the place of the base's.
+
+    Raises:
+        ValueError: naming the weight and the remedy.
+    """
+    copied = getattr(PeftConfig.from_pretrained(str(folder)), "modules_to_save", None) or []
+    own = {name.replace(".original_module", ""): p for name, p in base.named_parameters(remove_duplicate=False)}
+    for key, saved in load_peft_weights(str(folder), device="cpu").items():
+        name = key.removeprefix("base_model.model.")
+        if name not in own or _is_head(key):
+            continue
+        if saved.shape != own[name].shape:
+            raise ValueError(
+                f"The {what} at {folder} holds {name} of shape {tuple(saved.shape)}, the model's is "
+                f"{tuple(own[name].shape)}: it was trained with another tokenizer, or on another base. {MERGED}"
+            )
+        modules = name.split(".")[:-1]
+        paths = [".".join(modules[: i + 1]) for i in range(len(modules))]
+        in_place = not any(path.endswith(tuple(copied)) for path in paths)  # PEFT's own rule
+        if in_place and not alone and not torch.equal(saved.to(own[name]), own[name]):
+            raise ValueError(
+                f"The {what} at {folder} holds a {name} of its own, which would take the place of the base's under "
+                f"every other role. {MERGED}"
+            )
+
+
+def grow_for(base: Any, folder: str | Path) -> None:
+    """Grow a base's embeddings to the rows that an adapter's file holds of them, before it is loaded."""
+    of_input = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is of_input)
+    saved = load_peft_weights(str(folder), device="cpu").get(f"base_model.model.{name}.weight")
+    if saved is not None and len(saved) > of_input.num_embeddings:
+        base.resize_token_embeddings(len(saved), mean_resizing=False)
 
 
 def load_beside(
-    model: Any, folder: str | Path, name: str, what: str = "adapter", is_trainable: bool = False
+    model: Any, folder: str | Path, name: str, what: str = "adapter", is_trainable: bool = False, alone: bool = False
 ) -> list[str]:
     """Load a saved adapter into a PEFT model, whose others stay as they are, the policy switched on.
 
     Args:
         what: it is called in errors.
+        alone: the base is read with this adapter only, which may change it in place.
 
     Returns:
         Keys of its weights that have no place in this base, and places of this base that its file has no weights for.
 
     Raises:
-        ValueError: where it cannot be switched.
+        ValueError: where it cannot be switched, or would take the place of what is the base's.
     """
-    check_adapter(folder, what)
+    base = model.get_base_model()
+    check_adapter(folder, what, alone)
+    check_own_weights(base, folder, what, alone)
     _know_whose_tokens(model)
-    found = model.load_adapter(str(folder), adapter_name=name, is_trainable=is_trainable)
+    found = model.load_adapter(
+        str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=str(base.device)
+    )  # fmt: skip
     _know_whose_tokens(model)
     _activate(switches(model), [POLICY])  # PEFT leaves a wrapper that it just made switched to the new adapter
     return [*found.missing_keys, *found.unexpected_keys]

@@ -23,8 +23,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import find_adapter_config_file, logging
 
 from llm_rlhf.launch import processes
-from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config
-from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
+from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
+from llm_rlhf.models.roles import (
+    NORMALISATION,
+    check_adapter,
+    grow_for,
+    load_beside,
+    load_scalar_head,
+    read_normalisation,
+)
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import write_json
 
@@ -118,6 +125,8 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         ) from None
     keep_unpacked(model)
     make_room_for(tokenizer, model)
+    for folder in folders:
+        grow_for(model, folder)
     if tokenizer.pad_token_id is not None:  # as TRL's RewardTrainer has it: a score is read before trailing pads
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if "quantization_config" not in arguments:
@@ -133,11 +142,10 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         elif not any(f".{head_name}." in key for key in load_peft_weights(str(folder), "cpu") for head_name in HEADS):
             raise ValueError(f"The reward adapter at {folder} holds no score head ({' or '.join(HEADS)}).")
         if peft_model is None:
+            check_adapter(folder, "reward adapter", alone=len(folders) == 1)  # PEFT makes room for it in the base
             peft_model = PeftModelForSequenceClassification(model, _inference_config(folder), adapter_name=name)
-        found = peft_model.load_adapter(str(folder), adapter_name=name, torch_device=str(loading.place()))
-        astray = [
-            k for k in (*found.missing_keys, *found.unexpected_keys) if not any(f".{n}." in f".{k}" for n in HEADS)
-        ]
+        loaded = load_beside(peft_model, folder, name, "reward adapter", alone=len(folders) == 1)
+        astray = [k for k in loaded if not any(f".{n}." in f".{k}" for n in HEADS)]
         if astray:
             raise ValueError(
                 f"The reward adapter at {folder} was trained on another base than {base}: {len(astray)} weights do "
@@ -303,13 +311,13 @@ def _tokenizer(folders: Sequence[Path], base: str | Path, loading: Loading) -> A
     """The tokenizer saved with the adapters, else the base's; refused where the adapters have different templates."""
     found = []
     for folder in folders:
-        saved = (folder / "tokenizer_config.json").is_file()
-        place = folder if saved else base
+        saved, template = tokens_beside(folder)
+        place = saved or base
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
         except (OSError, ValueError) as error:
             raise ValueError(_cannot_load("tokenizer", place, error)) from None
-        _set_chat_template(tokenizer, loading.chat_template, place)
+        _set_chat_template(tokenizer, loading.chat_template or template, place)
         found.append(tokenizer)
     for folder, tokenizer in zip(folders, found, strict=True):
         if (tokenizer.chat_template, len(tokenizer)) != (found[0].chat_template, len(found[0])):
