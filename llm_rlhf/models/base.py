@@ -50,7 +50,7 @@ def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None 
 
 def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other: Path | None) -> bool:
     """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template."""
-    if one == other:
+    if tokens_beside(one) == tokens_beside(other):
         return True
     read = (_read_tokenizer(path, section, beside) for beside in (one, other))
     mine, others = ((t.get_vocab(), t.chat_template, t.eos_token) for t in read)
