@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler
 
-from llm_rlhf.models.roles import POLICY, check_adapter, recompute_with_same_adapters
+from llm_rlhf.models.base import tokens_beside
+from llm_rlhf.models.roles import MERGED, POLICY, check_adapter, recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.soundness import check_peft_config
 from llm_rlhf.ppo.vllm import check_adapter_can_be_sent
@@ -166,6 +169,36 @@ def load_reward_models(functions: list[Any], args: PPOConfig, train_dataset: Any
             name = type(function).__name__
             check_one_label(function.config, [name], f"The reward model in reward_funcs[{i}] ({name})")
     kwargs["reward_processing_classes"] = tokenizers
+
+
+def check_reads_alike(tokenizer: Any, adapters: Iterable[str | Path], trust_remote_code: bool) -> None:
+    """Whether reward adapters were trained on what they will read here: the policy's own tokens.
+
+    Raises:
+        ValueError: where the tokenizer saved beside one has other ids. Another template is warned of.
+    """
+    talk = [{"role": role, "content": text} for role, text in (("user", "Who?"), ("assistant", "I."))]
+    for folder in adapters:
+        place, _ = tokens_beside(Path(folder))
+        if place is None:
+            continue
+        own = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        here, there = tokenizer.get_vocab(), own.get_vocab()
+        if other := next((token for token, i in there.items() if here.get(token, i) != i), None):
+            raise ValueError(
+                f"The reward adapter at {folder} was trained with another tokenizer than the policy's, whose tokens it "
+                f"would read here ({other!r} is {there[other]} to one and {here[other]} to the other). {MERGED}"
+            )
+        if own.chat_template is None or tokenizer.chat_template is None:
+            continue
+        read, trained = (t.apply_chat_template(talk, tokenize=False) for t in (tokenizer, own))
+        if read != trained:
+            warnings.warn(
+                f"The reward adapter at {folder} was trained with another chat template than the policy's, in which it "
+                f"reads here ({trained!r} was {read!r}); its scores may be another model's. Give the trainer the "
+                "tokenizer that is saved beside it (processing_class), or train the adapter on this template.",
+                stacklevel=3,
+            )
 
 
 def check_distribution(kind: DistributedType, args: PPOConfig) -> None:

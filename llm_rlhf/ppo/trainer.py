@@ -44,6 +44,7 @@ from llm_rlhf.ppo.preparation import (
     SeededSampler,
     check_before_loading,
     check_distribution,
+    check_reads_alike,
     checkpoint_with_adapters,
     copy_for_reference,
     given_adapter,
@@ -124,6 +125,7 @@ class PPOTrainer(WatchedEvaluation):
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
             complete_tokenizer(kwargs["processing_class"], kwargs["processing_class"].name_or_path or "the model")
+            check_reads_alike(kwargs["processing_class"], readers, args.trust_remote_code)
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:

@@ -477,8 +477,6 @@ def test_an_adapter_is_asked_with_the_tokenizer_beside_it_and_its_base_with_its_
     prompts = gather(asked).prompts[OWN]
     expected = by_plain_peft(base_folder, folder, tokenizer, 263, prompts)
     assert found.answers[OWN]["tuned"].texts == expected
-    first = found.answers[OWN]["tuned"].prompt_ids[0]
-    assert (first[0], first[-1]) == (261, 262)  # <|ask|> and <|reply|>
     plain = measure(replace(asked, temperature=0.0, resamples=100, output=tmp_path / "plain"))
     assert found.answers[OWN]["begin"].texts == plain.answers[OWN]["begin"].texts
     assert not any(estimate.name == "kl" for estimate in found.estimates)
@@ -490,10 +488,13 @@ def test_a_template_beside_an_adapter_is_its_own(asked, base_folder, adapter, tm
     folder = shutil.copytree(adapter, tmp_path / "shouting")
     (folder / "chat_template.jinja").write_text(SHOUTED)
     policy = replace(asked.policy, adapter=folder)
-    found = ask(shouting := replace(asked, policy=policy), gather(shouting), Rewards.of(shouting))
-    read = load_tokenizer(base_folder, asked.policy.model)
-    assert "WORD" in read.decode(found.answers[OWN]["tuned"].prompt_ids[0])
-    assert "word" in read.decode(found.answers[OWN]["begin"].prompt_ids[0])
+    found = measure(replace(asked, policy=policy, temperature=0.0, resamples=100))
+    named = replace(asked.policy, model=replace(asked.policy.model, chat_template=str(folder / "chat_template.jinja")))
+    expected = measure(replace(asked, policy=named, temperature=0.0, resamples=100, output=tmp_path / "named"))
+    plain = measure(replace(asked, temperature=0.0, resamples=100, output=tmp_path / "plain"))
+    tuned, shouted, quiet = (each.answers[OWN]["tuned"].texts for each in (found, expected, plain))
+    assert tuned == shouted != quiet
+    assert found.answers[OWN]["begin"].texts == plain.answers[OWN]["begin"].texts
 
 
 def test_the_bases_own_tokenizer_beside_an_adapter_changes_nothing(asked, tokenizer, adapter, tmp_path) -> None:

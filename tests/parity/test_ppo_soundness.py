@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -363,3 +364,23 @@ def test_a_reward_model_by_its_folder_scores_as_it_does_by_itself(base_folder, t
         fixed_responses(trainer, [[*tokenizer("ok")["input_ids"], tokenizer.eos_token_id]] * 8)
         (batch,) = rollout(trainer)
         torch.testing.assert_close(batch.raw_scores, alone, rtol=0, atol=1e-5)  # padded and not
+
+
+def test_a_reward_adapter_that_read_other_tokens_is_refused_or_told(
+    base_folder, reward_folder, tmp_path, tokenizer
+) -> None:
+    folder = shutil.copytree(reward_folder, tmp_path / "reward")
+    tokenizer.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The reward adapter")
+        make_trainer(base_folder, tmp_path / "out", folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    with pytest.warns(UserWarning, match=r"trained with another chat template .*'Who\?<\|eos\|>I.<\|eos\|>' was"):
+        make_trainer(base_folder, tmp_path / "out", folder)
+    path = folder / "tokenizer.json"
+    known = json.loads(path.read_text())
+    vocabulary = known["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"another tokenizer than the policy's.* is \d+ to one and \d+ to the other"):
+        make_trainer(base_folder, tmp_path / "out", folder)
