@@ -26,10 +26,11 @@ from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
+from llm_rlhf.models.adapters import POLICY, load_beside
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.decoding import left_out
 from llm_rlhf.models.inference import Reply, load_roles, reply_logprobs, sample_replies
-from llm_rlhf.models.roles import POLICY, add_reward_role, load_beside
+from llm_rlhf.models.roles import add_reward_role
 
 SNAPSHOT = "snapshot"  # the role of the snapshot that is being asked
 
@@ -134,12 +135,19 @@ class _Base:
             self.roles[adapter] = [f"{POLICY}{number or ''}"]
             if number:
                 with told_of([str(adapter)], "Policy"):
-                    load_beside(self.model, adapter, f"{POLICY}{number}", "policy adapter")
+                    self._load(adapter, f"{POLICY}{number}")
         self.model.requires_grad_(False).eval()
 
     def _alone(self, subjects: Sequence[Subject]) -> bool:
         """Whether nothing but one policy is read on this base: no other, no start, no snapshot."""
         return len(subjects) == 1 and not self.asked.snapshots
+
+    def _load(self, folder: Path, role: str) -> None:
+        if astray := load_beside(self.model, folder, role, "policy adapter"):
+            raise DataError(
+                f"The policy adapter at {folder} was trained on another base: {len(astray)} weights do not fit, "
+                f"{astray[0]} the first."
+            )
 
     def ask(self, subject: Subject, material: Material, found: Found) -> None:
         """Answers to every list of prompts, and what the policy makes of given replies."""
@@ -170,7 +178,7 @@ class _Base:
         chosen, origin = [prompts[i] for i in rows], asked.origin
         found = Curve(rows, [0], [0.0], [self._answers(chosen, origin, [])])
         for step, folder in asked.snapshots.items():
-            load_beside(self.model, folder, SNAPSHOT)
+            self._load(folder, SNAPSHOT)
             try:
                 subject = Subject(f"step-{step}", asked.policy.model, folder, run=asked.policy.run)
                 answers = self._answers(chosen, subject, [SNAPSHOT], f"snapshot at step {step}")

@@ -22,20 +22,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval, processes
+from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import Encoded, encode_prompt
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
-from llm_rlhf.models.roles import (
-    POLICY,
-    active_adapters,
-    add_reward_role,
-    add_role_forward,
-    check_adapter,
-    check_own_weights,
-    grow_for,
-    role_scores,
-)
+from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
 from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
@@ -61,8 +53,7 @@ def load_roles(
     model = load_causal_lm(base, section, tokenizer)
     if policy is not None:
         grow_for(model, policy)
-        check_adapter(policy, "policy adapter", alone=alone)
-        check_own_weights(model, policy, "policy adapter", alone=alone)
+        check_saved(model, policy, "policy adapter", alone)
     model.forward_of_its_own = model.forward  # what `at_temperature_one` starts from
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     if policy is None:

@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 
-from llm_rlhf.models.roles import HELDOUT, POLICY, active_adapters, role_scores
+from llm_rlhf.models.adapters import POLICY, active_adapters
+from llm_rlhf.models.roles import HELDOUT, role_scores
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.guards import StepGuard, check_scores

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler
 
+from llm_rlhf.models.adapters import MERGED, POLICY, check_adapter, recompute_with_same_adapters
 from llm_rlhf.models.base import tokens_beside
-from llm_rlhf.models.roles import MERGED, POLICY, check_adapter, recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.soundness import check_peft_config
 from llm_rlhf.ppo.vllm import check_adapter_can_be_sent

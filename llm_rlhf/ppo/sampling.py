@@ -15,7 +15,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
 from llm_rlhf.errors import RunError
-from llm_rlhf.models.roles import POLICY, active_adapters, adapters_of, apply_head, switches
+from llm_rlhf.models.adapters import POLICY, active_adapters, adapters_of, switches
+from llm_rlhf.models.roles import apply_head
 
 
 class SamplingError(RunError):

@@ -20,9 +20,10 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from llm_rlhf.models.adapters import POLICY, active_adapters, check_switchable, switches
 from llm_rlhf.models.architecture import can_be_read, embedding_rows, understood
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.roles import POLICY, active_adapters, check_switchable, switches, trunk_inputs
+from llm_rlhf.models.roles import trunk_inputs
 
 RATE = "drop"  # dropout, layerdrop, attn_pdrop, ...
 JITTER = "jitter"  # of a router: jitter_noise, router_jitter_noise, moe_jitter_eps, ...

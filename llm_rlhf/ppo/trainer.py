@@ -31,9 +31,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.roles import HELDOUT, POLICY, add_reward_role, add_role_forward, add_value_role, scalar_head
+from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation

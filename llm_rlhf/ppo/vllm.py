@@ -16,7 +16,7 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from llm_rlhf.models.roles import POLICY
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import SamplingError
 

@@ -23,15 +23,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import find_adapter_config_file, logging
 
 from llm_rlhf.launch import processes
+from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
-from llm_rlhf.models.roles import (
-    NORMALISATION,
-    check_adapter,
-    grow_for,
-    load_beside,
-    load_scalar_head,
-    read_normalisation,
-)
+from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import write_json
 
@@ -142,7 +136,7 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         elif not any(f".{head_name}." in key for key in load_peft_weights(str(folder), "cpu") for head_name in HEADS):
             raise ValueError(f"The reward adapter at {folder} holds no score head ({' or '.join(HEADS)}).")
         if peft_model is None:
-            check_adapter(folder, "reward adapter", alone=len(folders) == 1)  # PEFT makes room for it in the base
+            check_saved(model, folder, "reward adapter", alone=len(folders) == 1)  # before PEFT makes room for it
             peft_model = PeftModelForSequenceClassification(model, _inference_config(folder), adapter_name=name)
         loaded = load_beside(peft_model, folder, name, "reward adapter", alone=len(folders) == 1)
         astray = [k for k in loaded if not any(f".{n}." in f".{k}" for n in HEADS)]

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from llm_rlhf import PPOConfig, RewardModel
 from llm_rlhf.models import roles
-from llm_rlhf.models.roles import POLICY
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.ppo import saving
 from llm_rlhf.ppo.preparation import check_distribution
 

@@ -7,20 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from model_helpers import random_reward_adapter
 from peft import LoraConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
 from ppo_helpers import PROMPTS, make_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from llm_rlhf import RewardModel
+from llm_rlhf.models.adapters import POLICY, active_adapters, load_beside
 from llm_rlhf.models.base import make_room_for
-from llm_rlhf.models.roles import (
-    HELDOUT,
-    POLICY,
-    VALUE,
-    active_adapters,
-    add_reward_role,
-    hidden_states,
-    role_scores,
-)
+from llm_rlhf.models.roles import HELDOUT, VALUE, add_reward_role, hidden_states, role_scores
 from llm_rlhf.ppo.sampling import merged_policy
 from llm_rlhf.ppo.soundness import check_trainable
 
@@ -261,3 +256,53 @@ def test_value_and_heldout_roles_with_saved_embeddings(base_folder, tmp_path) ->
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_roles_are_saved_where_the_reward_adapter_alone_has_rows_of_its_own(base_folder, tmp_path) -> None:
+    """PEFT asks its wrapper of some tokens for those of every adapter that is saved or loaded, and fails."""
+    folder = tmp_path / "reward"
+    config = lora("tokens", "SEQ_CLS")
+    config.modules_to_save = ["score"]
+    classifier = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    model = get_peft_model(classifier, config)
+    perturb(model)
+    model.save_pretrained(folder)
+    trainer = make_trainer(base_folder, tmp_path / "out", folder)
+    policy, scores = logprobs(trainer.base_model(), [POLICY]), role_scores(trainer.model, "reward", IDS, MASK)
+    trainer.save_roles(tmp_path / "roles")
+    again = make_trainer(base_folder, tmp_path / "again", folder, perturb=False)
+    again.load_roles(tmp_path / "roles")
+    assert torch.equal(logprobs(again.base_model(), [POLICY]), policy)
+    assert torch.equal(role_scores(again.model, "reward", IDS, MASK), scores)
+
+
+def test_members_with_embeddings_of_their_own_score_as_each_by_itself(base_folder, tmp_path) -> None:
+    folders = [random_reward_adapter(base_folder, tmp_path / "plain")]
+    for name, options in (("copied", {"modules_to_save": ["score", "input_layernorm"]}), ("rows", MORE["tokens"])):
+        classifier = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=4, target_modules=["q_proj"], **{"modules_to_save": ["score"], **options}
+        )
+        model = get_peft_model(classifier, config)
+        perturb(model)
+        model.save_pretrained(tmp_path / name)
+        folders.append(tmp_path / name)
+    talks = [("who?", "me"), ("where", "(here)"), ("a3", "b")]
+    alone = [RewardModel.from_pretrained(folder, base=base_folder).score(talks) for folder in folders]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        together = RewardModel.from_pretrained([folders[i] for i in order], base=base_folder).scores_each(talks)
+        for column, i in enumerate(order):
+            assert together[:, column].tolist() == pytest.approx(alone[i].tolist(), abs=1e-5)
+
+
+def test_a_copy_and_some_rows_of_one_module_are_refused(base_folder, tmp_path) -> None:
+    for name in MORE:
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora(name))
+        model.save_pretrained(tmp_path / name)
+    for first, second in (("tokens", "embeddings"), ("embeddings", "tokens")):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / first)
+        with pytest.raises(
+            ValueError, match=rf"adapter at .*{second} and another on this base hold model.embed_tokens"
+        ):
+            load_beside(model, tmp_path / second, "other")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import lora_config
-from llm_rlhf.models.roles import active_adapters
 from llm_rlhf.ppo.objectives import importance_weights
 from llm_rlhf.ppo.sampling import SamplingError
 from llm_rlhf.ppo.vllm import as_in_checkpoints, policy_weights
