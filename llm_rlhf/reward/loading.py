@@ -168,7 +168,7 @@ def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Load
 
 
 def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """A sequence-classification model with one trained label, and its tokenizer.
+    """A sequence-classification model with one trained label, and its tokenizer; an adapter is merged into its base.
 
     Args:
         arguments: of the model's `from_pretrained`.
@@ -177,10 +177,14 @@ def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, A
         ValueError: where it is no such model.
     """
     where = {name: arguments[name] for name in ("revision", "trust_remote_code") if name in arguments}
-    if local_adapter(path, where.get("revision")) is not None:
-        raise ValueError(
-            f"The reward model {str(path)!r} is a PEFT adapter, not a whole model; give it as an adapter on its base."
-        )
+    folder = local_adapter(path, where.get("revision"))
+    if folder is not None:
+        how = {
+            name: arguments[name] for name in ("dtype", "trust_remote_code") if arguments.get(name, "auto") != "auto"
+        }
+        loaded = load_adapters([folder], None, False, Loading(**how))
+        loaded.model.set_adapter(loaded.members[0].adapter, inference_mode=True)
+        return loaded.model.merge_and_unload(), loaded.tokenizer
     try:
         config = AutoConfig.from_pretrained(path, **where)
         check_one_label(config, config.architectures or (), "It")

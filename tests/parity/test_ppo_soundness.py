@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from model_helpers import random_policy_adapter
 from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, rollout
 from torch import nn
@@ -322,7 +323,7 @@ def classifier(base: Path, labels: int) -> Any:
         ("language model", "It has 2 labels, and is a language model; a reward model has one"),
         ("three labels", "It has 3 labels; a reward model has one"),
         ("no head", r"Its files lack score\.weight: it has no trained head"),
-        ("adapter", "is a PEFT adapter, not a whole model; give it as an adapter on its base"),
+        ("policy adapter", "holds no score head"),
         ("no template", "has no chat template, and the prompts are messages"),
         ("in memory", r"in reward_funcs\[0\] \(LlamaForSequenceClassification\) has 3 labels; a reward model has one"),
         ("language model in memory", r"\(LlamaForCausalLM\) has 2 labels, and is a language model"),
@@ -336,8 +337,8 @@ def test_a_reward_model_without_one_trained_label_is_refused(
     given: Any = str(folder)
     if what == "language model":
         given = str(base_folder)
-    elif what == "adapter":
-        given = str(reward_folder)
+    elif what == "policy adapter":
+        random_policy_adapter(base_folder, folder, seed=1, r=2)
     elif what == "no head":
         shutil.copytree(base_folder, folder)
         known = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}, "num_labels": 1}
@@ -355,15 +356,20 @@ def test_a_reward_model_without_one_trained_label_is_refused(
         make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
 
 
-def test_a_reward_model_by_its_folder_scores_as_it_does_by_itself(base_folder, tmp_path, tokenizer) -> None:
+def test_a_reward_model_by_its_folder_scores_as_it_does_by_itself(
+    base_folder, reward_folder, tmp_path, tokenizer
+) -> None:
     classifier(base_folder, 1).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     alone = torch.tensor(RewardModel.from_pretrained(tmp_path / "judge").score([(prompt, "ok") for prompt in PROMPTS]))
-    for given in (str(tmp_path / "judge"), tmp_path / "judge", classifier(base_folder, 1)):
+    adapter = RewardModel.from_pretrained(reward_folder).score([(prompt, "ok") for prompt in PROMPTS])
+    given_and_expected: list[Any] = [(str(tmp_path / "judge"), alone), (tmp_path / "judge", alone)]
+    given_and_expected += [(classifier(base_folder, 1), alone), (str(reward_folder), torch.tensor(adapter))]
+    for given, expected in given_and_expected:
         trainer = make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
         fixed_responses(trainer, [[*tokenizer("ok")["input_ids"], tokenizer.eos_token_id]] * 8)
         (batch,) = rollout(trainer)
-        torch.testing.assert_close(batch.raw_scores, alone, rtol=0, atol=1e-5)  # padded and not
+        torch.testing.assert_close(batch.raw_scores, expected, rtol=0, atol=1e-5)  # padded and not
 
 
 def test_a_reward_adapter_that_read_other_tokens_is_refused_or_told(
