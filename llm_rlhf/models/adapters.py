@@ -193,17 +193,22 @@ def load_beside(
     """
     base = model.get_base_model()
     check_saved(base, folder, what, alone)
-    _know_whose_tokens(model)
+    mend_token_wrappers(model)
     found = model.load_adapter(
         str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=str(base.device)
     )  # fmt: skip
-    _know_whose_tokens(model)
+    mend_token_wrappers(model)
     _activate(switches(model), [POLICY])  # PEFT leaves a wrapper that it just made switched to the new adapter
     return [*found.missing_keys, *found.unexpected_keys]
 
 
 class _TokensOfSome(TrainableTokensWrapper):
-    """PEFT's own asks the wrapper for rows of every adapter that is loaded or saved, also of those that have none."""
+    """PEFT's own asks the wrapper for rows of every adapter that is loaded or saved, also of those that have none.
+
+    And it lets the weight of a head that is tied to the embeddings be read, but not that there is no bias.
+    """
+
+    bias = None
 
     def adapter_state_dict_load_map(self, adapter_name: str) -> Any:
         return super().adapter_state_dict_load_map(adapter_name) if adapter_name in adapters_of(self) else {}
@@ -212,9 +217,19 @@ class _TokensOfSome(TrainableTokensWrapper):
         return super().adapter_state_dict(adapter_name, state_dict) if adapter_name in adapters_of(self) else {}
 
 
-def _know_whose_tokens(model: Any) -> None:
-    for module in model.modules():
+def mend_token_wrappers(model: Any) -> None:
+    """Put `_TokensOfSome` in the place of PEFT's own wrappers of `trainable_token_indices`.
+
+    Raises:
+        ValueError: where a head with a bias is tied to the embeddings; PEFT leaves the bias out.
+    """
+    for name, module in model.named_modules():
         if type(module) is TrainableTokensWrapper:
+            if getattr(module.original_module, "bias", None) is not None:
+                raise ValueError(
+                    f"trainable_token_indices reach {name}, which is tied to the embeddings and has a bias that PEFT "
+                    "leaves out; take trainable_token_indices away."
+                )
             module.__class__ = _TokensOfSome
 
 

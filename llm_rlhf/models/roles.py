@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
-from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
-from llm_rlhf.models.adapters import POLICY, active_adapters, is_head, load_beside
+from llm_rlhf.models.adapters import POLICY, active_adapters, is_head, load_beside, mend_token_wrappers
 from llm_rlhf.models.architecture import check_logits, hidden_width
 from llm_rlhf.models.logprobs import token_logprobs
 
@@ -180,14 +179,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
     Raises:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
-    output = model.get_output_embeddings()
-    if isinstance(output, TrainableTokensWrapper):  # of tied embeddings; PEFT lets its weight through, and no bias
-        if output.original_module.bias is not None:
-            raise ValueError(
-                "trainable_token_indices reach the output embeddings, which are tied and have a bias that PEFT leaves "
-                "out; take trainable_token_indices away."
-            )
-        output.bias = None
+    mend_token_wrappers(model)
     fused_forward = model.forward
     tiled = check_logits(model, functools.partial(trunk_inputs, model))
     head = _tiled_head(model, temperature) if tiled else _fused_head(model, fused_forward)

@@ -543,3 +543,22 @@ def test_a_reward_adapter_reads_with_the_tokenizer_beside_it(base_folder, tmp_pa
     shouting = RewardModel.from_pretrained(plain, base=base_folder)
     assert shouting.tokenizer.chat_template == SHOUTED
     assert shouting.score([("who?", "me")]) == shouting.score([("WHO?", "ME")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"trainable_token_indices": [101, 110]}, {"modules_to_save": ["lm_head"]}], ids=str
+)
+def test_adapters_of_more_than_lora_are_asked_beside_others(asked, adapter, base_folder, tmp_path, options) -> None:
+    """In either order: the first is on the base when it is made, the second comes beside it."""
+    folder = grown_adapter(base_folder, tmp_path / "more", "CAUSAL_LM", 261, **options)
+    prompts, tokenizer = gather(asked).prompts[OWN], load_tokenizer(base_folder, asked.policy.model)
+    expected = {path: by_plain_peft(base_folder, path, tokenizer, 261, prompts) for path in (folder, adapter)}
+    for first, second in ((folder, adapter), (adapter, folder)):
+        policy, start = replace(asked.policy, adapter=first), replace(asked.start, adapter=second)
+        output = tmp_path / first.name
+        cold = measure(replace(asked, policy=policy, start=start, output=output, temperature=0.0, resamples=100))
+        assert cold.answers[OWN]["tuned"].texts == expected[first]
+        assert cold.answers[OWN]["begin"].texts == expected[second]
+        warm = measure(replace(asked, policy=policy, start=start, output=output, resamples=100))
+        assert all(np.isfinite(warm.answers[OWN]["tuned"].sequence_kl))

@@ -11,8 +11,10 @@ from model_helpers import random_reward_adapter
 from peft import LoraConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
 from ppo_helpers import PROMPTS, make_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf import RewardModel
+from llm_rlhf.models import roles
 from llm_rlhf.models.adapters import POLICY, active_adapters, load_beside
 from llm_rlhf.models.base import make_room_for
 from llm_rlhf.models.roles import HELDOUT, VALUE, add_reward_role, hidden_states, role_scores
@@ -127,6 +129,36 @@ def test_what_is_sampled_from_is_the_policy(base_folder, more) -> None:
         torch.testing.assert_close(own_logprobs(base), expected, rtol=0, atol=1e-5)  # a sum in another order
     with active_adapters(base, []):
         assert torch.equal(own_logprobs(base), reference)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("more", MORE)
+def test_log_probabilities_and_their_gradients_are_those_of_the_plain_logits(
+    either_base, more, tiled, monkeypatch
+) -> None:
+    """By our own head and by TRL's fused one, which both read the weight of the output embeddings past its forward."""
+    if not tiled:
+        monkeypatch.setattr(roles, "check_logits", lambda *_: False)
+    causal = AutoModelForCausalLM.from_pretrained(either_base)
+    add_fused_lm_head(causal)
+    policy = get_peft_model(causal, lora(more))
+    perturb(policy)
+    gradients = {}
+    for way in ("plain", "joint"):
+        if way == "plain":
+            found = policy(input_ids=IDS).logits[:, 5:-1].log_softmax(-1).gather(2, IDS[:, 6:, None]).squeeze(2)
+        else:
+            roles.add_role_forward(causal)
+            joint = causal(input_ids=IDS, attention_mask=MASK, response_mask=MASK[:, 6:].bool(), with_value=False)
+            torch.testing.assert_close(joint["logprobs"], found, rtol=0, atol=1e-5)
+            found = joint["logprobs"]
+        policy.zero_grad(set_to_none=True)
+        found.sum().backward()
+        gradients[way] = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    assert any("modules_to_save" in name or "token_adapter" in name for name in gradients["plain"])
+    assert gradients["plain"].keys() == gradients["joint"].keys()
+    for name, gradient in gradients["plain"].items():
+        torch.testing.assert_close(gradients["joint"][name], gradient, rtol=1e-4, atol=1e-4)  # sums of 100 in float32
 
 
 @pytest.mark.parametrize(
