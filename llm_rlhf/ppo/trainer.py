@@ -68,8 +68,9 @@ class PPOTrainer(WatchedEvaluation):
         model: hub id, folder or model of a causal language model: the base of every role, and the reference. A PEFT
             model goes on from its own adapter, of which a copy is the reference.
         reward_adapter: folder of an adapter and score head saved by RewardTrainer on the same base, or several by name.
-        reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family (the
-            response is decoded and put into their own chat template), Python functions, or their `module:function`.
+        reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family, with
+            one label (the response is decoded and put into their own chat template), or of adapters on bases of their
+            own; Python functions, or their `module:function`.
             `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
         train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
