@@ -1,10 +1,11 @@
 """Tiny trained things that several tests need."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 
 def random_reward_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
@@ -28,5 +29,30 @@ def random_policy_adapter(base: Path, folder: Path, seed: int, r: int) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def own_tokens(base: Path, folder: Path, template: str) -> Any:
+    """The base's tokenizer with two tokens more and another template, saved beside an adapter; it is returned."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|ask|>", "<|reply|>"]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def grown_adapter(base: Path, folder: Path, task: str, rows: int, **options: Any) -> Path:
+    """A LoRA adapter with random weights, trained on a base whose embeddings were grown; PEFT saves these with it."""
+    torch.manual_seed(5)
+    kind = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
+    model = kind.from_pretrained(base, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-2:].normal_(0, 0.2)
+    model = get_peft_model(model, LoraConfig(task_type=task, r=4, target_modules=["q_proj", "down_proj"], **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape) * 0.2)
     model.save_pretrained(folder)
     return folder

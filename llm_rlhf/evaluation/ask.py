@@ -28,10 +28,11 @@ from llm_rlhf.evaluation.suites.benchmarks.scoring import as_pairs
 from llm_rlhf.evaluation.suites.hhh import PairLogprobs, pair_logprobs
 from llm_rlhf.evaluation.suites.perplexity import Losses, read_replies
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
+from llm_rlhf.models.adapters import POLICY, load_beside
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.decoding import left_out
 from llm_rlhf.models.inference import load_roles, reply_logprobs, sample_replies
-from llm_rlhf.models.roles import POLICY, add_reward_role
+from llm_rlhf.models.roles import add_reward_role
 
 SNAPSHOT = "snapshot"  # the role of the snapshot that is being asked
 
@@ -68,6 +69,11 @@ def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
         if subject.url is not None:
             _ask_endpoint(asked, subject, material, found)
     local = asked.local
+    if not asked.one_base and len(local) == 2 and asked.policy.model == asked.start.model:
+        found.notes.append(
+            f"{asked.policy.name} and {asked.start.name} stand on one base and have different tokenizers or chat "
+            "templates; each was asked with its own, and no distance between them was measured."
+        )
     for group in [local] if asked.one_base else [[subject] for subject in local]:
         base = _Base(asked, group, rewards)
         readers = list(rewards.beside(base.model, base.tokenizer, material.prompts[OWN], asked.batch_size))
@@ -132,12 +138,14 @@ class _Base:
 
     def __init__(self, asked: Evaluation, subjects: Sequence[Subject], rewards: Rewards) -> None:
         first = subjects[0]
-        self.asked, self.tokenizer = asked, load_tokenizer(first.base, first.model)
+        self.asked, self.tokenizer = asked, load_tokenizer(first.base, first.model, first.adapter)
         adapters = list(dict.fromkeys(subject.adapter for subject in subjects if subject.adapter is not None))
         temperature = asked.decoding["temperature"] or 1.0
         policy = adapters[0] if adapters else None
         try:
-            self.model = load_roles(first.base, first.model, self.tokenizer, {}, policy, temperature)
+            self.model = load_roles(
+                first.base, first.model, self.tokenizer, {}, policy, temperature, alone=self._alone(subjects)
+            )
         except (SafetensorError, OSError, ValueError) as error:
             folders = " or ".join(str(path) for path in (first.base, *adapters[:1]))
             raise DataError(f"The policy {first.name} cannot be loaded from {folders}: {error}") from None
@@ -149,8 +157,19 @@ class _Base:
             self.roles[adapter] = [f"{POLICY}{number or ''}"]
             if number:
                 with told_of([str(adapter)], "Policy"):
-                    self.model.load_adapter(str(adapter), adapter_name=f"{POLICY}{number}")
+                    self._load(adapter, f"{POLICY}{number}")
         self.model.requires_grad_(False).eval()
+
+    def _alone(self, subjects: Sequence[Subject]) -> bool:
+        """Whether nothing but one policy is read on this base: no other, no start, no snapshot."""
+        return len(subjects) == 1 and not self.asked.snapshots
+
+    def _load(self, folder: Path, role: str) -> None:
+        if astray := load_beside(self.model, folder, role, "policy adapter"):
+            raise DataError(
+                f"The policy adapter at {folder} was trained on another base: {len(astray)} weights do not fit, "
+                f"{astray[0]} the first."
+            )
 
     def ask(self, subject: Subject, material: Material, found: Found) -> None:
         """Answers to every list of prompts, and what the policy makes of given replies."""
@@ -183,7 +202,7 @@ class _Base:
         chosen, origin = [prompts[i] for i in rows], asked.origin
         found = Curve(rows, [0], [0.0], [self._answers(chosen, origin, [])])
         for step, folder in asked.snapshots.items():
-            self.model.load_adapter(str(folder), adapter_name=SNAPSHOT)
+            self._load(folder, SNAPSHOT)
             try:
                 subject = Subject(f"step-{step}", asked.policy.model, folder, run=asked.policy.run)
                 answers = self._answers(chosen, subject, [SNAPSHOT], f"snapshot at step {step}")

@@ -136,7 +136,7 @@ def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], i
 def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     """Cut every list to what the subject's base has room for, in place."""
     config = _config(subject, f"The policy {subject.name!r}")
-    tokenizer = load_tokenizer(subject.base, subject.model)
+    tokenizer = load_tokenizer(subject.base, subject.model, subject.adapter)
     limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
     where = "" if asked.one_base else f" in {subject.name}"
     if limit <= length:

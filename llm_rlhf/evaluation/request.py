@@ -14,6 +14,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.judges import model_identity, weight_digests
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
+from llm_rlhf.models.base import same_tokens
 from llm_rlhf.models.inference import ReplyCache
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Benchmark, ModelSection, OwnSuite, Recipe, Source
@@ -137,8 +138,17 @@ class Evaluation:
 
     @property
     def one_base(self) -> bool:
-        """Whether both are the same model but for their adapters, so that one copy in memory serves them."""
-        return len(self.local) == 2 and self.policy.model == self.start.model
+        """Whether both are the same model but for their adapters, so that one copy in memory serves them.
+
+        Not where their adapters brought other tokens or templates: each is asked with its own, on embeddings of its
+        size.
+        """
+        if len(self.local) < 2 or self.policy.model != self.start.model:
+            return False
+        adapters = self.policy.adapter, self.start.adapter
+        if adapters not in self._tokens:
+            self._tokens[adapters] = same_tokens(self.policy.base, self.policy.model, *adapters)
+        return self._tokens[adapters]
 
     @property
     def run(self) -> Path | None:
@@ -179,6 +189,11 @@ class Evaluation:
     @cached_property
     def _weights(self) -> dict[str, dict[str, str]]:
         """SHA-256 of each base's weight files, by base, as far as they were asked for."""
+        return {}
+
+    @cached_property
+    def _tokens(self) -> dict[tuple[Path | None, Path | None], bool]:
+        """Whether two adapters leave their base the same tokens, as far as it was asked for."""
         return {}
 
     @cached_property

@@ -32,7 +32,7 @@ class Subject:
 
     name: str  # in the report
     model: ModelSection  # its base, and how it is loaded; of an endpoint, nothing but defaults
-    adapter: Path | None = None  # of the policy, on that base
+    adapter: Path | None = None  # of the policy, on that base; a tokenizer or template in its folder is its own
     url: str | None = None  # of an endpoint
     served: str | None = None  # the model's name there
     run: Path | None = None  # the run folder it is part of

@@ -14,6 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
@@ -31,8 +32,18 @@ REFUSED = "This architecture cannot be trained here."
 
 def hidden_width(model: Any) -> int:
     """Size of the hidden states that every head reads: some models (OPT-350m) narrow them at the end."""
-    head = model.get_output_embeddings()
+    head = unwrapped(model.get_output_embeddings())
     return int(head.in_features if hasattr(head, "in_features") else model.config.get_text_config().hidden_size)
+
+
+def unwrapped(module: Any) -> Any:
+    """The base's own module, where an adapter has wrapped a copy or some rows of it (PEFT's auxiliary wrappers)."""
+    return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+
+
+def embedding_rows(model: Any) -> int:
+    """How many tokens the input embeddings have rows for."""
+    return int(unwrapped(model.get_input_embeddings()).num_embeddings)
 
 
 def score_head_name(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
@@ -180,7 +191,7 @@ def _leak_in_wide_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict
         return 0.0
     width = min(WIDE, getattr(config, "max_position_embeddings", None) or WIDE)
     before = width // 3
-    ids_T = 15 + torch.arange(width, device=model.device) * 7 % (model.get_input_embeddings().num_embeddings - 15)
+    ids_T = 15 + torch.arange(width, device=model.device) * 7 % (embedding_rows(model) - 15)
     ids_BT = torch.stack([ids_T, ids_T])
     ids_BT[0, :before], ids_BT[1, :before] = 13, 14
     mask_BT = torch.ones_like(ids_BT)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models import template_settings
-from llm_rlhf.models.architecture import unlike_linear
+from llm_rlhf.models.architecture import embedding_rows, unlike_linear
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -27,8 +28,11 @@ _RESERVED_PADS = (
 )  # fmt: skip
 
 
-def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
+def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None = None) -> Any:
     """The tokenizer, with a chat template, an EOS that ends the assistant's turn, and a pad token of its own.
+
+    Args:
+        beside: the folder of an adapter on the model; what is saved there of tokenizer or template is the adapter's.
 
     What the recipe sets in the template is written into it. What a base tokenizer lacks is added and said aloud. A pad
     token is taken from the vocabulary's reserved tokens, or else added as a new one (then `load_causal_lm` makes room
@@ -37,22 +41,49 @@ def load_tokenizer(path: str | Path, section: ModelSection) -> Any:
     Raises:
         RecipeError: where it cannot be loaded, has no EOS token, or its template does not take what the recipe sets.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=section.trust_remote_code, padding_side="left"
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(_cannot_load("tokenizer", path, error)) from None
+    tokenizer = _read_tokenizer(path, section, beside)
     if tokenizer.eos_token_id is None:
         raise RecipeError(
             f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it."
         )
-    if section.chat_template is not None:
-        tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
-    complete_tokenizer(tokenizer, path)
-    _settle_template(tokenizer, path, section)
-    _end_turns_with_eos(tokenizer, path)
+    complete_tokenizer(tokenizer, beside or path)
+    _settle_template(tokenizer, beside or path, section)
+    _end_turns_with_eos(tokenizer, beside or path)
     return tokenizer
+
+
+def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other: Path | None) -> bool:
+    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template."""
+    if tokens_beside(one) == tokens_beside(other):
+        return True
+    read = (_read_tokenizer(path, section, beside) for beside in (one, other))
+    mine, others = ((t.get_vocab(), t.chat_template, t.eos_token) for t in read)
+    return mine == others
+
+
+def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None) -> Any:
+    """As it was saved, with the template that the recipe names, where it names one."""
+    place, template = tokens_beside(beside)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place or path, trust_remote_code=section.trust_remote_code, padding_side="left"
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_load("tokenizer", place or path, error)) from None
+    named = section.chat_template or template
+    if named is not None:
+        tokenizer.chat_template = Path(named).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def tokens_beside(adapter: Path | None) -> tuple[Path | None, Path | None]:
+    """What is saved with an adapter, and is its own: the folder of a tokenizer, or the file of a template alone."""
+    if adapter is None:
+        return None, None
+    if any((adapter / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return adapter, None
+    template = adapter / "chat_template.jinja"
+    return None, template if template.is_file() else None
 
 
 def complete_tokenizer(tokenizer: Any, path: str | Path) -> None:
@@ -108,10 +139,13 @@ def keep_unpacked(model: Any) -> None:
 def adapters_in_float32(model: Any) -> None:
     """What is trained on a quantised base, in float32: TRL casts it to bfloat16, where steps of 1e-5 round to nothing.
 
-    Under bfloat16 autocast the products are computed in bfloat16 all the same.
+    Under bfloat16 autocast the products are computed in bfloat16 all the same. Whole copies of modules
+    (`modules_to_save`) stay in their type: nothing casts what goes in and out of them.
     """
+    copies = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
+    whole = {id(parameter) for copy in copies for parameter in copy.parameters()}
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in whole:
             parameter.data = parameter.data.float()
 
 
@@ -158,8 +192,19 @@ def lora_config(section: ModelSection, task_type: str, model: Any, **options: An
 
 
 def make_room_for(tokenizer: Any, model: Any) -> None:
-    """Grow the embeddings where the tokenizer has more tokens than they have rows."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    """Grow the embeddings where the tokenizer has more tokens than they have rows.
+
+    Raises:
+        ValueError: where an adapter has wrapped them, which growing would take away from it.
+    """
+    if len(tokenizer) > embedding_rows(model):
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in
+               (model.get_input_embeddings(), model.get_output_embeddings())):  # fmt: skip
+            raise ValueError(
+                f"The tokenizer has {len(tokenizer)} tokens and the model {embedding_rows(model)} rows of embeddings, "
+                "which the adapter already holds copies of; grow the model's before the adapter is made "
+                "(resize_token_embeddings), or give the tokenizer a pad token that the vocabulary has."
+            )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 

@@ -22,11 +22,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval, processes
+from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_replies
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
-from llm_rlhf.models.roles import POLICY, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
 from llm_rlhf.models.thoughts import read_response
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -41,14 +42,19 @@ def load_roles(
     rewards: dict[str, Path],
     policy: Path | None = None,
     temperature: float = 1.0,
+    alone: bool = False,
 ) -> Any:
     """The base with reward roles by name and, where given, the policy's adapter, ready to read and to sample.
 
     Args:
         rewards: role name to the folder RewardTrainer's adapter was saved in.
         temperature: what `reply_logprobs` divides logits by.
+        alone: the base is only read with the policy's adapter on, which may change it in place.
     """
     model = load_causal_lm(base, section, tokenizer)
+    if policy is not None:
+        grow_for(model, policy)
+        check_saved(model, policy, "policy adapter", alone)
     model.forward_of_its_own = model.forward  # what `at_temperature_one` starts from
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     if policy is None:

@@ -15,27 +15,25 @@ Layout: B rows, T tokens of prompt and response, R response tokens. Prompts are 
 right, so a row's response always starts at T - R.
 """
 
-import contextlib
 import copy
 import functools
 import inspect
 import json
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
+from llm_rlhf.models.adapters import POLICY, active_adapters, is_head, load_beside, mend_token_wrappers
 from llm_rlhf.models.architecture import check_logits, hidden_width
 from llm_rlhf.models.logprobs import token_logprobs
 
-POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 VALUE = "value"
 HELDOUT = "heldout"  # the second reward model, never trained against: its role, and its folder in a run
 NORMALISATION = "normalisation.json"
@@ -49,41 +47,6 @@ _OPTIONS = (
     "ptx_attention_mask",
     "ptx_mask",
 )  # of the joint call
-
-_switched: list[tuple[nn.Module, list[str]]] = []
-
-
-@contextlib.contextmanager
-def active_adapters(model: Any, names: list[str]) -> Iterator[None]:
-    """Run forwards with these adapters alone; an empty list is the base model. Trainability is left untouched.
-
-    PEFT's own `set_adapter` and `disable_adapter` also freeze what they leave, so that a policy and a value forward in
-    one loss lose gradients without a word. This sets PEFT's private `_active_adapter` and nothing else;
-    tests/ppo/test_trl_contract.py fails when PEFT stops reading it.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        layer._active_adapter = names
-    _switched.append((model, names))
-    try:
-        yield
-    finally:
-        _switched.pop()
-        for layer, active in zip(layers, before, strict=True):
-            layer._active_adapter = active
-
-
-def recompute_with_same_adapters() -> tuple[Any, Any]:
-    """A `context_fn` for torch's checkpoint: activations are recomputed with the adapters their forward had.
-
-    Without it, a value forward that was checkpointed under its own adapter is recomputed under the policy's, and its
-    gradients are silently wrong.
-    """
-    if not _switched:
-        return contextlib.nullcontext(), contextlib.nullcontext()
-    model, names = _switched[-1]
-    return contextlib.nullcontext(), active_adapters(model, names)
 
 
 def scalar_head(hidden_size: int, weight: Tensor | None = None) -> nn.Linear:
@@ -104,7 +67,7 @@ def load_scalar_head(adapter: str | Path, hidden_size: int, normalised: bool = T
     Raises:
         ValueError: where the adapter's file holds no head that fits.
     """
-    heads = {key: w for key, w in load_peft_weights(str(adapter), device="cpu").items() if _is_head(key)}
+    heads = {key: w for key, w in load_peft_weights(str(adapter), device="cpu").items() if is_head(key)}
     if len(heads) != 1 or not next(iter(heads)).endswith(".weight"):
         raise ValueError(
             f"The reward adapter at {adapter} holds {sorted(heads) or 'no score head'}; a reward role needs one "
@@ -135,18 +98,13 @@ def read_normalisation(adapter: str | Path) -> tuple[float, float]:
     return float(known["mean"]), float(known["deviation"])
 
 
-def _is_head(key: str) -> bool:
-    """Whether a key of an adapter's file belongs to a score head: `...score.weight`, but no LoRA inside it."""
-    return key.split(".")[-2] in SEQ_CLS_HEAD_NAMES
-
-
 def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
     """Load a trained reward adapter into a PEFT model, frozen, with its head as `score_heads[name]`.
 
     Raises:
         ValueError: where the name is part of a layer's name; where its head does not fit, or some of its weights
             have no place in this base (or the other way round): PEFT would leave them out, and the scores would be
-            another model's.
+            another model's; where the adapter cannot be switched.
     """
     base = model.get_base_model()
     if any(f".{name}" in f".{layer}" for layer, _ in base.named_modules()):
@@ -155,8 +113,7 @@ def add_reward_role(model: Any, adapter: str | Path, name: str) -> None:
         )
     head = load_scalar_head(adapter, hidden_width(base)).requires_grad_(False)
     was_training = model.training
-    found = model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
-    astray = [key for key in (*found.missing_keys, *found.unexpected_keys) if not _is_head(key)]
+    astray = [key for key in load_beside(model, adapter, name, "reward adapter") if not is_head(key)]
     if astray:
         raise ValueError(
             f"The reward adapter at {adapter} was trained on another base than {type(base).__name__}: {len(astray)} "
@@ -182,7 +139,7 @@ def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, na
         if reward_adapter is None:
             model.add_adapter(VALUE, model.peft_config[POLICY])
         else:
-            model.load_adapter(str(reward_adapter), adapter_name=VALUE, is_trainable=True)
+            load_beside(model, reward_adapter, VALUE, "reward adapter", is_trainable=True)
         model.set_requires_grad(VALUE, requires_grad=True)
     start = base.score_heads[name] if value == "adapter" and name is not None else None
     head = scalar_head(hidden_width(base)) if start is None else copy.deepcopy(start).requires_grad_(True)
@@ -222,6 +179,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
     Raises:
         ValueError: where the joint call would not give this architecture's own log-probabilities.
     """
+    mend_token_wrappers(model)
     fused_forward = model.forward
     tiled = check_logits(model, functools.partial(trunk_inputs, model))
     head = _tiled_head(model, temperature) if tiled else _fused_head(model, fused_forward)
@@ -275,7 +233,7 @@ def _policy_and_value(
     if entropies is not None:
         answer["entropies"] = entropies
     if with_value:
-        if _has_adapter(model, VALUE):
+        if VALUE in getattr(model, "peft_config", {}):  # PEFT's, of all adapters in the model
             with active_adapters(model, [VALUE]):
                 hidden_BRH = hidden_states(model, input_ids_BT, attention_mask_BT)[:, before_response]
         elif detach_value:
@@ -346,11 +304,6 @@ def trunk_inputs(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor) ->
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         inputs["output_router_logits"] = False  # the router's load-balancing loss is no part of PPO
     return inputs
-
-
-def _has_adapter(model: Any, name: str) -> bool:
-    layer = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
-    return layer is not None and name in layer._all_available_adapter_names()
 
 
 def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from trl.data_utils import is_conversational
 
+from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.inference import Reply, ids_to_score, reply_of, right_padded
-from llm_rlhf.models.roles import HELDOUT, POLICY, active_adapters, role_scores
+from llm_rlhf.models.roles import HELDOUT, role_scores
 from llm_rlhf.models.thoughts import KEY
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.generation import GeneratedResponses

@@ -2,18 +2,23 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DistributedType, is_peft_model
-from peft import get_peft_model_state_dict
-from torch import Tensor
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler
 
-from llm_rlhf.models.roles import POLICY, recompute_with_same_adapters
+from llm_rlhf.models.adapters import MERGED, POLICY, check_adapter, recompute_with_same_adapters
+from llm_rlhf.models.base import tokens_beside
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.soundness import check_peft_config
+from llm_rlhf.ppo.vllm import check_adapter_can_be_sent
+from llm_rlhf.reward.loading import check_one_label, load_classifier
 
 MOVED = {  # arguments of trl.PPOTrainer, and where they went
     "ref_model": "leave it out: the reference is the base with its adapters off, or a copy made here without LoRA",
@@ -93,14 +98,27 @@ def reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
         args.beta = beta
 
 
-def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
+def check_before_loading(
+    args: PPOConfig,
+    train_dataset: Any,
+    ptx_dataset: Any,
+    model: Any,
+    reward_adapters: Iterable[str | Path],
+    kwargs: dict[str, Any],
+) -> None:
     if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
         raise ValueError(
             f"There are {len(train_dataset)} prompts, but one rollout takes "
             f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
             "num_mini_batches, or give more prompts."
         )
-    check_peft_config(kwargs.get("peft_config"))
+    own = model.peft_config.get(POLICY) if isinstance(model, PeftModel) else None
+    for config, whose in ((kwargs.get("peft_config"), "peft_config"), (own, "The given model's adapter")):
+        check_peft_config(config, whose)
+        if args.use_vllm:
+            check_adapter_can_be_sent(config)
+    for folder in reward_adapters:
+        check_adapter(folder, "reward adapter")
     if args.ptx_coef and not ptx_dataset:
         raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")
     if args.keep == "best" and kwargs.get("eval_dataset") is None:
@@ -117,6 +135,70 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
         )
     if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
         raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
+
+
+def load_reward_models(functions: list[Any], args: PPOConfig, train_dataset: Any, kwargs: dict[str, Any]) -> None:
+    """Put models with one trained label in the place of their names among `reward_funcs`; their tokenizers likewise.
+
+    The parent would give a model of any other kind a head of random weights, or take the first of several labels.
+
+    Args:
+        kwargs: the trainer's; `reward_processing_classes` among them is completed.
+
+    Raises:
+        ValueError: naming the model, and what it lacks.
+    """
+    given = kwargs.get("reward_processing_classes")
+    tokenizers: list[Any] = list(given) if isinstance(given, list) else [given] * len(functions)
+    if len(tokenizers) != len(functions):
+        return  # the parent says so
+    talks = train_dataset is not None and len(train_dataset) > 0 and not isinstance(train_dataset[0]["prompt"], str)
+    arguments = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if args.distributed_state is not None and args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        arguments["device_map"] = None  # as the parent has it
+    for i, function in enumerate(functions):
+        if isinstance(function, str | Path):
+            functions[i], own = load_classifier(function, arguments)
+            tokenizers[i] = own if tokenizers[i] is None else tokenizers[i]
+            if talks and tokenizers[i].chat_template is None:
+                raise ValueError(
+                    f"The tokenizer of the reward model {str(function)!r} has no chat template, and the prompts are "
+                    "messages; give one that has in reward_processing_classes."
+                )
+        elif isinstance(function, nn.Module):
+            name = type(function).__name__
+            check_one_label(function.config, [name], f"The reward model in reward_funcs[{i}] ({name})")
+    kwargs["reward_processing_classes"] = tokenizers
+
+
+def check_reads_alike(tokenizer: Any, adapters: Iterable[str | Path], trust_remote_code: bool) -> None:
+    """Whether reward adapters were trained on what they will read here: the policy's own tokens.
+
+    Raises:
+        ValueError: where the tokenizer saved beside one has other ids. Another template is warned of.
+    """
+    talk = [{"role": role, "content": text} for role, text in (("user", "Who?"), ("assistant", "I."))]
+    for folder in adapters:
+        place, _ = tokens_beside(Path(folder))
+        if place is None:
+            continue
+        own = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        here, there = tokenizer.get_vocab(), own.get_vocab()
+        if other := next((token for token, i in there.items() if here.get(token, i) != i), None):
+            raise ValueError(
+                f"The reward adapter at {folder} was trained with another tokenizer than the policy's, whose tokens it "
+                f"would read here ({other!r} is {there[other]} to one and {here[other]} to the other). {MERGED}"
+            )
+        if own.chat_template is None or tokenizer.chat_template is None:
+            continue
+        read, trained = (t.apply_chat_template(talk, tokenize=False) for t in (tokenizer, own))
+        if read != trained:
+            warnings.warn(
+                f"The reward adapter at {folder} was trained with another chat template than the policy's, in which it "
+                f"reads here ({trained!r} was {read!r}); its scores may be another model's. Give the trainer the "
+                "tokenizer that is saved beside it (processing_class), or train the adapter on this template.",
+                stacklevel=3,
+            )
 
 
 def check_distribution(kind: DistributedType, args: PPOConfig) -> None:

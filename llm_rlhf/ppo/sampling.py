@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from llm_rlhf.errors import RunError
-from llm_rlhf.models.roles import POLICY, active_adapters, apply_head
+from llm_rlhf.models.adapters import POLICY, active_adapters, adapters_of, switches
+from llm_rlhf.models.roles import apply_head
 
 
 class SamplingError(RunError):
@@ -91,13 +91,12 @@ def merged_policy(base: Any) -> Iterator[None]:
     tensors that stand in for the base's own, so that nothing is rounded into the base, and with it the reference; they
     take as much memory as the adapted layers. Only float32 layers are merged: the sum is then as exact as the two
     products (log-probabilities move by 1e-6), while bfloat16 would round small adapters away. A model with any other
-    adapter layer (quantised, DoRA, experts) is sampled as it is.
+    adapter layer of the policy's (quantised, DoRA, experts, a whole copy of a module) is sampled as it is.
     """
-    layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-    if not all(_can_merge(layer) for layer in layers):
+    adapted = [layer for layer in switches(base) if POLICY in adapters_of(layer)]
+    if not all(_can_merge(layer) for layer in adapted):
         yield
         return
-    adapted = [layer for layer in layers if POLICY in layer._all_available_adapter_names()]
     kept = [(layer.get_base_layer().weight, layer.get_base_layer().weight.data) for layer in adapted]
     try:
         with torch.no_grad():
@@ -110,7 +109,7 @@ def merged_policy(base: Any) -> Iterator[None]:
             weight.data = own
 
 
-def _can_merge(layer: BaseTunerLayer) -> bool:
+def _can_merge(layer: Any) -> bool:
     plain = type(layer) is LoraLinear and POLICY not in layer.lora_variant and not layer.lora_bias.get(POLICY)
     return plain and layer.get_base_layer().weight.dtype == torch.float32
 

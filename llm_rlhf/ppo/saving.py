@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 from trl import RLOOTrainer
 
-from llm_rlhf.models.roles import POLICY, VALUE
+from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.roles import VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.preparation import is_sharded

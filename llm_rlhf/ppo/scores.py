@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_rlhf.models.roles import HELDOUT, POLICY, VALUE
+from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.roles import HELDOUT, VALUE
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.objectives import Total
 from llm_rlhf.recipe.loading import trainer_config

@@ -7,20 +7,23 @@
 - What is sampled must be what is scored: token by token with a cache and padding, the model must be its own forward.
 """
 
+import functools
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from llm_rlhf.models.architecture import can_be_read, understood
+from llm_rlhf.models.adapters import POLICY, active_adapters, check_switchable, switches
+from llm_rlhf.models.architecture import can_be_read, embedding_rows, understood
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.roles import POLICY, active_adapters, trunk_inputs
+from llm_rlhf.models.roles import trunk_inputs
 
 RATE = "drop"  # dropout, layerdrop, attn_pdrop, ...
 JITTER = "jitter"  # of a router: jitter_noise, router_jitter_noise, moe_jitter_eps, ...
@@ -47,17 +50,18 @@ def settle(model: Any, learning_rate: float, generates: bool) -> None:
     config = base.config.get_text_config()
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False  # its loss is no part of PPO, and decoding cannot compute it
+    whole = [base]
     if adapted:
         check_trainable(model)
-    else:
-        warn_of_coarse_weights(base, learning_rate)
+        whole = [module for module in base.modules() if isinstance(module, ModulesToSaveWrapper)]
+    warn_of_coarse_weights(whole, learning_rate)
     check_quiet(base)
     if generates:
         with active_adapters(base, [POLICY] if adapted else []):
             check_decoding(base)
 
 
-def check_peft_config(peft_config: Any) -> None:
+def check_peft_config(peft_config: Any, whose: str = "peft_config") -> None:
     """What a policy adapter may not ask for, told before the model is loaded.
 
     Raises:
@@ -65,13 +69,7 @@ def check_peft_config(peft_config: Any) -> None:
     """
     if peft_config is None:
         return
-    for name, neutral in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
-        value = getattr(peft_config, name, neutral)
-        if value and value != neutral:
-            raise ValueError(
-                f"peft_config.{name} is {value!r}; what it trains is no adapter, and would move the reference and the "
-                f"reward models with the policy. Leave it at {neutral!r}, or train the whole model (no peft_config)."
-            )
+    check_switchable(peft_config, whose, "Leave it at its default, or train the whole model (no peft_config).")
 
 
 def check_embeddings(base: Any) -> None:
@@ -95,27 +93,27 @@ def check_trainable(model: Any) -> None:
     if others:
         raise ValueError(
             f"{len(others)} parameters train outside the adapters, {others[0]} the first: they would move the "
-            "reference and the reward models with the policy. Take away modules_to_save, bias and "
-            "trainable_token_indices, or train the whole model (no peft_config)."
+            "reference and the reward models with the policy. Freeze them (requires_grad_(False)), or train the whole "
+            "model (no adapter)."
         )
 
 
 def _adapter_parameters(model: Any) -> Iterator[nn.Parameter]:
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            for name in layer.adapter_layer_names:
-                part = getattr(layer, name, None)
-                if isinstance(part, (nn.ModuleDict, nn.ParameterDict)):
-                    yield from part.parameters()
+    for layer in switches(model):
+        for name in layer.adapter_layer_names:
+            part = functools.reduce(lambda found, step: getattr(found, step, None), name.split("."), layer)
+            if isinstance(part, (nn.ModuleDict, nn.ParameterDict)):
+                yield from part.parameters()
 
 
-def warn_of_coarse_weights(model: Any, learning_rate: float) -> None:
+def warn_of_coarse_weights(modules: Iterable[Any], learning_rate: float) -> None:
     """Half-precision weights that train as they are round a small step away."""
-    coarse = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    trained = {p.dtype for module in modules for p in module.parameters() if p.requires_grad}
+    coarse = trained & {torch.bfloat16, torch.float16}
     if coarse:
         named = str(coarse.pop()).removeprefix("torch.")
         warnings.warn(
-            f"The whole model trains in {named}, where most steps of {learning_rate:g} "
+            f"Whole weights of the model train in {named}, where most steps of {learning_rate:g} "
             "are lost in the rounding of the weights. Load it in float32 (dtype) and let bf16 compute in bfloat16.",
             stacklevel=4,
         )
@@ -164,7 +162,7 @@ def check_quiet(model: Any) -> None:
     """
     if not can_be_read(model):
         return
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = embedding_rows(model)
     ids_BT = (torch.arange(24, device=model.device).view(2, 12) * 7 + 3) % vocabulary
     inputs = trunk_inputs(model, ids_BT, torch.ones_like(ids_BT))
     was_training = model.training
@@ -206,7 +204,7 @@ def check_decoding(model: Any) -> float:
     """
     if not can_be_read(model):
         return 0.0
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = embedding_rows(model)
     ids_BP = (torch.arange(12, device=model.device).view(2, 6) * 5 + 2) % vocabulary
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[1, :3] = 0
@@ -268,7 +266,7 @@ def without_gradient(model: Any) -> list[str]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not can_be_read(base):
         return []
-    vocabulary = base.get_input_embeddings().num_embeddings
+    vocabulary = embedding_rows(base)
     ids_BT = (torch.arange(24, device=base.device).view(2, 12) * 7 + 3) % vocabulary
     mask_BT = torch.ones_like(ids_BT)
     was_training = model.training

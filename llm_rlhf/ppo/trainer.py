@@ -31,9 +31,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from llm_rlhf.models.architecture import hidden_width
+from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.roles import HELDOUT, POLICY, add_reward_role, add_role_forward, add_value_role, scalar_head
+from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.config import PPOConfig
@@ -45,10 +46,12 @@ from llm_rlhf.ppo.preparation import (
     SeededSampler,
     check_before_loading,
     check_distribution,
+    check_reads_alike,
     checkpoint_with_adapters,
     copy_for_reference,
     given_adapter,
     is_deepspeed_zero3,
+    load_reward_models,
     objectives_of,
     reference_of_the_parents,
 )
@@ -66,8 +69,9 @@ class PPOTrainer(WatchedEvaluation):
         model: hub id, folder or model of a causal language model: the base of every role, and the reference. A PEFT
             model goes on from its own adapter, of which a copy is the reference.
         reward_adapter: folder of an adapter and score head saved by RewardTrainer on the same base, or several by name.
-        reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family (the
-            response is decoded and put into their own chat template), Python functions, or their `module:function`.
+        reward_funcs: as in trl.RLOOTrainer: hub ids or folders of sequence-classification models of any family, with
+            one label (the response is decoded and put into their own chat template), or of adapters on bases of their
+            own; Python functions, or their `module:function`.
             `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
         train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
@@ -110,7 +114,9 @@ class PPOTrainer(WatchedEvaluation):
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
-        check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        readers = [*adapters.values(), *([] if heldout_adapter is None else [heldout_adapter])]
+        check_before_loading(args, train_dataset, ptx_dataset, model, readers, kwargs)
+        load_reward_models(self.scores.functions, args, train_dataset, kwargs)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
         if args.gradient_checkpointing and args.value == "adapter":
@@ -124,6 +130,7 @@ class PPOTrainer(WatchedEvaluation):
             tokenizer = kwargs["processing_class"]
             complete_tokenizer(tokenizer, tokenizer.name_or_path or "the model")
             tokenizer.chat_template = with_arguments(tokenizer.get_chat_template(), args.chat_template_kwargs or {})
+            check_reads_alike(tokenizer, readers, args.trust_remote_code)
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:
@@ -171,7 +178,7 @@ class PPOTrainer(WatchedEvaluation):
             )
         for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
             # Only for a pad token that was added: other new tokens are the caller's to make room for.
-            if causal_lm and self._tokenizer.pad_token_id >= causal_lm.get_input_embeddings().num_embeddings:
+            if causal_lm and self._tokenizer.pad_token_id >= embedding_rows(causal_lm):
                 make_room_for(self._tokenizer, causal_lm)
 
     def _settle_model(self, find_unused: bool) -> None:

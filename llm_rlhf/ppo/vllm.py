@@ -9,15 +9,39 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from llm_rlhf.models.roles import POLICY
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import SamplingError
+
+_WRAPPED = ("modules_to_save", "token_adapter")  # parts of PEFT's wrappers that are not the base's own module
+
+
+def check_adapter_can_be_sent(config: Any) -> None:
+    """Whether the policy is its base with something added to matrices, which is all that can be sent to vLLM.
+
+    Raises:
+        ValueError: naming the option and the remedy.
+    """
+    if config is None:
+        return
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(
+            f"use_vllm is set, but the policy's adapter is {config.peft_type.value}; only LoRA can be sent to vLLM. "
+            "Use LoRA, or leave use_vllm out."
+        )
+    for name in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias"):
+        if value := getattr(config, name, None):
+            raise ValueError(
+                f"use_vllm is set, but the policy's adapter has {name} {value!r}, which cannot be sent to vLLM. Take "
+                f"{name} away, or leave use_vllm out."
+            )
 
 
 def check_server(client: Any, args: PPOConfig) -> None:
@@ -110,7 +134,8 @@ def _layer_of(name: str) -> str:
 def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Name and full weight of every parameter of the language model, the policy's adapter added, one at a time.
 
-    Tied weights come once, as in `named_parameters`. A quantised layer is given in the adapter's compute type.
+    Tied weights come once, as in `named_parameters`. A quantised layer is given in the adapter's compute type. Of
+    modules that other roles' adapters have wrapped, the base's own.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     seen: set[int] = set()
@@ -125,7 +150,7 @@ def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             weight = dequantize_module_weight(layer) if layer is not module and name == "weight" else parameter.data
             if name in added:
                 weight = (weight.float() + added[name].float()).to(weight.dtype)
-            yield f"{module_name}.{name}" if module_name else name, weight
+            yield f"{module_name}.{name}".removeprefix(".").replace(".original_module", ""), weight
 
 
 def _without_adapters(module: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -134,6 +159,7 @@ def _without_adapters(module: Any) -> tuple[Any, dict[str, Tensor]]:
     An adapter of one of several parameters of a module (stacked experts) is wrapped around that of another.
     """
     added = {}
+    module = module.original_module if isinstance(module, TrainableTokensWrapper) else module
     while isinstance(module, BaseTunerLayer):
         if POLICY in module._all_available_adapter_names():
             added[getattr(module, "parameter_name", "weight")] = module.get_delta_weight(POLICY)
@@ -142,4 +168,5 @@ def _without_adapters(module: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _inside_an_adapter(module_name: str) -> bool:
-    return any(part == "base_layer" or part.startswith("lora_") for part in module_name.split("."))
+    parts = module_name.split(".")
+    return any(part.startswith("lora_") or part in ("base_layer", *_WRAPPED) for part in parts)

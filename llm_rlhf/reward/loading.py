@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import find_adapter_config_file, logging
 
 from llm_rlhf.launch import processes
-from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config
+from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
+from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import write_json
@@ -118,6 +119,8 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         ) from None
     keep_unpacked(model)
     make_room_for(tokenizer, model)
+    for folder in folders:
+        grow_for(model, folder)
     if tokenizer.pad_token_id is not None:  # as TRL's RewardTrainer has it: a score is read before trailing pads
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if "quantization_config" not in arguments:
@@ -133,11 +136,10 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         elif not any(f".{head_name}." in key for key in load_peft_weights(str(folder), "cpu") for head_name in HEADS):
             raise ValueError(f"The reward adapter at {folder} holds no score head ({' or '.join(HEADS)}).")
         if peft_model is None:
+            check_saved(model, folder, "reward adapter", alone=len(folders) == 1)  # before PEFT makes room for it
             peft_model = PeftModelForSequenceClassification(model, _inference_config(folder), adapter_name=name)
-        found = peft_model.load_adapter(str(folder), adapter_name=name, torch_device=str(loading.place()))
-        astray = [
-            k for k in (*found.missing_keys, *found.unexpected_keys) if not any(f".{n}." in f".{k}" for n in HEADS)
-        ]
+        loaded = load_beside(peft_model, folder, name, "reward adapter", alone=len(folders) == 1)
+        astray = [k for k in loaded if not any(f".{n}." in f".{k}" for n in HEADS)]
         if astray:
             raise ValueError(
                 f"The reward adapter at {folder} was trained on another base than {base}: {len(astray)} weights do "
@@ -155,29 +157,59 @@ def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Load
     Raises:
         ValueError: where it has another number of labels, or no trained head.
     """
-    where = {"revision": revision, "trust_remote_code": loading.trust_remote_code}
-    arguments = loading.arguments() | where
-    try:
-        config = AutoConfig.from_pretrained(path, **where)
-        if config.num_labels != 1:
-            causal = any("CausalLM" in name for name in config.architectures or ())
-            raise ValueError(
-                f"It has {config.num_labels} labels"
-                + (", and is a language model" if causal else "")
-                + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
-            )
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
-        if report["missing_keys"]:
-            raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
-    except (OSError, ValueError) as error:
-        raise ValueError(_cannot_load("reward model", path, error)) from None
+    arguments = loading.arguments() | {"revision": revision}
+    model, tokenizer = load_classifier(path, arguments)
     _set_chat_template(tokenizer, loading.chat_template, path)
     keep_unpacked(model)
     if "quantization_config" not in arguments:
         model = model.to(loading.place())
     model = model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, [Member(None, own_head(model), 0.0, 1.0, 1.0)], False)
+
+
+def load_classifier(path: str | Path, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """A sequence-classification model with one trained label, and its tokenizer; an adapter is merged into its base.
+
+    Args:
+        arguments: of the model's `from_pretrained`.
+
+    Raises:
+        ValueError: where it is no such model.
+    """
+    where = {name: arguments[name] for name in ("revision", "trust_remote_code") if name in arguments}
+    folder = local_adapter(path, where.get("revision"))
+    if folder is not None:
+        how = {
+            name: arguments[name] for name in ("dtype", "trust_remote_code") if arguments.get(name, "auto") != "auto"
+        }
+        loaded = load_adapters([folder], None, False, Loading(**how))
+        loaded.model.set_adapter(loaded.members[0].adapter, inference_mode=True)
+        return loaded.model.merge_and_unload(), loaded.tokenizer
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+        check_one_label(config, config.architectures or (), "It")
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **arguments)
+        if report["missing_keys"]:
+            raise ValueError(f"Its files lack {', '.join(sorted(report['missing_keys']))}: it has no trained head.")
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load("reward model", path, error)) from None
+    return model, tokenizer
+
+
+def check_one_label(config: Any, classes: Sequence[str], what: str) -> None:
+    """Raise ValueError where it is no reward model with one label.
+
+    Args:
+        classes: what the model is an instance of, or says that it is.
+        what: begins the error.
+    """
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{what} has {config.num_labels} labels"
+            + (", and is a language model" if any("CausalLM" in name for name in classes) else "")
+            + "; a reward model has one: AutoModelForSequenceClassification trained with num_labels=1."
+        )
 
 
 def _load_headless(base: str | Path, arguments: dict[str, Any]) -> Any:
@@ -277,13 +309,13 @@ def _tokenizer(folders: Sequence[Path], base: str | Path, loading: Loading) -> A
     """The tokenizer saved with the adapters, else the base's; refused where the adapters have different templates."""
     found = []
     for folder in folders:
-        saved = (folder / "tokenizer_config.json").is_file()
-        place = folder if saved else base
+        saved, template = tokens_beside(folder)
+        place = saved or base
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
         except (OSError, ValueError) as error:
             raise ValueError(_cannot_load("tokenizer", place, error)) from None
-        _set_chat_template(tokenizer, loading.chat_template, place)
+        _set_chat_template(tokenizer, loading.chat_template or template, place)
         found.append(tokenizer)
     for folder, tokenizer in zip(folders, found, strict=True):
         if (tokenizer.chat_template, len(tokenizer)) != (found[0].chat_template, len(found[0])):

@@ -4,13 +4,15 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from model_helpers import random_policy_adapter, random_reward_adapter
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from model_helpers import grown_adapter, own_tokens, random_policy_adapter, random_reward_adapter
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Origin, Preference, Prompt
@@ -434,3 +436,130 @@ def test_what_was_read_is_told_by_hashes() -> None:
     one = Material({OWN: [row]}).digests()
     assert one == Material({OWN: [replace(row, origin=Origin("there", 9))]}).digests()
     assert one != Material({OWN: [replace(row, objective="harmless")]}).digests()
+
+
+# ---- a tokenizer and a template that were saved beside an adapter
+
+
+OWN_TEMPLATE = (
+    "{%- for m in messages -%}{{ ('<|reply|>' if m['role'] == 'assistant' else '<|ask|>') + m['content'] + eos_token }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}<|reply|>{%- endif -%}"
+)
+SHOUTED = (
+    "{%- for m in messages -%}{{ '<|' + m['role'] + '|>' + m['content'] | upper + eos_token }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+
+
+def by_plain_peft(base: Path, adapter: Path, tokenizer: Any, rows: int, prompts: list[Prompt]) -> list[str]:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer.apply_chat_template(
+            prompt.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        whole = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=1)
+        texts.append(tokenizer.decode(whole[0, ids["input_ids"].size(1) :], skip_special_tokens=True).strip())
+    return texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["embed_tokens"]}], ids=["grown", "trained"])
+def test_an_adapter_is_asked_with_the_tokenizer_beside_it_and_its_base_with_its_own(
+    asked, base_folder, tmp_path, options
+) -> None:
+    """Its file holds embeddings for two tokens that its base does not have."""
+    folder = grown_adapter(base_folder, tmp_path / "grown", "CAUSAL_LM", 263, **options)
+    tokenizer = own_tokens(base_folder, folder, OWN_TEMPLATE)
+    policy = replace(asked.policy, adapter=folder)
+    found = measure(replace(asked, policy=policy, temperature=0.0, resamples=100))
+    prompts = gather(asked).prompts[OWN]
+    expected = by_plain_peft(base_folder, folder, tokenizer, 263, prompts)
+    assert found.answers[OWN]["tuned"].texts == expected
+    plain = measure(replace(asked, temperature=0.0, resamples=100, output=tmp_path / "plain"))
+    assert found.answers[OWN]["begin"].texts == plain.answers[OWN]["begin"].texts
+    assert not any(estimate.name == "kl" for estimate in found.estimates)
+    assert any("tuned and begin stand on one base and have different tokenizers" in note for note in found.notes)
+    assert {"chat template of tuned", "chat template of begin"} <= found.material.templates.keys()
+
+
+def test_a_template_beside_an_adapter_is_its_own(asked, base_folder, adapter, tmp_path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "shouting")
+    (folder / "chat_template.jinja").write_text(SHOUTED)
+    policy = replace(asked.policy, adapter=folder)
+    found = measure(replace(asked, policy=policy, temperature=0.0, resamples=100))
+    named = replace(asked.policy, model=replace(asked.policy.model, chat_template=str(folder / "chat_template.jinja")))
+    expected = measure(replace(asked, policy=named, temperature=0.0, resamples=100, output=tmp_path / "named"))
+    plain = measure(replace(asked, temperature=0.0, resamples=100, output=tmp_path / "plain"))
+    tuned, shouted, quiet = (each.answers[OWN]["tuned"].texts for each in (found, expected, plain))
+    assert tuned == shouted != quiet
+    assert found.answers[OWN]["begin"].texts == plain.answers[OWN]["begin"].texts
+
+
+def test_the_bases_own_tokenizer_beside_an_adapter_changes_nothing(asked, tokenizer, adapter, tmp_path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "saved")
+    tokenizer.save_pretrained(folder)
+    saved = replace(asked, policy=replace(asked.policy, adapter=folder))
+    assert saved.one_base
+    (folder / "chat_template.jinja").write_text(SHOUTED)
+    assert not replace(saved).one_base
+    named = tmp_path / "named.jinja"
+    named.write_text(SHOUTED)
+    model = replace(asked.policy.model, chat_template=str(named))  # a template that is asked for is everybody's
+    assert replace(saved, policy=replace(saved.policy, model=model), start=replace(saved.start, model=model)).one_base
+
+
+def test_embeddings_that_would_take_the_bases_place_are_refused(asked, base_folder, tmp_path) -> None:
+    folder = grown_adapter(base_folder, tmp_path / "grown", "CAUSAL_LM", 261)
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"base_model.model.model.embed_tokens.weight": torch.zeros(261, 32)}, path)
+    policy = replace(asked.policy, adapter=folder)
+    with pytest.raises(DataError, match=r"holds a model.embed_tokens.weight of its own, which would take the place"):
+        measure(replace(asked, policy=policy))
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text().replace('"bias": "none"', '"bias": "all"'))
+    with pytest.raises(DataError, match=r"policy adapter at .*grown has bias 'all'.* Merge it into its base"):
+        measure(replace(asked, policy=policy))
+
+
+def test_a_reward_adapter_reads_with_the_tokenizer_beside_it(base_folder, tmp_path) -> None:
+    folder = grown_adapter(base_folder, tmp_path / "reward", "SEQ_CLS", 263)
+    tokenizer = own_tokens(base_folder, folder, OWN_TEMPLATE)
+    scores = RewardModel.from_pretrained(folder, base=base_folder).score([("who?", "me"), ("where", "here")])
+    model = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    model.resize_token_embeddings(263, mean_resizing=False)
+    model = PeftModel.from_pretrained(model, folder).eval()
+    for found, (prompt, reply) in zip(scores, [("who?", "me"), ("where", "here")], strict=True):
+        talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        ids = tokenizer.apply_chat_template(talk, return_dict=True, return_tensors="pt")
+        assert ids["input_ids"][0, 0] == 261
+        assert model(**ids).logits.item() == pytest.approx(found, abs=1e-5)
+    template = folder / "chat_template.jinja"
+    plain = shutil.copytree(random_reward_adapter(base_folder, tmp_path / "plain"), tmp_path / "shouting")
+    template.write_text(SHOUTED)
+    shutil.copy(template, plain / "chat_template.jinja")
+    shouting = RewardModel.from_pretrained(plain, base=base_folder)
+    assert shouting.tokenizer.chat_template == SHOUTED
+    assert shouting.score([("who?", "me")]) == shouting.score([("WHO?", "ME")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"trainable_token_indices": [101, 110]}, {"modules_to_save": ["lm_head"]}], ids=str
+)
+def test_adapters_of_more_than_lora_are_asked_beside_others(asked, adapter, base_folder, tmp_path, options) -> None:
+    """In either order: the first is on the base when it is made, the second comes beside it."""
+    folder = grown_adapter(base_folder, tmp_path / "more", "CAUSAL_LM", 261, **options)
+    prompts, tokenizer = gather(asked).prompts[OWN], load_tokenizer(base_folder, asked.policy.model)
+    expected = {path: by_plain_peft(base_folder, path, tokenizer, 261, prompts) for path in (folder, adapter)}
+    for first, second in ((folder, adapter), (adapter, folder)):
+        policy, start = replace(asked.policy, adapter=first), replace(asked.start, adapter=second)
+        output = tmp_path / first.name
+        cold = measure(replace(asked, policy=policy, start=start, output=output, temperature=0.0, resamples=100))
+        assert cold.answers[OWN]["tuned"].texts == expected[first]
+        assert cold.answers[OWN]["begin"].texts == expected[second]
+        warm = measure(replace(asked, policy=policy, start=start, output=output, resamples=100))
+        assert all(np.isfinite(warm.answers[OWN]["tuned"].sequence_kl))

@@ -22,10 +22,11 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_config
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
-from llm_rlhf.models.roles import VALUE, active_adapters, add_reward_role, add_role_forward, role_scores
+from llm_rlhf.models.roles import VALUE, add_reward_role, add_role_forward, role_scores
 from llm_rlhf.ppo.rollout import MicroBatch
 from llm_rlhf.ppo.trainer import PPOTrainer
 from llm_rlhf.recipe.sections import LoraSection, ModelSection, Recipe

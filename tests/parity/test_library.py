@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
 
 from llm_rlhf import PPOConfig, PPOTrainer
-from llm_rlhf.models.roles import active_adapters
+from llm_rlhf.models.adapters import active_adapters
 
 MANY_TURNS = [
     {"role": "system", "content": "be brief"},

@@ -19,7 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from llm_rlhf.models.roles import active_adapters, role_scores
+from llm_rlhf.models.adapters import active_adapters
+from llm_rlhf.models.roles import role_scores
 from llm_rlhf.ppo import collecting
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.objectives import (

@@ -1,5 +1,8 @@
 """What PPOTrainer refuses to build on: trained outside the adapters, noisy, or decoded otherwise than read."""
 
+import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +10,15 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from ppo_helpers import make_trainer
+from model_helpers import random_policy_adapter
+from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, get_peft_model
+from ppo_helpers import PROMPTS, fixed_responses, make_trainer, rollout
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from llm_rlhf import PPOConfig
+from llm_rlhf import PPOConfig, RewardModel
 from llm_rlhf.models import roles
-from llm_rlhf.models.roles import POLICY
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.ppo import saving
 from llm_rlhf.ppo.preparation import check_distribution
 
@@ -25,23 +29,53 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"bias": "lora_only"}, "bias is 'lora_only'"),
-        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is \[1, 2\]"),
-    ],
-)
+UNSWITCHED = [
+    ({"bias": "all"}, "bias 'all'"),
+    ({"bias": "lora_only"}, "bias 'lora_only'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+    ({"layer_replication": [(0, 2), (1, 2)]}, r"layer_replication \[\(0, 2\), \(1, 2\)\]"),
+    ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens \[3\]"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), UNSWITCHED)
 def test_what_would_move_the_reference_is_refused_before_loading(base_folder, tmp_path, options, named) -> None:
-    with pytest.raises(ValueError, match=rf"peft_config.{named}.*would move the reference.*Leave it at"):
+    with pytest.raises(ValueError, match=rf"peft_config has {named}: .*the reference .*would move.* Leave it at"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=lora(**options))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        AdaptionPromptConfig(adapter_len=2, adapter_layers=2),
+    ],
+)
+def test_what_lives_outside_the_layers_is_refused(base_folder, tmp_path, config) -> None:
+    with pytest.raises(ValueError, match=r"peft_config has peft_type .*it is no part of the base's layers"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=config)
+
+
+def test_an_adapter_that_cannot_be_switched_is_refused_wherever_it_comes_from(
+    base_folder, tmp_path, reward_folder
+) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora(bias="all"))
+    with pytest.raises(ValueError, match=r"The given model's adapter has bias 'all'"):
+        make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=False, model=model)
+    shutil.copytree(reward_folder, tmp_path / "biased")
+    path = tmp_path / "biased" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"bias": "none"', '"bias": "lora_only"'))
+    for role in ("reward", "heldout_adapter"):
+        roles = {"reward": reward_folder, role: tmp_path / "biased"}
+        with pytest.raises(ValueError, match=r"reward adapter at .*biased has bias 'lora_only'.* Merge it"):
+            make_trainer(base_folder, tmp_path, **roles)
+
+
 def test_a_given_peft_model_that_trains_more_than_adapters_is_refused(base_folder, tmp_path) -> None:
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora(modules_to_save=["norm"]))
-    with pytest.raises(ValueError, match=r"5 parameters train outside the adapters, .*norm.modules_to_save"):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), lora())
+    model.get_base_model().model.norm.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1 parameters train outside the adapters, .*model.norm.weight"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], lora=False, model=model)
 
 
@@ -167,7 +201,9 @@ def test_decoding_that_is_not_the_forward_is_refused(base_folder, tmp_path, monk
 
 def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="The whole model trains in bfloat16, where most steps of 0.001 are lost"):
+    with pytest.warns(
+        UserWarning, match="Whole weights of the model train in bfloat16, where most steps of 0.001 are lost"
+    ):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[lambda **_: []], model=model, lora=False, perturb=False)
 
 
@@ -271,3 +307,86 @@ def test_the_penalty_is_not_steered_while_the_policy_stands_still(base_folder, r
 def test_a_reward_adapter_may_not_take_another_roles_name(base_folder, reward_folder, tmp_path, name) -> None:
     with pytest.raises(ValueError, match=f"called '{name}', which is the name of another role"):
         make_trainer(base_folder, tmp_path, {name: Path(reward_folder)}, value="adapter")
+
+
+# ---- reward models of their own ------------------------------------------------------------------------------------
+
+
+def classifier(base: Path, labels: int) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("language model", "It has 2 labels, and is a language model; a reward model has one"),
+        ("three labels", "It has 3 labels; a reward model has one"),
+        ("no head", r"Its files lack score\.weight: it has no trained head"),
+        ("policy adapter", "holds no score head"),
+        ("no template", "has no chat template, and the prompts are messages"),
+        ("in memory", r"in reward_funcs\[0\] \(LlamaForSequenceClassification\) has 3 labels; a reward model has one"),
+        ("language model in memory", r"\(LlamaForCausalLM\) has 2 labels, and is a language model"),
+    ],
+)
+def test_a_reward_model_without_one_trained_label_is_refused(
+    base_folder, reward_folder, tmp_path, tokenizer, what, message
+) -> None:
+    """TRL would give the language model a random head, and take the first of three labels."""
+    folder = tmp_path / "judge"
+    given: Any = str(folder)
+    if what == "language model":
+        given = str(base_folder)
+    elif what == "policy adapter":
+        random_policy_adapter(base_folder, folder, seed=1, r=2)
+    elif what == "no head":
+        shutil.copytree(base_folder, folder)
+        known = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}, "num_labels": 1}
+        (folder / "config.json").write_text(json.dumps(known))
+    elif what == "in memory":
+        given = classifier(base_folder, 3)
+    elif what == "language model in memory":
+        given = AutoModelForCausalLM.from_pretrained(base_folder)
+    else:
+        classifier(base_folder, 3 if what == "three labels" else 1).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if what == "no template":
+            (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=message):
+        make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
+
+
+def test_a_reward_model_by_its_folder_scores_as_it_does_by_itself(
+    base_folder, reward_folder, tmp_path, tokenizer
+) -> None:
+    classifier(base_folder, 1).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    alone = torch.tensor(RewardModel.from_pretrained(tmp_path / "judge").score([(prompt, "ok") for prompt in PROMPTS]))
+    adapter = RewardModel.from_pretrained(reward_folder).score([(prompt, "ok") for prompt in PROMPTS])
+    given_and_expected: list[Any] = [(str(tmp_path / "judge"), alone), (tmp_path / "judge", alone)]
+    given_and_expected += [(classifier(base_folder, 1), alone), (str(reward_folder), torch.tensor(adapter))]
+    for given, expected in given_and_expected:
+        trainer = make_trainer(base_folder, tmp_path / "out", None, reward_funcs=[given])
+        fixed_responses(trainer, [[*tokenizer("ok")["input_ids"], tokenizer.eos_token_id]] * 8)
+        (batch,) = rollout(trainer)
+        torch.testing.assert_close(batch.raw_scores, expected, rtol=0, atol=1e-5)  # padded and not
+
+
+def test_a_reward_adapter_that_read_other_tokens_is_refused_or_told(
+    base_folder, reward_folder, tmp_path, tokenizer
+) -> None:
+    folder = shutil.copytree(reward_folder, tmp_path / "reward")
+    tokenizer.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The reward adapter")
+        make_trainer(base_folder, tmp_path / "out", folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    with pytest.warns(UserWarning, match=r"trained with another chat template .*'Who\?<\|eos\|>I.<\|eos\|>' was"):
+        make_trainer(base_folder, tmp_path / "out", folder)
+    path = folder / "tokenizer.json"
+    known = json.loads(path.read_text())
+    vocabulary = known["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"another tokenizer than the policy's.* is \d+ to one and \d+ to the other"):
+        make_trainer(base_folder, tmp_path / "out", folder)

@@ -10,14 +10,14 @@ import torch
 import transformers
 import trl.generation.vllm_client as client_module
 import trl.generation.vllm_generation as generation_module
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from ppo_helpers import PROMPTS, make_trainer, rollout
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import lora_config
-from llm_rlhf.models.roles import active_adapters
 from llm_rlhf.ppo.objectives import importance_weights
 from llm_rlhf.ppo.sampling import SamplingError
 from llm_rlhf.ppo.vllm import as_in_checkpoints, policy_weights
@@ -131,6 +131,32 @@ def test_a_server_whose_log_probabilities_are_of_another_temperature_is_refused(
     with pytest.raises(ValueError, match=r"reports raw_logprobs.*temperature 0.8.*--logprobs-mode processed_logprobs"):
         trainer_on(server, base_folder, reward_folder, tmp_path)
     trainer_on(server, base_folder, reward_folder, tmp_path, temperature=1.0)  # there the two are the same
+
+
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["norm"]}, {"use_dora": True}, {"trainable_token_indices": [3]}]
+)
+def test_what_is_more_than_lora_cannot_be_sent_and_is_refused(base_folder, reward_folder, tmp_path, options) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"use_vllm is set, but the policy's adapter has {name} .*leave use_vllm out"):
+        make_trainer(base_folder, tmp_path, reward_folder, use_vllm=True,
+                     lora=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **options))  # fmt: skip
+
+
+@pytest.mark.parametrize("saved", [{"modules_to_save": ["embed_tokens", "mlp"]}, {"trainable_token_indices": [3, 4]}])
+def test_copies_of_modules_that_other_roles_hold_are_not_sent(base_folder, saved) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    own = {name: weight.clone() for name, weight in model.named_parameters()}
+    of_the_base = {id(weight) for weight in model.parameters()}
+    policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    policy.add_adapter("reward", LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **saved))
+    for parameter in policy.parameters():
+        if id(parameter) not in of_the_base:
+            parameter.data = parameter.data + 1
+    sent = dict(policy_weights(policy))
+    assert sent.keys() == own.keys()
+    for name, weight in sent.items():
+        assert torch.equal(weight, own[name]) == ("q_proj" not in name), name
 
 
 EXPERTS = {

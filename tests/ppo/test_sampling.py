@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig
 
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.random_draws import Draw, drawing
-from llm_rlhf.models.roles import active_adapters
 from llm_rlhf.ppo.sampling import GenerateWatch, SamplingError, merged_policy
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from trl import RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from llm_rlhf.models.roles import active_adapters
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.ppo.trainer import PPOTrainer
 
 OVERRIDDEN = {
