@@ -263,12 +263,13 @@ def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # a template may raise anything
         raise RecipeError(f"The chat template of {path} cannot render a user and an assistant turn: {error}") from None
-    if reply not in text:
+    start = text.casefold().rfind(reply.casefold())  # a template may write in capitals
+    if start < 0:
         raise RecipeError(
             f"The chat template of {path} leaves out what a turn says where it is text (it may want a list of parts, "
             "as models that see images do); give model.chat_template one that writes text."
         )
-    found = special_tokens_in(tokenizer, text.rpartition(reply)[2])
+    found = special_tokens_in(tokenizer, text[start + len(reply) :])
     if not found:
         raise RecipeError(
             f"The chat template of {path} ends the assistant's turn without a special token, so that a model could "

@@ -182,10 +182,14 @@ CHANGES = st.lists(st.tuples(KEYS, VALUE), min_size=1, max_size=3)
 def put(tree: Any, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for part in parents:
+        if isinstance(tree, list) and not part.isdigit():
+            return
         tree = tree[int(part)] if isinstance(tree, list) else tree.setdefault(part, {})
         if not isinstance(tree, (dict, list)):
             return
     if isinstance(tree, list):
+        if not last.isdigit():
+            return
         tree[int(last) : int(last) + 1] = [value]
     else:
         tree[last] = value
