@@ -13,6 +13,7 @@ from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.models.roles import POLICY, recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.prompts import check_datasets
 from llm_rlhf.ppo.soundness import check_peft_config
 
 MOVED = {  # arguments of trl.PPOTrainer, and where they went
@@ -94,12 +95,7 @@ def reference_of_the_parents(args: PPOConfig, reference: Any) -> Iterator[None]:
 
 
 def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, kwargs: dict[str, Any]) -> None:
-    if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
-        raise ValueError(
-            f"There are {len(train_dataset)} prompts, but one rollout takes "
-            f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
-            "num_mini_batches, or give more prompts."
-        )
+    check_datasets(train_dataset, kwargs.get("eval_dataset"), args)
     check_peft_config(kwargs.get("peft_config"))
     if args.ptx_coef and not ptx_dataset:
         raise ValueError(f"ptx_coef is {args.ptx_coef}, but there are no demonstrations; give a ptx_dataset.")

@@ -27,6 +27,7 @@ from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.statistics.intervals import Values
 from llm_rlhf.user_code import FUNCTION, load_function
 
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")  # to functions, by TRL
 RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
 
 
@@ -66,6 +67,24 @@ class ScoreSources:
         self.how, self.spread_coef = args.score_combination, args.score_spread_coef
         self.names = list(self.adapters)
         self.is_model = [True] * len(self.adapters)
+
+    def check_signatures(self, columns: Sequence[str]) -> None:
+        """Every Python function must take what TRL gives it: by name, and the data set's `columns` with it.
+
+        Raises:
+            ValueError: naming the function and what it does not take.
+        """
+        given = {*columns, *GIVEN} - {"prompt", "completion"}
+        for function in self.functions:
+            if not inspect.isroutine(function):  # a model, or an object whose signature may not tell
+                continue
+            try:
+                inspect.signature(function).bind(**dict.fromkeys(given))
+            except TypeError as error:
+                raise ValueError(
+                    f"The reward function {function.__name__!r} cannot be called as reward functions are ({error}); "
+                    "write it as def f(prompts, completions, **kwargs), which returns a number for each completion."
+                ) from None
 
     @contextlib.contextmanager
     def parent_weights(self, args: PPOConfig) -> Iterator[None]:

@@ -51,6 +51,7 @@ from llm_rlhf.ppo.preparation import (
     objectives_of,
     reference_of_the_parents,
 )
+from llm_rlhf.ppo.prompts import check_lengths
 from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
 from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
@@ -69,7 +70,8 @@ class PPOTrainer(WatchedEvaluation):
             response is decoded and put into their own chat template), Python functions, or their `module:function`.
             `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
-        train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
+        train_dataset: a Dataset with a column `prompt`: messages, which get the chat template, or text, which is
+            continued as it stands (as in TRL). Other columns reach the reward functions.
         eval_dataset: the same; evaluated before training and every `args.eval_rollouts`, by `objective` where its rows
             say one ("helpful", "harmless"), and watched over as `args.side_guard` says.
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
@@ -110,6 +112,8 @@ class PPOTrainer(WatchedEvaluation):
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
         check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        assert train_dataset is not None  # it was checked
+        self.scores.check_signatures(train_dataset.column_names)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
         if args.gradient_checkpointing and args.value == "adapter":
@@ -117,10 +121,12 @@ class PPOTrainer(WatchedEvaluation):
         not_said = args.ddp_find_unused_parameters is None
         if not_said:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter, nearly always
-        if kwargs.get("processing_class") is None and isinstance(model, (str, Path)):
-            kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        path = model if isinstance(model, (str, Path)) else model.config.name_or_path
+        if kwargs.get("processing_class") is None and path:
+            kwargs["processing_class"] = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
             complete_tokenizer(kwargs["processing_class"], kwargs["processing_class"].name_or_path or "the model")
+        check_lengths(train_dataset, kwargs["eval_dataset"], kwargs.get("processing_class"), model, args)
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:
