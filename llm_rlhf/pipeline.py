@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from llm_rlhf.ahead import check_ahead, check_rows
 from llm_rlhf.data.checks import write_quarantine
+from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
@@ -27,7 +29,7 @@ WHAT = {
     "world": "making the gold world",
     "sft": "supervised fine-tuning",
     "reward": "the reward model and a held-out one",
-    "ppo": "PPO against the reward model",
+    "ppo": "PPO",
     "evaluate": "the report",
 }
 
@@ -52,29 +54,49 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
-        if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
+        to_make = _stages_to_make(recipe, run, stages, only, from_stage)
+        if to_make:  # errors come before anything is trained, and before anything is moved
+            check_ahead(recipe, run, to_make)
+        if recipe.evaluate is not None and "evaluate" in to_make:
             check_section(recipe)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())
         for number, stage in enumerate(stages, start=1):
-            if only is not None and stage != only:
-                if stages.index(stage) < stages.index(only) and not run.finished(stage, stage_inputs(recipe, stage)):
-                    raise RecipeError(f"--only {only} needs {stage}, which is not done; run the recipe without --only.")
-                continue
-            _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]")
+            if only is None or stage == only:
+                _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", to_make)
     return run
 
 
-def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
-    inputs = stage_inputs(recipe, stage)
-    if run.finished(stage, inputs):
+def _stages_to_make(
+    recipe: Recipe, run: RunFolder, stages: list[str], only: str | None, from_stage: str | None
+) -> list[str]:
+    """Those that are asked for and not done.
+
+    Raises:
+        RunFolderError: where one is there but damaged, or made by another recipe, and is not to be made again.
+        RecipeError: where one is missing that `only` stands on.
+    """
+    last = stages if only is None else stages[: stages.index(only) + 1]
+    again = [] if from_stage is None else stages[stages.index(from_stage) :]
+    missing = [stage for stage in last if stage in again or not run.finished(stage, stage_inputs(recipe, stage))]
+    for stage in missing:
+        if only is not None and stage != only:
+            raise RecipeError(f"--only {only} needs {stage}, which is not done; run the recipe without --only.")
+    return missing
+
+
+def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, to_make: list[str]) -> None:
+    if stage not in to_make:
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
+        inputs = stage_inputs(recipe, stage)
         if stage == "ppo":
             stop_at_gates(recipe, run)
         if stage != "world":
-            _account_for_data(recipe, run)
+            splits = _account_for_data(recipe, run)
+            if stage == next(name for name in to_make if name != "world"):
+                check_rows(recipe, run, [name for name in to_make if name != "world"], splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
         module = importlib.import_module(f"llm_rlhf.stages.{stage}")
@@ -91,7 +113,9 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
-    if stage in ("reward", "ppo"):  # what is done about a finished reward model makes neither another
+    if (
+        stage in ("reward", "ppo") and "reward" in inputs
+    ):  # what is done about a finished reward model makes neither another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
@@ -121,7 +145,7 @@ def _data_files(data: DataSection | None) -> dict[str, str]:
     return {} if data is None else {name: file_digest(Path(name)) for name in data.local_files()}
 
 
-def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
+def _account_for_data(recipe: Recipe, run: RunFolder) -> Splits:
     """Read every source before anything is trained: errors come early, and every row is accounted for.
 
     What is on the disk decides nothing here: a process that came late and saw the counts of a faster one would not
@@ -136,6 +160,7 @@ def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
         sizes = ", ".join(f"{name} {count}" for name, count in splits.counts["splits"].items())
         say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({path})")
     run.state.wait_for_everyone()
+    return splits
 
 
 def _archive(run: RunFolder, stages: list[str]) -> None:

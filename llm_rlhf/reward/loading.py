@@ -236,7 +236,7 @@ def _inference_config(folder: Path) -> PeftConfig:
 
 
 def _common_base(folders: Sequence[Path]) -> str | Path:
-    bases = {str(folder): _find_base(folder) for folder in folders}
+    bases = {str(folder): base_of(folder) for folder in folders}
     if len(set(map(str, bases.values()))) > 1:
         raise ValueError(
             f"The adapters stand on different bases ({', '.join(f'{f}: {b}' for f, b in bases.items())}); an ensemble "
@@ -245,7 +245,7 @@ def _common_base(folders: Sequence[Path]) -> str | Path:
     return next(iter(bases.values()))
 
 
-def _find_base(folder: Path) -> str | Path:
+def base_of(folder: Path) -> str | Path:
     """The folder of an adapter's base where there is one, else the hub id that the adapter names."""
     for place in _places(folder):
         if (place / "config.json").is_file():

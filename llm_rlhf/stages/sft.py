@@ -18,7 +18,6 @@ from transformers import AutoConfig
 from trl import SFTTrainer
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
     adapters_in_float32,
     context_limit,
@@ -42,8 +41,6 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train and merge. `folder` becomes `sft/`."""
     base = starting_model(recipe, run_folder, before="sft")
     tokenizer = load_tokenizer(base, recipe.model)
-    if recipe.reward is not None:  # an architecture that cannot score is refused before anything is trained
-        score_head_name(AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code))
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     model = load_causal_lm(base, recipe.model, tokenizer)

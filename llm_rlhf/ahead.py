@@ -1,0 +1,320 @@
+"""What would end a run hours from now, told before anything is trained: from the recipe, files of models, and rows.
+
+The cheapest comes first: packages and functions, what the hub is asked, the base, reward models; then, once the rows
+are read, how many there are and how long they are. Only the stages that are about to be made are looked at.
+"""
+
+import contextlib
+import copy
+import gc
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+from safetensors import SafetensorError
+from transformers import Trainer, get_scheduler
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import is_bitsandbytes_available
+from trl.import_utils import is_liger_kernel_available, is_vllm_available
+
+from llm_rlhf.data.rows import Prompt
+from llm_rlhf.data.splits import Splits
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.evaluation.judges import weight_digests
+from llm_rlhf.evaluation.start_samples import nowhere_to_reply
+from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.models.architecture import score_head_name
+from llm_rlhf.models.base import announce, context_limit, load_tokenizer
+from llm_rlhf.models.finding import check_there, find_config
+from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
+from llm_rlhf.ppo.preparation import checkpoint_with_adapters
+from llm_rlhf.ppo.prompts import small_rollout
+from llm_rlhf.ppo.scores import ScoreSources
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
+from llm_rlhf.reward.loading import base_of, local_adapter
+from llm_rlhf.reward.model import RewardModel
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.runs import starting_model
+from llm_rlhf.stages.ppo import no_room, number_kept_back
+from llm_rlhf.stages.reward import none_fits
+from llm_rlhf.user_code import FUNCTION
+from llm_rlhf.world.base_model import shipped_base
+
+TRAINED = ("sft", "reward", "ppo")
+BASE = "Recipe key 'model.base':"
+
+
+def check_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> None:
+    """All that is known before rows are read.
+
+    Args:
+        stages: those that are about to be made.
+
+    Raises:
+        RecipeError, DataError: what would end one of them.
+    """
+    configs = _configs(recipe, run, stages)
+    _check_packages(recipe, configs)
+    for stage, config in configs.items():
+        _check_optimizer(stage, config)
+    _check_functions(recipe, configs.get("ppo"), "evaluate" in stages)
+    _check_hub(configs)
+    _check_base(recipe, run, stages, configs)
+    if "ppo" in configs:
+        _check_reward_models(recipe, run, stages)
+        if note := small_rollout(configs["ppo"]):
+            announce(note)
+
+
+def check_rows(recipe: Recipe, run: RunFolder, stages: Sequence[str], splits: Splits) -> None:
+    """Whether there are rows enough for every stage that is about to be made, of those that fit.
+
+    Raises:
+        DataError: naming the stage's rows, how many there are, and the remedy.
+    """
+    configs = _configs(recipe, run, stages)
+    base = _base(recipe, run, stages)
+    tokenizer = load_tokenizer(base, recipe.model)
+    context = context_limit(recipe.model, find_config(base, recipe.model.trust_remote_code, BASE))
+    if "reward" in configs:
+        _check_pairs(recipe, tokenizer, splits, context, configs["reward"].max_length)
+    if "evaluate" in stages and recipe.ppo is not None:
+        _check_evaluation_prompts(recipe, tokenizer, splits, context)
+    if "ppo" not in configs:
+        return
+    _check_prompts(recipe, tokenizer, splits, context, configs["ppo"])
+    if configs["ppo"].ptx_coef:
+        account = Fitted(context, "ptx demonstrations")
+        if not how_many_fit(fit_demonstrations, tokenizer, splits.demonstrations, account, 1):
+            raise DataError(f"ppo.ptx_coef is set, but no demonstration fits into {context} tokens.{account.objection}")
+
+
+def _configs(recipe: Recipe, run: RunFolder, stages: Collection[str]) -> dict[str, Any]:
+    """The trainers' configurations of the stages that are about to train."""
+    trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
+    return {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
+
+
+def _base(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> str | Path:
+    """What the first of the stages starts from; the base that a world will write is the one that ships."""
+    if "world" in stages:
+        return shipped_base()
+    return starting_model(recipe, run, before=stages[0])
+
+
+def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
+    needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
+    for stage, config in configs.items():
+        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
+        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
+    for key, is_set, package, available in needed:
+        if is_set and not available():
+            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
+
+
+def _check_optimizer(stage: str, config: Any) -> None:
+    """Make the optimizer and the schedule of a single number: some take packages or arguments of their own."""
+    number = torch.nn.Parameter(torch.zeros(1))
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"Recipe key '{stage}.optim' is {_value(config.optim)!r}: {error}") from None
+    try:
+        optimizer = torch.optim.SGD([number]) if "optimizer_dict" in options else kind([number], **options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"Recipe section '{stage}': the optimizer cannot be made: {error}") from None
+    try:
+        get_scheduler(
+            config.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+        )
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"Recipe key '{stage}.lr_scheduler_type' is {_value(config.lr_scheduler_type)!r}: {error}; see "
+            f"'{stage}.lr_scheduler_kwargs'."
+        ) from None
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)
+
+
+def _check_functions(recipe: Recipe, ppo: Any, evaluates: bool) -> None:
+    """Import what the recipe names of the user's code, and ask whether it takes what it will be given."""
+    if ppo is not None:
+        options = stage_options(recipe, "ppo")
+        adapters = {} if recipe.reward is None else dict.fromkeys(stage_options(recipe, "reward").adapters)
+        sources = ScoreSources(adapters, list(options.reward_funcs), ppo)
+        try:
+            sources.check_signatures(["prompt", "objective"])
+        except ValueError as error:
+            raise RecipeError(f"Recipe key 'ppo.reward_funcs': {error}") from None
+    if recipe.evaluate is not None and evaluates:
+        for i, suite in enumerate(recipe.evaluate.own):
+            try:
+                inspect.signature(suite_function(suite)).bind([], [])
+            except TypeError as error:
+                raise RecipeError(
+                    f"Recipe key 'evaluate.own.{i}.function': {suite.function} cannot be called with prompts and "
+                    f"replies ({error}); write it as def f(prompts, replies)."
+                ) from None
+
+
+def _check_hub(configs: dict[str, Any]) -> None:
+    """A trainer that is to push begins by making a repository, or fails there."""
+    pushing = [stage for stage, config in configs.items() if config.push_to_hub]
+    if not pushing:
+        return
+    try:
+        HfApi().whoami()
+    except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, LocalTokenNotFoundError):
+            reason = "nobody is logged in"
+        raise RecipeError(
+            f"Recipe key '{pushing[0]}.push_to_hub' is true, but the hub cannot be asked who you are ({reason}); "
+            "log in (hf auth login), or remove the key and upload the run's folder afterwards."
+        ) from None
+
+
+def _check_base(recipe: Recipe, run: RunFolder, stages: Sequence[str], configs: dict[str, Any]) -> None:
+    base = _base(recipe, run, stages)
+    config = find_config(base, recipe.model.trust_remote_code, BASE)
+    has_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not has_causal and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+        raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
+    load_tokenizer(base, recipe.model)
+    context = context_limit(recipe.model, config)
+    if "reward" in configs:
+        score_head_name(config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
+    if "ppo" in configs:
+        _check_room("ppo.response_length", configs["ppo"].response_length, context)
+        try:
+            if configs["ppo"].gradient_checkpointing and configs["ppo"].value == "adapter":
+                checkpoint_with_adapters(copy.copy(configs["ppo"]))
+        except ValueError as error:
+            raise RecipeError(f"Recipe section 'ppo': {error}") from None
+    if "evaluate" in stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
+        _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
+
+
+def _check_room(key: str, length: int, context: int) -> None:
+    if length >= context:
+        raise RecipeError(
+            f"Recipe key {key!r} is {length}, but prompt and reply share the model's context of {context} tokens; "
+            "lower it."
+        )
+
+
+def _check_reward_models(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> None:
+    """Load every finished reward model once, by what the evaluation reads it with, and drop it."""
+    named = stage_options(recipe, "reward").model
+    key = "Recipe key 'reward.model':"
+    if named is not None:
+        check_there(named, key)
+        with _told_of(key):
+            folder = local_adapter(named, None)
+            base = None if folder is None else base_of(folder)
+        if base is not None:
+            _check_same_base(recipe, named, base, _base(recipe, run, stages))
+    whole = whole_rewards(recipe)
+    functions = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    for name in dict.fromkeys([*([] if named is None else [named]), *whole, *functions]):
+        said = key if name == named else "Recipe key 'ppo.reward_funcs':"
+        check_there(name, said)
+        with _told_of(said):
+            RewardModel.from_pretrained(
+                name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
+            )
+        gc.collect()
+
+
+@contextlib.contextmanager
+def _told_of(key: str) -> Iterator[None]:
+    """What loading a reward model raises as a RecipeError that names the key."""
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        raise RecipeError(f"{key} {error}") from None
+
+
+def _check_same_base(recipe: Recipe, named: str, base: str | Path, own: str | Path) -> None:
+    """An adapter means nothing on another base than its own, not even where its weights fit."""
+    told = f"Recipe key 'reward.model': the adapter {named} was trained on {base}"
+    if recipe.sft is not None:
+        raise RecipeError(
+            f"{told}, and PPO would start from what the recipe's 'sft' makes; leave 'sft' out with model.base: {base}, "
+            "or name a reward model with a base of its own."
+        )
+    same = Path(base).resolve() == Path(own).resolve() or (weight_digests(base) or 1) == weight_digests(own)
+    if not same:
+        raise RecipeError(
+            f"{told}, and PPO would start from {own}; set model.base to the adapter's, or name a reward model with a "
+            "base of its own."
+        )
+
+
+def _check_pairs(recipe: Recipe, tokenizer: Any, splits: Splits, context: int, max_length: int | None) -> None:
+    """As the reward stage will ask, of as many rows as it takes to know."""
+    limit = min(max_length or 2**30, context)
+    options = stage_options(recipe, "reward")
+    for what in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):
+        rows, account = getattr(splits, what), Fitted(limit, what)
+        if len(rows) and not how_many_fit(fit_preferences, tokenizer, rows, account, 1):
+            raise DataError(none_fits(account))
+    plan_adapters(options, list(splits.reward_pairs), recipe.seed)
+    if options.reference_samples:
+        room = context - options.reference_length
+        account = Fitted(room, "reference prompts")
+        prompts = (Prompt(pair.prompt, pair.objective, pair.origin) for pair in splits.reward_pairs)
+        if room <= 0 or how_many_fit(fit_prompts, tokenizer, prompts, account, 2) < 2:
+            raise DataError(nowhere_to_reply(options.reference_length, account))
+
+
+def _check_prompts(recipe: Recipe, tokenizer: Any, splits: Splits, context: int, config: Any) -> None:
+    """One rollout at least, beside the prompts that are kept back."""
+    eval_prompts = stage_options(recipe, "ppo").eval_prompts
+    rollout = config.generation_batch_size // config.num_generations
+    needed = max(rollout, 10 if eval_prompts else 0)
+    while needed - number_kept_back(needed, eval_prompts) < rollout:
+        needed += 1
+    account = Fitted(context - config.response_length, "prompts")
+    found = how_many_fit(fit_prompts, tokenizer, splits.prompts, account, needed)
+    if not found:
+        raise DataError(no_room(config.response_length, account))
+    kept = number_kept_back(found, eval_prompts)
+    if found - kept < rollout:
+        raise DataError(
+            f"There are {found} prompts for PPO that leave room for a reply{_kept(kept)}, but one rollout takes "
+            f"{rollout}; lower ppo.per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches, or "
+            f"add sources to 'data.prompts'.{account.objection}"
+        )
+    if config.eval_strategy != "no" and not kept:
+        raise DataError(
+            f"Recipe key 'ppo.eval_prompts' is {eval_prompts}, but of {found} prompts none can be kept back (a tenth "
+            "at most); set it to 0, or add sources to 'data.prompts'."
+        )
+
+
+def _check_evaluation_prompts(recipe: Recipe, tokenizer: Any, splits: Splits, context: int) -> None:
+    assert recipe.evaluate is not None
+    length = recipe.evaluate.response_length or trainer_config(recipe, "ppo", recipe.folder / "ppo").response_length
+    account = Fitted(context - length, "evaluation prompts")
+    if not how_many_fit(fit_prompts, tokenizer, splits.evaluation_prompts, account, 1):
+        raise DataError(
+            f"None of {len(splits.evaluation_prompts)} evaluation prompts leaves room for a reply of {length} tokens; "
+            f"lower evaluate.response_length, or give shorter ones.{account.objection}"
+        )
+
+
+def _kept(count: int) -> str:
+    return f", {count} of them kept back (ppo.eval_prompts)" if count else ""
