@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
+from peft import get_peft_model
 from safetensors import SafetensorError
-from transformers import Trainer, get_scheduler
+from transformers import AutoModelForCausalLM, Trainer, get_scheduler
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import is_bitsandbytes_available
 from trl.import_utils import is_liger_kernel_available, is_vllm_available
@@ -28,7 +29,7 @@ from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import announce, context_limit, load_tokenizer
+from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.finding import check_there, find_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
@@ -113,6 +114,12 @@ def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
     for stage, config in configs.items():
         needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
         needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
+        if config.fsdp and config.parallel_mode.value != "distributed":
+            raise RecipeError(
+                f"Recipe key '{stage}.fsdp' is set, but there is one process; start several, or remove it."
+            )
+        if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
+            raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
         if is_set and not available():
             raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
@@ -194,6 +201,8 @@ def _check_base(recipe: Recipe, run: RunFolder, stages: Sequence[str], configs: 
         raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
     load_tokenizer(base, recipe.model)
     context = context_limit(recipe.model, config)
+    if recipe.model.lora.target_modules != "all-linear":
+        _check_target_modules(recipe, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
     if "ppo" in configs:
@@ -205,6 +214,17 @@ def _check_base(recipe: Recipe, run: RunFolder, stages: Sequence[str], configs: 
             raise RecipeError(f"Recipe section 'ppo': {error}") from None
     if "evaluate" in stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
+
+
+def _check_target_modules(recipe: Recipe, config: Any) -> None:
+    """Put the adapter on the base's architecture, without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    try:
+        get_peft_model(model, lora_config(recipe.model, "CAUSAL_LM", model))
+    except ValueError as error:
+        modules = recipe.model.lora.target_modules
+        raise RecipeError(f"Recipe key 'model.lora.target_modules' is {modules!r}: {error}") from None
 
 
 def _check_room(key: str, length: int, context: int) -> None:

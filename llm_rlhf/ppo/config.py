@@ -18,6 +18,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from transformers import GenerationConfig
 from trl import RLOOConfig
 
 NOT_SET: Any = None
@@ -361,6 +362,8 @@ class PPOConfig(RLOOConfig):
             raise ValueError(
                 "fp16 is set; its loss scaling cannot pass over the steps that PPO's guards skip. Use bf16, or neither."
             )
+        if self.cache_implementation is not None:
+            GenerationConfig(cache_implementation=self.cache_implementation)  # refuses one that it does not know
         if self.old_logprobs == "rollout" and self.cache_implementation:
             raise ValueError(
                 f"old_logprobs is 'rollout', and cache_implementation {self.cache_implementation!r} compiles the model "

@@ -37,7 +37,7 @@ from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.reward.loading import Loading, load_whole
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing
 from llm_rlhf.user_code import FUNCTION
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
@@ -63,21 +63,22 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     adapters = reward_folders(recipe, run_folder)
     functions, tokenizers = _functions(recipe)
     heldout = run_folder / "reward" / HELDOUT
-    trainer = PPOTrainer(
-        model=model,
-        reward_adapter=adapters if len(adapters) > 1 else next(iter(adapters.values()), None),
-        reward_funcs=functions,
-        reward_processing_classes=tokenizers,
-        args=config,
-        train_dataset=_dataset(prompts),
-        eval_dataset=_dataset(kept_back) if kept_back else None,
-        heldout_adapter=heldout if kept_back and heldout.exists() else None,
-        ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
-        samples_file=folder / "samples.jsonl",
-        refuses=refused,
-    )
+    with constructing("ppo"):
+        trainer = PPOTrainer(
+            model=model,
+            reward_adapter=adapters if len(adapters) > 1 else next(iter(adapters.values()), None),
+            reward_funcs=functions,
+            reward_processing_classes=tokenizers,
+            args=config,
+            train_dataset=_dataset(prompts),
+            eval_dataset=_dataset(kept_back) if kept_back else None,
+            heldout_adapter=heldout if kept_back and heldout.exists() else None,
+            ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+            samples_file=folder / "samples.jsonl",
+            refuses=refused,
+        )
     attach_log(trainer, StageLog("ppo", folder, SHOWN))
     found = checkpoint.latest(folder)
     run_folder.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint

@@ -57,7 +57,7 @@ from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
 from llm_rlhf.statistics.intervals import Estimate
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, read_metrics
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing, read_metrics
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):
@@ -139,15 +139,16 @@ def _train(
     make_room_for(tokenizer, model)
     head = score_head_name(model.config, recipe.model.trust_remote_code)
     rows = encode_pairs(tokenizer, plan.pairs, options)
-    trainer = _RewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
-        options=options,
-        length_weight=starting_weight(rows, options),
-    )
+    with constructing("reward"):
+        trainer = _RewardTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
+            options=options,
+            length_weight=starting_weight(rows, options),
+        )
     adapters_in_float32(trainer.model)
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)

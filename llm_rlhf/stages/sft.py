@@ -30,7 +30,7 @@ from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing
 
 
 class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
@@ -44,13 +44,14 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     model = load_causal_lm(base, recipe.model, tokenizer)
-    trainer = _SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
-    )
+    with constructing("sft"):
+        trainer = _SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+        )
     adapters_in_float32(trainer.model)
     attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
     trainer.train()
