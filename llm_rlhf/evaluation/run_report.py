@@ -52,20 +52,27 @@ def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decodin
     )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += found.notes + account_lines(found.material.counts)
-    report["alarms"] += _not_shown(recipe)
+    report["alarms"] += _about_rewards(recipe)
     return report
 
 
-def _not_shown(recipe: Recipe) -> list[str]:
-    """What PPO was rewarded by that is no part of the training reward that the report shows."""
-    shown = whole_rewards(recipe)
+def _about_rewards(recipe: Recipe) -> list[str]:
+    """What was not measured of the reward model, and what else PPO was rewarded by than the report shows."""
+    lines = []
+    finished = stage_options(recipe, "reward").model
+    if finished is not None and not (recipe.evaluate and recipe.evaluate.pairs):
+        lines.append(
+            f"The reward model is {finished}, which this run did not train; how far it can be believed was not "
+            "measured (evaluate.pairs would)."
+        )
+    shown = whole_rewards(recipe) if recipe.reward is None else []
     functions = [name for name in stage_options(recipe, "ppo").reward_funcs if name not in shown]
-    if not functions:
-        return []
-    named = f"PPO was rewarded by {', '.join(functions)}"
-    if recipe.reward is None and not shown:
-        return [f"{named} and by no reward model; no training reward is shown here."]
-    return [f"{named} too; the training reward shown here is without."]
+    if functions:
+        named = f"PPO was rewarded by {', '.join(functions)}"
+        none = recipe.reward is None and not shown
+        without = "and by no reward model; no training reward is shown" if none else "too; the training reward shown"
+        lines.append(f"{named} {without} here{'' if none else ' is without'}.")
+    return lines
 
 
 PPO_CURVES = (
