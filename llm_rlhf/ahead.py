@@ -8,7 +8,8 @@ import contextlib
 import copy
 import gc
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.launch import processes
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.finding import check_there, find_config
@@ -37,12 +39,12 @@ from llm_rlhf.ppo.prompts import small_rollout
 from llm_rlhf.ppo.scores import ScoreSources
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
-from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
+from llm_rlhf.reward.adapters import plan_adapters
 from llm_rlhf.reward.loading import base_of, local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
-from llm_rlhf.stages.ppo import no_room, number_kept_back
+from llm_rlhf.stages.ppo import no_room, nothing_to_imitate, number_kept_back
 from llm_rlhf.stages.reward import none_fits
 from llm_rlhf.user_code import FUNCTION
 from llm_rlhf.world.base_model import shipped_base
@@ -51,7 +53,25 @@ TRAINED = ("sft", "reward", "ppo")
 BASE = "Recipe key 'model.base':"
 
 
-def check_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> None:
+@dataclass
+class Ahead:
+    """What is about to be made, and what was found out about it.
+
+    Attributes:
+        configs: of the trainers of those stages that train.
+        base: what the first stage starts from.
+        context: tokens that prompt and reply may take together there.
+    """
+
+    recipe: Recipe
+    stages: Sequence[str]
+    configs: dict[str, Any] = field(default_factory=dict)
+    base: str | Path = ""
+    tokenizer: Any = None
+    context: int = 0
+
+
+def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
     """All that is known before rows are read.
 
     Args:
@@ -60,53 +80,37 @@ def check_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> None:
     Raises:
         RecipeError, DataError: what would end one of them.
     """
-    configs = _configs(recipe, run, stages)
-    _check_packages(recipe, configs)
-    for stage, config in configs.items():
+    ahead = Ahead(recipe, stages)
+    if not stages:
+        return ahead
+    trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
+    ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
+    ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
+    _check_packages(recipe, ahead.configs)
+    for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
-    _check_functions(recipe, configs.get("ppo"), "evaluate" in stages)
-    _check_hub(configs)
-    _check_base(recipe, run, stages, configs)
-    if "ppo" in configs:
-        _check_reward_models(recipe, run, stages)
-        if note := small_rollout(configs["ppo"]):
+    _check_functions(ahead)
+    _check_hub(ahead.configs)
+    _check_base(ahead)
+    if "ppo" in ahead.configs:
+        _check_reward_models(recipe, ahead.base)
+        if note := small_rollout(ahead.configs["ppo"]):
             announce(note)
+    return ahead
 
 
-def check_rows(recipe: Recipe, run: RunFolder, stages: Sequence[str], splits: Splits) -> None:
+def check_rows(ahead: Ahead, splits: Splits) -> None:
     """Whether there are rows enough for every stage that is about to be made, of those that fit.
 
     Raises:
         DataError: naming the stage's rows, how many there are, and the remedy.
     """
-    configs = _configs(recipe, run, stages)
-    base = _base(recipe, run, stages)
-    tokenizer = load_tokenizer(base, recipe.model)
-    context = context_limit(recipe.model, find_config(base, recipe.model.trust_remote_code, BASE))
-    if "reward" in configs:
-        _check_pairs(recipe, tokenizer, splits, context, configs["reward"].max_length)
-    if "evaluate" in stages and recipe.ppo is not None:
-        _check_evaluation_prompts(recipe, tokenizer, splits, context)
-    if "ppo" not in configs:
-        return
-    _check_prompts(recipe, tokenizer, splits, context, configs["ppo"])
-    if configs["ppo"].ptx_coef:
-        account = Fitted(context, "ptx demonstrations")
-        if not how_many_fit(fit_demonstrations, tokenizer, splits.demonstrations, account, 1):
-            raise DataError(f"ppo.ptx_coef is set, but no demonstration fits into {context} tokens.{account.objection}")
-
-
-def _configs(recipe: Recipe, run: RunFolder, stages: Collection[str]) -> dict[str, Any]:
-    """The trainers' configurations of the stages that are about to train."""
-    trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
-    return {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
-
-
-def _base(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> str | Path:
-    """What the first of the stages starts from; the base that a world will write is the one that ships."""
-    if "world" in stages:
-        return shipped_base()
-    return starting_model(recipe, run, before=stages[0])
+    if "reward" in ahead.configs:
+        _check_pairs(ahead, splits)
+    if "ppo" in ahead.configs:
+        _check_prompts(ahead, splits)
+    if "evaluate" in ahead.stages and ahead.recipe.ppo is not None:
+        _check_evaluation_prompts(ahead, splits)
 
 
 def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
@@ -127,14 +131,16 @@ def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
 
 def _check_optimizer(stage: str, config: Any) -> None:
     """Make the optimizer and the schedule of a single number: some take packages or arguments of their own."""
-    number = torch.nn.Parameter(torch.zeros(1))
+    if any(name in _value(config.optim) for name in ("lomo", "galore", "apollo")):  # made for a model's own layers
+        return
+    number = torch.nn.Parameter(torch.zeros(1, device=processes().device))
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
     except (ValueError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Recipe key '{stage}.optim' is {_value(config.optim)!r}: {error}") from None
     try:
-        optimizer = torch.optim.SGD([number]) if "optimizer_dict" in options else kind([number], **options)
-    except (ValueError, TypeError) as error:
+        optimizer = kind([number], **options)
+    except (ValueError, TypeError, RuntimeError) as error:
         raise RecipeError(f"Recipe section '{stage}': the optimizer cannot be made: {error}") from None
     try:
         get_scheduler(
@@ -155,8 +161,9 @@ def _value(choice: Any) -> Any:
     return getattr(choice, "value", choice)
 
 
-def _check_functions(recipe: Recipe, ppo: Any, evaluates: bool) -> None:
+def _check_functions(ahead: Ahead) -> None:
     """Import what the recipe names of the user's code, and ask whether it takes what it will be given."""
+    recipe, ppo = ahead.recipe, ahead.configs.get("ppo")
     if ppo is not None:
         options = stage_options(recipe, "ppo")
         adapters = {} if recipe.reward is None else dict.fromkeys(stage_options(recipe, "reward").adapters)
@@ -165,7 +172,7 @@ def _check_functions(recipe: Recipe, ppo: Any, evaluates: bool) -> None:
             sources.check_signatures(["prompt", "objective"])
         except ValueError as error:
             raise RecipeError(f"Recipe key 'ppo.reward_funcs': {error}") from None
-    if recipe.evaluate is not None and evaluates:
+    if recipe.evaluate is not None and "evaluate" in ahead.stages:
         for i, suite in enumerate(recipe.evaluate.own):
             try:
                 inspect.signature(suite_function(suite)).bind([], [])
@@ -193,14 +200,15 @@ def _check_hub(configs: dict[str, Any]) -> None:
         ) from None
 
 
-def _check_base(recipe: Recipe, run: RunFolder, stages: Sequence[str], configs: dict[str, Any]) -> None:
-    base = _base(recipe, run, stages)
+def _check_base(ahead: Ahead) -> None:
+    """It must be a causal language model that the recipe's sections can work with; fills in what is known of it."""
+    recipe, base, configs = ahead.recipe, ahead.base, ahead.configs
     config = find_config(base, recipe.model.trust_remote_code, BASE)
     has_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not has_causal and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
-    load_tokenizer(base, recipe.model)
-    context = context_limit(recipe.model, config)
+    ahead.tokenizer = load_tokenizer(base, recipe.model)
+    ahead.context = context = context_limit(recipe.model, config)
     if recipe.model.lora.target_modules != "all-linear":
         _check_target_modules(recipe, config)
     if "reward" in configs:
@@ -212,7 +220,7 @@ def _check_base(recipe: Recipe, run: RunFolder, stages: Sequence[str], configs: 
                 checkpoint_with_adapters(copy.copy(configs["ppo"]))
         except ValueError as error:
             raise RecipeError(f"Recipe section 'ppo': {error}") from None
-    if "evaluate" in stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
+    if "evaluate" in ahead.stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
 
 
@@ -235,7 +243,7 @@ def _check_room(key: str, length: int, context: int) -> None:
         )
 
 
-def _check_reward_models(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> None:
+def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
     """Load every finished reward model once, by what the evaluation reads it with, and drop it."""
     named = stage_options(recipe, "reward").model
     key = "Recipe key 'reward.model':"
@@ -243,12 +251,11 @@ def _check_reward_models(recipe: Recipe, run: RunFolder, stages: Sequence[str]) 
         check_there(named, key)
         with _told_of(key):
             folder = local_adapter(named, None)
-            base = None if folder is None else base_of(folder)
-        if base is not None:
-            _check_same_base(recipe, named, base, _base(recipe, run, stages))
-    whole = whole_rewards(recipe)
-    functions = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
-    for name in dict.fromkeys([*([] if named is None else [named]), *whole, *functions]):
+            own = None if folder is None else base_of(folder)
+        if own is not None:
+            _check_same_base(recipe, named, own, base)
+    others = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    for name in dict.fromkeys([*([] if named is None else [named]), *others]):
         said = key if name == named else "Recipe key 'ppo.reward_funcs':"
         check_there(name, said)
         with _told_of(said):
@@ -256,6 +263,7 @@ def _check_reward_models(recipe: Recipe, run: RunFolder, stages: Sequence[str]) 
                 name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
             )
         gc.collect()
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -267,25 +275,26 @@ def _told_of(key: str) -> Iterator[None]:
         raise RecipeError(f"{key} {error}") from None
 
 
-def _check_same_base(recipe: Recipe, named: str, base: str | Path, own: str | Path) -> None:
+def _check_same_base(recipe: Recipe, named: str, own: str | Path, base: str | Path) -> None:
     """An adapter means nothing on another base than its own, not even where its weights fit."""
-    told = f"Recipe key 'reward.model': the adapter {named} was trained on {base}"
+    told = f"Recipe key 'reward.model': the adapter {named} was trained on {own}"
     if recipe.sft is not None:
         raise RecipeError(
-            f"{told}, and PPO would start from what the recipe's 'sft' makes; leave 'sft' out with model.base: {base}, "
+            f"{told}, and PPO would start from what the recipe's 'sft' makes; leave 'sft' out with model.base: {own}, "
             "or name a reward model with a base of its own."
         )
-    same = Path(base).resolve() == Path(own).resolve() or (weight_digests(base) or 1) == weight_digests(own)
-    if not same:
+    same_weights = Path(own).is_dir() and weight_digests(own) == weight_digests(base)
+    if Path(own).resolve() != Path(base).resolve() and not same_weights:
         raise RecipeError(
-            f"{told}, and PPO would start from {own}; set model.base to the adapter's, or name a reward model with a "
+            f"{told}, and PPO would start from {base}; set model.base to the adapter's, or name a reward model with a "
             "base of its own."
         )
 
 
-def _check_pairs(recipe: Recipe, tokenizer: Any, splits: Splits, context: int, max_length: int | None) -> None:
+def _check_pairs(ahead: Ahead, splits: Splits) -> None:
     """As the reward stage will ask, of as many rows as it takes to know."""
-    limit = min(max_length or 2**30, context)
+    recipe, tokenizer, context = ahead.recipe, ahead.tokenizer, ahead.context
+    limit = min(ahead.configs["reward"].max_length or 2**30, context)
     options = stage_options(recipe, "reward")
     for what in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):
         rows, account = getattr(splits, what), Fitted(limit, what)
@@ -300,9 +309,10 @@ def _check_pairs(recipe: Recipe, tokenizer: Any, splits: Splits, context: int, m
             raise DataError(nowhere_to_reply(options.reference_length, account))
 
 
-def _check_prompts(recipe: Recipe, tokenizer: Any, splits: Splits, context: int, config: Any) -> None:
-    """One rollout at least, beside the prompts that are kept back."""
-    eval_prompts = stage_options(recipe, "ppo").eval_prompts
+def _check_prompts(ahead: Ahead, splits: Splits) -> None:
+    """One rollout at least, beside the prompts that are kept back; and a demonstration where some are mixed in."""
+    tokenizer, context, config = ahead.tokenizer, ahead.context, ahead.configs["ppo"]
+    eval_prompts = stage_options(ahead.recipe, "ppo").eval_prompts
     rollout = config.generation_batch_size // config.num_generations
     needed = max(rollout, 10 if eval_prompts else 0)
     while needed - number_kept_back(needed, eval_prompts) < rollout:
@@ -323,13 +333,17 @@ def _check_prompts(recipe: Recipe, tokenizer: Any, splits: Splits, context: int,
             f"Recipe key 'ppo.eval_prompts' is {eval_prompts}, but of {found} prompts none can be kept back (a tenth "
             "at most); set it to 0, or add sources to 'data.prompts'."
         )
+    account = Fitted(context, "ptx demonstrations")
+    if config.ptx_coef and not how_many_fit(fit_demonstrations, tokenizer, splits.demonstrations, account, 1):
+        raise DataError(nothing_to_imitate(account))
 
 
-def _check_evaluation_prompts(recipe: Recipe, tokenizer: Any, splits: Splits, context: int) -> None:
+def _check_evaluation_prompts(ahead: Ahead, splits: Splits) -> None:
+    recipe = ahead.recipe
     assert recipe.evaluate is not None
     length = recipe.evaluate.response_length or trainer_config(recipe, "ppo", recipe.folder / "ppo").response_length
-    account = Fitted(context - length, "evaluation prompts")
-    if not how_many_fit(fit_prompts, tokenizer, splits.evaluation_prompts, account, 1):
+    account = Fitted(ahead.context - length, "evaluation prompts")
+    if not how_many_fit(fit_prompts, ahead.tokenizer, splits.evaluation_prompts, account, 1):
         raise DataError(
             f"None of {len(splits.evaluation_prompts)} evaluation prompts leaves room for a reply of {length} tokens; "
             f"lower evaluate.response_length, or give shorter ones.{account.objection}"

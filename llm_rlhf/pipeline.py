@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llm_rlhf.ahead import check_ahead, check_rows
+from llm_rlhf.ahead import Ahead, check_rows, look_ahead
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
@@ -55,16 +55,15 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
         to_make = _stages_to_make(recipe, run, stages, only, from_stage)
-        if to_make:  # errors come before anything is trained, and before anything is moved
-            check_ahead(recipe, run, to_make)
-        if recipe.evaluate is not None and "evaluate" in to_make:
+        ahead = look_ahead(recipe, run, to_make)  # errors come before anything is trained, or moved
+        if "evaluate" in to_make:
             check_section(recipe)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())
         for number, stage in enumerate(stages, start=1):
             if only is None or stage == only:
-                _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", to_make)
+                _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", ahead)
     return run
 
 
@@ -86,8 +85,8 @@ def _stages_to_make(
     return missing
 
 
-def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, to_make: list[str]) -> None:
-    if stage not in to_make:
+def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ahead) -> None:
+    if stage not in ahead.stages:
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
         inputs = stage_inputs(recipe, stage)
@@ -95,8 +94,8 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, to_make: 
             stop_at_gates(recipe, run)
         if stage != "world":
             splits = _account_for_data(recipe, run)
-            if stage == next(name for name in to_make if name != "world"):
-                check_rows(recipe, run, [name for name in to_make if name != "world"], splits)
+            if stage == next(name for name in ahead.stages if name != "world"):
+                check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
         module = importlib.import_module(f"llm_rlhf.stages.{stage}")
@@ -113,9 +112,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
-    if (
-        stage in ("reward", "ppo") and "reward" in inputs
-    ):  # what is done about a finished reward model makes neither another
+    if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:

@@ -67,11 +67,10 @@ def _about_rewards(recipe: Recipe) -> list[str]:
         )
     shown = whole_rewards(recipe) if recipe.reward is None else []
     functions = [name for name in stage_options(recipe, "ppo").reward_funcs if name not in shown]
-    if functions:
-        named = f"PPO was rewarded by {', '.join(functions)}"
-        none = recipe.reward is None and not shown
-        without = "and by no reward model; no training reward is shown" if none else "too; the training reward shown"
-        lines.append(f"{named} {without} here{'' if none else ' is without'}.")
+    if functions and recipe.reward is None and not shown:
+        lines.append(f"PPO was rewarded by {', '.join(functions)} alone; no training reward is shown here.")
+    elif functions:
+        lines.append(f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without.")
     return lines
 
 

@@ -80,7 +80,11 @@ class ScoreSources:
             if not inspect.isroutine(function):  # a model, or an object whose signature may not tell
                 continue
             try:
-                inspect.signature(function).bind(**dict.fromkeys(given))
+                signature = inspect.signature(function)
+            except ValueError:  # of a builtin, which may not tell
+                continue
+            try:
+                signature.bind(**dict.fromkeys(given))
             except TypeError as error:
                 raise ValueError(
                     f"The reward function {function.__name__!r} cannot be called as reward functions are ({error}); "

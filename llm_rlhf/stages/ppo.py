@@ -170,8 +170,13 @@ def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model
     account = Fitted(context_limit(recipe.model, model.config), "ptx demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
     if not rows:
-        raise DataError("ppo.ptx_coef is set, but no demonstration fits into the model's context." + account.objection)
+        raise DataError(nothing_to_imitate(account))
     return Dataset.from_list(rows)
+
+
+def nothing_to_imitate(account: Fitted) -> str:
+    """What to say where no demonstration fits."""
+    return f"ppo.ptx_coef is set, but no demonstration fits into {account.limit} tokens.{account.objection}"
 
 
 def _start_anew(run_folder: RunFolder, folder: Path) -> None:

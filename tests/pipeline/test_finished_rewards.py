@@ -98,7 +98,7 @@ def test_functions_alone_reward_and_no_reward_model_is_shown(ran) -> None:
     run = ran(None, reward_funcs=["rewards:brevity"])
     assert not (run / "reward").exists()
     report = report_of(run)
-    assert any("rewards:brevity and by no reward model" in line for line in report["alarms"])
+    assert any("rewards:brevity alone; no training reward" in line for line in report["alarms"])
     assert "reward" not in report["provenance"]["instruments"]
     assert report["overoptimization"] is None
     assert {"kl"} <= {entry["name"] for entry in report["estimates"]}
