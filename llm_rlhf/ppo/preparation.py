@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor
 from trl.trainer.utils import RepeatSampler
 
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.models.roles import POLICY, recompute_with_same_adapters
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.prompts import check_datasets
@@ -113,6 +114,30 @@ def check_before_loading(args: PPOConfig, train_dataset: Any, ptx_dataset: Any, 
         )
     if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
         raise ValueError("Evaluation in training is asked for, but there is no eval_dataset.")
+
+
+def check_models(model: Any, adapters: Mapping[str, Any], args: PPOConfig, peft_config: Any) -> None:
+    """Whether the base and the reward adapters are there, and can be put together.
+
+    Args:
+        adapters: folders by name, the held-out one's with them.
+
+    Raises:
+        ValueError: naming what is not there, or what is missing.
+    """
+    named = isinstance(model, (str, Path))
+    has_adapter = peft_config is not None or (not named and is_peft_model(model))
+    if (adapters or args.value == "adapter") and not has_adapter:
+        raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
+    if named:
+        check_there(model, "The model")
+    for name, folder in adapters.items():
+        check_there(folder, f"The {name} adapter")
+        if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"The {name} adapter {str(folder)!r} holds no adapter_config.json; name the folder that a LoRA reward "
+                "model was saved in, such as RUN/reward/joint."
+            )
 
 
 def check_distribution(kind: DistributedType, args: PPOConfig) -> None:

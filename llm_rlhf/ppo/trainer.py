@@ -44,6 +44,7 @@ from llm_rlhf.ppo.preparation import (
     SeededSampler,
     check_before_loading,
     check_distribution,
+    check_models,
     checkpoint_with_adapters,
     copy_for_reference,
     given_adapter,
@@ -112,6 +113,8 @@ class PPOTrainer(WatchedEvaluation):
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
         check_before_loading(args, train_dataset, ptx_dataset, kwargs)
+        named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
+        check_models(model, named, args, kwargs.get("peft_config"))
         assert train_dataset is not None  # it was checked
         self.scores.check_signatures(train_dataset.column_names)
         self.refuses = refuses
@@ -141,7 +144,7 @@ class PPOTrainer(WatchedEvaluation):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(turn_off_noise(reference), evaluation_mode=True)
         self._check_pad_token()
-        self._add_roles(adapters, heldout_adapter, given)
+        self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
@@ -188,19 +191,14 @@ class PPOTrainer(WatchedEvaluation):
             if find_unused and self.accelerator.ddp_handler is not None:
                 self.accelerator.ddp_handler.find_unused_parameters = True
 
-    def _add_roles(
-        self, adapters: dict[str, Any], heldout_adapter: str | Path | None, given: dict[str, Tensor] | None
-    ) -> None:
+    def _add_roles(self, adapters: dict[str, Any], named: dict[str, Any], given: dict[str, Tensor] | None) -> None:
         base = self.base_model()
         # A model that came with an adapter: the parent has kept a copy of it, named "ref", as the reference.
         has_copy = is_peft_model(self.model) and "ref" in self.model.peft_config
         self.reference_adapters = ["ref"] if has_copy else []
-        named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
-        if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
-            raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
         for name, folder in named.items():
             add_reward_role(self.model, folder, name)
-        self.has_heldout = heldout_adapter is not None
+        self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
             if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
                 adapters_in_float32(self.model)

@@ -24,6 +24,7 @@ from transformers.utils import find_adapter_config_file, logging
 
 from llm_rlhf.launch import processes
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import write_json
@@ -90,6 +91,7 @@ def local_adapter(path: str | Path, revision: str | None) -> Path | None:
             hint = f" These hold one: {', '.join(inside)}." if inside else ""
             raise ValueError(f"{path} holds neither adapter_config.json nor config.json: it is no reward model.{hint}")
         return None
+    check_there(path, "The reward model")  # asks the hub once, where the next line would ask again and again
     try:
         found = find_adapter_config_file(str(path), revision=revision)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What PPOTrainer says of the prompts and functions it is given, before any weights are loaded."""
+"""What PPOTrainer says of the prompts, models and functions it is given, before any weights are loaded."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -30,15 +30,16 @@ def make(base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
 
     def made(train_dataset, eval_dataset=None, reward=long_replies, **options) -> PPOTrainer:
+        given = {"model": str(base_folder), "peft_config": LoraConfig(task_type="CAUSAL_LM", r=2)}
+        given |= {name: options.pop(name) for name in (*given, "reward_adapter", "heldout_adapter") if name in options}
         config = {"per_device_train_batch_size": 4, "response_length": 16, "bf16": False, "report_to": "none",
                   "total_episodes": 4, **options}  # fmt: skip
         return PPOTrainer(
-            model=str(base_folder),
+            **given,
             reward_funcs=[reward],
             args=PPOConfig(output_dir=str(tmp_path), **config),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"),
         )
 
     return made
@@ -113,6 +114,19 @@ def test_a_small_rollout_is_told(make, capsys) -> None:
         with pytest.raises(AssertionError, match="weights were loaded"):
             make(Dataset.from_list(rows(32)), per_device_train_batch_size=size)
         assert ("a rollout is 31 responses" in capsys.readouterr().out) == told
+
+
+def test_models_that_are_not_there_are_told(make, base_folder, tmp_path) -> None:
+    train = Dataset.from_list(rows(8))
+    for given, words in (
+        ({"model": "no/where"}, "The model 'no/where' is no folder here and not in the hub's cache"),
+        ({"reward_adapter": "./none"}, "The reward adapter './none' is no folder here, and no hub id"),
+        ({"reward_adapter": {"helpful": base_folder}}, "The helpful adapter .* holds no adapter_config.json"),
+        ({"heldout_adapter": "./none"}, "The heldout adapter './none' is no folder"),
+        ({"heldout_adapter": "./none", "peft_config": None}, "needs a policy adapter on the same base"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(train, **given)
 
 
 def test_a_function_that_cannot_be_called_as_reward_functions_are_is_told(make) -> None:
