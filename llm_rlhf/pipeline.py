@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
+from llm_rlhf.ahead import Ahead, check_rows, look_ahead
 from llm_rlhf.data.checks import write_quarantine
+from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
@@ -29,7 +31,7 @@ WHAT = {
     "world": "making the gold world",
     "sft": "supervised fine-tuning",
     "reward": "the reward model and a held-out one",
-    "ppo": "PPO against the reward model",
+    "ppo": "PPO",
     "evaluate": "the report",
 }
 
@@ -54,18 +56,17 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
-        if recipe.evaluate is not None and only in (None, "evaluate"):  # errors come before anything is trained
+        _settle_day(recipe, run)
+        to_make = _stages_to_make(recipe, run, stages, only, from_stage)
+        ahead = look_ahead(recipe, run, to_make)  # errors come before anything is trained, or moved
+        if "evaluate" in to_make:
             check_section(recipe)
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
-        _settle_day(recipe, run)
         run.describe(recipe.as_dict())
         for number, stage in enumerate(stages, start=1):
-            if only is not None and stage != only:
-                if stages.index(stage) < stages.index(only) and not run.finished(stage, stage_inputs(recipe, stage)):
-                    raise RecipeError(f"--only {only} needs {stage}, which is not done; run the recipe without --only.")
-                continue
-            _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]")
+            if only is None or stage == only:
+                _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", ahead)
     return run
 
 
@@ -78,15 +79,35 @@ def _settle_day(recipe: Recipe, run: RunFolder) -> None:
         recipe.model.chat_template_date = None if day is None else datetime.date.fromisoformat(day)
 
 
-def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str) -> None:
-    inputs = stage_inputs(recipe, stage)
-    if run.finished(stage, inputs):
+def _stages_to_make(
+    recipe: Recipe, run: RunFolder, stages: list[str], only: str | None, from_stage: str | None
+) -> list[str]:
+    """Those that are asked for and not done.
+
+    Raises:
+        RunFolderError: where one is there but damaged, or made by another recipe, and is not to be made again.
+        RecipeError: where one is missing that `only` stands on.
+    """
+    last = stages if only is None else stages[: stages.index(only) + 1]
+    again = [] if from_stage is None else stages[stages.index(from_stage) :]
+    missing = [stage for stage in last if stage in again or not run.finished(stage, stage_inputs(recipe, stage))]
+    for stage in missing:
+        if only is not None and stage != only:
+            raise RecipeError(f"--only {only} needs {stage}, which is not done; run the recipe without --only.")
+    return missing
+
+
+def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ahead) -> None:
+    if stage not in ahead.stages:
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
+        inputs = stage_inputs(recipe, stage)
         if stage == "ppo":
             stop_at_gates(recipe, run)
         if stage != "world":
-            _account_for_data(recipe, run)
+            splits = _account_for_data(recipe, run)
+            if stage == next(name for name in ahead.stages if name != "world"):
+                check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
         module = importlib.import_module(f"llm_rlhf.stages.{stage}")
@@ -103,7 +124,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
-    if stage in ("reward", "ppo"):  # what is done about a finished reward model makes neither another
+    if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
@@ -135,7 +156,7 @@ def _data_files(data: DataSection | None) -> dict[str, str]:
     return {} if data is None else {name: file_digest(Path(name)) for name in data.local_files()}
 
 
-def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
+def _account_for_data(recipe: Recipe, run: RunFolder) -> Splits:
     """Read every source before anything is trained: errors come early, and every row is accounted for.
 
     What is on the disk decides nothing here: a process that came late and saw the counts of a faster one would not
@@ -150,6 +171,7 @@ def _account_for_data(recipe: Recipe, run: RunFolder) -> None:
         sizes = ", ".join(f"{name} {count}" for name, count in splits.counts["splits"].items())
         say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({path})")
     run.state.wait_for_everyone()
+    return splits
 
 
 def _archive(run: RunFolder, stages: list[str]) -> None:

@@ -1,7 +1,9 @@
 """What every training stage shows and writes while it works."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.errors import DataError, NonFiniteError, RecipeError
 from llm_rlhf.launch import bar_interval
 
 METRICS = "metrics.jsonl"
@@ -63,6 +65,17 @@ class StopsOnBadLoss:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
         check_loss(loss, self.stage_name, self.state.global_step)  # type: ignore[attr-defined]
         return loss
+
+
+@contextlib.contextmanager
+def constructing(stage: str) -> Iterator[None]:
+    """What a trainer's constructor finds wrong, as a RecipeError of the stage's section; it says so by a ValueError."""
+    try:
+        yield
+    except (RecipeError, DataError):
+        raise
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"Recipe section '{stage}' cannot be carried out: {error}") from error
 
 
 def attach_log(trainer: Trainer, log: StageLog) -> None:

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
-
 from llm_rlhf.data.big_bench import load_comparisons
 from llm_rlhf.data.checks import SetAside, prompt_share
 from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_preferences, load_prompts
 from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.answers import rows_digest
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.judges.naming import check_judge
@@ -26,6 +24,7 @@ from llm_rlhf.evaluation.suites.own import check_suites, suite_function, suite_p
 from llm_rlhf.evaluation.suites.perplexity import demonstrations_of
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
 from llm_rlhf.models.base import context_limit, load_tokenizer
+from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_prompts
 from llm_rlhf.recipe.sections import ModelSection, Recipe, Source, stage_options
 from llm_rlhf.run_folder import text_digest
@@ -135,7 +134,8 @@ def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], i
 
 def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     """Cut every list to what the subject's base has room for, in place."""
-    config = _config(subject, f"The policy {subject.name!r}")
+    named = f"The policy {subject.name!r}:"
+    config = find_config(subject.base, subject.model.trust_remote_code, named)
     tokenizer = load_tokenizer(subject.base, subject.model, subject.adapter)
     limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
     where = "" if asked.one_base else f" in {subject.name}"
@@ -171,18 +171,6 @@ def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     material.demonstrations = fitted(fit_preferences, material.demonstrations, account, "perplexity", small)
     template = "chat template" if asked.one_base else f"chat template of {subject.name}"
     material.templates[template] = text_digest(tokenizer.chat_template)
-
-
-def _config(subject: Subject, named: str) -> Any:
-    """The configuration of the subject's base; RecipeError where it is neither here nor can be fetched."""
-    try:
-        return AutoConfig.from_pretrained(subject.base, trust_remote_code=subject.model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(
-            f"{named}: {subject.base} is neither a folder here nor a model that can be fetched "
-            f"({reason.rstrip('.')}); mend the name."
-        ) from None
 
 
 def load_pairs(sources: list[Source], key: str) -> Loaded[Preference]:
@@ -233,6 +221,6 @@ def check_section(recipe: Recipe) -> None:
         return
     check_names(Both("ppo", reference.name), stage_options(recipe, "reward").adapters)
     if reference.url is None:
-        _config(reference, "Recipe key 'evaluate.reference'")
+        find_config(reference.base, reference.model.trust_remote_code, "Recipe key 'evaluate.reference':")
     elif reference.served is not None:
         Endpoint(reference.url, reference.served, section.reference_key_variable)

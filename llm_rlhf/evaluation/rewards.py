@@ -29,7 +29,7 @@ from llm_rlhf.models.inference import check_batch_invariance, ids_to_score, in_b
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.sections import ModelSection, Recipe, stage_options
-from llm_rlhf.reward.adapters import reward_folders
+from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
@@ -81,7 +81,7 @@ class Rewards:
         """Those that are named; for a role where none is, those of the run."""
         named = {"reward": asked.rewards, "heldout": asked.heldout}
         found = cls({role: list(models) for role, models in named.items()}, asked.how)
-        if asked.recipe is None or asked.recipe.reward is None or asked.run is None:
+        if asked.recipe is None or asked.run is None:
             return found
         run = RunFolder(asked.run)
         own = {"reward": reward_folders(asked.recipe, run), "heldout": {HELDOUT: run / "reward" / HELDOUT}}
@@ -89,10 +89,12 @@ class Rewards:
         for role, adapters in own.items():
             if not named[role] and (role == "reward" or adapters[HELDOUT].is_dir()):
                 found.folders[role] = [str(folder) for folder in adapters.values()]
-                if on_its_base:
+                if on_its_base and adapters:
                     found.on_the_base[role] = adapters
-        if not named["reward"] and found.folders["reward"]:
+        if not named["reward"] and own["reward"]:
             found.trained = asked.recipe
+        elif not named["reward"]:
+            found.folders["reward"] = whole_rewards(asked.recipe)
         return found
 
     def names(self, role: str) -> list[str]:

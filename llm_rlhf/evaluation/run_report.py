@@ -13,8 +13,8 @@ from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
-from llm_rlhf.recipe.sections import Recipe, stage_options
-from llm_rlhf.reward.adapters import reward_folders
+from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.run_folder import RunFolder, machine, read_json
 from llm_rlhf.training import read_metrics
 
@@ -53,11 +53,26 @@ def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decodin
     )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += found.notes + account_lines(found.material.counts)
-    if functions := stage_options(recipe, "ppo").reward_funcs:
-        report["alarms"].append(
-            f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without."
-        )
+    report["alarms"] += _about_rewards(recipe)
     return report
+
+
+def _about_rewards(recipe: Recipe) -> list[str]:
+    """What was not measured of the reward model, and what else PPO was rewarded by than the report shows."""
+    lines = []
+    finished = stage_options(recipe, "reward").model
+    if finished is not None and not (recipe.evaluate and recipe.evaluate.pairs):
+        lines.append(
+            f"The reward model is {finished}, which this run did not train; how far it can be believed was not "
+            "measured (evaluate.pairs would)."
+        )
+    shown = whole_rewards(recipe) if recipe.reward is None else []
+    functions = [name for name in stage_options(recipe, "ppo").reward_funcs if name not in shown]
+    if functions and recipe.reward is None and not shown:
+        lines.append(f"PPO was rewarded by {', '.join(functions)} alone; no training reward is shown here.")
+    elif functions:
+        lines.append(f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without.")
+    return lines
 
 
 PPO_CURVES = (
@@ -86,7 +101,7 @@ def _watch(run_folder: RunFolder) -> dict[str, Any]:
 
 def _reward_curves(recipe: Recipe, run_folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """`reward` and `heldout`, or `reward/NAME` for each of several adapters."""
-    folders = reward_folders(recipe, run_folder)
+    folders = reward_folders(recipe, run_folder) if trains_reward(recipe) else {}
     named = {f"reward/{name}" if len(folders) > 1 else "reward": folder for name, folder in folders.items()}
     named[HELDOUT] = run_folder / "reward" / HELDOUT
     curves = {name: _curve(folder, ("loss", "accuracy")) for name, folder in named.items()}

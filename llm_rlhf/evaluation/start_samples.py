@@ -52,10 +52,7 @@ def sample_start(
     account = Fitted(room, "reference prompts")
     fitting = fit_prompts(tokenizer, asked, account) if room > 0 else []
     if len(fitting) < 2:
-        raise DataError(
-            f"No two prompts leave room for reference replies of {options.reference_length} tokens; lower "
-            f"reward.reference_length, or set reward.reference_samples to 0.{account.objection}"
-        )
+        raise DataError(nowhere_to_reply(options.reference_length, account))
     prompts, counted = choose_prompts(fitting, options.reference_samples)
     replies = sample_replies(
         model,
@@ -73,6 +70,15 @@ def sample_start(
     for name in names:
         samples.scores[name] = score_ids(model, name, rows, tokenizer.pad_token_id).astype(float)
     return samples
+
+
+def nowhere_to_reply(reference_length: int, account: Fitted) -> str:
+    """What to say where fewer than two prompts leave room for a reply."""
+    return (
+        f"The mean score of reference replies takes two prompts of training pairs that leave room for replies of "
+        f"{reference_length} tokens, and there {'is one' if account.kept else 'is none'}; lower "
+        f"reward.reference_length, set reward.reference_samples to 0, or add pairs.{account.objection}"
+    )
 
 
 def choose_prompts(prompts: Sequence[Prompt], samples: int) -> tuple[list[Prompt], int]:

@@ -1,7 +1,7 @@
 """Rows cut to a number of tokens at turn boundaries, with an account of what was done."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ class Fitted:
                     file.write(json.dumps({"what": self.what, "origin": origin, "reason": reason}) + "\n")
             print(f"      {self.what}:{self.objection} Set aside; see refused_by_template.jsonl.", flush=True)
         return self.counts()
+
+
+def how_many_fit(
+    fit: Callable[[Any, Sequence[Any], Fitted], Sequence[Any]],
+    tokenizer: Any,
+    rows: Iterable[Any],
+    account: Fitted,
+    needed: int,
+) -> int:
+    """How many rows fit; no more than `needed` are looked for.
+
+    Args:
+        fit: one of the functions below.
+    """
+    found = 0
+    for row in rows:
+        found += len(fit(tokenizer, [row], account))
+        if found >= needed:
+            break
+    return found
 
 
 def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: Fitted) -> list[dict[str, list[int]]]:

@@ -18,9 +18,11 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from transformers import GenerationConfig
 from trl import RLOOConfig
 
 NOT_SET: Any = None
+BEST = "keep 'best' leaves the best snapshot, by the held-out reward model"
 
 
 @dataclass
@@ -310,10 +312,18 @@ class PPOConfig(RLOOConfig):
             "sync_ref_model": "the reference is the base with its adapters off",
             "epsilon_high": "PPO's clip is symmetric; set cliprange",
             "router_aux_loss_coef": "PPO adds no loss for the balance of experts",
+            "load_best_model_at_end": BEST,
+            "metric_for_best_model": BEST,
         }
         for name, reason in reasons.items():
             if getattr(self, name):
                 raise ValueError(f"{name} is not an option of PPO here: {reason}.")
+        if self.save_strategy == "best":
+            raise ValueError(f"save_strategy is 'best', but checkpoints are there to resume from; {BEST}.")
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise ValueError(
+                "lr_scheduler_type is 'reduce_lr_on_plateau', which waits for an evaluation loss; PPO has none."
+            )
         if not self.disable_dropout:
             raise ValueError("disable_dropout is False; dropout makes the ratio of policy and old policy noise.")
 
@@ -352,6 +362,8 @@ class PPOConfig(RLOOConfig):
             raise ValueError(
                 "fp16 is set; its loss scaling cannot pass over the steps that PPO's guards skip. Use bf16, or neither."
             )
+        if self.cache_implementation is not None:
+            GenerationConfig(cache_implementation=self.cache_implementation)  # refuses one that it does not know
         if self.old_logprobs == "rollout" and self.cache_implementation:
             raise ValueError(
                 f"old_logprobs is 'rollout', and cache_implementation {self.cache_implementation!r} compiles the model "

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.models.adapters import MERGED, POLICY, check_adapter, recompute_with_same_adapters
 from llm_rlhf.models.base import tokens_beside
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.ppo.config import PPOConfig
+from llm_rlhf.ppo.prompts import check_datasets
 from llm_rlhf.ppo.soundness import check_peft_config
 from llm_rlhf.ppo.vllm import check_adapter_can_be_sent
 from llm_rlhf.reward.loading import check_one_label, load_classifier
@@ -106,12 +108,7 @@ def check_before_loading(
     reward_adapters: Iterable[str | Path],
     kwargs: dict[str, Any],
 ) -> None:
-    if train_dataset is not None and len(train_dataset) * args.num_generations < args.generation_batch_size:
-        raise ValueError(
-            f"There are {len(train_dataset)} prompts, but one rollout takes "
-            f"{args.generation_batch_size // args.num_generations}; lower per_device_train_batch_size or "
-            "num_mini_batches, or give more prompts."
-        )
+    check_datasets(train_dataset, kwargs.get("eval_dataset"), args)
     own = model.peft_config.get(POLICY) if isinstance(model, PeftModel) else None
     for config, whose in ((kwargs.get("peft_config"), "peft_config"), (own, "The given model's adapter")):
         check_peft_config(config, whose)
@@ -198,6 +195,30 @@ def check_reads_alike(tokenizer: Any, adapters: Iterable[str | Path], trust_remo
                 f"reads here ({trained!r} was {read!r}); its scores may be another model's. Give the trainer the "
                 "tokenizer that is saved beside it (processing_class), or train the adapter on this template.",
                 stacklevel=3,
+            )
+
+
+def check_models(model: Any, adapters: Mapping[str, Any], args: PPOConfig, peft_config: Any) -> None:
+    """Whether the base and the reward adapters are there, and can be put together.
+
+    Args:
+        adapters: folders by name, the held-out one's with them.
+
+    Raises:
+        ValueError: naming what is not there, or what is missing.
+    """
+    named = isinstance(model, (str, Path))
+    has_adapter = peft_config is not None or (not named and is_peft_model(model))
+    if (adapters or args.value == "adapter") and not has_adapter:
+        raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
+    if named:
+        check_there(model, "The model")
+    for name, folder in adapters.items():
+        check_there(folder, f"The {name} adapter")
+        if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"The {name} adapter {str(folder)!r} holds no adapter_config.json; name the folder that a LoRA reward "
+                "model was saved in, such as RUN/reward/joint."
             )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_rlhf.errors import RunError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.roles import HELDOUT, VALUE
 from llm_rlhf.ppo.config import PPOConfig
@@ -26,8 +27,9 @@ from llm_rlhf.ppo.objectives import Total
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.statistics.intervals import Values
-from llm_rlhf.user_code import FUNCTION, load_function
+from llm_rlhf.user_code import FUNCTION, load_function, told
 
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")  # to functions, by TRL
 RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
 
 
@@ -67,6 +69,28 @@ class ScoreSources:
         self.how, self.spread_coef = args.score_combination, args.score_spread_coef
         self.names = list(self.adapters)
         self.is_model = [True] * len(self.adapters)
+
+    def check_signatures(self, columns: Sequence[str]) -> None:
+        """Every Python function must take what TRL gives it: by name, and the data set's `columns` with it.
+
+        Raises:
+            ValueError: naming the function and what it does not take.
+        """
+        given = {*columns, *GIVEN} - {"prompt", "completion"}
+        for function in self.functions:
+            if not inspect.isroutine(function):  # a model, or an object whose signature may not tell
+                continue
+            try:
+                signature = inspect.signature(function)
+            except ValueError:  # of a builtin, which may not tell
+                continue
+            try:
+                signature.bind(**dict.fromkeys(given))
+            except TypeError as error:
+                raise ValueError(
+                    f"The reward function {function.__name__!r} cannot be called as reward functions are ({error}); "
+                    "write it as def f(prompts, completions, **kwargs), which returns a number for each completion."
+                ) from None
 
     @contextlib.contextmanager
     def parent_weights(self, args: PPOConfig) -> Iterator[None]:
@@ -115,22 +139,46 @@ def combine(scores_BK: Tensor, how: str, weights_K: Tensor, spread_coef: float) 
 
 
 def _none_adds_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward function may return None for rows it does not speak of (as in TRL); a NaN still stops the run."""
+    """A reward function may return None for rows it does not speak of (as in TRL); a NaN still stops the run.
 
-    def without_none(scores: Any) -> list[Any]:
-        return [0.0 if score is None else score for score in scores]
+    Raises:
+        RunError: where it fails, or returns anything but a number or None for each completion.
+    """
+    who = f"The reward function {function.__module__}:{function.__qualname__}"
+
+    def without_none(scores: Any, completions: Sequence[Any]) -> list[float]:
+        try:
+            found = [0.0 if score is None else float(score) for score in scores]
+        except (TypeError, ValueError):
+            raise RunError(f"{who} returned {scores!r:.80}; it must return one number for each completion.") from None
+        if len(found) != len(completions):
+            raise RunError(
+                f"{who} returned {len(found)} numbers for {len(completions)} completions; it must return one for each."
+            )
+        return found
+
+    @contextlib.contextmanager
+    def named() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RunError(f"{who} failed: {told(error)}.") from error
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
-        async def asynchronous(*args: Any, **kwargs: Any) -> list[Any]:
-            return without_none(await function(*args, **kwargs))
+        async def asynchronous(*, completions: list[Any], **kwargs: Any) -> list[float]:
+            with named():
+                scores = await function(completions=completions, **kwargs)
+            return without_none(scores, completions)
 
         return asynchronous
 
     @functools.wraps(function)
-    def synchronous(*args: Any, **kwargs: Any) -> list[Any]:
-        return without_none(function(*args, **kwargs))
+    def synchronous(*, completions: list[Any], **kwargs: Any) -> list[float]:
+        with named():
+            scores = function(completions=completions, **kwargs)
+        return without_none(scores, completions)
 
     return synchronous
 

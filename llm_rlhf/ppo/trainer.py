@@ -46,6 +46,7 @@ from llm_rlhf.ppo.preparation import (
     SeededSampler,
     check_before_loading,
     check_distribution,
+    check_models,
     check_reads_alike,
     checkpoint_with_adapters,
     copy_for_reference,
@@ -55,6 +56,7 @@ from llm_rlhf.ppo.preparation import (
     objectives_of,
     reference_of_the_parents,
 )
+from llm_rlhf.ppo.prompts import check_lengths
 from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
 from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
@@ -74,7 +76,8 @@ class PPOTrainer(WatchedEvaluation):
             own; Python functions, or their `module:function`.
             `args.reward_weights` holds one weight for each adapter, then for each of these.
         args: PPOConfig.
-        train_dataset: rows with a `prompt`, text or messages. Other columns reach the reward functions.
+        train_dataset: a Dataset with a column `prompt`: messages, which get the chat template, or text, which is
+            continued as it stands (as in TRL). Other columns reach the reward functions.
         eval_dataset: the same; evaluated before training and every `args.eval_rollouts`, by `objective` where its rows
             say one ("helpful", "harmless"), and watched over as `args.side_guard` says.
         peft_config: LoRA of the policy; without it the whole model is trained and the reference is a copy of it.
@@ -114,8 +117,11 @@ class PPOTrainer(WatchedEvaluation):
             raise ValueError("args is missing; give a PPOConfig with at least an output_dir.")
         adapters = {"reward": reward_adapter} if isinstance(reward_adapter, (str, Path)) else dict(reward_adapter or {})
         self.scores = ScoreSources(adapters, reward_funcs, args)
-        readers = [*adapters.values(), *([] if heldout_adapter is None else [heldout_adapter])]
-        check_before_loading(args, train_dataset, ptx_dataset, model, readers, kwargs)
+        named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
+        check_models(model, named, args, kwargs.get("peft_config"))
+        check_before_loading(args, train_dataset, ptx_dataset, model, named.values(), kwargs)
+        assert train_dataset is not None  # it was checked
+        self.scores.check_signatures(train_dataset.column_names)
         load_reward_models(self.scores.functions, args, train_dataset, kwargs)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
@@ -124,13 +130,15 @@ class PPOTrainer(WatchedEvaluation):
         not_said = args.ddp_find_unused_parameters is None
         if not_said:
             args.ddp_find_unused_parameters = False  # one joint forward uses every trainable parameter, nearly always
-        if kwargs.get("processing_class") is None and isinstance(model, (str, Path)):
-            kwargs["processing_class"] = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        path = model if isinstance(model, (str, Path)) else model.config.name_or_path
+        if kwargs.get("processing_class") is None and path:
+            kwargs["processing_class"] = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
             tokenizer = kwargs["processing_class"]
             complete_tokenizer(tokenizer, tokenizer.name_or_path or "the model")
             tokenizer.chat_template = with_arguments(tokenizer.get_chat_template(), args.chat_template_kwargs or {})
-            check_reads_alike(tokenizer, readers, args.trust_remote_code)
+            check_reads_alike(tokenizer, named.values(), args.trust_remote_code)
+        check_lengths(train_dataset, kwargs["eval_dataset"], kwargs.get("processing_class"), model, args)
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:
@@ -145,7 +153,7 @@ class PPOTrainer(WatchedEvaluation):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(turn_off_noise(reference), evaluation_mode=True)
         self._check_pad_token()
-        self._add_roles(adapters, heldout_adapter, given)
+        self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
@@ -192,19 +200,14 @@ class PPOTrainer(WatchedEvaluation):
             if find_unused and self.accelerator.ddp_handler is not None:
                 self.accelerator.ddp_handler.find_unused_parameters = True
 
-    def _add_roles(
-        self, adapters: dict[str, Any], heldout_adapter: str | Path | None, given: dict[str, Tensor] | None
-    ) -> None:
+    def _add_roles(self, adapters: dict[str, Any], named: dict[str, Any], given: dict[str, Tensor] | None) -> None:
         base = self.base_model()
         # A model that came with an adapter: the parent has kept a copy of it, named "ref", as the reference.
         has_copy = is_peft_model(self.model) and "ref" in self.model.peft_config
         self.reference_adapters = ["ref"] if has_copy else []
-        named = adapters if heldout_adapter is None else {**adapters, HELDOUT: heldout_adapter}
-        if not is_peft_model(self.model) and (named or self.args.value == "adapter"):
-            raise ValueError("A reward or value adapter needs a policy adapter on the same base; give a peft_config.")
         for name, folder in named.items():
             add_reward_role(self.model, folder, name)
-        self.has_heldout = heldout_adapter is not None
+        self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
             if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
                 adapters_in_float32(self.model)

@@ -15,6 +15,7 @@ from llm_rlhf.recipe.sections import (
     Source,
     WorldSection,
     stage_options,
+    trains_reward,
 )
 from llm_rlhf.recipe.values import nearest, unknown_key
 from llm_rlhf.user_code import FUNCTION
@@ -33,12 +34,15 @@ def check_together(recipe: Recipe) -> None:
         if recipe.data is None:
             raise RecipeError("Recipe section 'data' is missing; name the sources, or use a 'world' section.")
         _check_data(recipe)
-    if recipe.ppo is not None and recipe.reward is None:
-        raise RecipeError("Recipe section 'ppo' needs a reward model; add a 'reward' section.")
-    if recipe.evaluate is not None and recipe.reward is None:
+    if recipe.ppo is not None and recipe.reward is None and not stage_options(recipe, "ppo").reward_funcs:
+        raise RecipeError(
+            "Recipe section 'ppo' needs a reward model; add a 'reward' section (reward.model names a finished one), or "
+            "name functions in 'ppo.reward_funcs'."
+        )
+    if recipe.evaluate is not None and recipe.reward is None and recipe.ppo is None:
         raise RecipeError("Recipe section 'evaluate' has nothing to judge; add a 'reward' section, and 'ppo' for more.")
     has_heldout = recipe.data is None or recipe.data.heldout_share > 0
-    if recipe.evaluate is not None and recipe.ppo is not None and not has_heldout:
+    if recipe.evaluate is not None and recipe.ppo is not None and trains_reward(recipe) and not has_heldout:
         raise RecipeError(
             "Recipe key 'data.heldout_share' is 0, but 'evaluate' asks a held-out reward model; give it pairs."
         )
@@ -80,6 +84,17 @@ def check_reward(recipe: Recipe) -> None:
     """What the reward section asks for, and what PPO makes of several adapters. Types were checked before."""
     assert recipe.reward is not None
     options = stage_options(recipe, "reward")
+    if options.model is not None:
+        if others := sorted(recipe.reward.keys() - {"model"}):
+            raise RecipeError(
+                f"Recipe key 'reward.{others[0]}' is set, but 'reward.model' ({options.model}) is finished, and "
+                "nothing is trained; remove one."
+            )
+        if recipe.ppo is None:
+            raise RecipeError(
+                f"Recipe key 'reward.model' ({options.model}) is there to train a policy against, but there is no "
+                "'ppo'; to look at the model itself: llm-rlhf evaluate --reward MODEL --pairs SOURCE."
+            )
     at_least("reward.reference_samples", options.reference_samples, 0)
     at_least("reward.ensemble", options.ensemble, 1)
     if not 0 <= options.label_smoothing < 0.5:
@@ -97,7 +112,6 @@ def check_reward(recipe: Recipe) -> None:
             "of one objective, or joint. Change one of them."
         )
     _check_gates(options.gates)
-    _check_reward_weights(recipe, options.adapters)
 
 
 def _check_gates(gates: str | bool | dict[str, str | bool]) -> None:
@@ -111,13 +125,16 @@ def _check_gates(gates: str | bool | dict[str, str | bool]) -> None:
             raise RecipeError(f"Recipe key {key!r} is {gate!r}; it must be one of 'warn', 'stop', 'off'.{near}")
 
 
-def _check_reward_weights(recipe: Recipe, adapters: list[str]) -> None:
+def check_reward_weights(recipe: Recipe) -> None:
+    """One weight for each reward model, then for each of `ppo.reward_funcs`."""
     weights = (recipe.ppo or {}).get("reward_weights")
-    functions = stage_options(recipe, "ppo").reward_funcs
-    if weights is not None and len(weights) != len(adapters) + len(functions):
+    options = stage_options(recipe, "reward")
+    models = [] if recipe.reward is None else options.adapters if options.model is None else [options.model]
+    sources = [*models, *stage_options(recipe, "ppo").reward_funcs]
+    if weights is not None and len(weights) != len(sources):
         raise RecipeError(
             f"Recipe key 'ppo.reward_weights' has {len(weights)} numbers; it needs one for each of "
-            f"{', '.join([*adapters, *functions])}, in this order."
+            f"{', '.join(sources)}, in this order."
         )
 
 
@@ -140,11 +157,25 @@ def _check_data(recipe: Recipe) -> None:
     _share("data.heldout_share", data.heldout_share)
     if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
-    if recipe.reward is not None and not data.preferences:
+    if trains_reward(recipe) and not data.preferences:
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
+    _leave_out_unused(recipe, data)
     for name in SOURCE_LISTS:
         for i, source in enumerate(getattr(data, name)):
             _check_source(data, name, source, f"data.{name}.{i}")
+
+
+def _leave_out_unused(recipe: Recipe, data: DataSection) -> None:
+    """Without pairs, lists that no stage reads take no rows of them, as their defaults say."""
+    ppo = recipe.ppo is not None
+    needed = {
+        "demonstrations": recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef")),
+        "prompts": ppo,
+        "evaluation_prompts": ppo and recipe.evaluate is not None,
+    }
+    for name, is_needed in needed.items():
+        if not (data.preferences or is_needed):
+            setattr(data, name, [source for source in getattr(data, name) if source.from_ is None])
 
 
 def check_own_suites(suites: list[OwnSuite], key: str | None = "evaluate.own", taken: Collection[str] = ()) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.recipe.checks import at_least, check_reward, check_together
+from llm_rlhf.recipe.checks import at_least, check_reward, check_reward_weights, check_together
 from llm_rlhf.recipe.sections import (
     STAGE_OPTIONS,
     Recipe,
@@ -58,6 +58,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if recipe.reward is not None:
         check_reward(recipe)
     if recipe.ppo is not None:
+        check_reward_weights(recipe)
         at_least("ppo.eval_prompts", stage_options(recipe, "ppo").eval_prompts, 0)
     return recipe
 
@@ -140,7 +141,33 @@ def _check_trainer_sections(recipe: Recipe) -> None:
             config = trainer_config(recipe, stage, recipe.folder / stage)
         except Exception as error:  # what a library's class makes of any value at all
             raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
+        except (ImportError, OSError, RuntimeError) as error:  # a package, a file or a device that is not here
+            raise RecipeError(f"Recipe section '{stage}' asks for what is not here: {error}") from None
         _check_trackers(stage, config.report_to)
+        _check_evaluation(recipe, stage, config)
+
+
+def _check_evaluation(recipe: Recipe, stage: str, config: Any) -> None:
+    """What a trainer is to evaluate on, or to choose by, is not there: it would say so when its stage begins."""
+    if stage == "ppo":
+        if config.eval_strategy != "no" and not stage_options(recipe, stage).eval_prompts:
+            raise RecipeError(
+                f"Recipe key 'ppo.eval_strategy' is {config.eval_strategy.value!r}, but 'ppo.eval_prompts' is 0, so "
+                "that there is nothing to evaluate on; change one of them."
+            )
+        return
+    for key, is_set in (
+        ("eval_strategy", config.eval_strategy != "no"),
+        ("load_best_model_at_end", config.load_best_model_at_end),
+        ("save_strategy", config.save_strategy == "best"),
+        ("metric_for_best_model", config.metric_for_best_model is not None),
+    ):
+        if is_set:
+            found = getattr(config, key)
+            raise RecipeError(
+                f"Recipe key '{stage}.{key}' is {getattr(found, 'value', found)!r}, but this stage keeps no rows back "
+                "to evaluate on; remove it. What comes of it is measured by the later stages."
+            )
 
 
 def _check_trackers(stage: str, trackers: list[str]) -> None:

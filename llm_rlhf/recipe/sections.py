@@ -206,6 +206,9 @@ REWARD_CHECKS = ("beats_rules", "prefers_refusals", "prefers_answers", "sees_pas
 class RewardOptions:
     """Keys of the `reward` section that are the stage's, not RewardConfig's."""
 
+    # A finished reward model, hub id or folder, in place of one that is trained: a whole one with one label, or an
+    # adapter of RewardTrainer's on the base that PPO starts from. It stands alone: nothing else of the section applies.
+    model: str | None = None
     # joint: one adapter on all pairs; separate: a helpful and a harmless one; else one, on the pairs of that objective
     objectives: Literal["joint", "separate", "helpful", "harmless", "overall"] = "joint"
     ensemble: int = 1  # adapters that differ by seed and fold: each leaves out another of so many folds of the prompts
@@ -256,6 +259,11 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """The recipe with our defaults filled in, as plain values ready for YAML or JSON."""
         return typing.cast(dict[str, Any], plain(self))
+
+
+def trains_reward(recipe: Recipe) -> bool:
+    """Whether the run trains its reward model, and does not take a finished one or none."""
+    return recipe.reward is not None and stage_options(recipe, "reward").model is None
 
 
 def option_names(stage: str) -> set[str]:

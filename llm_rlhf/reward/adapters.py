@@ -7,7 +7,9 @@ from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Recipe, RewardOptions, stage_options
+from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.user_code import FUNCTION
 
 
 @dataclass(frozen=True)
@@ -68,5 +70,25 @@ def _nothing_to_learn(options: RewardOptions, pairs: list[Preference], name: str
 
 
 def reward_folders(recipe: Recipe, run_folder: RunFolder) -> dict[str, Path]:
-    """The folder of every adapter that PPO is trained against, by its name; the held-out one's is not among them."""
-    return {name: run_folder / "reward" / name for name in stage_options(recipe, "reward").adapters}
+    """The folder of every adapter that PPO is trained against, by its name; the held-out one's is not among them.
+
+    None where the reward model has a base of its own (`whole_rewards`), or functions alone reward.
+    """
+    if recipe.reward is None:
+        return {}
+    options = stage_options(recipe, "reward")
+    if options.model is None:
+        return {name: run_folder / "reward" / name for name in options.adapters}
+    folder = local_adapter(options.model, None)
+    return {} if folder is None else dict.fromkeys(options.adapters, folder)
+
+
+def whole_rewards(recipe: Recipe) -> list[str]:
+    """The reward models with a base of their own that PPO is trained against in place of adapters.
+
+    It is what `reward.model` names; without a `reward` section, what of `ppo.reward_funcs` is no function.
+    """
+    if recipe.reward is None:
+        return [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    named = stage_options(recipe, "reward").model
+    return [] if named is None or local_adapter(named, None) is not None else [named]

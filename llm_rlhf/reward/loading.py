@@ -25,6 +25,7 @@ from transformers.utils import find_adapter_config_file, logging
 from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.run_folder import write_json
@@ -91,6 +92,7 @@ def local_adapter(path: str | Path, revision: str | None) -> Path | None:
             hint = f" These hold one: {', '.join(inside)}." if inside else ""
             raise ValueError(f"{path} holds neither adapter_config.json nor config.json: it is no reward model.{hint}")
         return None
+    check_there(path, "The reward model")  # asks the hub once, where the next line would ask again and again
     try:
         found = find_adapter_config_file(str(path), revision=revision)
     except (OSError, ValueError) as error:
@@ -268,7 +270,7 @@ def _inference_config(folder: Path) -> PeftConfig:
 
 
 def _common_base(folders: Sequence[Path]) -> str | Path:
-    bases = {str(folder): _find_base(folder) for folder in folders}
+    bases = {str(folder): base_of(folder) for folder in folders}
     if len(set(map(str, bases.values()))) > 1:
         raise ValueError(
             f"The adapters stand on different bases ({', '.join(f'{f}: {b}' for f, b in bases.items())}); an ensemble "
@@ -277,7 +279,7 @@ def _common_base(folders: Sequence[Path]) -> str | Path:
     return next(iter(bases.values()))
 
 
-def _find_base(folder: Path) -> str | Path:
+def base_of(folder: Path) -> str | Path:
     """The folder of an adapter's base where there is one, else the hub id that the adapter names."""
     for place in _places(folder):
         if (place / "config.json").is_file():

@@ -20,6 +20,7 @@ from llm_rlhf.evaluation.reward_evaluation import as_sections
 from llm_rlhf.evaluation.run_report import build_report
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.run_folder import RunFolder, read_json
 from llm_rlhf.runs import starting_model
 
@@ -42,6 +43,7 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
     """What the recipe's `evaluate` section asks for; its report goes into `folder`."""
     section = recipe.evaluate
     assert section is not None
+    scored = bool(reward_folders(recipe, run_folder) or whole_rewards(recipe))  # without, there is no curve of rewards
     how = replace(recipe.model, base=str(starting_model(recipe, run_folder, before="evaluate")))
     start = Subject("base" if recipe.sft is None else "sft", how, run=run_folder.path)
     return Evaluation(
@@ -56,7 +58,7 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
         benchmarks=section.benchmarks,
         pairs=section.pairs,
         refusals="refusals" in section.suites,
-        snapshot_prompts=section.snapshot_prompts if "overoptimization" in section.suites else 0,
+        snapshot_prompts=section.snapshot_prompts if scored and "overoptimization" in section.suites else 0,
         best_of_n=section.best_of_n,
         recipe=recipe,
         in_recipe=True,

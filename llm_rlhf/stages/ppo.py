@@ -33,10 +33,12 @@ from llm_rlhf.ppo.trainer import PPOTrainer
 from llm_rlhf.ppo.watch import LOG as WATCH
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
-from llm_rlhf.reward.adapters import reward_folders
+from llm_rlhf.reward.adapters import reward_folders, whole_rewards
+from llm_rlhf.reward.loading import Loading, load_whole
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing
+from llm_rlhf.user_code import FUNCTION
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {
@@ -59,21 +61,24 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     model = load_causal_lm(base, recipe.model, tokenizer)
     prompts, kept_back = _prompts(recipe, run_folder, folder, tokenizer, model, config, options.eval_prompts)
     adapters = reward_folders(recipe, run_folder)
+    functions, tokenizers = _functions(recipe)
     heldout = run_folder / "reward" / HELDOUT
-    trainer = PPOTrainer(
-        model=model,
-        reward_adapter=adapters if len(adapters) > 1 else next(iter(adapters.values())),
-        reward_funcs=list(options.reward_funcs),
-        args=config,
-        train_dataset=_dataset(prompts),
-        eval_dataset=_dataset(kept_back) if kept_back else None,
-        heldout_adapter=heldout if kept_back and heldout.exists() else None,
-        ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
-        samples_file=folder / "samples.jsonl",
-        refuses=refused,
-    )
+    with constructing("ppo"):
+        trainer = PPOTrainer(
+            model=model,
+            reward_adapter=adapters if len(adapters) > 1 else next(iter(adapters.values()), None),
+            reward_funcs=functions,
+            reward_processing_classes=tokenizers,
+            args=config,
+            train_dataset=_dataset(prompts),
+            eval_dataset=_dataset(kept_back) if kept_back else None,
+            heldout_adapter=heldout if kept_back and heldout.exists() else None,
+            ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+            samples_file=folder / "samples.jsonl",
+            refuses=refused,
+        )
     attach_log(trainer, StageLog("ppo", folder, SHOWN))
     found = checkpoint.latest(folder)
     run_folder.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint
@@ -91,6 +96,21 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             shutil.rmtree(old)
 
 
+def _functions(recipe: Recipe) -> tuple[list[Any], list[Any]]:
+    """What scores beside adapters: functions by name and models of their own, and the tokenizer of each, if it has one.
+
+    A model that stands in for trained adapters comes first, as the weights expect.
+    """
+    named = stage_options(recipe, "ppo").reward_funcs
+    names = named if recipe.reward is None else [*whole_rewards(recipe), *named]
+    loading = Loading(dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    loaded = [None if FUNCTION.match(name) else load_whole(name, None, loading) for name in names]
+    return (
+        [name if found is None else found.model for name, found in zip(names, loaded, strict=True)],
+        [None if found is None else found.tokenizer for found in loaded],
+    )
+
+
 def _prompts(
     recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, model: Any, config: Any, eval_prompts: int
 ) -> tuple[list[Prompt], list[Prompt]]:
@@ -99,16 +119,26 @@ def _prompts(
     account = Fitted(room, "prompts")
     prompts = fit_prompts(tokenizer, splits(recipe, run_folder).prompts, account) if room > 0 else []
     if not prompts:
-        raise DataError(
-            f"No prompt leaves room for ppo.response_length ({config.response_length}) in the model's context "
-            f"({room + config.response_length} tokens); lower it.{account.objection}"
-        )
+        raise DataError(no_room(config.response_length, account))
     if run_folder.state.is_main_process:
         (folder / "lengths.json").unlink(missing_ok=True)
         for name in ("too_long.jsonl", "refused_by_template.jsonl"):
             (folder / name).unlink(missing_ok=True)
         account.write(folder)
     return keep_back(prompts, eval_prompts)
+
+
+def no_room(response_length: int, account: Fitted) -> str:
+    """What to say where no prompt fits into the account's limit, the context less the response."""
+    return (
+        f"No prompt leaves room for ppo.response_length ({response_length}) in the model's context "
+        f"({account.limit + response_length} tokens); lower it.{account.objection}"
+    )
+
+
+def number_kept_back(prompts: int, count: int) -> int:
+    """How many of so many prompts are kept back where `count` are asked for."""
+    return min(count, prompts // 10)
 
 
 def keep_back(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -120,7 +150,7 @@ def keep_back(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list
     groups: dict[str, list[int]] = {}
     for i in by_hash:
         groups.setdefault(prompts[i].objective, []).append(i)
-    missing = min(count, len(prompts) // 10)
+    missing = number_kept_back(len(prompts), count)
     chosen: set[int] = set()
     smallest_first = sorted(groups.values(), key=len)
     for done, group in enumerate(smallest_first):
@@ -140,8 +170,13 @@ def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model
     account = Fitted(context_limit(recipe.model, model.config), "ptx demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
     if not rows:
-        raise DataError("ppo.ptx_coef is set, but no demonstration fits into the model's context." + account.objection)
+        raise DataError(nothing_to_imitate(account))
     return Dataset.from_list(rows)
+
+
+def nothing_to_imitate(account: Fitted) -> str:
+    """What to say where no demonstration fits."""
+    return f"ppo.ptx_coef is set, but no demonstration fits into {account.limit} tokens.{account.objection}"
 
 
 def _start_anew(run_folder: RunFolder, folder: Path) -> None:

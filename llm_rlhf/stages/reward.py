@@ -10,8 +10,10 @@
    certainty true.
 5. What would make PPO against them a waste is told now (evaluation/reward_checks.py); `reward.gates` says what follows.
 
+Where `reward.model` names a finished reward model, nothing is trained or measured: which one it was is written down.
+
 Writes: joint/ or helpful/ harmless/ or joint-0/ ..., and heldout/ (adapter, head, normalisation.json, calibration.json,
-metrics.jsonl each) accuracy.json lengths.json warnings.json
+metrics.jsonl each) accuracy.json lengths.json warnings.json; or model.json
 """
 
 import gc
@@ -24,6 +26,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.loss_plateau import label_losses, plateau_check
 from llm_rlhf.evaluation.reward_checks import Check, calibration_check, no_refusals_known, pair_checks, refusal_check
 from llm_rlhf.evaluation.reward_gates import tell
@@ -45,7 +48,7 @@ from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.models.roles import HELDOUT, NORMALISATION
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import AdapterPlan, plan_adapters
 from llm_rlhf.reward.loading import write_calibration
 from llm_rlhf.reward.objectives import smoothed
@@ -54,7 +57,7 @@ from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
 from llm_rlhf.statistics.intervals import Estimate
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, read_metrics
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing, read_metrics
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):
@@ -70,6 +73,12 @@ class Normalisation(NamedTuple):
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train the reward model and the held-out one, and measure them. `folder` becomes `reward/`."""
+    if not trains_reward(recipe):
+        if run_folder.state.is_main_process:
+            named = stage_options(recipe, "reward").model
+            write_json(folder / "model.json", model_identity(named))
+            print(f"      the reward model is {named}; nothing is trained", flush=True)
+        return
     base = starting_model(recipe, run_folder, before="reward")
     tokenizer = load_tokenizer(base, recipe.model)
     sets = _pairs(recipe, run_folder, base, tokenizer, folder)
@@ -106,10 +115,15 @@ def _pairs(
         account = Fitted(limit, what)
         sets[what] = fit_preferences(tokenizer, rows, account)
         if not sets[what]:
-            raise DataError(f"None of the {what} fits into {limit} tokens; raise reward.max_length.{account.objection}")
+            raise DataError(none_fits(account))
         if run_folder.state.is_main_process:
             account.write(folder)
     return sets
+
+
+def none_fits(account: Fitted) -> str:
+    """What to say where no pair of a split fits."""
+    return f"None of the {account.what} fits into {account.limit} tokens; raise reward.max_length.{account.objection}"
 
 
 def _train(
@@ -125,15 +139,16 @@ def _train(
     make_room_for(tokenizer, model)
     head = score_head_name(model.config, recipe.model.trust_remote_code)
     rows = encode_pairs(tokenizer, plan.pairs, options)
-    trainer = _RewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
-        options=options,
-        length_weight=starting_weight(rows, options),
-    )
+    with constructing("reward"):
+        trainer = _RewardTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
+            options=options,
+            length_weight=starting_weight(rows, options),
+        )
     adapters_in_float32(trainer.model)
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)

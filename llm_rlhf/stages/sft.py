@@ -18,7 +18,6 @@ from transformers import AutoConfig
 from trl import SFTTrainer
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
     adapters_in_float32,
     context_limit,
@@ -31,7 +30,7 @@ from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing
 
 
 class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
@@ -42,18 +41,17 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train and merge. `folder` becomes `sft/`."""
     base = starting_model(recipe, run_folder, before="sft")
     tokenizer = load_tokenizer(base, recipe.model)
-    if recipe.reward is not None:  # an architecture that cannot score is refused before anything is trained
-        score_head_name(AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code))
     config = trainer_config(recipe, "sft", folder / "trainer")
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     model = load_causal_lm(base, recipe.model, tokenizer)
-    trainer = _SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
-    )
+    with constructing("sft"):
+        trainer = _SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+        )
     adapters_in_float32(trainer.model)
     attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
     trainer.train()

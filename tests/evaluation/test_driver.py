@@ -146,10 +146,7 @@ def test_a_section_is_looked_through_before_anything_runs(recipe_of, base_folder
         check_section(recipe_of(f"evaluate.pairs=[{{source: {tmp_path / 'pairs.jsonl'}}}]"))
     for reference, words in (
         ("./nowhere", r"There is no policy at \./nowhere"),
-        (
-            "runs/othr",
-            r"Recipe key 'evaluate.reference': runs/othr is neither a folder here nor a model that can be fetched",
-        ),
+        ("runs/othr", r"Recipe key 'evaluate.reference': 'runs/othr' is no folder here and not in the hub's cache"),
         (f"ppo={base_folder}", r"are both called 'ppo'; give one another name, by NAME="),
         (f"joint={base_folder}", r"A policy is called 'joint', as one of the report's judges is"),
         (f"prompt={base_folder}", r"or a column of the replies"),

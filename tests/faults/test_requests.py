@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
+from llm_rlhf.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,135 @@ def test_empty_data(base_folder, tmp_path) -> None:
 def test_a_base_that_is_not_there(tmp_path) -> None:
     recipe_on(tmp_path / "no-model", tmp_path, pairs(40))
     refused(ask("run", "recipe.yaml"), "model.base", "no-model")
+
+
+PPO = {"total_episodes": 16, "per_device_train_batch_size": 8, "response_length": 8}
+FUNCTIONS = """
+def brevity(completions, **kwargs):
+    return [-float(len(completion[0]["content"])) for completion in completions]
+
+def of_one_reply(prompt, reply):
+    return 1.0
+
+def one_number(completions, **kwargs):
+    return [1.0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["ppo.per_device_train_batch_size=64"], ["65 prompts for PPO", "6 of them kept back", "one rollout takes 64"]),
+        (["data.preferences.0.limit=10"], ["of 9 prompts none can be kept back", "ppo.eval_prompts", "set it to 0"]),
+        (["data.preferences.0.limit=1"], ["The split evaluation_pairs is empty"]),
+        (["model.base=no/where"], ["model.base", "'no/where' is no folder here and not in the hub's cache", "OFFLINE"]),
+        (["model.base=./nowhere"], ["model.base", "no hub id, which is OWNER/NAME"]),
+        (["model.base=pairs.jsonl"], ["model.base", "no folder here but a file"]),
+        (["sft.push_to_hub=true"], ["'sft.push_to_hub'", "log in (hf auth login)"]),
+        (["sft.eval_strategy=epoch"], ["'sft.eval_strategy' is 'epoch'", "keeps no rows back", "remove it"]),
+        (["reward.metric_for_best_model=loss"], ["'reward.metric_for_best_model'", "keeps no rows back"]),
+        (["ppo.eval_strategy=steps", "ppo.eval_steps=1", "ppo.eval_prompts=0"], ["'ppo.eval_prompts' is 0"]),
+        (["ppo.load_best_model_at_end=true"], ["load_best_model_at_end", "keep 'best'"]),
+        (["ppo.metric_for_best_model=eval_reward"], ["metric_for_best_model", "keep 'best'"]),
+        (["ppo.lr_scheduler_type=reduce_lr_on_plateau"], ["'ppo'", "waits for an evaluation loss"]),
+        (["ppo.lr_scheduler_type=warmup_stable_decay"], ["'ppo.lr_scheduler_type'", "num_decay_steps"]),
+        (["ppo.optim=grokadamw"], ["'ppo.optim' is 'grokadamw'", "install"]),
+        (["ppo.cache_implementation=nothing"], ["'ppo' contradicts itself", "`cache_implementation`"]),
+        (["ppo.fsdp=full_shard"], ["'ppo.fsdp' is set, but there is one process"]),
+        (["ppo.response_length=256"], ["'ppo.response_length' is 256", "context of 256 tokens", "lower it"]),
+        (["model.context_length=300"], ["'model.context_length' is 300", "256"]),
+        (["model.lora.target_modules=[nothing]"], ["'model.lora.target_modules' is ['nothing']", "not found"]),
+        (["reward.max_length=3"], ["None of the reward_pairs fits into 3 tokens; raise reward.max_length"]),
+        (["reward.reference_length=250"], ["replies of 250 tokens, and there is none; lower reward.reference_length"]),
+        (["reward.objectives=harmless"], ["no training pair of the recipe is harmless"]),
+        (["ppo.reward_funcs=['rewards:nothing']"], ["'rewards:nothing' cannot be loaded", "AttributeError"]),
+        (["ppo.reward_funcs=['rewards:of_one_reply']"], ["'of_one_reply' cannot be called", "**kwargs"]),
+        (["ppo.reward_funcs=[no/where]"], ["'ppo.reward_funcs': 'no/where' is no folder here"]),
+        (["sft=null", "reward={model: BASE}"], ["'reward.model'", "a reward model has one"]),
+        (["reward={model: ADAPTER}"], ["'reward.model'", "leave 'sft' out with model.base"]),
+        (["sft=null", "reward={model: ADAPTER, max_steps: 1}"], ["'reward.max_steps' is set, but 'reward.model'"]),
+        (["ppo=null", "reward={model: ADAPTER}"], ["there is no 'ppo'", "llm-rlhf evaluate --reward"]),
+    ],
+)  # fmt: skip
+def test_what_would_end_the_run_later_is_told_before_anything_is_trained(
+    base_folder, reward_folder, tmp_path, overrides, words
+) -> None:
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    (tmp_path / "rewards.py").write_text(FUNCTIONS)
+    named = [o.replace("BASE", str(base_folder)).replace("ADAPTER", str(reward_folder)) for o in overrides]
+    if not any(o.startswith("reward={") for o in named):
+        named.append("reward.reference_samples=8")
+        if not any("reference_length" in o for o in named):
+            named.append("reward.reference_length=16")
+    refused(ask("run", "recipe.yaml", *named), *words)
+    assert not list((tmp_path / "runs").glob("*/*/manifest.json"))
+    assert not list((tmp_path / "runs").glob("*/partial-*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "package", "asked"),
+    [
+        ("model.quantization=nf4", "bitsandbytes", "is_bitsandbytes_available"),
+        ("sft.use_liger_kernel=true", "liger-kernel", "is_liger_kernel_available"),
+        ("ppo.use_vllm=true", "vllm", "is_vllm_available"),
+    ],
+)
+def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key, package, asked) -> None:
+    monkeypatch.setattr(f"llm_rlhf.ahead.{asked}", lambda: False)
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {package}")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def unreachable(self, path, timeout):
+        asked.append((path, timeout))
+        raise ConnectionError("no route\nsecond line")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    recipe_on(Path("owner/name"), tmp_path, pairs(40))
+    refused(ask("run", "recipe.yaml"), "'model.base': 'owner/name'", "the hub cannot be reached (no route)")
+    assert asked == [("owner/name", 10)]
+
+
+def test_an_adapter_of_another_base_is_no_reward_model_of_this_one(base_folder, reward_folder, tmp_path) -> None:
+    """Its weights fit there, too, and would score as another model does."""
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    model.get_input_embeddings().weight.data.mul_(2)
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(other)
+    recipe_on(other, tmp_path, pairs(80), ppo=PPO, reward={"model": str(reward_folder)}, sft=None)
+    refused(ask("run", "recipe.yaml"), "'reward.model': the adapter", f"PPO would start from {other}")
+
+
+def test_a_changed_recipe_is_told_before_a_missing_stage_is_trained(base_folder, tmp_path) -> None:
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    done = tmp_path / "runs" / "faulty" / "ppo"
+    done.mkdir(parents=True)
+    (done / "manifest.json").write_text(json.dumps({"inputs": {"seed": 1}, "files": {}}))
+    refused(ask("run", "recipe.yaml"), "ppo was made by another recipe", "seed: 1 -> 0", "--from ppo")
+    assert not list((tmp_path / "runs").glob("*/partial-*"))
+
+
+def test_a_finished_run_needs_nothing_that_was_only_there_to_train_it(base_folder, tmp_path, monkeypatch) -> None:
+    """All stages but those to be made are left unasked: the base may have gone since."""
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    monkeypatch.setattr(RunFolder, "finished", lambda *args: True)
+    done = ask("run", "recipe.yaml", "model.base=no/where")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("done before") == 3
+
+
+@pytest.mark.slow
+def test_a_function_that_returns_too_few_numbers_ends_the_run_in_one_message(base_folder, tmp_path) -> None:
+    (tmp_path / "rewards.py").write_text(FUNCTIONS)
+    ppo = PPO | {"reward_funcs": ["rewards:one_number"]}
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=ppo, sft=None, reward=None)
+    done = ask("run", "recipe.yaml")
+    assert done.exit_code == 1, done.exception
+    assert "error: The reward function rewards:one_number returned 1 numbers for" in done.stderr
 
 
 @pytest.mark.slow

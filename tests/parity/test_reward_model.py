@@ -426,7 +426,7 @@ class TestInput:
         run = adapters[0].parent.parent
         with pytest.raises(ValueError, match=f"it is no reward model. These hold one: {adapters[0]}"):
             RewardModel.from_pretrained(run)
-        with pytest.raises(ValueError, match="There is no such folder here"):
+        with pytest.raises(ValueError, match="is no folder here, and no hub id"):
             RewardModel.from_pretrained("runs/none/reward/joint")
         with pytest.raises(ValueError, match="empty list"):
             RewardModel.from_pretrained([])

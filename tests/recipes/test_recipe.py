@@ -10,6 +10,7 @@ from llm_rlhf.pipeline import inputs_as_today, stage_inputs
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.loading import DECIDED_ELSEWHERE, load_recipe, trainer_config
 from llm_rlhf.recipe.sections import stage_options
+from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 
 GOOD = {
     "name": "tiny",
@@ -199,6 +200,38 @@ def test_a_recipe_may_end_with_its_reward_model(recipe) -> None:
     assert recipe(None, "ppo=null", "data.heldout_share=0").data.heldout_share == 0
     with pytest.raises(RecipeError, match=r"'evaluate' has nothing to judge; add a 'reward' section"):
         recipe(None, "ppo=null", "reward=null")
+
+
+def test_functions_alone_may_reward(recipe) -> None:
+    read = recipe(None, "reward=null", "ppo.reward_funcs=['a:b', some/model]", "data.heldout_share=0")
+    assert (reward_folders(read, None), whole_rewards(read)) == ({}, ["some/model"])
+    assert "reward" not in stage_inputs(read, "ppo")
+    with pytest.raises(RecipeError, match=r"'ppo.reward_weights' has 1 numbers; .* a:b, some/model, in this order"):
+        recipe(None, "reward=null", "ppo={reward_funcs: ['a:b', some/model], reward_weights: [1.0]}")
+
+
+def test_a_finished_reward_model_stands_for_one_that_is_trained(recipe, reward_folder, tmp_path) -> None:
+    read = recipe(None, f"reward={{model: {reward_folder}}}", "data.heldout_share=0")
+    assert (reward_folders(read, None), whole_rewards(read)) == ({"joint": reward_folder}, [])
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "config.json").write_text("{}")
+    whole = str(tmp_path / "whole")
+    read = recipe(None, f"reward={{model: {whole}}}", "ppo.reward_funcs=['a:b', some/model]")
+    assert (reward_folders(read, None), whole_rewards(read)) == ({}, [whole])
+    with pytest.raises(RecipeError, match=rf"needs one for each of {whole}, a:b, in this order"):
+        recipe(None, f"reward={{model: {whole}}}", "ppo={reward_funcs: ['a:b'], reward_weights: [1.0]}")
+
+
+def test_without_pairs_lists_that_no_stage_reads_need_no_source(recipe) -> None:
+    data = "data={prompts: {source: p.jsonl}, evaluation_prompts: {source: e.jsonl}}"
+    read = recipe(None, "sft=null", "reward=null", "ppo.reward_funcs=['a:b']", data)
+    assert (read.data.demonstrations, [s.source for s in read.data.prompts]) == ([], ["p.jsonl"])
+    with pytest.raises(
+        RecipeError, match=r"'data.demonstrations.0' takes rows from 'data.preferences', which is empty"
+    ):
+        recipe(None, "reward=null", "ppo.reward_funcs=['a:b']", data)  # sft reads them
+    with pytest.raises(RecipeError, match=r"'data.evaluation_prompts.0' takes rows from"):
+        recipe(None, "sft=null", "reward=null", "ppo.reward_funcs=['a:b']", "data={prompts: {source: p.jsonl}}")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from llm_rlhf.cli.main import app
-from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.ppo.prompts import small_rollout
+from llm_rlhf.recipe.loading import load_recipe, trainer_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -79,7 +80,23 @@ def test_recipes_are_valid_and_open_with_their_header(path: Path) -> None:
 def test_the_recipe_in_the_readme_is_valid(tmp_path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
     (tmp_path / "readme.yaml").write_text(block)
-    assert load_recipe(tmp_path / "readme.yaml").ppo["kl_coef"] == 0.05
+    recipe = load_recipe(tmp_path / "readme.yaml")
+    assert recipe.ppo["kl_coef"] == 0.05
+    assert small_rollout(trainer_config(recipe, "ppo", tmp_path)) is None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_no_recipe_makes_rollouts_too_small_to_learn_from(path: Path, tmp_path) -> None:
+    recipe = load_recipe(path)
+    assert small_rollout(trainer_config(recipe, "ppo", tmp_path)) is None
+
+
+def test_where_the_commands_are_is_said(tmp_path) -> None:
+    """Make installs them into an environment that no shell has activated."""
+    assert "`. .venv/bin/activate`" in README
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    ready = makefile[makefile.index("$(READY): ") : makefile.index("clean:\n")]
+    assert "@echo 'The commands are in $(BIN): $(BIN)/llm-rlhf" in ready
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------

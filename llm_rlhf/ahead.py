@@ -1,0 +1,354 @@
+"""What would end a run hours from now, told before anything is trained: from the recipe, files of models, and rows.
+
+The cheapest comes first: packages and functions, what the hub is asked, the base, reward models; then, once the rows
+are read, how many there are and how long they are. Only the stages that are about to be made are looked at.
+"""
+
+import contextlib
+import copy
+import gc
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+from peft import get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, Trainer, get_scheduler
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import is_bitsandbytes_available
+from trl.import_utils import is_liger_kernel_available, is_vllm_available
+
+from llm_rlhf.data.rows import Prompt
+from llm_rlhf.data.splits import Splits
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.evaluation.judges import weight_digests
+from llm_rlhf.evaluation.start_samples import nowhere_to_reply
+from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.launch import processes
+from llm_rlhf.models.architecture import score_head_name
+from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
+from llm_rlhf.models.finding import check_there, find_config
+from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
+from llm_rlhf.ppo.preparation import checkpoint_with_adapters
+from llm_rlhf.ppo.prompts import small_rollout
+from llm_rlhf.ppo.scores import ScoreSources
+from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.reward.adapters import plan_adapters
+from llm_rlhf.reward.loading import base_of, local_adapter
+from llm_rlhf.reward.model import RewardModel
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.runs import starting_model
+from llm_rlhf.stages.ppo import no_room, nothing_to_imitate, number_kept_back
+from llm_rlhf.stages.reward import none_fits
+from llm_rlhf.user_code import FUNCTION
+from llm_rlhf.world.base_model import shipped_base
+
+TRAINED = ("sft", "reward", "ppo")
+BASE = "Recipe key 'model.base':"
+
+
+@dataclass
+class Ahead:
+    """What is about to be made, and what was found out about it.
+
+    Attributes:
+        configs: of the trainers of those stages that train.
+        base: what the first stage starts from.
+        context: tokens that prompt and reply may take together there.
+    """
+
+    recipe: Recipe
+    stages: Sequence[str]
+    configs: dict[str, Any] = field(default_factory=dict)
+    base: str | Path = ""
+    tokenizer: Any = None
+    context: int = 0
+
+
+def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
+    """All that is known before rows are read.
+
+    Args:
+        stages: those that are about to be made.
+
+    Raises:
+        RecipeError, DataError: what would end one of them.
+    """
+    ahead = Ahead(recipe, stages)
+    if not stages:
+        return ahead
+    trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
+    ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
+    ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
+    _check_packages(recipe, ahead.configs)
+    for stage, config in ahead.configs.items():
+        _check_optimizer(stage, config)
+    _check_functions(ahead)
+    _check_hub(ahead.configs)
+    _check_base(ahead)
+    if "ppo" in ahead.configs:
+        _check_reward_models(recipe, ahead.base)
+        if note := small_rollout(ahead.configs["ppo"]):
+            announce(note)
+    return ahead
+
+
+def check_rows(ahead: Ahead, splits: Splits) -> None:
+    """Whether there are rows enough for every stage that is about to be made, of those that fit.
+
+    Raises:
+        DataError: naming the stage's rows, how many there are, and the remedy.
+    """
+    if "reward" in ahead.configs:
+        _check_pairs(ahead, splits)
+    if "ppo" in ahead.configs:
+        _check_prompts(ahead, splits)
+    if "evaluate" in ahead.stages and ahead.recipe.ppo is not None:
+        _check_evaluation_prompts(ahead, splits)
+
+
+def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
+    needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
+    for stage, config in configs.items():
+        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
+        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
+        if config.fsdp and config.parallel_mode.value != "distributed":
+            raise RecipeError(
+                f"Recipe key '{stage}.fsdp' is set, but there is one process; start several, or remove it."
+            )
+        if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
+            raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
+    for key, is_set, package, available in needed:
+        if is_set and not available():
+            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
+
+
+def _check_optimizer(stage: str, config: Any) -> None:
+    """Make the optimizer and the schedule of a single number: some take packages or arguments of their own."""
+    if any(name in _value(config.optim) for name in ("lomo", "galore", "apollo")):  # made for a model's own layers
+        return
+    number = torch.nn.Parameter(torch.zeros(1, device=processes().device))
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"Recipe key '{stage}.optim' is {_value(config.optim)!r}: {error}") from None
+    try:
+        optimizer = kind([number], **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RecipeError(f"Recipe section '{stage}': the optimizer cannot be made: {error}") from None
+    try:
+        get_scheduler(
+            config.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+        )
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"Recipe key '{stage}.lr_scheduler_type' is {_value(config.lr_scheduler_type)!r}: {error}; see "
+            f"'{stage}.lr_scheduler_kwargs'."
+        ) from None
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)
+
+
+def _check_functions(ahead: Ahead) -> None:
+    """Import what the recipe names of the user's code, and ask whether it takes what it will be given."""
+    recipe, ppo = ahead.recipe, ahead.configs.get("ppo")
+    if ppo is not None:
+        options = stage_options(recipe, "ppo")
+        adapters = {} if recipe.reward is None else dict.fromkeys(stage_options(recipe, "reward").adapters)
+        sources = ScoreSources(adapters, list(options.reward_funcs), ppo)
+        try:
+            sources.check_signatures(["prompt", "objective"])
+        except ValueError as error:
+            raise RecipeError(f"Recipe key 'ppo.reward_funcs': {error}") from None
+    if recipe.evaluate is not None and "evaluate" in ahead.stages:
+        for i, suite in enumerate(recipe.evaluate.own):
+            try:
+                inspect.signature(suite_function(suite)).bind([], [])
+            except TypeError as error:
+                raise RecipeError(
+                    f"Recipe key 'evaluate.own.{i}.function': {suite.function} cannot be called with prompts and "
+                    f"replies ({error}); write it as def f(prompts, replies)."
+                ) from None
+
+
+def _check_hub(configs: dict[str, Any]) -> None:
+    """A trainer that is to push begins by making a repository, or fails there."""
+    pushing = [stage for stage, config in configs.items() if config.push_to_hub]
+    if not pushing:
+        return
+    try:
+        HfApi().whoami()
+    except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, LocalTokenNotFoundError):
+            reason = "nobody is logged in"
+        raise RecipeError(
+            f"Recipe key '{pushing[0]}.push_to_hub' is true, but the hub cannot be asked who you are ({reason}); "
+            "log in (hf auth login), or remove the key and upload the run's folder afterwards."
+        ) from None
+
+
+def _check_base(ahead: Ahead) -> None:
+    """It must be a causal language model that the recipe's sections can work with; fills in what is known of it."""
+    recipe, base, configs = ahead.recipe, ahead.base, ahead.configs
+    config = find_config(base, recipe.model.trust_remote_code, BASE)
+    has_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not has_causal and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+        raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
+    ahead.tokenizer = load_tokenizer(base, recipe.model)
+    ahead.context = context = context_limit(recipe.model, config)
+    if recipe.model.lora.target_modules != "all-linear":
+        _check_target_modules(recipe, config)
+    if "reward" in configs:
+        score_head_name(config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
+    if "ppo" in configs:
+        _check_room("ppo.response_length", configs["ppo"].response_length, context)
+        try:
+            if configs["ppo"].gradient_checkpointing and configs["ppo"].value == "adapter":
+                checkpoint_with_adapters(copy.copy(configs["ppo"]))
+        except ValueError as error:
+            raise RecipeError(f"Recipe section 'ppo': {error}") from None
+    if "evaluate" in ahead.stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
+        _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
+
+
+def _check_target_modules(recipe: Recipe, config: Any) -> None:
+    """Put the adapter on the base's architecture, without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    try:
+        get_peft_model(model, lora_config(recipe.model, "CAUSAL_LM", model))
+    except ValueError as error:
+        modules = recipe.model.lora.target_modules
+        raise RecipeError(f"Recipe key 'model.lora.target_modules' is {modules!r}: {error}") from None
+
+
+def _check_room(key: str, length: int, context: int) -> None:
+    if length >= context:
+        raise RecipeError(
+            f"Recipe key {key!r} is {length}, but prompt and reply share the model's context of {context} tokens; "
+            "lower it."
+        )
+
+
+def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
+    """Load every finished reward model once, by what the evaluation reads it with, and drop it."""
+    named = stage_options(recipe, "reward").model
+    key = "Recipe key 'reward.model':"
+    if named is not None:
+        check_there(named, key)
+        with _told_of(key):
+            folder = local_adapter(named, None)
+            own = None if folder is None else base_of(folder)
+        if own is not None:
+            _check_same_base(recipe, named, own, base)
+    others = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    for name in dict.fromkeys([*([] if named is None else [named]), *others]):
+        said = key if name == named else "Recipe key 'ppo.reward_funcs':"
+        check_there(name, said)
+        with _told_of(said):
+            RewardModel.from_pretrained(
+                name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
+            )
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _told_of(key: str) -> Iterator[None]:
+    """What loading a reward model raises as a RecipeError that names the key."""
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        raise RecipeError(f"{key} {error}") from None
+
+
+def _check_same_base(recipe: Recipe, named: str, own: str | Path, base: str | Path) -> None:
+    """An adapter means nothing on another base than its own, not even where its weights fit."""
+    told = f"Recipe key 'reward.model': the adapter {named} was trained on {own}"
+    if recipe.sft is not None:
+        raise RecipeError(
+            f"{told}, and PPO would start from what the recipe's 'sft' makes; leave 'sft' out with model.base: {own}, "
+            "or name a reward model with a base of its own."
+        )
+    same_weights = Path(own).is_dir() and weight_digests(own) == weight_digests(base)
+    if Path(own).resolve() != Path(base).resolve() and not same_weights:
+        raise RecipeError(
+            f"{told}, and PPO would start from {base}; set model.base to the adapter's, or name a reward model with a "
+            "base of its own."
+        )
+
+
+def _check_pairs(ahead: Ahead, splits: Splits) -> None:
+    """As the reward stage will ask, of as many rows as it takes to know."""
+    recipe, tokenizer, context = ahead.recipe, ahead.tokenizer, ahead.context
+    limit = min(ahead.configs["reward"].max_length or 2**30, context)
+    options = stage_options(recipe, "reward")
+    for what in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):
+        rows, account = getattr(splits, what), Fitted(limit, what)
+        if len(rows) and not how_many_fit(fit_preferences, tokenizer, rows, account, 1):
+            raise DataError(none_fits(account))
+    plan_adapters(options, list(splits.reward_pairs), recipe.seed)
+    if options.reference_samples:
+        room = context - options.reference_length
+        account = Fitted(room, "reference prompts")
+        prompts = (Prompt(pair.prompt, pair.objective, pair.origin) for pair in splits.reward_pairs)
+        if room <= 0 or how_many_fit(fit_prompts, tokenizer, prompts, account, 2) < 2:
+            raise DataError(nowhere_to_reply(options.reference_length, account))
+
+
+def _check_prompts(ahead: Ahead, splits: Splits) -> None:
+    """One rollout at least, beside the prompts that are kept back; and a demonstration where some are mixed in."""
+    tokenizer, context, config = ahead.tokenizer, ahead.context, ahead.configs["ppo"]
+    eval_prompts = stage_options(ahead.recipe, "ppo").eval_prompts
+    rollout = config.generation_batch_size // config.num_generations
+    needed = max(rollout, 10 if eval_prompts else 0)
+    while needed - number_kept_back(needed, eval_prompts) < rollout:
+        needed += 1
+    account = Fitted(context - config.response_length, "prompts")
+    found = how_many_fit(fit_prompts, tokenizer, splits.prompts, account, needed)
+    if not found:
+        raise DataError(no_room(config.response_length, account))
+    kept = number_kept_back(found, eval_prompts)
+    if found - kept < rollout:
+        raise DataError(
+            f"There are {found} prompts for PPO that leave room for a reply{_kept(kept)}, but one rollout takes "
+            f"{rollout}; lower ppo.per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches, or "
+            f"add sources to 'data.prompts'.{account.objection}"
+        )
+    if config.eval_strategy != "no" and not kept:
+        raise DataError(
+            f"Recipe key 'ppo.eval_prompts' is {eval_prompts}, but of {found} prompts none can be kept back (a tenth "
+            "at most); set it to 0, or add sources to 'data.prompts'."
+        )
+    account = Fitted(context, "ptx demonstrations")
+    if config.ptx_coef and not how_many_fit(fit_demonstrations, tokenizer, splits.demonstrations, account, 1):
+        raise DataError(nothing_to_imitate(account))
+
+
+def _check_evaluation_prompts(ahead: Ahead, splits: Splits) -> None:
+    recipe = ahead.recipe
+    assert recipe.evaluate is not None
+    length = recipe.evaluate.response_length or trainer_config(recipe, "ppo", recipe.folder / "ppo").response_length
+    account = Fitted(ahead.context - length, "evaluation prompts")
+    if not how_many_fit(fit_prompts, ahead.tokenizer, splits.evaluation_prompts, account, 1):
+        raise DataError(
+            f"None of {len(splits.evaluation_prompts)} evaluation prompts leaves room for a reply of {length} tokens; "
+            f"lower evaluate.response_length, or give shorter ones.{account.objection}"
+        )
+
+
+def _kept(count: int) -> str:
+    return f", {count} of them kept back (ppo.eval_prompts)" if count else ""
