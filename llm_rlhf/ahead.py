@@ -36,7 +36,7 @@ from llm_rlhf.models.finding import check_there, find_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import small_rollout
-from llm_rlhf.ppo.scores import ScoreSources
+from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters
@@ -169,7 +169,7 @@ def _check_functions(ahead: Ahead) -> None:
         adapters = {} if recipe.reward is None else dict.fromkeys(stage_options(recipe, "reward").adapters)
         sources = ScoreSources(adapters, list(options.reward_funcs), ppo)
         try:
-            sources.check_signatures(["prompt", "objective"])
+            sources.check_signatures(["prompt", "objective", THOUGHT])
         except ValueError as error:
             raise RecipeError(f"Recipe key 'ppo.reward_funcs': {error}") from None
     if recipe.evaluate is not None and "evaluate" in ahead.stages:

@@ -79,7 +79,9 @@ def _marked(tokenizer: Any, messages: Conversation) -> tuple[Conversation, list[
         return f"{_MARK}{len(typed) - 1}{_MARK}"
 
     def text(key: str, value: str) -> str:
-        return value if key == "role" else pattern.sub(mark, value.replace(_MARK, ""))
+        if key == "role" or not isinstance(value, str):  # parts of a message with images
+            return value
+        return pattern.sub(mark, value.replace(_MARK, ""))
 
     return [{key: text(key, value) for key, value in message.items()} for message in messages], typed
 

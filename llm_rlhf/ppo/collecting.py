@@ -35,7 +35,7 @@ from llm_rlhf.ppo.rollout import (
     rollout_statistics,
     stopped_by_itself,
 )
-from llm_rlhf.ppo.scores import ScoreSources
+from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 
 
 class CollectedRollouts(GeneratedResponses):
@@ -116,7 +116,7 @@ class CollectedRollouts(GeneratedResponses):
         """Tell thoughts from replies (`_replies`): a thought is sampled and learned, and nobody judges it.
 
         Returns:
-            The rows, with their thoughts in a column of its own where there are any, and the responses without.
+            The rows, with the thoughts in a column of its own where prompts are messages, and the responses without.
         """
         prompts, stops, tokenizer = [row["prompt"] for row in inputs], self.eos_token_ids, self._tokenizer
         self._heard_ids = None
@@ -125,11 +125,11 @@ class CollectedRollouts(GeneratedResponses):
             self._replies = [Reply(of_prompt, ids, text.strip(), ids[-1] in stops) for of_prompt, ids, text in rows]
             return inputs, responses
         self._replies = [reply_of(tokenizer, *row, stops) for row in zip(prompt_ids, response_ids, strict=True)]
-        if not any(reply.start for reply in self._replies):
-            return inputs, responses
-        self._heard_ids = ids_to_score(tokenizer, prompts, self._replies)
-        inputs = [row | {"thought": reply.thought} for row, reply in zip(inputs, self._replies, strict=True)]
-        return inputs, [[{"role": "assistant", "content": reply.text}] for reply in self._replies]
+        inputs = [row | {THOUGHT: reply.thought} for row, reply in zip(inputs, self._replies, strict=True)]
+        if any(reply.start for reply in self._replies):
+            self._heard_ids = ids_to_score(tokenizer, prompts, self._replies)
+            responses = [[{"role": "assistant", "content": reply.text}] for reply in self._replies]
+        return inputs, responses
 
     def _shown(self, row: int, response: Any) -> Any:
         """A response as it is recorded: with its thought."""

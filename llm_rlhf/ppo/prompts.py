@@ -11,6 +11,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from llm_rlhf.models.base import announce
+from llm_rlhf.models.encoding import encode_prompt
+from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.ppo.config import PPOConfig
 
 LOOKALIKES = ("query", "question", "text", "instruction", "messages", "input")  # columns that may be meant
@@ -72,7 +74,7 @@ def check_lengths(train_dataset: Any, eval_dataset: Any, tokenizer: Any, model: 
         prompts = dataset["prompt"]
         if name == "train_dataset" and isinstance(prompts[0], str):
             announce("the prompts are plain text, which is continued as it stands; messages get the chat template.")
-        lengths = [_length(tokenizer, prompt, args, f"Row {i} of {name}") for i, prompt in enumerate(prompts)]
+        lengths = [_length(tokenizer, prompt, f"Row {i} of {name}") for i, prompt in enumerate(prompts)]
         too_long = [i for i, length in enumerate(lengths) if length > room]
         if too_long:
             raise ValueError(
@@ -140,14 +142,11 @@ def _fault(prompt: Any) -> str | None:
     return None
 
 
-def _length(tokenizer: Any, prompt: Any, args: PPOConfig, what: str) -> int:
-    """Tokens of a prompt as TRL's trainer makes them."""
+def _length(tokenizer: Any, prompt: Any, what: str) -> int:
+    """Tokens of a prompt as it will be continued."""
     if isinstance(prompt, str):
         return len(tokenizer(text=prompt)["input_ids"])
     try:
-        encoded = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, return_dict=True, **(args.chat_template_kwargs or {})
-        )
-    except Exception as error:  # a template may raise anything
+        return len(encode_prompt(tokenizer, prompt))
+    except RefusedByTemplateError as error:
         raise ValueError(f"{what}: the chat template refuses the prompt: {error}") from None
-    return len(encoded["input_ids"])

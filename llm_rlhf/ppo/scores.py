@@ -30,6 +30,7 @@ from llm_rlhf.statistics.intervals import Values
 from llm_rlhf.user_code import FUNCTION, load_function, told
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")  # to functions, by TRL
+THOUGHT = "thought"  # what functions get besides where prompts are messages: the thought before each reply, often empty
 RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's copy for the reference, and of a metric
 
 

@@ -58,7 +58,7 @@ from llm_rlhf.ppo.preparation import (
 )
 from llm_rlhf.ppo.prompts import check_lengths
 from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
-from llm_rlhf.ppo.scores import ScoreMoments, ScoreSources
+from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
 from llm_rlhf.training import check_loss
@@ -121,7 +121,8 @@ class PPOTrainer(WatchedEvaluation):
         check_models(model, named, args, kwargs.get("peft_config"))
         check_before_loading(args, train_dataset, ptx_dataset, model, named.values(), kwargs)
         assert train_dataset is not None  # it was checked
-        self.scores.check_signatures(train_dataset.column_names)
+        talks = not isinstance(train_dataset[0]["prompt"], str)
+        self.scores.check_signatures([*train_dataset.column_names, *([THOUGHT] if talks else [])])
         load_reward_models(self.scores.functions, args, train_dataset, kwargs)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)
