@@ -15,7 +15,6 @@ from llm_rlhf.data.cells import as_list, is_nan
 from llm_rlhf.data.checks import BadRow
 from llm_rlhf.data.formats.columns import (
     COMPLETIONS,
-    FORMATS,
     FURTHER_PROMPTS,
     LABELS,
     PROMPTS,
@@ -27,6 +26,7 @@ from llm_rlhf.data.formats.columns import (
     is_tree,
 )
 from llm_rlhf.data.formats.shapes import SHAPES, shaped
+from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.data.messages import NOT_TEXT, TOOLS, is_read
 from llm_rlhf.data.rows import RawRow
 

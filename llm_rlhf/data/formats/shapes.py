@@ -1,7 +1,7 @@
 """How public data sets write their rows, brought into our columns: one line of SHAPES for each.
 
 A shape has the columns by which it is known and a function that makes of a row the same row in our columns, or several
-where it holds several pairs. The formats of columns.py then read these. Several shapes may hold for one row.
+where it holds several pairs. The formats of table.py then read these. Several shapes may hold for one row.
 """
 
 import re
