@@ -211,7 +211,12 @@ def test_the_mean_of_the_aspects_ranks_and_an_overall_score_where_there_are_none
 
 @pytest.mark.parametrize(
     ("better", "worse"),
-    [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating"), ("chosen_score", "rejected_score")],
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen-rating", "rejected-rating"),
+        ("chosen_score", "rejected_score"),
+        ("rating_chosen", "rating_rejected"),
+    ],
 )
 def test_the_scores_of_both_replies_are_the_margin(better: str, worse: str, tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": [*ASK, {"role": "assistant", "content": "a"}],
