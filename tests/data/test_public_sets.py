@@ -253,6 +253,19 @@ def test_several_thumbs_on_one_reply(tmp_path: Path) -> None:
     assert reasons(loaded) == [(3, "unusable label")]
 
 
+def test_a_row_of_two_shapes_at_once(tmp_path: Path) -> None:
+    row = {
+        "conversations": SHAREGPT[:1],
+        "chosen": "a",
+        "rejected": "b",
+        "label": 0,
+        "score_chosen": 3,
+        "score_rejected": 1,
+    }
+    (pair,) = pairs(tmp_path, row).rows
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.margin) == (ASK, "a", "b", 2)
+
+
 # --- prompts
 
 

@@ -35,7 +35,7 @@ def shaped(row: Fields) -> tuple[list[Fields], frozenset[str]]:
     if votes and row.get("label") is None:
         rows, taken = [_without(row, votes) | {"label": [row[name] for name in votes]}], set(votes)
     for shape in shapes:
-        if all(row[name] is not None for name in shape.needs):
+        if all(one.get(name) is not None for one in rows for name in shape.needs):  # an earlier shape may have read it
             made = [shape.rows(one) for one in rows]
             if all(one is not None for one in made):
                 before, rows = rows, [one for several in made for one in several or ()]
