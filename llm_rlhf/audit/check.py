@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from llm_rlhf.audit.counts import Account, Listed, opening_text, quantiles
 from llm_rlhf.data.checks import SetAside, key_of, normalised_prompt, prompt_of
-from llm_rlhf.data.formats.parsing import SERVES
+from llm_rlhf.data.formats.recognition import SERVES
 from llm_rlhf.data.near_duplicates import near_matches
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts

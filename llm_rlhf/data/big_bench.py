@@ -18,7 +18,7 @@ from llm_rlhf.data.checks import BadRow, SetAside, check_prompt, check_text, ext
 from llm_rlhf.data.files import open_source
 from llm_rlhf.data.formats.columns import is_transcript
 from llm_rlhf.data.formats.naming import under_our_names
-from llm_rlhf.data.formats.parsing import nothing_left
+from llm_rlhf.data.formats.recognition import nothing_left
 from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
 from llm_rlhf.data.sources import load_preferences

@@ -77,5 +77,5 @@ def as_list(text: Any, column: str) -> Any:
             warnings.simplefilter("ignore")  # of a backslash in the text
             value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        raise BadRow(UNREADABLE, f"{column} is text that begins as a list, {extract(text)}") from None
+        raise BadRow(UNREADABLE, f"{column} is neither JSON nor Python: {extract(text)}; write JSON") from None
     return value if isinstance(value, (list, dict)) else text

@@ -9,8 +9,6 @@ import csv
 import gzip
 import hashlib
 import io
-import json
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,18 +18,14 @@ from typing import Any, BinaryIO
 
 from llm_rlhf.data.cells import of_table
 from llm_rlhf.data.checks import BadRow, extract
+from llm_rlhf.data.json_files import BOM_REMOVED, holds_lines, read_json, read_lines
 from llm_rlhf.data.rows import Origin, RawRow
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source, expanded, local_files
 
-BOM_REMOVED = "byte-order mark removed"
-
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
 SMALL = 1 << 20  # bytes of a source's files that are read in less time than it takes to import what would cache it
 _SUFFIXES = (*_LINES, *_JSON, *_TABLES, *_PARQUET)
-_ASKS = ("prompt", "instruction", "question", "query")  # columns of which one is there where an object holds columns
-_BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -101,10 +95,10 @@ def _read_file(path: Path, name: str) -> Iterator[RawRow]:
                 yield from _read_parquet(file, name)
             elif kind in _TABLES:
                 yield from _read_table(file, name, "\t" if kind == ".tsv" else ",")
-            elif kind in _JSON and not _holds_lines(file):
-                yield from _read_json(file, name)
+            elif kind in _JSON and not holds_lines(file):
+                yield from read_json(file, name)
             else:
-                yield from _read_lines(file, name)
+                yield from read_lines(file, name)
 
 
 @contextlib.contextmanager
@@ -116,112 +110,6 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name} is a damaged gzip file ({error}); fetch it again.") from None
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
-
-
-def _read_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:
-    """One row a line. Blank lines are skipped, but counted in the row numbers, so these are line numbers."""
-    for number, line in enumerate(file, 1):
-        raw = RawRow(Origin(name, number), None)
-        if number == 1 and line.startswith(_BOM):
-            line = line[3:]
-            raw.repairs.add(BOM_REMOVED)
-        if line.strip():
-            raw.fields = _parse_line(line)
-            yield raw
-
-
-def _parse_line(line: bytes) -> Any:
-    """The JSON value on a line, or the BadRow that says why there is none."""
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return BadRow("invalid UTF-8", f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
-    except (ValueError, RecursionError) as error:
-        return BadRow("malformed JSON", str(error))
-
-
-def _holds_lines(file: BinaryIO) -> bool:
-    """Whether a .json file holds an object a line, as many on the hub do, no list and no columns; goes to the start."""
-    first = next((line for line in file if line.removeprefix(_BOM).strip()), b"").removeprefix(_BOM)
-    file.seek(0)
-    row = _parse_line(first) if first.lstrip()[:1] == b"{" else None
-    return isinstance(row, dict) and columns_of(row) is None
-
-
-def _read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
-    """The items of one JSON list, numbered from 1, taken one by one: the whole as objects would need much memory."""
-    data = file.read()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file."
-        ) from None
-    repairs = {BOM_REMOVED} if text.startswith("\ufeff") else set()
-    place = _after_space(text, len(repairs))
-    if place == len(text):
-        return
-    if text[place] == "{":
-        yield from _read_columns(text[place:], name)
-        return
-    if text[place] != "[":
-        raise DataError(f"{name} holds no list; write a JSON list of objects, or one object a line (.jsonl).")
-    decoder, number, place = json.JSONDecoder(), 0, _after_space(text, place + 1)
-    try:
-        while text[place : place + 1] != "]" or number:
-            value, place = decoder.raw_decode(text, place)
-            number += 1
-            yield RawRow(Origin(name, number), value, repairs if number == 1 else set())
-            place = _after_space(text, place)
-            if text[place : place + 1] == "]":
-                break
-            if text[place : place + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
-            place = _after_space(text, place + 1)
-        if _after_space(text, place + 1) != len(text):
-            raise json.JSONDecodeError("Extra data after the list", text, place + 1)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is damaged JSON after item {number} ({error}); mend or fetch it again.") from None
-
-
-def _read_columns(text: str, name: str) -> Iterator[RawRow]:
-    """The rows of one object of columns, each a list, or an object by row number as pandas writes it."""
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is damaged JSON ({error}); mend or fetch it again.") from None
-    columns = columns_of(table)
-    if columns is None:
-        raise DataError(
-            f"{name} holds no list, and no columns of one length with the prompts among them; write a JSON list of "
-            "objects, or one object a line (.jsonl)."
-        )
-    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        yield RawRow(Origin(name, number), dict(zip(columns, cells, strict=True)))
-
-
-def columns_of(table: Any) -> dict[str, list[Any]] | None:
-    """The columns of an object that holds several rows; None where it is one row.
-
-    Lists of one length may also be the two conversations of a pair, so one of them must hold what asks, as text.
-    """
-    if not isinstance(table, dict) or not table:
-        return None
-    keys = [list(value) for value in table.values() if isinstance(value, dict)]
-    if len(keys) == len(table) and all(of_one == keys[0] for of_one in keys):
-        return {name: list(value.values()) for name, value in table.items()}
-    lists = [value for value in table.values() if isinstance(value, list)]
-    if len(lists) < len(table) or len({len(value) for value in lists}) > 1:
-        return None
-    asks = [value for name, value in table.items() if name.lower() in _ASKS]
-    return table if any(value and all(isinstance(text, str) for text in value) for value in asks) else None
-
-
-def _after_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    assert found is not None  # the pattern matches the empty text, too
-    return found.end()
 
 
 def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:

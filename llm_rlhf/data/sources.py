@@ -16,7 +16,7 @@ import numpy as np
 from llm_rlhf.data.checks import BadRow, SetAside, key_of
 from llm_rlhf.data.files import open_source
 from llm_rlhf.data.formats.conversations import demonstration_of, prompt_of_pair
-from llm_rlhf.data.formats.parsing import nothing_left, recognise
+from llm_rlhf.data.formats.recognition import nothing_left, recognise
 from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
 from llm_rlhf.data.storage import Part, Rows, Table, table_of

@@ -87,7 +87,9 @@ def test_a_list_that_numpy_printed_is_refused_with_its_row(tmp_path: Path) -> No
     source = table(tmp_path, *rows)
     assert reasons(load_demonstrations([source], Rows())) == [(2, "list that cannot be read")]
     assert [turn["content"] for turn in told(source)[0]] == ["[1, 2] sorted?", "[1, 2]"]
-    with pytest.raises(DataError, match="list that cannot be read: messages"):
+    told_apart = {"messages": json.dumps(TALK), "history": "[a note"}  # which a conversation does not read
+    assert told(table(tmp_path, told_apart)) == [TALK]
+    with pytest.raises(DataError, match="list that cannot be read: messages is neither JSON nor Python"):
         load_demonstrations([table(tmp_path, {"messages": broken})], Rows())
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llm_rlhf.data.checks import BadRow, prompt_of
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats.columns import FORMATS, formats_of
 from llm_rlhf.data.formats.conversations import to_preference
-from llm_rlhf.data.formats.parsing import SERVES, parse
+from llm_rlhf.data.formats.parsing import parse
+from llm_rlhf.data.formats.recognition import SERVES
+from llm_rlhf.data.formats.table import FORMATS, formats_of
 from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Origin, Preference, RawRow
 from llm_rlhf.errors import DataError

@@ -211,7 +211,12 @@ def test_the_mean_of_the_aspects_ranks_and_an_overall_score_where_there_are_none
 
 @pytest.mark.parametrize(
     ("better", "worse"),
-    [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating"), ("chosen_score", "rejected_score")],
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen-rating", "rejected-rating"),
+        ("chosen_score", "rejected_score"),
+        ("rating_chosen", "rating_rejected"),
+    ],
 )
 def test_the_scores_of_both_replies_are_the_margin(better: str, worse: str, tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": [*ASK, {"role": "assistant", "content": "a"}],
@@ -246,6 +251,19 @@ def test_several_thumbs_on_one_reply(tmp_path: Path) -> None:
     loaded = pairs(tmp_path, *rows)
     assert [(pair.chosen, pair.rejected) for pair in loaded.rows] == [("a", "b")]
     assert reasons(loaded) == [(3, "unusable label")]
+
+
+def test_a_row_of_two_shapes_at_once(tmp_path: Path) -> None:
+    row = {
+        "conversations": SHAREGPT[:1],
+        "chosen": "a",
+        "rejected": "b",
+        "label": 0,
+        "score_chosen": 3,
+        "score_rejected": 1,
+    }
+    (pair,) = pairs(tmp_path, row).rows
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.margin) == (ASK, "a", "b", 2)
 
 
 # --- prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_rlhf.data.formats.columns import FORMATS
+from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.recipe.sections import DataSection, Source

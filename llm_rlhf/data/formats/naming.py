@@ -15,7 +15,6 @@ from llm_rlhf.data.cells import as_list, is_nan
 from llm_rlhf.data.checks import BadRow
 from llm_rlhf.data.formats.columns import (
     COMPLETIONS,
-    FORMATS,
     FURTHER_PROMPTS,
     LABELS,
     PROMPTS,
@@ -27,6 +26,7 @@ from llm_rlhf.data.formats.columns import (
     is_tree,
 )
 from llm_rlhf.data.formats.shapes import SHAPES, shaped
+from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.data.messages import NOT_TEXT, TOOLS, is_read
 from llm_rlhf.data.rows import RawRow
 
@@ -35,17 +35,16 @@ ALIASES = {
     "messages": ("conversations", "conversation", "dialog", "dialogue", "dialogs"),
     "system": ("system_prompt", "system_message"),
     "label": ("kto_tag",),
-    "score_chosen": ("chosen_score", "chosen_rating"),
-    "score_rejected": ("rejected_score", "rejected_rating"),
+    "score_chosen": ("chosen_score", "chosen_rating", "rating_chosen"),
+    "score_rejected": ("rejected_score", "rejected_rating", "rating_rejected"),
 }
-# What holds a list, and may have it as text: of the first no text can be meant, of the others it stays what it is.
-CONVERSATIONS = ("messages", "history")
 UNSUPPORTED = {
     **dict.fromkeys(("tools", "functions", "tool_calls"), TOOLS),
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), NOT_TEXT),
 }
 _BESIDE = ("scores", "ranks", "ratings")
-LISTS = frozenset((*CONVERSATIONS, *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
+# What may hold a list as text. Where that cannot be read it stays the text it is, which messages cannot be.
+LISTS = frozenset(("messages", "history", *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
 _NAMES = {
     *PROMPTS, *FURTHER_PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *TEXTS, *SCORES, *RANKS, *LISTS, *ALIASES,
     *(name for shape in SHAPES for name in shape.needs), "response_1", "response_2", "objective", "margin",
@@ -138,7 +137,7 @@ def _cell(name: str, value: Any, columns: dict[str, str]) -> Any:
         try:
             value = as_list(value, name)
         except BadRow:
-            if name in CONVERSATIONS:
+            if name == "messages":
                 raise
     if columns and name in REPLY_LISTS and isinstance(value, list):
         return [_renamed(reply, columns) if isinstance(reply, dict) else reply for reply in value]

@@ -4,18 +4,15 @@ Every row read is accounted for: an Entry says for how many of them it stands, a
 of rows that were read.
 """
 
-import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
-from llm_rlhf.data.cells import as_list
-from llm_rlhf.data.checks import BadRow, SetAside, extract
+from llm_rlhf.data.checks import BadRow
 from llm_rlhf.data.files import Opened
-from llm_rlhf.data.formats.columns import FORMATS, formats_of, is_asked, prompt_columns, reply_columns
+from llm_rlhf.data.formats.columns import prompt_columns, reply_columns
 from llm_rlhf.data.formats.conversations import (
     DOWN_VOTED,
     asked,
@@ -36,19 +33,11 @@ from llm_rlhf.data.formats.labelled_replies import (
 )
 from llm_rlhf.data.formats.naming import under_our_names, unread
 from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
+from llm_rlhf.data.formats.recognition import named_rows
 from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt, RawRow
-from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
 
-PAIRS = ("hh", "preference", "comparison", "ranked", "scored", "feedback", "tree")
-# The formats that can serve each purpose.
-SERVES = {
-    "preferences": PAIRS,
-    "demonstrations": ("messages", "prompt_completion", "instruction", *PAIRS),
-    "prompts": tuple(FORMATS),
-}
-LOOKED_AT = 100  # rows from which a format is told
 ONE_OF_BOTH = "the better and the safer reply differ"
 
 AnyRow = Preference | Demonstration | Prompt
@@ -66,109 +55,6 @@ class Entry:
     parts: int = 0
     repairs: frozenset[str] = field(default_factory=frozenset)
     unread: str = ""  # else a column, or a key in one, that nothing reads, and `parts` says in how many rows it stands
-
-
-def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
-    """The format named in the recipe, or that of the first row, of the first hundred, that has the shape of one.
-
-    Raises:
-        DataError: where no format fits, or more than one, or it cannot serve the purpose.
-    """
-    _check_columns(opened, source)
-    form = source.format if source.format != "auto" else _recognised(opened, source, purpose)
-    if form not in SERVES[purpose]:
-        raise DataError(
-            f"{opened.name} has rows of format '{form}', which cannot serve as {purpose}. "
-            f"Formats that can: {', '.join(SERVES[purpose])}."
-        )
-    return form
-
-
-def _check_columns(opened: Opened, source: Source) -> None:
-    """DataError for a column that the source names and that no row has, nor a reply in one."""
-    if not source.columns:
-        return
-    there: dict[str, None] = {}
-    absent = {theirs: ours for ours, theirs in source.columns.items()}
-    for raw in opened.rows():
-        if isinstance(raw.fields, dict):
-            there |= dict.fromkeys(name for one in (raw.fields, *_objects_in(raw.fields)) for name in one)
-            absent = {theirs: ours for theirs, ours in absent.items() if theirs not in there}
-            if not absent:
-                return
-    if there:
-        theirs, ours = next(iter(absent.items()))
-        near = [name for name in there if name.lower() == theirs.lower()] or get_close_matches(theirs, there, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(
-            f"'columns' says that {ours} is called {theirs!r} in {opened.name}, which has no such column but "
-            f"{_listed(there)}.{hint}"
-        )
-
-
-def _objects_in(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for value in row.values():
-        with contextlib.suppress(BadRow):
-            items = as_list(value, "")
-            yield from (item for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
-
-
-def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
-    good = (raw for raw in _named(opened, source) if isinstance(raw.fields, (dict, str)))
-    rows = list(itertools.islice(good, LOOKED_AT))
-    for raw in rows:
-        found = formats_of(raw.fields)
-        serving = [form for form in found if form in SERVES[purpose]]
-        if len(found) == 1 or len(serving) == 1:
-            return (serving or found)[0]
-        if len(found) > 1:
-            raise DataError(
-                f"The rows of {opened.name} (columns {_listed(raw.written.values())}) could be of format "
-                f"{' or '.join(found)}; set 'format' to the one you mean."
-            )
-    if not rows:
-        bad = [(raw, _unreadable(raw)) for raw in _named(opened, source)]
-        set_aside = [SetAside(raw.origin, reason.reason, reason.detail) for raw, reason in bad]
-        raise nothing_left(opened.name, len(bad), set_aside)
-    if purpose == "prompts" and is_asked(rows[0].fields):  # what else the rows have is not wanted
-        return "prompt"
-    known = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
-    raise DataError(
-        f"The format of {opened.name} is not recognised; its first row has the columns "
-        f"{_listed(rows[0].written.values())}. Known formats: {known}. "
-        "Name its columns in the source ('columns: {prompt: NAME, ...}'), or set 'format'."
-    )
-
-
-def _unreadable(raw: RawRow) -> BadRow:
-    if isinstance(raw.fields, BadRow):
-        return raw.fields
-    return BadRow("wrong type", f"the row is {type(raw.fields).__name__}, not a JSON object")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(extract(name) for name in list(names)[:20]) or "(none)"
-
-
-def nothing_left(name: str, read: int, set_aside: list[SetAside]) -> DataError:
-    reasons: dict[str, int] = {}
-    for item in set_aside:
-        reasons[item.reason] = reasons.get(item.reason, 0) + 1
-    if not reasons:
-        return DataError(f"{name} has no rows.")
-    first = set_aside[0]
-    most_first = sorted(reasons.items(), key=lambda pair: -pair[1])
-    listed = ", ".join(f"{reason} ({count})" for reason, count in most_first)
-    example = f"{first.reason}: {first.detail}" if first.detail else first.reason
-    return DataError(
-        f"Nothing is left of {name}: {read} rows read, all set aside: {listed}. "
-        f"The first, row {first.origin.row}: {example}."
-    )
-
-
-def _named(opened: Opened, source: Source) -> Iterator[RawRow]:
-    """The rows under our names."""
-    return (under_our_names(raw, source.columns) for raw in opened.rows())
 
 
 def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
@@ -211,7 +97,7 @@ def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, 
             return
     scale = None
     if form == "comparison" and kind != "prompts":
-        rows = (fields for raw in _named(opened, source) for fields in (raw.fields, *raw.more))
+        rows = (fields for raw in named_rows(opened, source) for fields in (raw.fields, *raw.more))
         scale = find_scale(rows, source.labels, opened.name)
     yield from _row_by_row(raws, lambda raw: _all_made(raw, form, source, kind, scale))
 

@@ -1,7 +1,7 @@
 """How public data sets write their rows, brought into our columns: one line of SHAPES for each.
 
 A shape has the columns by which it is known and a function that makes of a row the same row in our columns, or several
-where it holds several pairs. The formats of columns.py then read these. Several shapes may hold for one row.
+where it holds several pairs. The formats of table.py then read these. Several shapes may hold for one row.
 """
 
 import re
@@ -35,7 +35,7 @@ def shaped(row: Fields) -> tuple[list[Fields], frozenset[str]]:
     if votes and row.get("label") is None:
         rows, taken = [_without(row, votes) | {"label": [row[name] for name in votes]}], set(votes)
     for shape in shapes:
-        if all(one.get(name) is not None for one in rows for name in shape.needs):  # one shape may use up another's
+        if all(one.get(name) is not None for one in rows for name in shape.needs):  # an earlier shape may have read it
             made = [shape.rows(one) for one in rows]
             if all(one is not None for one in made):
                 before, rows = rows, [one for several in made for one in several or ()]
