@@ -311,7 +311,8 @@ class Endpoint:
             return self.wire.post(self._body(request))
 
     def _body(self, request: _Request) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": request.messages, **self.extra}
+        said = [{"role": turn["role"], "content": turn["content"]} for turn in request.messages]  # no thoughts
+        body: dict[str, Any] = {"model": self.model, "messages": said, **self.extra}
         body[self._length_field] = request.max_tokens
         if request.temperature is not None:
             body["temperature"] = request.temperature

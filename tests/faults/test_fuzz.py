@@ -21,7 +21,8 @@ from trl import RewardConfig, SFTConfig
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
-from llm_rlhf.data.formats.columns import COMPLETIONS, FORMATS, LABELS, PROMPTS, RANKS, REPLY_LISTS, SCORES, TEXTS
+from llm_rlhf.data.formats.columns import COMPLETIONS, LABELS, PROMPTS, RANKS, REPLY_LISTS, SCORES, TEXTS
+from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError

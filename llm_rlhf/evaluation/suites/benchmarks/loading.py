@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_rlhf.data.checks import BadRow, SetAside, normalised_prompt, prompt_share
 from llm_rlhf.data.files import open_source
-from llm_rlhf.data.formats.parsing import nothing_left
+from llm_rlhf.data.formats.recognition import nothing_left
 from llm_rlhf.data.rows import Conversation, Prompt, RawRow
 from llm_rlhf.data.sources import BEYOND_LIMIT, DUPLICATE_PROMPT
 from llm_rlhf.errors import DataError, RecipeError
