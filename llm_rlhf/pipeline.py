@@ -26,6 +26,7 @@ from llm_rlhf.runs import read_data
 from llm_rlhf.user_code import load_function
 
 STAGES = ("world", "sft", "reward", "ppo", "evaluate")
+COLUMNS_TOLD = 12
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
@@ -170,8 +171,21 @@ def _account_for_data(recipe: Recipe, run: RunFolder) -> Splits:
         write_json(path, splits.counts)
         sizes = ", ".join(f"{name} {count}" for name, count in splits.counts["splits"].items())
         say(run, f"      data: {sizes}; {len(set_aside)} rows set aside ({path})")
+        for line in unread_columns(splits.counts):
+            say(run, f"      {line}")
     run.state.wait_for_everyone()
     return splits
+
+
+def unread_columns(counts: dict[str, Any]) -> list[str]:
+    """A line for each file with columns or keys that nothing reads; one that stands in several lists is told once."""
+    files = {name: found for of_list in counts.values() for name, found in (of_list.get("unread") or {}).items()}
+    lines = []
+    for name, columns in files.items():
+        told = [f"{column} ({rows:,} rows)" for column, rows in columns.items()]
+        more = f" and {len(told) - COLUMNS_TOLD} more" if len(told) > COLUMNS_TOLD else ""
+        lines.append(f"nothing reads, in {Path(name).name}: {', '.join(told[:COLUMNS_TOLD])}{more}")
+    return lines
 
 
 def _archive(run: RunFolder, stages: list[str]) -> None:

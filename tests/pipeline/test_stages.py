@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from llm_rlhf.data.rows import Demonstration, Origin
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.errors import DataError
+from llm_rlhf.pipeline import unread_columns
 from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Recipe, Source, WorldSection
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.stages import evaluate, sft, world
@@ -78,3 +79,16 @@ def test_an_evaluation_is_asked_as_the_section_says(tmp_path: Path) -> None:
     assert (asked.start.name, asked.start.adapter, asked.refusals, asked.snapshot_prompts) == ("sft", None, False, 30)
     recipe.sft = None
     assert evaluate.request(recipe, run, tmp_path / "out").start.name == "base"
+
+
+def test_columns_that_nothing_reads_are_told_once_a_file() -> None:
+    columns = {"source": 1200, "id": 3}
+    counts = {
+        "preferences": {"read": 1200, "unread": {"data/pairs.jsonl": columns}},
+        "prompts": {"read": 1200, "unread": {"data/pairs.jsonl": columns, "x.csv": {f"c{i}": 1 for i in range(14)}}},
+        "splits": {"prompts": 9},
+    }
+    first, second = unread_columns(counts)
+    assert first == "nothing reads, in pairs.jsonl: source (1,200 rows), id (3 rows)"
+    assert second.startswith("nothing reads, in x.csv: c0 (1 rows), ")
+    assert second.endswith("c11 (1 rows) and 2 more")
