@@ -34,9 +34,12 @@ from llm_rlhf.data.rows import RawRow
 ALIASES = {
     "messages": ("conversations", "conversation", "dialog", "dialogue", "dialogs"),
     "system": ("system_prompt", "system_message"),
+    "prompt": ("context_messages",),
+    "chosen": ("chosen_response",),
+    "rejected": ("rejected_response",),
     "label": ("kto_tag",),
-    "score_chosen": ("chosen_score", "chosen_rating"),
-    "score_rejected": ("rejected_score", "rejected_rating"),
+    "score_chosen": ("chosen_score", "chosen_rating", "rating_chosen"),
+    "score_rejected": ("rejected_score", "rejected_rating", "rating_rejected"),
 }
 # What holds a list, and may have it as text: of the first no text can be meant, of the others it stays what it is.
 CONVERSATIONS = ("messages", "history")
@@ -138,7 +141,7 @@ def _cell(name: str, value: Any, columns: dict[str, str]) -> Any:
         try:
             value = as_list(value, name)
         except BadRow:
-            if name in CONVERSATIONS:
+            if name == "messages":  # a history may be text: SHP's post
                 raise
     if columns and name in REPLY_LISTS and isinstance(value, list):
         return [_renamed(reply, columns) if isinstance(reply, dict) else reply for reply in value]
