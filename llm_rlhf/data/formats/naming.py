@@ -41,14 +41,13 @@ ALIASES = {
     "score_chosen": ("chosen_score", "chosen_rating", "rating_chosen"),
     "score_rejected": ("rejected_score", "rejected_rating", "rating_rejected"),
 }
-# What holds a list, and may have it as text: of the first no text can be meant, of the others it stays what it is.
-CONVERSATIONS = ("messages", "history")
 UNSUPPORTED = {
     **dict.fromkeys(("tools", "functions", "tool_calls"), TOOLS),
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), NOT_TEXT),
 }
 _BESIDE = ("scores", "ranks", "ratings")
-LISTS = frozenset((*CONVERSATIONS, *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
+# What holds a list, and may have it as text. Text that cannot be read stays what it is; of messages none can be meant.
+LISTS = frozenset(("messages", "history", *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
 _NAMES = {
     *PROMPTS, *FURTHER_PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *TEXTS, *SCORES, *RANKS, *LISTS, *ALIASES,
     *(name for shape in SHAPES for name in shape.needs), "response_1", "response_2", "objective", "margin",
@@ -141,7 +140,7 @@ def _cell(name: str, value: Any, columns: dict[str, str]) -> Any:
         try:
             value = as_list(value, name)
         except BadRow:
-            if name == "messages":  # a history may be text: SHP's post
+            if name == "messages":  # while a history may be text: SHP's post
                 raise
     if columns and name in REPLY_LISTS and isinstance(value, list):
         return [_renamed(reply, columns) if isinstance(reply, dict) else reply for reply in value]
