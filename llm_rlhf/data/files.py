@@ -121,6 +121,14 @@ def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:
     number = 0
     try:
         header = next(reader, [])
+        if header and header[0].startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            raise DataError(f"{name} is in UTF-16, not in UTF-8; save it as UTF-8 (in Excel: CSV UTF-8).")
+        if len(header) == 1 and (found := [other for other in ",;\t" if other in header[0]]):
+            raise DataError(
+                f"{name} is separated by {' and '.join(map(repr, found))}, not by {delimiter!r}: its header is "
+                f"{extract(header[0])}; save it with {delimiter!r} between the columns"
+                f"{', or call it .tsv' if found == [chr(9)] else ''}."
+            )
         repairs = {BOM_REMOVED} if header and header[0].startswith("\ufeff") else set()
         header = [cell.removeprefix("\ufeff").strip() for cell in header]
         if len(set(header)) < len(header):

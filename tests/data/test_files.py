@@ -110,6 +110,9 @@ def test_csv_rows_that_cannot_be_read_are_set_aside(tmp_path: Path) -> None:
     [
         (b'prompt,note\nOne?,x\n"Two?,y\nThree?,z\n', r"damaged in row 2, which ends on line 4"),
         (b"prompt,prompt\nOne?,Two?\n", "two columns of one name"),
+        (b"prompt;chosen;rejected\nq;a;b\n", "separated by ';', not by ','.*save it with ','"),
+        (b"prompt\tchosen\nq\ta\n", r"separated by '\\t', not by ','.*or call it \.tsv"),
+        ("prompt,chosen\nq,a\n".encode("utf-16"), "UTF-16, not in UTF-8"),
     ],
 )
 def test_row_41_a_damaged_table_is_one_clear_error(data: bytes, message: str, tmp_path: Path) -> None:
@@ -144,6 +147,16 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     told = Source(source=str(path), columns={"prompt": "question", "completion": "best"})
     (row,) = load_demonstrations([told], Rows()).rows
     assert [turn["content"] for turn in row.messages] == ["q", "a"]
+
+
+def test_a_row_of_no_format_is_told_in_two_lines_with_what_its_columns_hold(tmp_path: Path) -> None:
+    row = {"question": "q", "query": "p", "rejected": ["b", "c"]}
+    with pytest.raises(DataError) as told:
+        load(tmp_path / "pairs.jsonl", as_bytes(".jsonl", [row]))
+    first, second = str(told.value).splitlines()
+    assert first.endswith("its first row has the columns 'question', 'query', 'rejected' (list).")
+    assert "--columns prompt=NAME" in second
+    assert "docs/data.md" in second
 
 
 @pytest.mark.parametrize(

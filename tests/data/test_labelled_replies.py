@@ -191,6 +191,27 @@ def test_of_ranks_the_lowest_is_the_best(tmp_path: Path) -> None:
     assert (pair.chosen, pair.rejected, pair.margin, pair.position) == ("a", "c", 2.0, 3)
 
 
+@pytest.mark.parametrize(
+    ("ranking", "expected"),
+    [
+        ([1, 2, 0], []),  # ranks: the third reply is the best; an order: the second
+        ([2, 3, 1], []),
+        ([1, 0, 2], ["b"]),  # the second reply either way
+        ([3, 1, 1], ["b"]),  # no order has a number twice
+    ],
+)
+def test_a_ranking_that_may_be_an_order_of_the_replies_is_not_guessed(
+    ranking: list[int], expected: list[str], tmp_path: Path
+) -> None:
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "ranking": ranking}
+    other = {"prompt": "r", "responses": ["a", "d"], "ranking": [1, 0]}
+    loaded = load_preferences([source(tmp_path, [row, other])])
+    assert [one.chosen for one in loaded.rows] == [*expected, "d"]
+    assert reasons(loaded) == ([] if expected else [(1, "ambiguous ranking")])
+    as_ranks = load_preferences([source(tmp_path, [row], columns={"ranks": "ranking"})])
+    assert as_ranks.rows[0].chosen == "abc"[ranking.index(min(ranking))]
+
+
 def test_ranked_rows_that_make_no_pair(tmp_path: Path) -> None:
     def row(*replies: tuple[object, object]) -> dict[str, object]:
         return {"prompt": "q", "responses": [{"text": text, "score": score} for text, score in replies]}

@@ -101,6 +101,122 @@ def test_pairs(row: dict[str, Any], nobody_reads: set[str], tmp_path: Path) -> N
     assert asked(tmp_path, row) == ["q"]
 
 
+def talk(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def of_pairs(loaded: Loaded[Preference]) -> list[tuple[list[str], str, str, Any]]:
+    return [([turn["content"] for turn in one.prompt], one.chosen, one.rejected, one.position) for one in loaded.rows]
+
+
+def test_shp_says_1_where_a_is_better_and_its_post_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    row = {"history": "[Serious] q", "human_ref_A": "a", "human_ref_B": "b", "score_A": 9, "score_B": 2}
+    loaded = pairs(tmp_path, {**row, "labels": 1}, {**row, "labels": 0})
+    assert of_pairs(loaded) == [(["[Serious] q"], "a", "b", 1), (["[Serious] q"], "b", "a", 2)]
+    assert asked(tmp_path, {**row, "labels": 1}) == ["[Serious] q"]
+    only = pairs(tmp_path, {**row, "labels": 1})
+    assert of_pairs(only) == [(["[Serious] q"], "a", "b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "question"),
+    [
+        (("answer_0", "answer_1", "score_0", "score_1"), {"question": {"full_text": "q", "id": 7}}),  # WebGPT
+        (("response_a", "response_b", "score_a", "score_b"), {"prompt": "q"}),
+    ],
+)
+def test_the_score_of_either_reply_says_which_is_better(
+    names: tuple[str, ...], question: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [
+        {**question, **dict(zip(names, ("a", "b", *of_both), strict=True))} for of_both in ((1, -1), (2, 2.5), (0, 0))
+    ]
+    loaded = pairs(tmp_path, *rows)
+    assert of_pairs(loaded) == [(["q"], "a", "b", 1), (["q"], "b", "a", 2)]
+    assert [one.margin for one in loaded.rows] == [2, 0.5]
+    assert reasons(loaded) == [(3, "tie")]
+    assert of_pairs(pairs(tmp_path, rows[0])) == [(["q"], "a", "b", 1)]  # no other row is needed to tell
+
+
+def test_two_summaries_and_the_number_of_the_better(tmp_path: Path) -> None:
+    """The form that a post is asked in is that of Stiennon et al. 2020, table 4."""
+    post = {"id": "t3", "subreddit": "aww", "title": "T", "post": "P", "article": None}
+    both = [{"text": " a", "policy": "ref"}, {"text": " b"}]
+    rows = [{"info": post, "summaries": both, "choice": choice, "worker": "w"} for choice in (0, 1, 2)]
+    loaded = pairs(tmp_path, *rows)
+    prompt = "SUBREDDIT: r/aww\n\nTITLE: T\n\nPOST: P\n\nTL;DR:"
+    assert of_pairs(loaded) == [([prompt], " a", " b", 1), ([prompt], " b", " a", 2)]
+    assert reasons(loaded) == [(3, "unusable label")]
+    assert unread(loaded) == {"info.id": 2, "summaries.policy": 2, "worker": 2}
+    article = {"info": {"article": "A", "post": None}, "summaries": both, "choice": 1}
+    assert asked(tmp_path, article) == ["Article:\nA\n\nTL;DR:"]
+
+
+def test_a_column_for_each_outcome_and_turns_in_lists(tmp_path: Path) -> None:
+    """LMSYS 55k: the lists are JSON in text."""
+    outcomes = ("winner_model_a", "winner_model_b", "winner_tie")
+
+    def row(won: int, *texts: str) -> dict[str, Any]:
+        sides = dict(zip(("prompt", "response_a", "response_b"), texts, strict=True))
+        return sides | {name: int(place == won) for place, name in enumerate(outcomes)}
+
+    one = ('["q"]', '["a"]', '["b"]')
+    longer = ('["q", "r"]', '["a", "c"]', '["a", "d"]')
+    loaded = pairs(tmp_path, row(0, *one), row(1, *longer), row(2, *one), row(3, *one), row(0, '["q"]', "[]", '["b"]'))
+    assert of_pairs(loaded) == [(["q"], "a", "b", 1), (["q", "a", "r"], "d", "c", 2)]
+    assert reasons(loaded) == [
+        (3, "tie"), (4, "unusable label"), (5, "prompts and replies of different number")
+    ]  # fmt: skip
+    assert asked(tmp_path, row(0, *one)) == ["q"]
+
+
+def test_the_turns_after_the_judged_one_are_no_part_of_the_pair(tmp_path: Path) -> None:
+    """MT-Bench: both conversations have two turns, of which one was judged; in the arena `turn` is their number."""
+    first, second = talk("q", "a", "r", "c"), talk("q", "b", "r", "d")
+    system = [{"role": "system", "content": "s"}]
+    row = {"conversation_a": first, "conversation_b": second, "winner": "model_a"}
+    behind = {"conversation_a": [*system, *first], "conversation_b": [*system, *second], "winner": "model_b"}
+    loaded = pairs(tmp_path, {**row, "turn": 1}, {**row, "turn": 2}, {**behind, "turn": 1})
+    assert of_pairs(loaded) == [(["q"], "a", "b", 1), (["s", "q"], "b", "a", 2)]
+    assert reasons(loaded) == [(2, "parts before the last turn")]
+    assert unread(loaded) == {}
+
+
+def test_openai_s_preferred_output(tmp_path: Path) -> None:
+    reply, other = [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    row = {"input": {"messages": ASK, "tools": [], "seed": 1}, "preferred_output": reply, "non_preferred_output": other}
+    loaded = pairs(tmp_path, row, {**row, "input": {"messages": ASK, "tools": [{"type": "function"}]}})
+    assert of_pairs(loaded) == [(["q"], "a", "b", None)]
+    assert reasons(loaded) == [(2, "tools are not supported")]
+    assert unread(loaded) == {"input.seed": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context_messages": ASK, "chosen": "a", "rejected": "b"},  # OpenRLHF, RLHFlow
+        {"context_messages": ASK, "chosen": talk("", "a")[1:], "rejected": talk("", "b")[1:]},
+        {"instruction": "q", "chosen_response": "a", "rejected_response": "b"},  # distilabel, axolotl
+        {"prompt": "q", "chosen": talk("", "a")[1], "rejected": talk("", "b")[1]},
+    ],
+)
+def test_other_names_of_a_pair(row: dict[str, Any], tmp_path: Path) -> None:
+    loaded = pairs(tmp_path, row)
+    assert of_pairs(loaded) == [(["q"], "a", "b", None)]
+    assert unread(loaded) == {}
+
+
+@pytest.mark.parametrize("prompt", ["q", "r"])
+def test_a_prompt_that_is_one_turn_of_both_conversations(prompt: str, tmp_path: Path) -> None:
+    """Capybara: the conversations are whole, and the prompt is the first or the last that the user says."""
+    row = {"chosen": talk("q", "a", "r", "c"), "rejected": talk("q", "a", "r", "d"), "system": "s"}
+    scores = {"rating_chosen": 5, "rating_rejected": 3}
+    loaded = pairs(tmp_path, {"prompt": prompt, **row, **scores}, {"prompt": "elsewhere", **row})
+    assert of_pairs(loaded) == [(["s", "q", "a", "r"], "c", "d", None)]
+    assert [one.margin for one in loaded.rows] == [2]
+    assert reasons(loaded) == [(2, "not one assistant turn after the prompt")]
+
+
 def test_replies_in_several_styles_are_compared_style_by_style(tmp_path: Path) -> None:
     """RM-Bench: concise, detailed, detailed with markdown."""
     row = {"prompt": "q", "chosen": ["a", "a a", "# a a"], "rejected": ["b", "b b", "# b b"], "domain": "chat"}

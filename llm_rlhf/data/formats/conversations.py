@@ -146,16 +146,28 @@ def _completed(turns: Conversation, completion: Any, raw: RawRow, name: str = "o
 def message_pair(row: dict[str, Any], repairs: set[str]) -> tuple[Conversation, str, str]:
     """TRL's preference formats: a prompt and two replies, or two whole conversations.
 
-    With a prompt, chosen and rejected may still repeat it in front of the reply, as in UltraFeedback.
+    With a prompt, chosen and rejected may still repeat it in front of the reply, as in UltraFeedback, and other turns
+    around it, as in Capybara.
     """
-    if not prompt_columns(row):
+    prompt = asked(row, repairs) if prompt_columns(row) else None
+    if prompt is None or _stands_within(prompt, row):
         if isinstance(row.get("chosen"), str):
             raise BadRow("missing field", "prompt (chosen is plain text, which does not hold one)")
         chosen, rejected = (with_system(row, check_messages(row.get(name), name)) for name in ("chosen", "rejected"))
         return pair_of(chosen, rejected, repairs)
-    prompt = asked(row, repairs)
     chosen, rejected = ([*prompt, reply_of(row.get(name), name, prompt)] for name in ("chosen", "rejected"))
     return pair_of(chosen, rejected, repairs)
+
+
+def _stands_within(prompt: Conversation, row: dict[str, Any]) -> bool:
+    """Whether chosen and rejected are conversations with more turns than the prompt, its one user turn among them."""
+    sides = [row.get(name) for name in ("chosen", "rejected")]
+    if row.get("history") is not None or [turn["role"] for turn in prompt if turn["role"] != "system"] != ["user"]:
+        return False
+    return all(
+        isinstance(side, list) and len(side) > len(prompt) + 1 and prompt[-1] in check_messages(side, "chosen")
+        for side in sides
+    )
 
 
 def _conversation(row: dict[str, Any], raw: RawRow) -> Demonstration:

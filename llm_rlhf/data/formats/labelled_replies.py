@@ -22,6 +22,9 @@ TIE = "tie"
 
 _TIES = ("tie", "same", "equal", "draw", "both", "neither", "both_bad", "bothbad", "tie (bothbad)")
 
+# The first reply's and the label's column of data sets whose page says what the label means: SHP's is 1 for A, 0 for B.
+_KNOWN = {("human_ref_A", "labels"): (1.0, 0.0)}
+
 
 class Scale(NamedTuple):
     """The columns of two replies and their label, and what the label says; values None: it is a word."""
@@ -60,6 +63,8 @@ def find_scale(rows: Iterable[Any], labels: list[float | str] | None, name: str)
         return columns._replace(first_value=labels[0], second_value=labels[1])
     if not (zero or one or above or other):
         return columns
+    if known := _KNOWN.get((columns.first, columns.label)):
+        return columns._replace(first_value=known[0], second_value=known[1])
     ends = (columns.first[-1], columns.second[-1])
     if not other and ((ends == ("1", "2") and (above or not zero)) or (above and not zero)):
         return columns._replace(first_value=1.0, second_value=2.0)
@@ -163,7 +168,7 @@ def opposed_pairs(
             yield down, None, bad
     for ups, downs in waiting.values():
         for raw in (*ups, *downs):
-            yield raw, None, BadRow(NO_OPPOSITE)
+            yield raw, None, BadRow(NO_OPPOSITE, "a pair needs both; liked replies alone serve as demonstrations")
 
 
 def liked_completion(raw: RawRow) -> bool:

@@ -34,6 +34,9 @@ from llm_rlhf.data.rows import RawRow
 ALIASES = {
     "messages": ("conversations", "conversation", "dialog", "dialogue", "dialogs"),
     "system": ("system_prompt", "system_message"),
+    "prompt": ("context_messages",),
+    "chosen": ("chosen_response",),
+    "rejected": ("rejected_response",),
     "label": ("kto_tag",),
     "score_chosen": ("chosen_score", "chosen_rating", "rating_chosen"),
     "score_rejected": ("rejected_score", "rejected_rating", "rating_rejected"),
@@ -43,7 +46,7 @@ UNSUPPORTED = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), NOT_TEXT),
 }
 _BESIDE = ("scores", "ranks", "ratings")
-# What may hold a list as text. Where that cannot be read it stays the text it is, which messages cannot be.
+# What holds a list, and may have it as text. Text that cannot be read stays what it is; of messages none can be meant.
 LISTS = frozenset(("messages", "history", *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
 _NAMES = {
     *PROMPTS, *FURTHER_PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *TEXTS, *SCORES, *RANKS, *LISTS, *ALIASES,
@@ -137,7 +140,7 @@ def _cell(name: str, value: Any, columns: dict[str, str]) -> Any:
         try:
             value = as_list(value, name)
         except BadRow:
-            if name == "messages":
+            if name == "messages":  # while a history may be text: SHP's post
                 raise
     if columns and name in REPLY_LISTS and isinstance(value, list):
         return [_renamed(reply, columns) if isinstance(reply, dict) else reply for reply in value]

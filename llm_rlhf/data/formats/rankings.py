@@ -186,7 +186,21 @@ def _mean_rating(annotations: Any) -> float | None:
 
 def _scores_beside(row: dict[str, Any], length: int) -> list[float]:
     name = _one_of(beside(row, length))
-    return [_score(value, name) for value in row[name]]
+    scores = [_score(value, name) for value in row[name]]
+    if name.startswith("ranking") and _may_be_an_order(scores):
+        raise BadRow(
+            "ambiguous ranking",
+            f"{name} may have each reply's rank or replies by number; if ranks, set 'columns: {{ranks: {name}}}'",
+        )
+    return scores
+
+
+def _may_be_an_order(scores: list[float]) -> bool:
+    """Whether ranks would say something else if they were the numbers of the replies, the best one's first."""
+    lowest = -max(scores)
+    ranks = [int(-score - lowest) for score in scores]
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    return sorted(ranks) == list(range(len(ranks))) and ranks != order
 
 
 def _one_of(names: list[str]) -> str:

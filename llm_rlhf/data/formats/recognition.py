@@ -90,18 +90,28 @@ def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
         raise nothing_left(opened.name, len(bad), set_aside)
     if purpose == "prompts" and is_asked(rows[0].fields):  # what else the rows have is not wanted
         return "prompt"
-    known = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     raise DataError(
-        f"The format of {opened.name} is not recognised; its first row has the columns "
-        f"{_listed(rows[0].written.values())}. Known formats: {known}. "
-        "Name its columns in the source ('columns: {prompt: NAME, ...}'), or set 'format'."
+        f"The format of {opened.name} is not recognised; its first row has the columns {_described(rows[0])}.\n"
+        "Say which are ours (columns: {prompt: NAME, chosen: NAME, ...}, or --columns prompt=NAME), or set 'format' to "
+        f"one of {', '.join(FORMATS)}; docs/data.md has what each reads."
     )
 
 
 def _unreadable(raw: RawRow) -> BadRow:
     if isinstance(raw.fields, BadRow):
         return raw.fields
-    return BadRow("wrong type", f"the row is {type(raw.fields).__name__}, not a JSON object")
+    one_list = "; a file that is one list is called .json" if isinstance(raw.fields, list) else ""
+    return BadRow("wrong type", f"the row is {type(raw.fields).__name__}, not a JSON object{one_list}")
+
+
+def _described(raw: RawRow) -> str:
+    """The columns as written, those that hold no text with what they hold."""
+    if not isinstance(raw.fields, dict):
+        return _listed(raw.written.values())
+    kinds = ((theirs, type(raw.fields.get(ours)).__name__) for ours, theirs in list(raw.written.items())[:20])
+    return ", ".join(
+        extract(theirs) + (f" ({kind})" if kind in ("list", "dict", "int", "float") else "") for theirs, kind in kinds
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
