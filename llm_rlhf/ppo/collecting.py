@@ -115,7 +115,7 @@ class CollectedRollouts(GeneratedResponses):
         """Tell thoughts from replies (`_replies`): a thought is sampled and learned, and nobody judges it.
 
         Returns:
-            The rows, with their thoughts in a column of its own where there are any, and the responses without.
+            The rows, with their thoughts in a column of its own, and the responses without.
         """
         prompts, stops, tokenizer = [row["prompt"] for row in inputs], self.eos_token_ids, self._tokenizer
         self._heard_ids = None
@@ -125,7 +125,7 @@ class CollectedRollouts(GeneratedResponses):
             return inputs, responses
         self._replies = [reply_of(tokenizer, *row, stops) for row in zip(prompt_ids, response_ids, strict=True)]
         if not any(reply.start for reply in self._replies):
-            return inputs, responses
+            return [{"thought": ""} | row for row in inputs], responses
         self._heard_ids = ids_to_score(tokenizer, prompts, self._replies)
         inputs = [row | {"thought": reply.thought} for row, reply in zip(inputs, self._replies, strict=True)]
         return inputs, [[{"role": "assistant", "content": reply.text}] for reply in self._replies]
