@@ -190,7 +190,7 @@ class Tokens:
         if isinstance(row, Prompt):
             return False
         if isinstance(row, Preference):
-            turns = [{"content": text} for text in (row.chosen, row.rejected)]
+            turns = [{"role": "assistant", "content": text} for text in (row.chosen, row.rejected)]
         else:
             turns = [turn for turn in row.messages if turn["role"] == "assistant"]
         return any(thought_of(turn, thought_marks(self.tokenizer)) for turn in turns)

@@ -32,6 +32,9 @@ LARGEST_BODY = 64 * 2**20  # bytes of one response
 SHORTEST_SECRET = 8  # characters; a shorter key ("EMPTY", for vLLM) is no secret and may be a word of an answer
 _PASSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _STOPS = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
+_THOUGHTS = ("reasoning_content", "reasoning")  # a message's keys, where the server tells thoughts apart
+_THOUGHT_PARTS = ("thinking", "reasoning")  # types of a content's parts, likewise
+_ENDS = re.compile(rf"(?:\A|\n)\s*{WRITTEN.closing}|{WRITTEN.closing}\s*(?:\n|\Z)")
 _FILTERED = re.compile(r"content[ _-]?(filter|policy|management policy)|moderation|flagged", re.IGNORECASE)
 
 
@@ -176,13 +179,12 @@ def read_answer(value: Any, retries: int) -> Answer:
         refusal = message.get("refusal")
         finish_reason = choice.get("finish_reason")
         usage = value.get("usage") or {}
-        content = _text(message.get("content"))
+        content, told = _text(message.get("content")), _thought(message)
         # A server that knows nothing of thoughts sends them as text; where its template opened one, without the mark.
-        opened = WRITTEN.closing in content and WRITTEN.opening not in content
-        thought, text = split_thought(content, WRITTEN, opened)
+        thought, text = split_thought(content, WRITTEN, not told and _begun_by_prompt(content))
         return Answer(
             text=text or refusal or "",
-            thought=thought or _text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+            thought=told or thought,
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
             model=str(value.get("model", "")),
@@ -278,12 +280,31 @@ def _without(key: str | None, value: Any) -> Any:
 
 
 def _text(content: Any) -> str:
-    """A message's content: a text, or parts of which some are texts."""
+    """A message's content: a text, or parts of which some are texts; those that are thoughts are left out."""
     if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content)
+        return "".join(part.get("text") or "" for part in content if part.get("type") not in _THOUGHT_PARTS)
     if content is None or isinstance(content, str):
         return content or ""
     raise TypeError("content is neither text nor parts")
+
+
+def _thought(message: dict[str, Any]) -> str:
+    """What the server tells apart as a thought; nothing where that is no text: the reply stands all the same."""
+    for name in _THOUGHTS:
+        with contextlib.suppress(TypeError, AttributeError):
+            if thought := _text(message.get(name)):
+                return thought
+    return ""
+
+
+def _begun_by_prompt(text: str) -> bool:
+    """Whether a text begins within a thought that the template's prompt opened: it ends one and opens none.
+
+    Thoughts end with a line; a reply that speaks of the closing mark has it within one.
+    """
+    before, closed, _ = text.partition(WRITTEN.closing)
+    ends = _ENDS.search(text)
+    return bool(closed) and WRITTEN.opening not in text and ends is not None and ends.start() <= len(before)
 
 
 def _tokens(content: Any) -> list[Token] | None:

@@ -233,7 +233,10 @@ def announce(message: str) -> None:
 
 def _settle_template(tokenizer: Any, path: str | Path, section: ModelSection) -> None:
     """Write the recipe's arguments and its day into the template: see template_settings.py."""
-    template, arguments = str(tokenizer.get_chat_template()), section.chat_template_kwargs
+    try:
+        template, arguments = str(tokenizer.get_chat_template()), section.chat_template_kwargs
+    except ValueError as error:  # several templates, of which none is the default
+        raise RecipeError(f"The tokenizer of {path}: {error} Recipe key 'model.chat_template' takes a file.") from None
     if strange := template_settings.unused(template, arguments):
         raise RecipeError(
             f"Recipe key 'model.chat_template_kwargs.{strange[0]}' is set to {arguments[strange[0]]!r}, but the chat "

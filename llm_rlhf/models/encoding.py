@@ -10,16 +10,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from llm_rlhf.data.rows import Conversation, Message
-from llm_rlhf.models.rendering import Rendered, render, token_ids
-from llm_rlhf.models.thoughts import (
-    closes_thought,
-    for_template,
-    opens_thought,
-    split_thought,
-    thought_marks,
-    thought_of,
-    without_thought,
-)
+from llm_rlhf.models.rendering import Rendered, token_ids
+from llm_rlhf.models.thoughts import KEY, closes_thought, fill_in, opens_thought, thought_marks, told_apart
 
 
 class Encoded(NamedTuple):
@@ -38,7 +30,7 @@ def encode_prompt(tokenizer: Any, prompt: Conversation) -> list[int]:
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Conversation]) -> list[list[int]]:
     """`encode_prompt` of each."""
-    return token_ids(tokenizer, _rendered_prompts(tokenizer, prompts))
+    return token_ids(tokenizer, fill_in(tokenizer, prompts, add_generation_prompt=True))
 
 
 def encode_reply(tokenizer: Any, prompt: Conversation, reply: str) -> Encoded:
@@ -56,11 +48,9 @@ def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Seq
     Raises:
         ValueError: as `encode_reply`, and whatever the template raises of a row.
     """
-    if not prompts:
-        return []
     marks = thought_marks(tokenizer)
-    turns = [{"role": "assistant", "content": split_thought(reply, marks)[1]} for reply in replies]
-    return _encode(tokenizer, prompts, turns)
+    turns: list[Message] = [{"role": "assistant", "content": reply} for reply in replies]
+    return encode_turns(tokenizer, prompts, [told_apart(turn, marks) | {KEY: ""} for turn in turns])
 
 
 def encode_turn(tokenizer: Any, prompt: Conversation, turn: Message) -> Encoded:
@@ -71,7 +61,29 @@ def encode_turn(tokenizer: Any, prompt: Conversation, turn: Message) -> Encoded:
     Raises:
         ValueError: as `encode_reply`.
     """
-    return _encode(tokenizer, [prompt], [turn])[0]
+    return encode_turns(tokenizer, [prompt], [turn])[0]
+
+
+def encode_turns(tokenizer: Any, prompts: Sequence[Conversation], turns: Sequence[Message]) -> list[Encoded]:
+    """`encode_turn` of many; prompts that stand several times in a row are encoded once."""
+    if not prompts:
+        return []
+    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
+    rendered = fill_in(tokenizer, [prompts[i] for i in first], add_generation_prompt=True)
+    repeats = [end - start for start, end in zip(first, [*first[1:], len(prompts)], strict=True)]
+    several = zip(rendered, token_ids(tokenizer, rendered), repeats, strict=True)
+    of_prompts = [(text, ids) for text, ids, times in several for _ in range(times)]
+    marks = thought_marks(tokenizer)
+    told, written, untold = [], [], []
+    for (prompt, _), turn in zip(of_prompts, turns, strict=True):
+        opened, closed = opens_thought(prompt.text, marks), closes_thought(prompt.text, marks)
+        by_template = not closed and (marks.writes == "key" or (marks.writes == "text" and not opened))
+        told.append(told_apart(turn, marks) | ({KEY: ""} if closed else {}))
+        written.append(turn if by_template else told[-1] | {KEY: ""})
+        untold.append("" if by_template else told[-1][KEY])
+    wholes = fill_in(tokenizer, [[*prompt, turn] for prompt, turn in zip(prompts, written, strict=True)])
+    rows = zip(of_prompts, wholes, token_ids(tokenizer, wholes), told, untold, strict=True)
+    return [_join(tokenizer, *of_prompt, whole, ids, turn, left) for of_prompt, whole, ids, turn, left in rows]
 
 
 class Trained(NamedTuple):
@@ -97,69 +109,53 @@ def encode_demonstration(tokenizer: Any, messages: Conversation, turns: Collecti
     return rows
 
 
-def _rendered_prompts(tokenizer: Any, prompts: Sequence[Conversation]) -> list[Rendered]:
-    return render(tokenizer, [for_template(tokenizer, prompt) for prompt in prompts], add_generation_prompt=True)
-
-
-def _encode(tokenizer: Any, prompts: Sequence[Conversation], turns: Sequence[Message]) -> list[Encoded]:
-    """Prompts and the turns that follow them; prompts that stand several times in a row are encoded once."""
-    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
-    rendered = _rendered_prompts(tokenizer, [prompts[i] for i in first])
-    repeats = [end - start for start, end in zip(first, [*first[1:], len(prompts)], strict=True)]
-    several = zip(rendered, token_ids(tokenizer, rendered), repeats, strict=True)
-    of_prompts = [(text, ids) for text, ids, times in several for _ in range(times)]
-    marks = thought_marks(tokenizer)
-    turns = [
-        without_thought(turn, marks) if closes_thought(prompt.text, marks) else turn
-        for (prompt, _), turn in zip(of_prompts, turns, strict=True)
-    ]
-    written = [without_thought(turn, marks) if marks.writes == "nothing" else turn for turn in turns]
-    wholes = render(tokenizer, [for_template(tokenizer, [*p, turn]) for p, turn in zip(prompts, written, strict=True)])
-    rows = zip(of_prompts, wholes, token_ids(tokenizer, wholes), turns, strict=True)
-    return [_join(tokenizer, text, ids, whole, whole_ids, turn) for (text, ids), whole, whole_ids, turn in rows]
-
-
 def _join(
-    tokenizer: Any, prompt: Rendered, prompt_ids: list[int], whole: Rendered, whole_ids: list[int], turn: Message
+    tokenizer: Any,
+    prompt: Rendered,
+    prompt_ids: list[int],
+    whole: Rendered,
+    whole_ids: list[int],
+    told: Message,
+    untold: str,
 ) -> Encoded:
-    """The reply is what the whole conversation has behind the prompt, up to the stop token."""
+    """The reply is what the whole conversation has behind the prompt, up to the stop token.
+
+    Args:
+        told: the turn that follows the prompt, its thought told apart.
+        untold: the thought, where the template does not write it.
+    """
     start, stop = len(prompt_ids), tokenizer.eos_token_id
     if stop not in whole_ids:
         raise ValueError(
             f"The chat template does not end the assistant's turn with the EOS token {tokenizer.eos_token!r}; "
             "give model.chat_template one that does."
         )
-    marks = thought_marks(tokenizer)
-    untold = thought_of(turn, marks) if marks.writes == "nothing" else ""
     if whole_ids[:start] == prompt_ids and stop in whole_ids[start:] and not untold:
         return Encoded(prompt_ids, whole_ids[start : whole_ids.index(stop, start) + 1])
-    reply_ids = _behind_prompt(tokenizer, prompt.text, whole, turn, untold)
+    reply_ids = _behind_prompt(tokenizer, prompt.text, whole, told, untold)
     return Encoded(prompt_ids, [*reply_ids[: reply_ids.index(stop)], stop] if stop in reply_ids else [*reply_ids, stop])
 
 
-def _behind_prompt(tokenizer: Any, prompt: str, whole: Rendered, turn: Message, untold: str) -> list[int]:
+def _behind_prompt(tokenizer: Any, prompt: str, whole: Rendered, told: Message, untold: str) -> list[int]:
     """Token ids of a turn where the prompt's are not the conversation's first.
 
     A generation prompt may open a thought that the template, given the reply, writes in another way or not at all; the
     thought ends here all the same, so that the reply is none. Where earlier turns are written differently once a reply
     follows, the reply is tokenised by itself.
-
-    Args:
-        untold: the thought, where the template does not write it.
     """
     marks = thought_marks(tokenizer)
     opened = opens_thought(prompt, marks)
     starts = [prompt, prompt.rstrip(), prompt.rstrip().removesuffix(marks.opening)] if opened else [prompt]
     known = next((start for start in starts if whole.text.startswith(start)), None)
     if known is None:
-        reply = split_thought(turn["content"], marks)[1]
-        rest, ids, untold = reply, _plain_ids(tokenizer, reply), thought_of(turn, marks)
+        rest, untold = "", told[KEY]
+        ids = _plain_ids(tokenizer, told["content"])
     else:
         rest = whole.text[len(known) :]
         if opened and rest.lstrip().startswith(marks.opening):
             rest = rest.lstrip().removeprefix(marks.opening)
         ids = token_ids(tokenizer, [Rendered(rest, whole.typed)])[0]
-    if not untold and (not opened or (marks.closing in rest and marks.writes != "nothing")):
+    if not untold and (not opened or (marks.closing in rest and marks.writes == "key")):
         return ids
     begin = [] if opened else tokenizer(f"{marks.opening}\n", add_special_tokens=False)["input_ids"]
     close = tokenizer(f"\n{marks.ending}{marks.closing}\n\n", add_special_tokens=False)["input_ids"]

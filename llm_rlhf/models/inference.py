@@ -20,15 +20,15 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from llm_rlhf.data.rows import Conversation
+from llm_rlhf.data.rows import Conversation, Message
 from llm_rlhf.launch import bar_interval, processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_replies
+from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
-from llm_rlhf.models.thoughts import read_response
+from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
@@ -177,7 +177,8 @@ def ids_to_score(tokenizer: Any, prompts: Sequence[Conversation], replies: Seque
     """Token ids of prompts and replies as a reward model reads them: as sampled, or, behind a thought, encoded anew."""
     found = [reply.prompt_ids + reply.ids for reply in replies]
     thinking = [i for i, reply in enumerate(replies) if reply.start]
-    encoded = encode_replies(tokenizer, [prompts[i] for i in thinking], [replies[i].text for i in thinking])
+    turns: list[Message] = [{"role": "assistant", "content": replies[i].text, KEY: ""} for i in thinking]
+    encoded = encode_turns(tokenizer, [prompts[i] for i in thinking], turns)
     for i, row in zip(thinking, encoded, strict=True):
         found[i] = row.ids if replies[i].stopped else row.ids[:-1]
     return found

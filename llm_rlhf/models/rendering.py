@@ -32,16 +32,22 @@ class Rendered(NamedTuple):
 
 
 def render(
-    tokenizer: Any, conversations: Sequence[Conversation], add_generation_prompt: bool = False
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    add_generation_prompt: bool = False,
+    quoted: tuple[str, ...] = (),
 ) -> list[Rendered]:
     """Each conversation in the chat template.
+
+    Args:
+        quoted: what else is text where the assistant says it, whatever the template would make of it.
 
     Raises:
         RefusedByTemplateError: where the template refuses one.
     """
     if not conversations:
         return []
-    marked, typed = zip(*(_marked(tokenizer, turns) for turns in conversations), strict=True)
+    marked, typed = zip(*(_marked(tokenizer, turns, quoted) for turns in conversations), strict=True)
     with _told_by_template():
         texts = tokenizer.apply_chat_template(list(marked), add_generation_prompt=add_generation_prompt, tokenize=False)
     return [Rendered(*both) for both in zip(texts, typed, strict=True)]
@@ -69,21 +75,23 @@ def _pieced(tokenizer: Any, rendered: Rendered) -> list[int]:
     return ids
 
 
-def _marked(tokenizer: Any, messages: Conversation) -> tuple[Conversation, list[str]]:
-    """The messages with marks in place of special tokens, and these."""
+def _marked(tokenizer: Any, messages: Conversation, quoted: tuple[str, ...]) -> tuple[Conversation, list[str]]:
+    """The messages with marks in place of special tokens and what else is quoted, and these."""
     typed: list[str] = []
     pattern = _pattern(tokenizer)
+    of_reply = re.compile("|".join([*map(re.escape, quoted), pattern.pattern])) if quoted else pattern
 
     def mark(found: re.Match[str]) -> str:
         typed.append(found[0])
         return f"{_MARK}{len(typed) - 1}{_MARK}"
 
-    def text(key: str, value: str) -> str:
+    def text(role: str, key: str, value: str) -> str:
         if key == "role" or not isinstance(value, str):  # parts of a message with images
             return value
-        return pattern.sub(mark, value.replace(_MARK, ""))
+        found = of_reply if role == "assistant" and key == "content" else pattern
+        return found.sub(mark, value.replace(_MARK, ""))
 
-    return [{key: text(key, value) for key, value in message.items()} for message in messages], typed
+    return [{key: text(message["role"], key, value) for key, value in message.items()} for message in messages], typed
 
 
 @contextlib.contextmanager

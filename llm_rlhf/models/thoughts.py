@@ -7,11 +7,11 @@ write one.
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from llm_rlhf.data.rows import Conversation, Message
-from llm_rlhf.models.rendering import RefusedByTemplateError, render
+from llm_rlhf.models.rendering import RefusedByTemplateError, Rendered, render
 
 KEY = "reasoning_content"  # a message's thought; templates read it under this name, or under ALIAS
 ALIAS = "thinking"
@@ -64,23 +64,34 @@ def split_thought(text: str, marks: ThoughtMarks, opened: bool = False) -> tuple
         opened: the prompt ended with the opening mark.
     """
     body = text.lstrip()
-    for known in (marks, WRITTEN):
-        if opened or body.startswith((known.opening, known.closing)):
-            thought, closed, reply = body.removeprefix(known.opening).partition(known.closing)
-            return thought.strip().removesuffix(known.ending).strip(), reply.strip() if closed else ""
-    return "", text
+    known = marks if opened else _beginning(body, marks)
+    if known is None:
+        return "", text
+    thought, closed, reply = body.removeprefix(known.opening).partition(known.closing)
+    return thought.strip().removesuffix(known.ending).strip(), reply.strip() if closed else ""
+
+
+def _beginning(text: str, marks: ThoughtMarks) -> ThoughtMarks | None:
+    """The marks with one of which a text begins; None where it begins with none."""
+    return next((known for known in (marks, WRITTEN) if text.startswith((known.opening, known.closing))), None)
 
 
 def read_response(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> Said:
     """What was said by the tokens of a response, those that prompted it known: a template may open the thought."""
     marks = thought_marks(tokenizer)
     opened = opens_thought(tokenizer.decode(prompt_ids[-16:]), marks)
-    whole = tokenizer.decode(ids).removesuffix(tokenizer.eos_token or "")
-    if not opened and not whole.lstrip().startswith((marks.opening, marks.closing)):
+    decoded = tokenizer.decode(ids)
+    whole = decoded.removesuffix(tokenizer.eos_token or "")
+    begun = whole.strip()
+    if begun and whole == decoded and not opened and any(mark.startswith(begun) for mark in marks[:2]):
+        return Said("", "", len(ids))  # cut within the mark
+    known = marks if opened else _beginning(begun, marks)
+    if known is None:
         return Said("", tokenizer.decode(ids, skip_special_tokens=True).strip())
-    thought, _ = split_thought(whole, marks, opened)
-    start = _first(len(ids), lambda count: marks.closing in tokenizer.decode(ids[:count]))
-    return Said(thought, tokenizer.decode(ids[start:], skip_special_tokens=True).strip(), start)
+    thought, _ = split_thought(whole, known, opened)
+    start = _first(len(ids), lambda count: known.closing in tokenizer.decode(ids[:count]))
+    behind = tokenizer.decode(ids[:start]).partition(known.closing)[2]  # a token may end the mark and begin the reply
+    return Said(thought, (behind + tokenizer.decode(ids[start:], skip_special_tokens=True)).strip(), start)
 
 
 def closes_thought(text: str, marks: ThoughtMarks) -> bool:
@@ -93,33 +104,48 @@ def opens_thought(text: str, marks: ThoughtMarks) -> bool:
     return text.rstrip().endswith(marks.opening)
 
 
+def told_apart(turn: Message, marks: ThoughtMarks) -> Message:
+    """An assistant's turn with its thought under its key, empty where there is none, and its reply alone as the text.
+
+    Of a turn that has the key, the text is the reply as it stands, but for a second copy of the thought before it.
+    """
+    thought, reply = split_thought(turn["content"], marks)
+    if KEY in turn and thought != turn[KEY].strip():
+        thought, reply = turn[KEY], turn["content"]
+    return {"role": turn["role"], "content": reply, KEY: turn.get(KEY, thought)}
+
+
 def thought_of(turn: Message, marks: ThoughtMarks) -> str:
     """The thought of an assistant's turn, under its key or in its text."""
-    return turn.get(KEY) or split_thought(turn["content"], marks)[0]
-
-
-def without_thought(turn: Message, marks: ThoughtMarks) -> Message:
-    """The turn with its reply alone."""
-    return {"role": turn["role"], "content": split_thought(turn["content"], marks)[1]}
+    return told_apart(turn, marks)[KEY]
 
 
 def _with_thought(message: Message, marks: ThoughtMarks) -> Message:
     """The message as the template is to get it, whether its thought stands under a key of its own or in the text."""
-    thought, reply = thought_of(message, marks), message["content"]
-    if marks.writes == "key":
-        keys = {KEY: thought, ALIAS: thought} if thought else {}
-        return without_thought(message, marks) | keys
-    if message.get(KEY):
-        reply = f"{marks.opening}\n{thought}\n{marks.closing}\n\n{reply}"
-    return {"role": message["role"], "content": reply}
+    if marks.writes == "text":
+        thought, reply = message.get(KEY), message["content"]
+        if thought:
+            reply = f"{marks.opening}\n{thought}\n{marks.closing}\n\n{told_apart(message, marks)['content']}"
+        return {"role": message["role"], "content": reply}
+    told = told_apart(message, marks)
+    thought = told.pop(KEY)
+    return told | ({KEY: thought, ALIAS: thought} if thought and marks.writes == "key" else {})
 
 
-def for_template(tokenizer: Any, messages: Conversation) -> Conversation:
-    """The messages with their thoughts where the template looks for them."""
-    if not any(message["role"] == "assistant" for message in messages):
-        return messages
+def fill_in(
+    tokenizer: Any, conversations: Sequence[Conversation], add_generation_prompt: bool = False
+) -> list[Rendered]:
+    """`render` of conversations that may hold thoughts, each where the template looks for it.
+
+    What a reply quotes of the marks is text, in which a template that takes thoughts out would find one.
+    """
     marks = thought_marks(tokenizer)
-    return [_with_thought(message, marks) if message["role"] == "assistant" else message for message in messages]
+    quoted = () if marks.writes == "text" else (*marks[:2], *WRITTEN[:2])
+    told = [
+        [_with_thought(message, marks) if message["role"] == "assistant" else message for message in messages]
+        for messages in conversations
+    ]
+    return render(tokenizer, told, add_generation_prompt, quoted)
 
 
 def _probed(tokenizer: Any, template: str) -> ThoughtMarks:

@@ -121,8 +121,15 @@ class PPOTrainer(WatchedEvaluation):
         check_models(model, named, args, kwargs.get("peft_config"))
         check_before_loading(args, train_dataset, ptx_dataset, model, named.values(), kwargs)
         assert train_dataset is not None  # it was checked
-        talks = not isinstance(train_dataset[0]["prompt"], str)
-        self.scores.check_signatures([*train_dataset.column_names, *([THOUGHT] if talks else [])])
+        columns = train_dataset.column_names
+        if not isinstance(train_dataset[0]["prompt"], str):
+            if THOUGHT in columns:
+                raise ValueError(
+                    f"train_dataset has a column {THOUGHT!r}, by which reward functions get the thought before each "
+                    "response; rename it."
+                )
+            columns = [*columns, THOUGHT]
+        self.scores.check_signatures(columns)
         load_reward_models(self.scores.functions, args, train_dataset, kwargs)
         self.refuses = refuses
         kwargs["eval_dataset"] = self._watch_over(kwargs.get("eval_dataset"), args)

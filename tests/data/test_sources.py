@@ -165,7 +165,7 @@ def test_columns_that_fit_two_formats_are_not_guessed(tmp_path: Path) -> None:
 
 def test_an_unknown_shape_names_columns_and_formats(tmp_path: Path) -> None:
     path = write(tmp_path / "odd.jsonl", {"riddle": "q", "retort": "a"})
-    with pytest.raises(DataError, match=r"'riddle', 'retort'\\.\\n.* one of hh, .*prompt_completion"):
+    with pytest.raises(DataError, match=r"'riddle', 'retort'\.\n.* one of hh, .*prompt_completion"):
         load_demonstrations([Source(source=path)], [])
 
 

@@ -12,7 +12,7 @@ import pytest
 from endpoint_stand_in import RESET, Raw, StandIn, failed, letters, reply
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.chat_wire import EndpointError, Token
+from llm_rlhf.evaluation.chat_wire import EndpointError, Token, read_answer
 from llm_rlhf.evaluation.endpoints import Answer, Endpoint, Failure
 
 KEY = "sk-a/very+secret=key-0123456789"
@@ -297,6 +297,31 @@ def test_a_thought_is_told_apart_from_the_reply(serve) -> None:
     for number in range(4):
         answer = endpoint.complete(says(str(number)), max_tokens=5)
         assert (answer.thought, answer.text) == ("I can't help, but", "Sure.")
+
+
+@pytest.mark.parametrize(
+    ("message", "thought", "text"),
+    [
+        ({"content": "End it with </think> and go on."}, "", "End it with </think> and go on."),
+        ({"content": "`</think>` ends it.\nSo it does."}, "", "`</think>` ends it.\nSo it does."),
+        ({"content": "Write\n<think>\n</think>"}, "", "Write\n<think>\n</think>"),
+        ({"content": "T </think> x\n</think>\n\ny"}, "", "T </think> x\n</think>\n\ny"),  # the first ends no line
+        ({"content": "T</think>\ny"}, "T", "y"),
+        ({"content": "T\n</think>y"}, "T", "y"),
+        ({"content": "T\n</think>"}, "T", ""),
+        ({"content": "a\n</think>\nb", "reasoning_content": "T"}, "T", "a\n</think>\nb"),
+        ({"content": "<think>T</think>a", "reasoning_content": "T"}, "T", "a"),
+        ({"content": None, "reasoning": "T"}, "T", ""),
+        ({"content": "a", "reasoning": {"effort": "low"}}, "", "a"),
+        ({"content": "a", "reasoning_content": None, "reasoning": 3}, "", "a"),
+        ({"content": "a", "reasoning": [{"type": "text", "text": "T"}]}, "T", "a"),
+        ({"content": [{"type": "reasoning", "text": "T"}, {"type": "text", "text": "a"}]}, "", "a"),
+    ],
+)
+def test_what_of_a_message_is_its_thought(message, thought, text) -> None:
+    value = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    answer = read_answer(value, retries=0)
+    assert (answer.thought, answer.text) == (thought, text)
 
 
 def test_a_server_that_takes_another_name_for_the_length(serve) -> None:

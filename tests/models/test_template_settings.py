@@ -35,12 +35,38 @@ def test_thinking_is_turned_off_by_the_recipe(family, tmp_path) -> None:
 
 
 def test_an_argument_may_be_any_plain_value() -> None:
-    value = {"a": [1, 2.5, None, True], "b": 'say "no"\n{% raw %}é'}
+    value = {"a": [1, 2.5, None, True], "b": 'say "no"\n{% raw %}é 😀 %}'}
     template = with_arguments("{{ x | tojson }}{{ messages | length }}", {"x": value, "y": None})
     tokenizer = stand_in("qwen2_5")
     text = tokenizer.apply_chat_template(ASK, chat_template=template, tokenize=False)
     assert json.loads(text[:-1]) == value
     assert text[-1] == "1"
+
+
+def test_what_is_set_anew_counts() -> None:
+    """A saved policy's template brings its settings along; a recipe that goes on from it may have others."""
+    saved = with_arguments("{{ x }}{{ y }}", {"x": False, "y": 1})
+    template = with_arguments(saved, {"x": True})
+    assert stand_in("qwen2_5").apply_chat_template(ASK, chat_template=template, tokenize=False) == "True1"
+    assert with_arguments(template, {"x": True}) == template
+    assert with_arguments(template, {}) == template
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), datetime.date(2025, 2, 6)])
+def test_a_value_that_jinja_cannot_spell_is_refused(value, tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"'model.chat_template_kwargs': .* is no plain value"):
+        loaded("qwen3", tmp_path, chat_template_kwargs={"enable_thinking": [value]})
+
+
+def test_the_default_is_taken_of_several_templates(tmp_path) -> None:
+    template = stand_in("qwen3").chat_template
+    for name, folder in (("default", tmp_path / "a"), ("chat", tmp_path / "b")):
+        tokenizer = stand_in("qwen3")
+        tokenizer.chat_template = {name: template, "tool_use": "{{ x }}"}
+        tokenizer.save_pretrained(folder)
+    assert load_tokenizer(tmp_path / "a", ModelSection(base=str(tmp_path / "a"))).chat_template == template
+    with pytest.raises(RecipeError, match=r"no default specified.* Recipe key 'model.chat_template' takes a file"):
+        load_tokenizer(tmp_path / "b", ModelSection(base=str(tmp_path / "b")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,7 @@
 """Thoughts before a reply: written as the template writes them, and no part of what is judged."""
 
 import pytest
-from template_helpers import FAMILIES, stand_in
+from template_helpers import FAMILIES, TEMPLATES, stand_in
 
 from llm_rlhf.data.rows import Demonstration, Origin, Preference
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_reply, encode_turn
@@ -162,3 +162,70 @@ def test_marks_are_found_by_letting_the_template_write_a_thought() -> None:
     assert thought_marks(tokenizer).writes == "key"
     tokenizer.chat_template = stand_in("qwen2_5").chat_template
     assert thought_marks(tokenizer) == WRITTEN  # another template, probed anew
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "reply", ["Use </think> to end", "a <think>b</think> c", "say <|channel>thought b<channel|> c"]
+)
+def test_a_reply_that_quotes_the_marks_keeps_its_beginning(family, reply) -> None:
+    """Templates that look for thoughts in text would find one in it."""
+    tokenizer = stand_in(family)
+    talk = [user("Q1"), assistant(reply), user("Q2")]
+    assert reply in tokenizer.decode(encode_prompt(tokenizer, talk))
+    for thought in ("", "T"):
+        prompt_ids, ids = encode_turn(tokenizer, talk, assistant(reply, thought))
+        said = read_response(tokenizer, prompt_ids, ids)
+        assert (said.thought, said.reply) == (thought, reply)
+        assert reply in tokenizer.decode(ids)
+        assert ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_what_was_told_apart_once_is_told_apart_no_more() -> None:
+    """A reply that quotes a thought at its beginning is read by reward models as it is judged."""
+    tokenizer = stand_in("llama3")
+    prompt_ids = encode_prompt(tokenizer, [user("Q")])
+    ids = tokenizer.encode("<think>T</think><think>b</think> c<|eot_id|>", add_special_tokens=False)
+    reply = reply_of(tokenizer, prompt_ids, ids, [tokenizer.eos_token_id])
+    assert (reply.thought, reply.text) == ("T", "<think>b</think> c")
+    (row,) = ids_to_score(tokenizer, [[user("Q")]], [reply])
+    assert tokenizer.decode(row[len(prompt_ids) :]) == "<think>b</think> c<|eot_id|>"
+
+
+def test_a_thought_that_stands_in_the_text_and_under_the_key_is_written_once() -> None:
+    for family in ("qwen3", "llama3", "deepseekv3"):
+        tokenizer = stand_in(family)
+        _, ids = encode_turn(tokenizer, [user("Q")], assistant(THINK, "T"))
+        assert tokenizer.decode(ids).count("T") == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_response_is_a_beginning_of_the_reply_or_nothing(family) -> None:
+    """Wherever it is cut: within a mark, within the thought, within the reply."""
+    tokenizer = stand_in(family)
+    prompt_ids, ids = encode_turn(tokenizer, [user("Q")], assistant("reply é", "t x"))
+    for count in range(len(ids)):
+        cut = reply_of(tokenizer, prompt_ids, ids[:count], [tokenizer.eos_token_id])
+        assert "reply é".startswith(cut.text.rstrip("\ufffd"))
+        assert not cut.stopped
+        ids_to_score(tokenizer, [[user("Q")]], [cut])
+
+
+def test_a_token_that_ends_the_mark_and_begins_the_reply_is_not_lost() -> None:
+    """As `>"` is one, in vocabularies that have no token of their own for the mark."""
+    tokenizer = stand_in("qwen3_5")
+    tokenizer.add_tokens(['>"'])
+    prompt_ids = encode_prompt(tokenizer, [user("Q")])
+    ids = tokenizer.encode('T</think>"Yes," he said.<|im_end|>', add_special_tokens=False)
+    assert '>"' in tokenizer.convert_ids_to_tokens(ids)
+    said = read_response(tokenizer, prompt_ids, ids)
+    assert (said.thought, said.reply) == ("T", '"Yes," he said.')
+
+
+def test_marks_of_written_text_are_read_where_the_template_has_others() -> None:
+    """Gemma 4's first template leaves text as it stands, so that a policy learns to write `<think>` from the data."""
+    tokenizer = stand_in("gemma4")
+    tokenizer.chat_template = (TEMPLATES / "gemma4.jinja").read_text(encoding="utf-8")
+    prompt_ids, ids = encode_turn(tokenizer, [user("Q")], assistant(THINK))
+    said = read_response(tokenizer, prompt_ids, ids)
+    assert (said.thought, said.reply) == ("T", "A")

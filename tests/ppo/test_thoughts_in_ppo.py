@@ -71,6 +71,22 @@ def thoughts_of(texts: list[str]) -> list[str]:
     return [text.strip() for text in texts]
 
 
+def test_a_function_finds_its_argument_where_nobody_thinks(thinking_base, reward_folder, tmp_path) -> None:
+    heard = []
+
+    def function(completions, thought, **columns):
+        heard.append(thought)
+        return [0.0] * len(completions)
+
+    trainer = make_trainer(thinking_base, tmp_path / "out", reward_folder, reward_funcs=[function], response_length=32)
+    tokenizer = trainer.processing_class
+    fixed_responses(trainer, [[*tokenizer.encode(t or "a", add_special_tokens=False)] for t in REPLIES])
+    rollout(trainer)
+    fixed_responses(trainer, [tokenizer.encode("<think>for ever", add_special_tokens=False)] * 8)
+    rollout(trainer)  # all of it is thought, nothing is said
+    assert heard == [[""] * 8, ["for ever"] * 8]
+
+
 def test_the_watch_and_the_samples_tell_them_apart(thinking_base, reward_folder, tmp_path) -> None:
     prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])
     trainer = make_trainer(
