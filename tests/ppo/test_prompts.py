@@ -57,6 +57,7 @@ def make(base_folder, tmp_path, monkeypatch):
         (Dataset.from_list([{"query": "a", "other": 1}] * 8), r"\(its columns: query, other\).*rename_column"),
         (Dataset.from_list([{"input_ids": [1, 2]}] * 8), r"its columns: input_ids\).*tokenizes by itself"),
         (Dataset.from_list([{"reply": "a"}] * 8), r"its columns: reply\); add one"),
+        (Dataset.from_list([row | {"thought": "x"} for row in messages(*"abcd")]), "has a column 'thought', by which"),
         (Dataset.from_list([*rows(7), {"prompt": None}]), "The prompt in row 7 of train_dataset is missing"),
         (Dataset.from_list([*rows(7), {"prompt": ""}]), "The prompt in row 7 of train_dataset is empty"),
         (Dataset.from_list([*messages("a", "b"), {"prompt": []}]), "The prompt in row 2 of train_dataset is empty"),
