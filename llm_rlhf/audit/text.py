@@ -9,10 +9,12 @@ from llm_rlhf.audit.check import DataCheck, Lengths
 from llm_rlhf.audit.counts import Account, Listed
 from llm_rlhf.audit.show import safe
 from llm_rlhf.data.checks import Origin
+from llm_rlhf.data.formats.columns import LABELS, SCORES
 from llm_rlhf.statistics.intervals import Interval, wilson
 
 ROWS_SHOWN = {False: 6, True: 3}  # with a note each: fewer
 COLUMNS_SHOWN = 30
+VERDICTS = ("toxic", "toxicity", "is_safe", "is_harmful", "harmful", "quality", "upvotes")  # beside LABELS and SCORES
 _WIDTH = 24  # of the names on the left
 
 
@@ -92,7 +94,20 @@ def _reading_findings(check: DataCheck) -> list[Finding]:
             reason, count = max(counts["set_aside"].items(), key=lambda item: item[1])
             text = f"{_share(lost, counts['read'])} of the rows read for {name} are set aside, {count:,} as '{reason}'"
             found.append(Finding(f"{text}: look at some of them; a wrong format or column shows here."))
+        verdicts = [column for columns in counts.get("unread", {}).values() for column in columns if _judges(column)]
+        if name == "demonstrations" and verdicts:
+            found.append(
+                Finding(
+                    f"demonstrations: the column {verdicts[0]} may say how good a reply is, and nothing reads it, so that "
+                    "bad replies are imitated as well as good ones; leave the bad ones out, or read it (docs/data.md)."
+                )
+            )
     return found
+
+
+def _judges(column: str) -> bool:
+    """Whether a column's name is one under which replies are judged."""
+    return column.lower().rpartition(".")[2] in {*SCORES, *LABELS, *VERDICTS}
 
 
 def _length_findings(lengths: Lengths) -> list[Finding]:

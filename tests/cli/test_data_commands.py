@@ -173,6 +173,14 @@ def test_check_and_show_say_what_the_template_does_to_thoughts_and_history(tmp_p
     assert "in 1 rows replies begin with thoughts, which are left out: nobody reads them." in told
 
 
+def test_check_says_that_judged_replies_would_all_be_imitated(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "response": f"a{i}", "Score": i, "id": i} for i in range(2)]
+    told = run("check", write(tmp_path / "scored.jsonl", rows), "--as", "demonstrations").output
+    assert "the column Score may say how good a reply is, and nothing reads it" in told
+    plain = [{"prompt": f"q{i}", "response": f"a{i}", "id": i} for i in range(2)]
+    assert "Nothing notable" in run("check", write(tmp_path / "plain.jsonl", plain)).output
+
+
 def test_show_without_a_model_names_rows_set_aside_and_missing_ones(source: str) -> None:
     shown = run("show", source, "--rows", "2,4").stdout
     assert "    user  Two?\n  chosen  good 1\nrejected  bad\n" in shown
