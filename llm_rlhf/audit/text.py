@@ -98,8 +98,8 @@ def _reading_findings(check: DataCheck) -> list[Finding]:
         if name == "demonstrations" and verdicts:
             found.append(
                 Finding(
-                    f"demonstrations: the column {verdicts[0]} may say how good a reply is, and nothing reads it, so that "
-                    "bad replies are imitated as well as good ones; leave the bad ones out, or read it (docs/data.md)."
+                    f"demonstrations: the column {verdicts[0]} may say how good a reply is, and nothing reads it, so "
+                    "that bad replies are imitated as well as good ones; leave those out, or read it (docs/data.md)."
                 )
             )
     return found
