@@ -30,6 +30,12 @@ WIDE = 2_304
 REFUSED = "This architecture cannot be trained here."
 
 
+def positions_of(config: Any) -> int | None:
+    """How many tokens a model has positions for; None where it has no end (XLNet's configuration says -1)."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(positions) if positions and positions > 0 else None
+
+
 def hidden_width(model: Any) -> int:
     """Size of the hidden states that every head reads: some models (OPT-350m) narrow them at the end."""
     head = unwrapped(model.get_output_embeddings())
@@ -189,7 +195,7 @@ def _leak_in_wide_rows(model: Any, trunk_inputs: Callable[[Tensor, Tensor], dict
     kinds = getattr(config, "layer_types", None) or []
     if not any(word in kind for kind in kinds for word in SELECTIVE):
         return 0.0
-    width = min(WIDE, getattr(config, "max_position_embeddings", None) or WIDE)
+    width = min(WIDE, positions_of(config) or WIDE)
     before = width // 3
     ids_T = 15 + torch.arange(width, device=model.device) * 7 % (embedding_rows(model) - 15)
     ids_BT = torch.stack([ids_T, ids_T])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models import template_settings
-from llm_rlhf.models.architecture import embedding_rows, unlike_linear
+from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -217,9 +217,9 @@ def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:
 
 def context_limit(section: ModelSection, model_config: Any) -> int:
     """Tokens that prompt and reply may take together."""
-    own = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2**20
+    own = positions_of(model_config) or 2**20
     if section.context_length is None:
-        return int(own)
+        return own
     if section.context_length > own:
         raise RecipeError(f"Recipe key 'model.context_length' is {section.context_length}; the model takes {own}.")
     return section.context_length

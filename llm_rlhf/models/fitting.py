@@ -10,7 +10,7 @@ from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
 from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_replies, encode_turn
 from llm_rlhf.models.rendering import RefusedByTemplateError
-from llm_rlhf.models.thoughts import split_thought, thought_marks
+from llm_rlhf.models.thoughts import KEY, split_thought, thought_marks
 
 
 class Fitted:
@@ -116,7 +116,8 @@ def fit_demonstrations(tokenizer: Any, rows: Sequence[Demonstration], account: F
         reply = row.messages[-1]
 
         def length(prompt: Conversation, reply: Message = reply) -> int:
-            _behind_thoughts(tokenizer, reply["content"])
+            if KEY not in reply:
+                _check_thoughts(tokenizer, reply["content"])
             return len(encode_turn(tokenizer, prompt, reply).ids)
 
         prompt = account.fit(row.messages[:-1], length, row.origin)
@@ -145,8 +146,7 @@ def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted)
     for row in rows:
 
         def longest(prompt: Conversation, row: Preference = row) -> int:
-            if len(_behind_thoughts(tokenizer, row.chosen, row.rejected)) < 2:
-                raise RefusedByTemplateError("without their thoughts the two replies are the same")
+            _check_thoughts(tokenizer, row.chosen, row.rejected)
             return max(len(each.ids) for each in encode_replies(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
 
         prompt = account.fit(row.prompt, longest, row.origin)
@@ -155,16 +155,13 @@ def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted)
     return fitted
 
 
-def _behind_thoughts(tokenizer: Any, *texts: str) -> set[str]:
-    """What the texts say behind their thoughts.
-
-    Raises:
-        RefusedByTemplateError: where one is a thought and nothing else.
-    """
-    replies = {split_thought(text, thought_marks(tokenizer))[1].strip() for text in texts}
-    if "" in replies:
+def _check_thoughts(tokenizer: Any, *replies: str) -> None:
+    """RefusedByTemplateError where a reply is nothing but a thought, or several differ in their thoughts alone."""
+    said = [split_thought(text, thought_marks(tokenizer)) for text in replies]
+    if any(thought and not reply for thought, reply in said):
         raise RefusedByTemplateError("a reply is a thought and nothing else")
-    return replies
+    if len(set(replies)) > 1 and len({reply.strip() for _, reply in said}) == 1:
+        raise RefusedByTemplateError("without their thoughts the two replies are the same")
 
 
 def fit_prompts(tokenizer: Any, rows: Sequence[Prompt], account: Fitted) -> list[Prompt]:

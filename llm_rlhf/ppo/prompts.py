@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from llm_rlhf.models.architecture import positions_of
 from llm_rlhf.models.base import announce
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.models.rendering import RefusedByTemplateError
@@ -63,7 +64,7 @@ def check_lengths(train_dataset: Any, eval_dataset: Any, tokenizer: Any, model: 
         model_config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
     else:
         model_config = model.config
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model_config)
     room = (positions or 2**30) - args.response_length
     if room <= 0:
         raise ValueError(

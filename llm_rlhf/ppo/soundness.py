@@ -21,7 +21,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_switchable, switches
-from llm_rlhf.models.architecture import can_be_read, embedding_rows, understood
+from llm_rlhf.models.architecture import can_be_read, embedding_rows, positions_of, understood
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.roles import trunk_inputs
 
@@ -208,8 +208,8 @@ def check_decoding(model: Any) -> float:
     ids_BP = (torch.arange(12, device=model.device).view(2, 6) * 5 + 2) % vocabulary
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[1, :3] = 0
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or -1  # -1: without end
-    decoded = min(DECODED, max(context - ids_BP.size(1), 1)) if context > 0 else DECODED
+    context = positions_of(model.config)
+    decoded = DECODED if context is None else min(DECODED, max(context - ids_BP.size(1), 1))
     was_training = model.training
     model.eval()
     try:

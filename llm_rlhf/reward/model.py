@@ -25,6 +25,7 @@ from llm_rlhf.data.checks import BadRow, check_text, extract, fit_conversation
 from llm_rlhf.data.messages import check_messages
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.launch import bar_interval
+from llm_rlhf.models.architecture import positions_of
 from llm_rlhf.models.encoding import encode_replies
 from llm_rlhf.models.inference import right_padded
 from llm_rlhf.models.roles import apply_head, hidden_states
@@ -438,7 +439,7 @@ def _split(number: int, conversation: Any) -> tuple[Conversation, str]:
 
 
 def _limit(max_length: int | None, config: Any, tokenizer: Any) -> int:
-    own = int(min(getattr(config, "max_position_embeddings", None) or 2**20, tokenizer.model_max_length))
+    own = int(min(positions_of(config) or 2**20, tokenizer.model_max_length))
     if max_length is not None and not 1 <= max_length <= own:
         raise ValueError(f"max_length is {max_length}; the model takes 1 to {own} tokens.")
     return max_length or own
