@@ -385,7 +385,7 @@ class TestInput:
             ([], "has no prompt"),
             ([{"role": "user", "content": "a"}], "does not end with a reply"),
             ([{"role": "assistant", "content": "a"}], "has no prompt"),
-            ([{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], "unknown role"),
+            ([{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}], "unknown role"),
             ([{"role": "user", "content": None}, {"role": "assistant", "content": "b"}], "missing field"),
             (("a", 3), "prompt and a reply"),
             (("a", "b", "c"), "wrong type"),
