@@ -169,7 +169,7 @@ class RunFolder:
             self.path / MANIFEST,
             {
                 "launched": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "chat_template_date": recipe["model"]["chat_template_date"],
+                "chat_template_date": (recipe.get("model") or {}).get("chat_template_date"),
                 "processes": self.state.num_processes,
                 "device": str(self.state.device),
                 "machine": machine(),

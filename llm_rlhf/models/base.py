@@ -136,17 +136,25 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def adapters_in_float32(model: Any) -> None:
+def adapters_in_float32(model: Any, copies: bool = True) -> None:
     """What is trained on a quantised base, in float32: TRL casts it to bfloat16, where steps of 1e-5 round to nothing.
 
-    Under bfloat16 autocast the products are computed in bfloat16 all the same. Whole copies of modules
-    (`modules_to_save`) stay in their type: nothing casts what goes in and out of them.
+    Under bfloat16 autocast the products are computed in bfloat16 all the same.
+
+    Args:
+        copies: whole copies of modules (`modules_to_save`), too. False: these in the type of the modules they stand
+            for, as nothing casts what goes in and out of them where they are read without autocast.
     """
-    copies = (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper))
-    whole = {id(parameter) for copy in copies for parameter in copy.parameters()}
     for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in whole:
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if copies:
+        return
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            own = next((p.dtype for p in module.original_module.parameters() if p.is_floating_point()), torch.float32)
+            for parameter in module.modules_to_save.parameters():
+                parameter.data = parameter.data.to(own)
 
 
 def quantization_config(section: ModelSection) -> BitsAndBytesConfig:

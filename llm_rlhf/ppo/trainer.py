@@ -218,7 +218,7 @@ class PPOTrainer(WatchedEvaluation):
         self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
             if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
-                adapters_in_float32(self.model)
+                adapters_in_float32(self.model, copies=False)
                 for name in [POLICY, *self.reference_adapters] if given is not None else []:
                     set_peft_model_state_dict(self.model, given, adapter_name=name)
             if self.reference_adapters:

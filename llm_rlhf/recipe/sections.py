@@ -206,9 +206,6 @@ REWARD_CHECKS = ("beats_rules", "prefers_refusals", "prefers_answers", "sees_pas
 class RewardOptions:
     """Keys of the `reward` section that are the stage's, not RewardConfig's."""
 
-    # A finished reward model, hub id or folder, in place of one that is trained: a whole one with one label, or an
-    # adapter of RewardTrainer's on the base that PPO starts from. It stands alone: nothing else of the section applies.
-    model: str | None = None
     # joint: one adapter on all pairs; separate: a helpful and a harmless one; else one, on the pairs of that objective
     objectives: Literal["joint", "separate", "helpful", "harmless", "overall"] = "joint"
     ensemble: int = 1  # adapters that differ by seed and fold: each leaves out another of so many folds of the prompts
@@ -220,6 +217,9 @@ class RewardOptions:
     # What a check of the finished reward model does that found a fault: warn; stop, before PPO; or off, say nothing. Or
     # one of these for each check by its name (REWARD_CHECKS); those not named warn.
     gates: str | bool | dict[str, str | bool] = "warn"
+    # A finished reward model, hub id or folder, in place of one that is trained: a whole one with one label, or an
+    # adapter of RewardTrainer's on the base that PPO starts from. It stands alone: nothing else of the section applies.
+    model: str | None = None
 
     def gate(self, check: str) -> str:
         """What the check of this name does: "warn", "stop" or "off", which YAML reads as false."""
