@@ -25,10 +25,10 @@ def main(model: str = "data/base", output: str = "runs/brevity", episodes: str =
         model=model,
         reward_funcs=[brevity],
         args=PPOConfig(
-            output_dir=output, total_episodes=int(episodes), response_length=16, per_device_train_batch_size=16,
+            output_dir=output, total_episodes=int(episodes), response_length=16, per_device_train_batch_size=32,
             learning_rate=1e-3, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none",
         ),
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": q}]} for q in questions * 4]),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": q}]} for q in questions * 8]),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"),
     )  # fmt: skip
     trainer.train()
