@@ -123,7 +123,7 @@ class PPOTrainer(WatchedEvaluation):
         assert train_dataset is not None  # it was checked
         columns = train_dataset.column_names
         if not isinstance(train_dataset[0]["prompt"], str):
-            if THOUGHT in columns:
+            if THOUGHT in columns and self.scores.functions:
                 raise ValueError(
                     f"train_dataset has a column {THOUGHT!r}, by which reward functions get the thought before each "
                     "response; rename it."

@@ -36,7 +36,7 @@ def make(base_folder, tmp_path, monkeypatch):
                   "total_episodes": 4, **options}  # fmt: skip
         return PPOTrainer(
             **given,
-            reward_funcs=[reward],
+            reward_funcs=[] if reward is None else [reward],
             args=PPOConfig(output_dir=str(tmp_path), **config),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -140,3 +140,9 @@ def test_a_function_that_cannot_be_called_as_reward_functions_are_is_told(make) 
     for function in (one_reply, no_more):
         with pytest.raises(ValueError, match=rf"'{function.__name__}' cannot be called as.*\*\*kwargs"):
             make(Dataset.from_list(rows(4)), reward=function)
+
+
+def test_a_column_called_thought_is_nobodys_where_no_function_gets_it(make, reward_folder) -> None:
+    talks = Dataset.from_list([row | {"thought": "x"} for row in messages(*"abcd")])
+    with pytest.raises(AssertionError, match="weights were loaded"):  # nothing was wrong before
+        make(talks, reward=None, reward_adapter=str(reward_folder))
