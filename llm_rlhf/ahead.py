@@ -6,6 +6,7 @@ are read, how many there are and how long they are. Only the stages that are abo
 
 import contextlib
 import copy
+import functools
 import gc
 import inspect
 from collections.abc import Iterator, Sequence
@@ -30,26 +31,37 @@ from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes
+from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
+from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_there, find_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import small_rollout
-from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
-from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
+from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
+from llm_rlhf.recipe.sections import (
+    METHODS,
+    OFFLINE,
+    Recipe,
+    method_options,
+    scored_method,
+    stage_options,
+    trains_reward,
+)
 from llm_rlhf.reward.adapters import plan_adapters
 from llm_rlhf.reward.loading import base_of, local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
-from llm_rlhf.stages.ppo import no_room, nothing_to_imitate, number_kept_back
+from llm_rlhf.stages.offline import no_pair_fits
+from llm_rlhf.stages.ppo import nothing_to_imitate
 from llm_rlhf.stages.reward import none_fits
 from llm_rlhf.user_code import FUNCTION
 from llm_rlhf.world.base_model import shipped_base
 
-TRAINED = ("sft", "reward", "ppo")
+TRAINED = ("sft", "reward", *METHODS)
 BASE = "Recipe key 'model.base':"
 
 
@@ -92,10 +104,10 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
     _check_functions(ahead)
     _check_hub(ahead.configs)
     _check_base(ahead)
-    if "ppo" in ahead.configs:
+    if scored_method(recipe) in ahead.configs:
         _check_reward_models(recipe, ahead.base)
-        if note := small_rollout(ahead.configs["ppo"]):
-            announce(note)
+    if "ppo" in ahead.configs and (note := small_rollout(ahead.configs["ppo"])):
+        announce(note)
     return ahead
 
 
@@ -107,9 +119,12 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
     """
     if "reward" in ahead.configs:
         _check_pairs(ahead, splits)
-    if "ppo" in ahead.configs:
+    method = ahead.recipe.method
+    if method in OFFLINE and method in ahead.configs:
+        _check_policy_pairs(ahead, splits)
+    elif method in ahead.configs:
         _check_prompts(ahead, splits)
-    if "evaluate" in ahead.stages and ahead.recipe.ppo is not None:
+    if "evaluate" in ahead.stages and method is not None:
         _check_evaluation_prompts(ahead, splits)
 
 
@@ -163,15 +178,15 @@ def _value(choice: Any) -> Any:
 
 def _check_functions(ahead: Ahead) -> None:
     """Import what the recipe names of the user's code, and ask whether it takes what it will be given."""
-    recipe, ppo = ahead.recipe, ahead.configs.get("ppo")
-    if ppo is not None:
-        options = stage_options(recipe, "ppo")
+    recipe, method = ahead.recipe, scored_method(ahead.recipe)
+    if method in ahead.configs:
+        options = method_options(recipe)
         adapters = {} if recipe.reward is None else dict.fromkeys(stage_options(recipe, "reward").adapters)
-        sources = ScoreSources(adapters, list(options.reward_funcs), ppo)
+        sources = ScoreSources(adapters, list(options.reward_funcs), weighing(recipe))
         try:
             sources.check_signatures(["prompt", "objective", THOUGHT])
         except ValueError as error:
-            raise RecipeError(f"Recipe key 'ppo.reward_funcs': {error}") from None
+            raise RecipeError(f"Recipe key '{method}.reward_funcs': {error}") from None
     if recipe.evaluate is not None and "evaluate" in ahead.stages:
         for i, suite in enumerate(recipe.evaluate.own):
             try:
@@ -213,8 +228,9 @@ def _check_base(ahead: Ahead) -> None:
         _check_target_modules(recipe, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
+    if (sampled := sampling(recipe)) and recipe.method in configs:
+        _check_room(f"{recipe.method}.{length_key(recipe)}", sampled[0], context)
     if "ppo" in configs:
-        _check_room("ppo.response_length", configs["ppo"].response_length, context)
         try:
             if configs["ppo"].gradient_checkpointing and configs["ppo"].value == "adapter":
                 checkpoint_with_adapters(copy.copy(configs["ppo"]))
@@ -254,9 +270,9 @@ def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
             own = None if folder is None else base_of(folder)
         if own is not None:
             _check_same_base(recipe, named, own, base)
-    others = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    others = [name for name in method_options(recipe).reward_funcs if not FUNCTION.match(name)]
     for name in dict.fromkeys([*([] if named is None else [named]), *others]):
-        said = key if name == named else "Recipe key 'ppo.reward_funcs':"
+        said = key if name == named else f"Recipe key '{recipe.method}.reward_funcs':"
         check_there(name, said)
         with _told_of(said):
             RewardModel.from_pretrained(
@@ -309,25 +325,39 @@ def _check_pairs(ahead: Ahead, splits: Splits) -> None:
             raise DataError(nowhere_to_reply(options.reference_length, account))
 
 
+def _check_policy_pairs(ahead: Ahead, splits: Splits) -> None:
+    """As the stage of a method that learns from pairs will ask: more than a batch of one."""
+    method, config = str(ahead.recipe.method), ahead.configs[str(ahead.recipe.method)]
+    account = Fitted(min(config.max_length or 2**30, ahead.context), "pairs")
+    fit = functools.partial(fit_preferences, encode=encode_whole_replies)
+    found = how_many_fit(fit, ahead.tokenizer, splits.reward_pairs, account, 2)
+    if not found:
+        raise DataError(no_pair_fits(method, account))
+    if found < 2:
+        raise DataError(f"There is one pair for {method} that fits; add sources to 'data.preferences'.")
+
+
 def _check_prompts(ahead: Ahead, splits: Splits) -> None:
     """One rollout at least, beside the prompts that are kept back; and a demonstration where some are mixed in."""
-    tokenizer, context, config = ahead.tokenizer, ahead.context, ahead.configs["ppo"]
-    eval_prompts = stage_options(ahead.recipe, "ppo").eval_prompts
-    rollout = config.generation_batch_size // config.num_generations
+    recipe, method = ahead.recipe, str(ahead.recipe.method)
+    tokenizer, context, config = ahead.tokenizer, ahead.context, ahead.configs[method]
+    eval_prompts, response_length = method_options(recipe).eval_prompts, (sampling(recipe) or (0, 1.0))[0]
+    rollout = 2 if method == "best_of_n" else config.generation_batch_size // config.num_generations
     needed = max(rollout, 10 if eval_prompts else 0)
     while needed - number_kept_back(needed, eval_prompts) < rollout:
         needed += 1
-    account = Fitted(context - config.response_length, "prompts")
+    account = Fitted(context - response_length, "prompts")
     found = how_many_fit(fit_prompts, tokenizer, splits.prompts, account, needed)
     if not found:
-        raise DataError(no_room(config.response_length, account))
+        raise DataError(no_room(recipe, account))
     kept = number_kept_back(found, eval_prompts)
     if found - kept < rollout:
         raise DataError(
-            f"There are {found} prompts for PPO that leave room for a reply{_kept(kept)}, but one rollout takes "
-            f"{rollout}; lower ppo.per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches, or "
-            f"add sources to 'data.prompts'.{account.objection}"
+            f"There are {found} prompts for {METHODS[method]} that leave room for a reply{_kept(method, kept)}, but "
+            f"{_needs(method, rollout)}, or add sources to 'data.prompts'.{account.objection}"
         )
+    if method != "ppo":
+        return
     if config.eval_strategy != "no" and not kept:
         raise DataError(
             f"Recipe key 'ppo.eval_prompts' is {eval_prompts}, but of {found} prompts none can be kept back (a tenth "
@@ -341,7 +371,7 @@ def _check_prompts(ahead: Ahead, splits: Splits) -> None:
 def _check_evaluation_prompts(ahead: Ahead, splits: Splits) -> None:
     recipe = ahead.recipe
     assert recipe.evaluate is not None
-    length = recipe.evaluate.response_length or trainer_config(recipe, "ppo", recipe.folder / "ppo").response_length
+    length = recipe.evaluate.response_length or (sampling(recipe) or UNTRAINED)[0]
     account = Fitted(ahead.context - length, "evaluation prompts")
     if not how_many_fit(fit_prompts, ahead.tokenizer, splits.evaluation_prompts, account, 1):
         raise DataError(
@@ -350,5 +380,14 @@ def _check_evaluation_prompts(ahead: Ahead, splits: Splits) -> None:
         )
 
 
-def _kept(count: int) -> str:
-    return f", {count} of them kept back (ppo.eval_prompts)" if count else ""
+def _needs(method: str, prompts: int) -> str:
+    """How many prompts a method takes at once, and what makes them fewer."""
+    if method == "best_of_n":
+        return f"training takes {prompts}; lower best_of_n.eval_prompts"
+    sizes = {"ppo": "gradient_accumulation_steps or num_mini_batches"}
+    lower = sizes.get(method, "gradient_accumulation_steps or steps_per_generation, or raise num_generations")
+    return f"one rollout takes {prompts}; lower {method}.per_device_train_batch_size, {lower}"
+
+
+def _kept(method: str, count: int) -> str:
+    return f", {count} of them kept back ({method}.eval_prompts)" if count else ""

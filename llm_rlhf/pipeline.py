@@ -19,20 +19,21 @@ from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
 from llm_rlhf.recipe.checks import check_own_suites
-from llm_rlhf.recipe.sections import DataSection, EvaluateSection, ModelSection, Recipe
+from llm_rlhf.recipe.sections import METHODS, DataSection, EvaluateSection, ModelSection, Recipe, scored_method
 from llm_rlhf.recipe.values import plain, renamed
 from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.runs import read_data
 from llm_rlhf.user_code import load_function
 
-STAGES = ("world", "sft", "reward", "ppo", "evaluate")
+STAGES = ("world", "sft", "reward", *METHODS, "evaluate")  # of the methods, a recipe has one at most
+MODULES = {"grpo": "online", "rloo": "online", "dpo": "offline", "kto": "offline"}  # of stages/; others: as the stage
 COLUMNS_TOLD = 12
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
     "sft": "supervised fine-tuning",
     "reward": "the reward model and a held-out one",
-    "ppo": "PPO",
+    **METHODS,
     "evaluate": "the report",
 }
 
@@ -103,7 +104,7 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:
         inputs = stage_inputs(recipe, stage)
-        if stage == "ppo":
+        if stage == scored_method(recipe):
             stop_at_gates(recipe, run)
         if stage != "world":
             splits = _account_for_data(recipe, run)
@@ -111,7 +112,7 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
                 check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.time()
-        module = importlib.import_module(f"llm_rlhf.stages.{stage}")
+        module = importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
         with run.making(stage, inputs, resumes=getattr(module, "RESUMES", False)) as folder:
             module.run(recipe, run, folder)
         say(run, f"      done in {time.time() - started:.0f} s")
@@ -124,7 +125,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Everything that a stage's artefact depends on, as plain values: a change in it makes the artefact another."""
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
-    inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved[key] is not None}
+    inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)

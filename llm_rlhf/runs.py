@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llm_rlhf.data.checks import SetAside
 from llm_rlhf.data.splits import Splits, load_splits
-from llm_rlhf.recipe.sections import DataSection, Recipe, Source
+from llm_rlhf.recipe.sections import OFFLINE, DataSection, Recipe, Source, trains_reward
 from llm_rlhf.run_folder import RunFolder
 
 
@@ -32,7 +32,8 @@ def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
         demonstrations=file("demonstrations"),
         prompts=file("prompts"),
         evaluation_prompts=file("evaluation_prompts"),
-        heldout_share=1 / 3,  # what trains PPO's reward model decides more than what judges beside the truth
+        # What trains PPO's reward model decides more than what judges beside the truth.
+        heldout_share=0.0 if recipe.method in OFFLINE and not trains_reward(recipe) else 1 / 3,
         near_duplicates=None,  # its evaluation asks in phrasings of its own, about the same few animals
     )
 

@@ -337,7 +337,7 @@ FAULTS = [
     Fault("ptx_adds", "demonstrations' prompts are learned too", "ppo/rollout.py",
           'list(row.get("assistant_masks") or [1] * len(ids)) + [0] * missing', "[1] * len(ids) + [0] * missing",
           "tests/parity/test_ppo_options.py"),
-    Fault("kept_back", "the prompts kept back are trained on too", "stages/ppo.py",
+    Fault("kept_back", "the prompts kept back are trained on too", "methods/prompts.py",
           "return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]",
           "return list(prompts), [prompts[i] for i in sorted(chosen)]", "tests/ppo/test_kept_back.py"),
     Fault("behind_the_thought", "reward models read the thought", "ppo/collecting.py",

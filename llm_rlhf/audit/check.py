@@ -26,7 +26,7 @@ from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences,
 from llm_rlhf.data.splits import TRAINING, load_splits
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
-from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.loading import length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import ModelSection, Recipe, Source
 
 EVALUATION = ("evaluation_pairs", "evaluation_prompts")
@@ -226,9 +226,9 @@ def _recipe_lengths(recipe: Recipe, splits: Any, tokens: Tokens) -> list[Lengths
             if context is not None and (longest is None or context < longest):
                 name, limit = "model.context_length", context
             found += [tokens.measure(rows, what, name, limit) for what, rows in _nonempty(splits, *lists)]
-    if recipe.ppo is not None and context is not None:
-        room = context - trainer_config(recipe, "ppo", recipe.folder / "ppo").response_length
-        name = "the context less ppo.response_length"
+    if (sampled := sampling(recipe)) and context is not None:
+        room = context - sampled[0]
+        name = f"the context less {recipe.method}.{length_key(recipe)}"
         found += [tokens.measure(rows, what, name, room) for what, rows in _nonempty(splits, "prompts")]
     return found
 

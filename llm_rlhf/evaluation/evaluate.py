@@ -187,7 +187,7 @@ def _check_curve(asked: Evaluation, rewards: Rewards) -> None:
         if (number := getattr(asked, option)) < least:
             raise RecipeError(f"{asked.key(option)} is {number}; a curve takes {least} prompts or more.")
     if not asked.snapshots:
-        raise RecipeError(f"{key}: {asked.policy.name} is no policy of a run that kept snapshots; name a run with PPO.")
+        raise RecipeError(f"{key}: {asked.policy.name} is no policy of a run that kept snapshots; name one that is.")
     if not rewards.folders["reward"]:
         raise RecipeError(f"{key}: the curve is of rewards, and there is no reward model; name one: --reward MODEL.")
     if not asked.decoding["temperature"] > 0:

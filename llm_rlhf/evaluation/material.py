@@ -219,7 +219,7 @@ def check_section(recipe: Recipe) -> None:
     reference = reference_of(recipe)
     if reference is None:
         return
-    check_names(Both("ppo", reference.name), stage_options(recipe, "reward").adapters)
+    check_names(Both(str(recipe.method), reference.name), stage_options(recipe, "reward").adapters)
     if reference.url is None:
         find_config(reference.base, reference.model.trust_remote_code, "Recipe key 'evaluate.reference':")
     elif reference.served is not None:

@@ -12,11 +12,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.judges import model_identity, weight_digests
-from llm_rlhf.evaluation.subjects import Subject
+from llm_rlhf.evaluation.subjects import Subject, method_of
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
 from llm_rlhf.models.base import same_tokens
 from llm_rlhf.models.inference import ReplyCache
-from llm_rlhf.recipe.loading import trainer_config
+from llm_rlhf.recipe.loading import UNTRAINED, sampling
 from llm_rlhf.recipe.sections import Benchmark, ModelSection, OwnSuite, Recipe, Source
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits
@@ -165,10 +165,7 @@ class Evaluation:
     @cached_property
     def decoding(self) -> dict[str, Any]:
         """Replies are sampled as in training unless the request says otherwise."""
-        length, temperature = 128, 1.0
-        if self.recipe is not None and self.recipe.ppo is not None:
-            trained = trainer_config(self.recipe, "ppo", self.recipe.folder / "ppo")
-            length, temperature = trained.response_length, trained.temperature
+        length, temperature = (sampling(self.recipe) if self.recipe is not None else None) or UNTRAINED
         return {
             "response_length": self.response_length or length,
             "temperature": temperature if self.temperature is None else self.temperature,
@@ -212,7 +209,7 @@ class Evaluation:
         """The snapshots to ask, by optimizer step; none where no curve is asked for."""
         if self.snapshot_prompts < LEAST_PROMPTS or self.policy.run is None or self.policy.adapter is None:
             return {}
-        return snapshot_folders(self.policy.run / "ppo")
+        return snapshot_folders(self.policy.run / (method_of(self.policy.run) or "ppo"))
 
     def replies_of(self, subject: Subject) -> ReplyCache:
         """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy."""

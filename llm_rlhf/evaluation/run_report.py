@@ -13,7 +13,7 @@ from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
-from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.recipe.sections import METHODS, OFFLINE, Recipe, method_options, stage_options, trains_reward
 from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.run_folder import RunFolder, machine, read_json
 from llm_rlhf.training import read_metrics
@@ -21,7 +21,7 @@ from llm_rlhf.training import read_metrics
 
 def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decoding: dict[str, Any]) -> dict[str, Any]:
     """The report of a run: what its evaluation found, and what its earlier stages left."""
-    done = [s for s in ("world", "sft", "reward", "ppo") if (run_folder / s).exists()]
+    done = [s for s in ("world", "sft", "reward", *METHODS) if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
     weights = {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)}
     report = assemble(
@@ -38,7 +38,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decodin
         curves={
             "sft": _curve(run_folder / "sft", ("loss", "mean_token_accuracy")),
             **_reward_curves(recipe, run_folder),
-            "ppo": _curve(run_folder / "ppo", (*PPO_CURVES, *WATCHED_CURVES)),
+            **_method_curve(recipe, run_folder),
         },
         samples=found.samples,
         data=_data_counts(run_folder) | found.material.counts,
@@ -67,11 +67,17 @@ def _about_rewards(recipe: Recipe) -> list[str]:
             "measured (evaluate.pairs would)."
         )
     shown = whole_rewards(recipe) if recipe.reward is None else []
-    functions = [name for name in stage_options(recipe, "ppo").reward_funcs if name not in shown]
+    functions = [name for name in method_options(recipe).reward_funcs if name not in shown]
+    method = METHODS[recipe.method or "ppo"]
     if functions and recipe.reward is None and not shown:
-        lines.append(f"PPO was rewarded by {', '.join(functions)} alone; no training reward is shown here.")
+        lines.append(f"{method} was rewarded by {', '.join(functions)} alone; no training reward is shown here.")
     elif functions:
-        lines.append(f"PPO was rewarded by {', '.join(functions)} too; the training reward shown here is without.")
+        lines.append(f"{method} was rewarded by {', '.join(functions)} too; the training reward shown here is without.")
+    if recipe.method in OFFLINE and recipe.reward is not None:
+        lines.append(
+            f"{method} was not trained against the reward model, which learned from the same pairs: what is called the "
+            "training reward here is its opinion."
+        )
     return lines
 
 
@@ -91,6 +97,21 @@ PPO_CURVES = (
     "response_length",
     "eos_rate",
 )
+
+
+METHOD_CURVES = {  # of the others, under TRL's names
+    **dict.fromkeys(("grpo", "rloo"), ("reward", "reward_std", "kl", "entropy", "loss", "completions/mean_length")),
+    "dpo": ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"),
+    "kto": ("loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected"),
+    "best_of_n": ("loss", "mean_token_accuracy"),
+}
+
+
+def _method_curve(recipe: Recipe, run_folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """By the method's name; a run without one has an empty curve of PPO."""
+    method = recipe.method or "ppo"
+    names = METHOD_CURVES.get(method, (*PPO_CURVES, *WATCHED_CURVES))
+    return {method: _curve(run_folder / method, names)}
 
 
 def _watch(run_folder: RunFolder) -> dict[str, Any]:
@@ -120,7 +141,7 @@ def _curve(folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _data_counts(run_folder: RunFolder) -> dict[str, Any]:
     counts: dict[str, Any] = json.loads((run_folder / "data" / "counts.json").read_text(encoding="utf-8"))
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("sft", "reward", *METHODS):
         path = run_folder / stage / "lengths.json"
         if path.is_file():
             counts[f"lengths in {stage}"] = json.loads(path.read_text(encoding="utf-8"))

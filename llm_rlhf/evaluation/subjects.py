@@ -1,8 +1,8 @@
 """Which policy is evaluated: a run, one of its stages or snapshots, an adapter, a model, or an endpoint.
 
-runs/hh                     the run's policy: PPO's where it has one, else the SFT model
-runs/hh:sft                 a stage of it: base, sft, ppo
-runs/hh:step-40             a snapshot of PPO
+runs/hh                     the run's policy: its method's where it has one, else the SFT model
+runs/hh:sft                 a stage of it: base, sft, ppo (or grpo, rloo, dpo, kto, best_of_n)
+runs/hh:step-40             a snapshot of its policy
 path/to/adapter             a LoRA adapter of PEFT, on the base it names
 path/to/model               a causal language model
 Qwen/Qwen2.5-0.5B-Instruct  the same from the hub
@@ -19,10 +19,9 @@ from pathlib import Path
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.recipe.sections import ModelSection, expanded
+from llm_rlhf.recipe.sections import METHODS, ModelSection, expanded
 from llm_rlhf.recipe.values import nearest, read_section
 
-STAGES = ("base", "sft", "ppo")
 _NAMED = re.compile(r"^([\w.-]+)=(?=.)(.*)$", re.DOTALL)
 
 
@@ -101,19 +100,25 @@ def start_of(policy: Subject) -> Subject:
     return subject_of(f"{policy.run}:sft")
 
 
+def method_of(run: Path) -> str | None:
+    """The method whose stage is done in a run's folder, as its section is called; None where none is."""
+    return next((name for name in METHODS if (run / name).is_dir()), None)
+
+
 def _of_run(run: Path, stage: str, name: str | None) -> Subject:
     tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     section = read_section(ModelSection, tree.get("model") or {}, "model.")
-    known = {stage: run / stage for stage in ("sft", "ppo") if (run / stage).is_dir()}
-    snapshots = {folder.name: folder for folder in (run / "ppo" / "snapshots").glob("step-*")}
-    stage = stage or ("ppo" if "ppo" in known else "sft" if "sft" in known else "base")
+    method = method_of(run) or "ppo"
+    known = {stage: run / stage for stage in ("sft", method) if (run / stage).is_dir()}
+    snapshots = {folder.name: folder for folder in (run / method / "snapshots").glob("step-*")}
+    stage = stage or (method if method in known else "sft" if "sft" in known else "base")
     before = run / "world" / "base" if (run / "world").is_dir() else section.base
     start = run / "sft" / "model" if "sft" in known else before
     adapter = None
     if stage in snapshots:
         adapter = snapshots[stage]
-    elif stage == "ppo" and "ppo" in known:
-        adapter = run / "ppo" / "policy"
+    elif stage == method and method in known:
+        adapter = run / method / "policy"
     elif stage == "base":
         start = before
     elif stage != "sft" or "sft" not in known:

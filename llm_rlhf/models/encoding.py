@@ -53,6 +53,15 @@ def encode_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Seq
     return encode_turns(tokenizer, prompts, [told_apart(turn, marks) | {KEY: ""} for turn in turns])
 
 
+def encode_whole_replies(tokenizer: Any, prompts: Sequence[Conversation], replies: Sequence[str]) -> list[Encoded]:
+    """`encode_replies`, each with the thought that it may begin with: what a policy learns to say.
+
+    Raises:
+        ValueError: as `encode_replies`.
+    """
+    return encode_turns(tokenizer, prompts, [{"role": "assistant", "content": reply} for reply in replies])
+
+
 def encode_turn(tokenizer: Any, prompt: Conversation, turn: Message) -> Encoded:
     """Token ids of a prompt and an assistant's turn, with the thought that it may begin with.
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
-from llm_rlhf.models.encoding import encode_demonstration, encode_prompt, encode_replies, encode_turn
+from llm_rlhf.models.encoding import Encoded, encode_demonstration, encode_prompt, encode_replies, encode_turn
 from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.models.thoughts import KEY, split_thought, thought_marks
+
+EncodesReplies = Callable[[Any, Sequence[Conversation], Sequence[str]], list[Encoded]]
 
 
 class Fitted:
@@ -140,14 +142,20 @@ def imitated(row: Demonstration, messages: Conversation) -> list[int]:
     return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and i - count not in row.context]
 
 
-def fit_preferences(tokenizer: Any, rows: Sequence[Preference], account: Fitted) -> list[Preference]:
-    """The pairs of which both replies fit behind the same, possibly shortened, prompt."""
+def fit_preferences(
+    tokenizer: Any, rows: Sequence[Preference], account: Fitted, encode: EncodesReplies = encode_replies
+) -> list[Preference]:
+    """The pairs of which both replies fit behind the same, possibly shortened, prompt.
+
+    Args:
+        encode: `encode_replies`, as reward models read them, or `encode_whole_replies`, as a policy says them.
+    """
     fitted = []
     for row in rows:
 
         def longest(prompt: Conversation, row: Preference = row) -> int:
             _check_thoughts(tokenizer, row.chosen, row.rejected)
-            return max(len(each.ids) for each in encode_replies(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
+            return max(len(each.ids) for each in encode(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
 
         prompt = account.fit(row.prompt, longest, row.origin)
         if prompt is not None:

@@ -14,6 +14,35 @@ from llm_rlhf.run_folder import digests, read_json, write_json, write_text
 COMPLETE = "complete.json"
 
 
+class SealedCheckpoints:
+    """Mixed into a trainer: its checkpoints count only when every process has written its part of one.
+
+    Overrides a private method of transformers' Trainer, `_save_checkpoint`, guarded by tests/ppo/test_trl_contract.py.
+    """
+
+    args: Any
+    accelerator: Any
+    state: Any
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
+            rotate(folder, limit)
+        self.accelerator.wait_for_everyone()
+
+    def _own_state(self) -> dict[str, Any]:
+        """What the trainer needs of a checkpoint besides its files."""
+        return {"processes": self.accelerator.num_processes}
+
+
 def seal(checkpoint: Path, state: dict[str, Any]) -> None:
     """Declare the checkpoint whole. `state` is what the trainer needs besides the files."""
     write_json(checkpoint / COMPLETE, {"state": state, "files": digests(checkpoint, but=COMPLETE)})

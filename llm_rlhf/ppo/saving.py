@@ -4,7 +4,7 @@ A checkpoint at a rollout boundary holds the adapters, the heads, the optimizer,
 controller and the scores' running moments. The data position and the order of micro-batches are functions of the step.
 
 Private methods of transformers' Trainer that are overridden, guarded by tests/ppo/test_trl_contract.py: `_save`,
-`_save_checkpoint`, `_load_from_checkpoint`.
+`_load_from_checkpoint`, and `_save_checkpoint` in checkpoint.py.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
 from llm_rlhf.ppo.watch import SUMMARY, Watch
 
 
-class SavedRoles(RLOOTrainer):
+class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
     """The part of PPOTrainer that knows files."""
 
     kl_controller: KLController
@@ -102,20 +102,6 @@ class SavedRoles(RLOOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The parent would load adapters by folders it does not find, and leave them untrainable."""
         self.load_roles(resume_from_checkpoint)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
-            checkpoint.seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
-            checkpoint.rotate(folder, limit)
-        self.accelerator.wait_for_everyone()
 
     def _own_state(self) -> dict[str, Any]:
         return {

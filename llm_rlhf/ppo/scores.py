@@ -24,8 +24,8 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.roles import HELDOUT, VALUE
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.objectives import Total
-from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.recipe.loading import default_weights, trainer_config
+from llm_rlhf.recipe.sections import Recipe, ScoreOptions, method_options, scored_method, stage_options
 from llm_rlhf.statistics.intervals import Values
 from llm_rlhf.user_code import FUNCTION, load_function, told
 
@@ -48,7 +48,7 @@ class ScoreSources:
         ValueError: where there is no source, or `reward_weights` has another length.
     """
 
-    def __init__(self, adapters: dict[str, Any], reward_funcs: Any, args: PPOConfig) -> None:
+    def __init__(self, adapters: dict[str, Any], reward_funcs: Any, args: PPOConfig | ScoreOptions) -> None:
         if taken := sorted(RESERVED & adapters.keys()):
             raise ValueError(
                 f"A reward adapter is called {taken[0]!r}, which is the name of another role; call it otherwise than "
@@ -271,15 +271,26 @@ class ScoreMoments:
 def training_reward(recipe: Recipe, scores: Mapping[str, Values]) -> np.ndarray:
     """One score per response from those of the adapters by name: what PPO rewards, before its penalties. Float32.
 
-    By the very function that PPO combines them with. Its `reward_funcs` are no part of it. A recipe without `ppo` takes
-    the mean.
+    By the very function that PPO and the other methods combine them with. Functions are no part of it. A recipe whose
+    method is paid by no scores takes the mean.
     """
     names = stage_options(recipe, "reward").adapters
     columns = {name: torch.tensor(np.asarray(scores[name]), dtype=torch.float32) for name in names}
-    if recipe.ppo is None:
+    if scored_method(recipe) is None:
         return torch.stack(list(columns.values())).mean(0).numpy()
-    args = copy.copy(trainer_config(recipe, "ppo", recipe.folder / "ppo"))
+    args = copy.copy(weighing(recipe))
     args.reward_weights = args.reward_weights and args.reward_weights[: len(names)]
     sources = ScoreSources(dict.fromkeys(names), None, args)
     nothing_more = torch.zeros(len(columns[names[0]]), 0)
     return sources.of_batch(columns, nothing_more).raw.numpy()
+
+
+def weighing(recipe: Recipe) -> PPOConfig | ScoreOptions:
+    """What says how a recipe's method makes one score of several: PPO's configuration, or the method's options."""
+    if recipe.ppo is not None:
+        config: PPOConfig = trainer_config(recipe, "ppo", recipe.folder / "ppo")
+        return config
+    options: ScoreOptions = method_options(recipe)
+    if options.reward_weights is None and options.score_combination == "weighted":
+        options.reward_weights = default_weights(recipe)
+    return options

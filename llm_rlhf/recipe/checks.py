@@ -6,7 +6,9 @@ from pathlib import Path
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.recipe.sections import (
+    METHODS,
     MOST_ENTITIES,
+    OFFLINE,
     REWARD_CHECKS,
     SOURCE_LISTS,
     DataSection,
@@ -14,6 +16,8 @@ from llm_rlhf.recipe.sections import (
     Recipe,
     Source,
     WorldSection,
+    method_options,
+    scored_method,
     stage_options,
     trains_reward,
 )
@@ -34,15 +38,21 @@ def check_together(recipe: Recipe) -> None:
         if recipe.data is None:
             raise RecipeError("Recipe section 'data' is missing; name the sources, or use a 'world' section.")
         _check_data(recipe)
-    if recipe.ppo is not None and recipe.reward is None and not stage_options(recipe, "ppo").reward_funcs:
+    method = recipe.method
+    if len(several := [name for name in METHODS if getattr(recipe, name) is not None]) > 1:
         raise RecipeError(
-            "Recipe section 'ppo' needs a reward model; add a 'reward' section (reward.model names a finished one), or "
-            "name functions in 'ppo.reward_funcs'."
+            f"Recipe sections {' and '.join(map(repr, several))} each make a policy of the same start, and a run has "
+            "one; keep one of them here, and give every other a recipe of its own (`llm-rlhf compare` takes several)."
         )
-    if recipe.evaluate is not None and recipe.reward is None and recipe.ppo is None:
+    if (scored := scored_method(recipe)) and recipe.reward is None and not method_options(recipe).reward_funcs:
+        raise RecipeError(
+            f"Recipe section '{scored}' needs a reward model; add a 'reward' section (reward.model names a finished "
+            f"one), or name functions in '{scored}.reward_funcs'."
+        )
+    if recipe.evaluate is not None and recipe.reward is None and method is None:
         raise RecipeError("Recipe section 'evaluate' has nothing to judge; add a 'reward' section, and 'ppo' for more.")
     has_heldout = recipe.data is None or recipe.data.heldout_share > 0
-    if recipe.evaluate is not None and recipe.ppo is not None and trains_reward(recipe) and not has_heldout:
+    if recipe.evaluate is not None and method is not None and trains_reward(recipe) and not has_heldout:
         raise RecipeError(
             "Recipe key 'data.heldout_share' is 0, but 'evaluate' asks a held-out reward model; give it pairs."
         )
@@ -63,9 +73,12 @@ def check_together(recipe: Recipe) -> None:
         for i, benchmark in enumerate(recipe.evaluate.benchmarks):
             at_least(f"evaluate.benchmarks.{i}.limit", benchmark.limit, 1)
         for name in ("own", "hhh", "benchmarks", "judge", "reference"):
-            if getattr(recipe.evaluate, name) and recipe.ppo is None:
-                raise RecipeError(f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo'; remove the key.")
-        if recipe.evaluate.pairs and recipe.ppo is None:
+            if getattr(recipe.evaluate, name) and method is None:
+                raise RecipeError(
+                    f"Recipe key 'evaluate.{name}' asks policies, but there is no 'ppo' or other method; remove the "
+                    "key."
+                )
+        if recipe.evaluate.pairs and method is None:
             raise RecipeError(
                 "Recipe key 'evaluate.pairs' tests reward models beside a policy, but there is no 'ppo'; without one "
                 "they are tested on 'data.evaluation_preferences'."
@@ -90,7 +103,7 @@ def check_reward(recipe: Recipe) -> None:
                 f"Recipe key 'reward.{others[0]}' is set, but 'reward.model' ({options.model}) is finished, and "
                 "nothing is trained; remove one."
             )
-        if recipe.ppo is None:
+        if recipe.method is None:
             raise RecipeError(
                 f"Recipe key 'reward.model' ({options.model}) is there to train a policy against, but there is no "
                 "'ppo'; to look at the model itself: llm-rlhf evaluate --reward MODEL --pairs SOURCE."
@@ -125,17 +138,34 @@ def _check_gates(gates: str | bool | dict[str, str | bool]) -> None:
             raise RecipeError(f"Recipe key {key!r} is {gate!r}; it must be one of 'warn', 'stop', 'off'.{near}")
 
 
-def check_reward_weights(recipe: Recipe) -> None:
-    """One weight for each reward model, then for each of `ppo.reward_funcs`."""
-    weights = (recipe.ppo or {}).get("reward_weights")
-    options = stage_options(recipe, "reward")
+def check_scores(recipe: Recipe) -> None:
+    """What pays the method: one weight for each reward model, then for each of its `reward_funcs`."""
+    method = recipe.method
+    assert method is not None
+    weights = (getattr(recipe, method) or {}).get("reward_weights")
+    options, of_method = stage_options(recipe, "reward"), method_options(recipe)
     models = [] if recipe.reward is None else options.adapters if options.model is None else [options.model]
-    sources = [*models, *stage_options(recipe, "ppo").reward_funcs]
+    sources = [*models, *of_method.reward_funcs]
     if weights is not None and len(weights) != len(sources):
         raise RecipeError(
-            f"Recipe key 'ppo.reward_weights' has {len(weights)} numbers; it needs one for each of "
+            f"Recipe key '{method}.reward_weights' has {len(weights)} numbers; it needs one for each of "
             f"{', '.join(sources)}, in this order."
         )
+    at_least(f"{method}.eval_prompts", of_method.eval_prompts, 0)
+    if method == "ppo":  # PPOConfig checks the rest itself
+        return
+    if weights is not None and of_method.score_combination != "weighted":
+        raise RecipeError(
+            f"Recipe key '{method}.reward_weights' is set, but '{method}.score_combination' is "
+            f"{of_method.score_combination!r}, which takes the scores as they are; remove one."
+        )
+    for name in ("score_spread_coef", "missing_eos_penalty"):
+        at_least(f"{method}.{name}", getattr(of_method, name), 0)
+    lows = {"total_episodes": 1, "n": 2, "prompts": 1, "response_length": 1, "sampling_batch_size": 1}
+    for name, low in lows.items():
+        at_least(f"{method}.{name}", getattr(of_method, name, None), low)
+    if (temperature := getattr(of_method, "temperature", 1.0)) <= 0:
+        raise RecipeError(f"Recipe key '{method}.temperature' is {temperature}; it must be over 0.")
 
 
 def _check_world(world: WorldSection) -> None:
@@ -159,6 +189,11 @@ def _check_data(recipe: Recipe) -> None:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
     if trains_reward(recipe) and not data.preferences:
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
+    if recipe.method in OFFLINE:
+        if not data.preferences:
+            raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs.")
+        if not trains_reward(recipe):
+            data.heldout_share = 0.0  # no held-out model is trained: the policy learns from its pairs too
     _leave_out_unused(recipe, data)
     for name in SOURCE_LISTS:
         for i, source in enumerate(getattr(data, name)):
@@ -167,11 +202,10 @@ def _check_data(recipe: Recipe) -> None:
 
 def _leave_out_unused(recipe: Recipe, data: DataSection) -> None:
     """Without pairs, lists that no stage reads take no rows of them, as their defaults say."""
-    ppo = recipe.ppo is not None
     needed = {
         "demonstrations": recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef")),
-        "prompts": ppo,
-        "evaluation_prompts": ppo and recipe.evaluate is not None,
+        "prompts": scored_method(recipe) is not None,
+        "evaluation_prompts": recipe.method is not None and recipe.evaluate is not None,
     }
     for name, is_needed in needed.items():
         if not (data.preferences or is_needed):
@@ -274,7 +308,7 @@ COLUMNS = (
 )
 
 
-def at_least(key: str, value: int | None, low: int) -> None:
+def at_least(key: str, value: float | None, low: int) -> None:
     if value is not None and value < low:
         raise RecipeError(f"Recipe key {key!r} is {value}; it must be at least {low}.")
 

@@ -2,13 +2,15 @@
 
 1. The file is read with a safe loader; `key=value` overrides are laid over it.
 2. Our own sections become the dataclasses of sections.py, checked by checks.py.
-3. Stage sections also take every field of the trainer's configuration class (SFTConfig, RewardConfig, PPOConfig),
-   checked by name and by type, and the configuration is built once, so that its own contradictions show now.
+3. Stage sections also take every field of the trainer's configuration class (SFTConfig, RewardConfig, PPOConfig, or
+   another method's), checked by name and by type, and the configuration is built once, so that its own contradictions
+   show now.
 4. Whatever does not fit is a RecipeError that names the key, the value, the rule and the remedy.
 """
 
 import dataclasses
 import importlib
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from typing import Any
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.recipe.checks import at_least, check_reward, check_reward_weights, check_together
+from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.sections import (
+    METHODS,
     STAGE_OPTIONS,
     Recipe,
+    method_options,
     option_names,
+    scored_method,
     stage_options,
 )
 from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
@@ -57,9 +62,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     _check_trainer_sections(recipe)
     if recipe.reward is not None:
         check_reward(recipe)
-    if recipe.ppo is not None:
-        check_reward_weights(recipe)
-        at_least("ppo.eval_prompts", stage_options(recipe, "ppo").eval_prompts, 0)
+    if scored_method(recipe) is not None:
+        check_scores(recipe)
     return recipe
 
 
@@ -85,6 +89,15 @@ DECIDED_ELSEWHERE = {
 }
 
 
+# Keys of other methods' trainers that are not carried out as they stand, with the reason.
+LEFT_TO_PPO = {
+    "sync_ref_model": "the reference is the base with its adapter off",
+    "use_vllm": "only PPO samples by vLLM here, as TRL would send it the reward adapters too",
+    "use_transformers_continuous_batching": "TRL rounds the weights it trains for it; only PPO leaves them as they are",
+    "use_transformers_paged": "TRL rounds the weights it trains for it; only PPO leaves them as they are",
+}
+
+
 def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     """The configuration object of one stage's trainer.
 
@@ -102,24 +115,73 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if stage == "ppo":
-        adapters = stage_options(recipe, "reward").adapters
-        if len(adapters) > 1 and section.get("score_combination", "weighted") == "weighted":
-            functions = stage_options(recipe, "ppo").reward_funcs
-            defaults["reward_weights"] = [1 / len(adapters)] * len(adapters) + [1.0] * len(functions)
-        # shares of the run, rounded up to whole rollouts
+    if stage in METHODS:  # shares of the run, rounded up to whole rollouts
         defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
+    if stage in ("dpo", "kto", "best_of_n"):
+        defaults["remove_unused_columns"] = False  # every column is ours, and meant
+    if stage == "ppo":
+        if section.get("score_combination", "weighted") == "weighted" and (weights := default_weights(recipe)):
+            defaults["reward_weights"] = weights
         if stage_options(recipe, stage).eval_prompts:
             defaults |= {"eval_strategy": "steps", "eval_steps": 0.125, "per_device_eval_batch_size": 32}
             if section.get("eval_strategy") != "no" and section.get("eval_on_start") is not False:
                 defaults["preview_best_of"] = 8
     defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
-    return config_class(**{**defaults, **section, **decided})
+    config = config_class(**{**defaults, **section, **decided})
+    if stage in ("grpo", "rloo"):
+        _settle_length(config, section, stage_options(recipe, stage).total_episodes)
+    return config
+
+
+def default_weights(recipe: Recipe) -> list[float] | None:
+    """Of several reward adapters: equal weights that add up to 1, and 1 for each of `reward_funcs`. Of one: None."""
+    adapters = stage_options(recipe, "reward").adapters
+    if len(adapters) < 2:
+        return None
+    return [1 / len(adapters)] * len(adapters) + [1.0] * len(method_options(recipe).reward_funcs)
+
+
+def _settle_length(config: Any, section: dict[str, Any], total_episodes: int | None) -> None:
+    """`total_episodes` as optimizer steps; and a line of metrics for every rollout, where nothing else is said."""
+    if total_episodes is not None:
+        if config.max_steps > 0:
+            raise ValueError("total_episodes and max_steps both say how long to train; set one of them.")
+        rollouts = -(-total_episodes // config.generation_batch_size)
+        micro_batches = rollouts * config.steps_per_generation * config.num_iterations
+        config.max_steps = -(-micro_batches // config.gradient_accumulation_steps)
+    if "logging_steps" not in section:
+        config.logging_steps = steps_per_rollout(config)
+
+
+def steps_per_rollout(config: Any) -> int:
+    """Optimizer steps of GRPO or RLOO after which a rollout is used up, or several are."""
+    micro_batches: int = config.steps_per_generation * config.num_iterations
+    return micro_batches // math.gcd(micro_batches, config.gradient_accumulation_steps)
+
+
+UNTRAINED = (128, 1.0)  # tokens of a reply and temperature where no method samples in training
+
+
+def sampling(recipe: Recipe) -> tuple[int, float] | None:
+    """Tokens of a reply at most, and temperature, as the recipe's method samples in training; None where none does."""
+    method = scored_method(recipe)
+    if method is None:
+        return None
+    if method == "best_of_n":
+        options = stage_options(recipe, method)
+        return options.response_length, options.temperature
+    config = trainer_config(recipe, method, recipe.folder / method)
+    return config.max_completion_length, config.temperature
+
+
+def length_key(recipe: Recipe) -> str:
+    """What the longest reply in tokens is called in the section of the recipe's method."""
+    return "max_completion_length" if recipe.method in ("grpo", "rloo") else "response_length"
 
 
 def _check_trainer_sections(recipe: Recipe) -> None:
     """Every field by name and type, then the whole configuration by its own constructor."""
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("sft", "reward", *METHODS):
         section = getattr(recipe, stage)
         if section is None:
             continue
@@ -134,6 +196,8 @@ def _check_trainer_sections(recipe: Recipe) -> None:
                     f"Recipe key '{stage}.{key}' is set to {value!r}, but {DECIDED_ELSEWHERE[key]} decides it; "
                     "remove the key."
                 )
+            if stage in METHODS and stage != "ppo" and key in LEFT_TO_PPO and value:
+                raise RecipeError(f"Recipe key '{stage}.{key}' is {value!r}, but {LEFT_TO_PPO[key]}; remove it.")
             if key not in known:
                 raise RecipeError(unknown_key(f"{stage}.", key, value, known))
             section[key] = typed(hints[key], value, f"{stage}.{key}")
@@ -166,7 +230,7 @@ def _check_evaluation(recipe: Recipe, stage: str, config: Any) -> None:
             found = getattr(config, key)
             raise RecipeError(
                 f"Recipe key '{stage}.{key}' is {getattr(found, 'value', found)!r}, but this stage keeps no rows back "
-                "to evaluate on; remove it. What comes of it is measured by the later stages."
+                "to evaluate on while it trains; remove it. What comes of it is measured by the later stages."
             )
 
 
@@ -186,7 +250,16 @@ def _check_trackers(stage: str, trackers: list[str]) -> None:
 
 
 # Where the configuration class of each stage's trainer is found; importing one takes seconds.
-TRAINER_CONFIGS = {"sft": "trl:SFTConfig", "reward": "trl:RewardConfig", "ppo": "llm_rlhf.ppo.config:PPOConfig"}
+TRAINER_CONFIGS = {
+    "sft": "trl:SFTConfig",
+    "reward": "trl:RewardConfig",
+    "ppo": "llm_rlhf.ppo.config:PPOConfig",
+    "grpo": "trl:GRPOConfig",
+    "rloo": "trl:RLOOConfig",
+    "dpo": "trl:DPOConfig",
+    "kto": "trl:KTOConfig",
+    "best_of_n": "trl:SFTConfig",
+}
 
 
 def _config_class(stage: str) -> type:

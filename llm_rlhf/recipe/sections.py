@@ -236,7 +236,52 @@ class RewardOptions:
         return [self.objectives]
 
 
-STAGE_OPTIONS: dict[str, type] = {"reward": RewardOptions, "ppo": PPOOptions}
+@dataclass
+class ScoreOptions:
+    """Keys of every section but `ppo` whose method is paid by scores; PPOConfig has fields of the same names."""
+
+    reward_funcs: list[str] = field(default_factory=list)  # more to score with: module:function, hub id or folder
+    reward_weights: list[float] | None = None  # one for each reward model, then for each of reward_funcs
+    score_combination: Literal["weighted", "minimum", "mean_minus_spread"] = "weighted"  # of several reward models
+    score_spread_coef: float = 1.0  # weight of the models' disagreement
+    missing_eos_penalty: float = 1.0  # taken off the score of a reply that was cut before it stopped by itself
+    eval_prompts: int = 64  # prompts kept back, a tenth at most: the same as PPO keeps back, so that all train alike
+
+
+@dataclass
+class OnlineOptions(ScoreOptions):
+    """Keys of the `grpo` and `rloo` sections that are not their trainers'."""
+
+    total_episodes: int | None = None  # replies sampled in all, rounded up; None: max_steps or num_train_epochs
+
+
+@dataclass
+class BestOfNOptions(ScoreOptions):
+    """Keys of the `best_of_n` section that are not SFTConfig's."""
+
+    n: int = 8  # replies of the start to each prompt, of which the one with the highest score is imitated
+    prompts: int | None = None  # at most this many, chosen by a hash of the prompt; None: all
+    temperature: float = 1.0
+    response_length: int = 256  # tokens of a reply at most
+    sampling_batch_size: int = 64  # replies sampled or scored at once, per process
+
+
+STAGE_OPTIONS: dict[str, type] = {
+    "reward": RewardOptions,
+    "ppo": PPOOptions,
+    "grpo": OnlineOptions,
+    "rloo": OnlineOptions,
+    "best_of_n": BestOfNOptions,
+}
+METHODS = {  # sections that make a policy of the start, of which a recipe has one at most; what each is called
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "rloo": "RLOO",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "best_of_n": "Best of n, imitated",
+}
+OFFLINE = ("dpo", "kto")  # those that learn from the pairs; the others are paid by scores
 
 
 @dataclass
@@ -249,21 +294,44 @@ class Recipe:
     world: WorldSection | None = None
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
     reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
+    # at most one of the next six
     ppo: dict[str, Any] | None = None  # fields of llm_rlhf.PPOConfig, and of PPOOptions
+    grpo: dict[str, Any] | None = None  # fields of trl.GRPOConfig, and of OnlineOptions
+    rloo: dict[str, Any] | None = None  # fields of trl.RLOOConfig, and of OnlineOptions
+    dpo: dict[str, Any] | None = None  # fields of trl.DPOConfig
+    kto: dict[str, Any] | None = None  # fields of trl.KTOConfig
+    best_of_n: dict[str, Any] | None = None  # fields of trl.SFTConfig, and of BestOfNOptions
     evaluate: EvaluateSection | None = None
 
     @property
     def folder(self) -> Path:
         return Path(self.output_dir or f"runs/{self.name}")
 
+    @property
+    def method(self) -> str | None:
+        """The section that makes the policy, which its stage, folder and policy are called by; None where none does."""
+        return next((name for name in METHODS if getattr(self, name) is not None), None)
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe with our defaults filled in, as plain values ready for YAML or JSON."""
-        return typing.cast(dict[str, Any], plain(self))
+        known = typing.cast(dict[str, Any], plain(self))
+        others = METHODS.keys() - {"ppo", self.method}  # which older versions had not: they leave no trace
+        return {key: value for key, value in known.items() if key not in others}
 
 
 def trains_reward(recipe: Recipe) -> bool:
     """Whether the run trains its reward model, and does not take a finished one or none."""
     return recipe.reward is not None and stage_options(recipe, "reward").model is None
+
+
+def scored_method(recipe: Recipe) -> str | None:
+    """The recipe's method where it is paid by scores, else None."""
+    return None if recipe.method in OFFLINE else recipe.method
+
+
+def method_options(recipe: Recipe) -> Any:
+    """The options of the recipe's method; where it is paid by no scores, those of PPO by their defaults."""
+    return stage_options(recipe, scored_method(recipe) or "ppo")
 
 
 def option_names(stage: str) -> set[str]:

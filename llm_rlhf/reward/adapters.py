@@ -6,7 +6,7 @@ from pathlib import Path
 from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.errors import DataError
-from llm_rlhf.recipe.sections import Recipe, RewardOptions, stage_options
+from llm_rlhf.recipe.sections import Recipe, RewardOptions, method_options, stage_options
 from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.user_code import FUNCTION
@@ -86,9 +86,9 @@ def reward_folders(recipe: Recipe, run_folder: RunFolder) -> dict[str, Path]:
 def whole_rewards(recipe: Recipe) -> list[str]:
     """The reward models with a base of their own that PPO is trained against in place of adapters.
 
-    It is what `reward.model` names; without a `reward` section, what of `ppo.reward_funcs` is no function.
+    It is what `reward.model` names; without a `reward` section, what of the method's `reward_funcs` is no function.
     """
     if recipe.reward is None:
-        return [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+        return [name for name in method_options(recipe).reward_funcs if not FUNCTION.match(name)]
     named = stage_options(recipe, "reward").model
     return [] if named is None or local_adapter(named, None) is not None else [named]

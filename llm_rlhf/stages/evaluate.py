@@ -27,7 +27,7 @@ from llm_rlhf.runs import starting_model
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Sample, score, compare and write the report. `folder` becomes `evaluate/`."""
-    if recipe.ppo is None:
+    if recipe.method is None:
         found = Measured()
         found.of_judges, found.reward_model = as_sections(read_json(run_folder / "reward" / "accuracy.json"))
         if run_folder.state.is_main_process:
@@ -41,13 +41,13 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
 
 def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
     """What the recipe's `evaluate` section asks for; its report goes into `folder`."""
-    section = recipe.evaluate
-    assert section is not None
+    section, method = recipe.evaluate, recipe.method
+    assert section is not None and method is not None
     scored = bool(reward_folders(recipe, run_folder) or whole_rewards(recipe))  # without, there is no curve of rewards
     how = replace(recipe.model, base=str(starting_model(recipe, run_folder, before="evaluate")))
     start = Subject("base" if recipe.sft is None else "sft", how, run=run_folder.path)
     return Evaluation(
-        policy=Subject("ppo", how, adapter=run_folder / "ppo" / "policy", run=run_folder.path),
+        policy=Subject(method, how, adapter=run_folder / method / "policy", run=run_folder.path),
         start=reference_of(recipe) or start,
         output=folder,
         judge=section.judge,

@@ -1,7 +1,7 @@
 """Which prompts PPO trains on, and which it keeps back to evaluate on."""
 
 from llm_rlhf.data.rows import Origin, Prompt
-from llm_rlhf.stages.ppo import keep_back
+from llm_rlhf.methods.prompts import keep_back
 
 
 def prompts(**counts: int) -> list[Prompt]:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from llm_rlhf.recipe.sections import METHODS
+
 
 def cautions(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
     """Sentences for the reader of a comparison, the gravest first."""
@@ -38,9 +40,8 @@ def policy_weights(report: dict[str, Any]) -> frozenset[str]:
         known = policy.get("adapter") or policy.get("weights") or {}
         return frozenset(known.values()) if isinstance(known, dict) else frozenset()
     hashes = report["provenance"]["hashes"].items()
-    return frozenset(
-        digest for path, digest in hashes if path.startswith("ppo/policy/") and path.endswith(".safetensors")
-    )
+    folders = tuple(f"{method}/policy/" for method in METHODS)
+    return frozenset(digest for path, digest in hashes if path.startswith(folders) and path.endswith(".safetensors"))
 
 
 def judge_identity(report: dict[str, Any], name: str) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.sections import kind_of
 from llm_rlhf.evaluation.report.watch_section import CURVES as BY_OBJECTIVE
+from llm_rlhf.recipe.sections import METHODS
 
 CURVES: list[tuple[str, str, str, str]] = [
     ("ppo", "objective/scores", "Reward-model score", "Mean score of the sampled replies; what PPO tries to raise."),
@@ -18,6 +19,36 @@ CURVES: list[tuple[str, str, str, str]] = [
     ("ppo", "response_length", "Reply length", "Tokens. Watch for a score that rises only because replies grow."),
     ("ppo", "objective/entropy", "Entropy", "Nats per token. A collapse towards 0 means the same reply to everything."),
     ("ppo", "val/explained_variance", "Explained variance", "How well the value model predicts returns; 1 is perfect."),
+    *(
+        row
+        for stage in ("grpo", "rloo")
+        for row in (
+            (stage, "reward", "Reward-model score", "Mean score of the sampled replies, cut ones less the penalty."),
+            (stage, "kl", "KL from the SFT model", "Nats per token; how far the policy has moved to get there."),
+            (
+                stage,
+                "completions/mean_length",
+                "Reply length",
+                "Tokens. Watch for a score that rises with length alone.",
+            ),
+            (stage, "entropy", "Entropy", "Nats per token. A collapse towards 0: the same reply to everything."),
+        )
+    ),
+    (
+        "dpo",
+        "rewards/accuracies",
+        "Pairs told apart",
+        "Share of training pairs whose chosen reply gained on the other.",
+    ),
+    (
+        "dpo",
+        "logps/chosen",
+        "Chosen replies",
+        "Their mean log-probability. It often falls, while the rejected ones' falls more.",
+    ),
+    ("kto", "rewards/margins", "Margin", "Mean gain of desirable replies over undesirable ones, in nats times beta."),
+    ("kto", "kl", "KL from the SFT model", "KTO's own estimate, by replies to other prompts; in nats."),
+    ("best_of_n", "loss", "Loss", "Nats per token on the picked replies."),
     ("sft", "loss", "SFT loss", "Nats per token on the demonstrations."),
     (
         "reward",
@@ -51,7 +82,7 @@ def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                     more.append(
                         {"label": f"{stage}: {metric}", "meaning": "", "svg": drawn, "stage": stage, "x": _x_of(points)}
                     )
-    first = [c for c in charts_made if c["stage"] == "ppo"][:FIRST_CURVES]
+    first = [c for c in charts_made if c["stage"] in METHODS][:FIRST_CURVES]
     return {"first": first, "others": [c for c in charts_made if c not in first], "more": more}
 
 

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from llm_rlhf.recipe.sections import METHODS
+
 Entry: TypeAlias = dict[str, Any]  # Estimate.as_dict()
 
 MINUS = "\u2212"  # the true minus sign
@@ -296,7 +298,7 @@ SUBJECTS = {
     "policy": "Policy",
     "start": "Start",
     "sft": "SFT",
-    "ppo": "PPO",
+    **METHODS,
     "base": "Base model",
     "reward": "Reward model",
     "heldout": "Held-out model",
@@ -396,7 +398,7 @@ def by_role(estimates: Iterable[Entry]) -> Iterator[dict[str, str]]:
     """
     policy, reference = contest(estimates)
     roles = {policy: "policy", reference: "start"}
-    labels = {name: SUBJECTS[name] for name in ("base", "sft", "ppo")}  # of a run's own; other names are the user's
+    labels = {name: SUBJECTS[name] for name in ("base", "sft", *METHODS)}  # of a run's own; other names are the user's
     token = _called.set({role: labels.get(name, name) for name, role in roles.items()})
     try:
         yield roles

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from llm_rlhf.evaluation.report.headline import Tone
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
+from llm_rlhf.recipe.sections import METHODS
 from llm_rlhf.run_folder import write_text
 
 SCHEMA = 2
-CURVES = ("sft", "reward", "heldout", "ppo")
+CURVES = ("sft", "reward", "heldout", *METHODS)
 
 
 class _Record(BaseModel):
@@ -190,7 +191,7 @@ class Report(_Record):
     """Sentences, the gravest first."""
     watch: Watched = Watched()
     curves: dict[str, list[dict[str, float | None]]]
-    """By "sft", "reward" or "reward/NAME", "heldout", "ppo": points with "step" and metrics as in metrics.jsonl."""
+    """By "sft", "reward" or "reward/NAME", "heldout", "ppo" or another method: "step" and metrics as in metrics.jsonl."""
     samples: list[Sample]
     data: dict[str, Any]
     """Counts: nested dictionaries whose leaves are ints."""

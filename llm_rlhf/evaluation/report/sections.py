@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.report.measures import (
 )
 from llm_rlhf.evaluation.report.sides import NOUNS, Side, judgement
 from llm_rlhf.evaluation.report.verdict import detectable, has_policy, headline_estimate
+from llm_rlhf.recipe.sections import METHODS
 
 TONES = {
     "better": "good",
@@ -376,4 +377,6 @@ def mark_of(entry: Entry, label: str | None = None) -> Mark:
 
 
 def kind_of(subject: str) -> str:
+    if subject in METHODS and subject != "ppo":
+        return "policy"
     return subject if subject in SUBJECTS else "other"

@@ -16,9 +16,9 @@ LEAST_PROMPTS = 20  # as `parting` needs
 JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part of the training, the surest last
 
 
-def snapshot_folders(ppo: Path) -> dict[int, Path]:
-    """The snapshots of a run by optimizer step, in order; that of step 0 is left out: it is what PPO started from."""
-    found = {int(folder.name.rsplit("-", 1)[1]): folder for folder in (ppo / "snapshots").glob("step-*")}
+def snapshot_folders(stage: Path) -> dict[int, Path]:
+    """Snapshots in a method's folder by optimizer step, in order; step 0 is left out: it is what training began from."""
+    found = {int(folder.name.rsplit("-", 1)[1]): folder for folder in (stage / "snapshots").glob("step-*")}
     return {step: folder for step, folder in sorted(found.items()) if step > 0}
 
 

@@ -1,0 +1,173 @@
+"""Learning from scored replies without a value function: GRPO and RLOO, TRL's trainers with this project's scores.
+
+1. Prompts are encoded, and replies are sampled, as PPO's are: from the policy's own distribution, nothing else.
+2. A reply is scored as PPO scores it: by reward adapters on the same base in memory, and what `reward_funcs` add; a
+   thought before it is heard by nobody. A reply cut before it stopped loses `missing_eos_penalty`.
+3. What TRL makes of the scores is TRL's: advantages within the replies to one prompt, KL, clipping, the loss.
+
+Private methods of TRL's trainers that are overridden or called, guarded by tests/methods/test_trl_contract.py:
+`_calculate_rewards`, `_generate_single_turn`, `_tokenize_prompts`, `_get_train_sampler`.
+"""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, gather
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from llm_rlhf.methods.training import TrainedPolicy
+from llm_rlhf.models.decoding import plain_decoding
+from llm_rlhf.models.encoding import encode_prompts
+from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
+from llm_rlhf.models.random_draws import drawing
+from llm_rlhf.models.roles import add_reward_role, role_scores
+from llm_rlhf.ppo.guards import check_scores
+from llm_rlhf.ppo.preparation import SeededSampler
+from llm_rlhf.ppo.sampling import merged_policy
+from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
+from llm_rlhf.recipe.loading import steps_per_rollout
+from llm_rlhf.recipe.sections import OnlineOptions
+
+
+class ScoredReplies(TrainedPolicy):
+    """Mixed into GRPOTrainer and RLOOTrainer.
+
+    Args:
+        adapters: folders of reward adapters on the base that the policy starts from, by name.
+        functions: models of their own and Python functions, as PPOTrainer's `reward_funcs`.
+        tokenizers: of the models among them.
+        options: how the scores of several become one, and what a reply cut off loses.
+
+    Everything else is as in TRL's trainer.
+    """
+
+    def __init__(
+        self,
+        adapters: dict[str, Path],
+        functions: list[Any],
+        tokenizers: list[Any],
+        options: OnlineOptions,
+        train_dataset: Dataset,
+        **kwargs: Any,
+    ) -> None:
+        self.scores = ScoreSources(adapters, functions, options)
+        self.missing_eos_penalty = options.missing_eos_penalty
+        self.scores.check_signatures([*train_dataset.column_names, THOUGHT])
+        super().__init__(
+            reward_funcs=self.scores.functions or [_nothing],
+            reward_processing_classes=tokenizers or None,
+            train_dataset=train_dataset,
+            **kwargs,
+        )  # type: ignore[call-arg]
+        self.scores.bind(self.reward_funcs if functions else [], self.reward_func_names if functions else [])
+        self._function_names = self.reward_func_names
+        self.reward_func_names, self.reward_weights = ["score"], torch.ones(1)  # what `_calculate_rewards` returns
+        for name, folder in adapters.items():
+            add_reward_role(self.model, folder, name)
+        on_cpu = self.accelerator.device.type == "cpu"
+        self._draws = on_cpu and not self.args.generation_kwargs
+        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
+        self.add_callback(_BetweenRollouts())
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """The parent applies the template itself; here, conversations are encoded as every stage encodes them."""
+        return encode_prompts(self._tokenizer, prompts), None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, from the policy's own distribution; on a CPU drawn and merged as PPO does."""
+        base = self.model.get_base_model()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(plain_decoding(base))
+            if self._draws:
+                stack.enter_context(drawing(base, self.args.temperature))
+            if self._merges:
+                stack.enter_context(merged_policy(base))
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> Tensor:
+        """The score of every reply of all processes, shape (rows, 1)."""
+        scores_B = self.score(inputs, prompts, completions, completion_ids_list)
+        check_scores(scores_B, prompts, completions)
+        stopped = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids_list], device=scores_B.device)
+        return gather(scores_B - self.missing_eos_penalty * ~stopped).unsqueeze(1)
+
+    @torch.no_grad()
+    def score(self, inputs: list[dict[str, Any]], prompts: list[Any], texts: list[Any], ids: list[list[int]]) -> Tensor:
+        """Scores of this process's replies, shape (B,), as PPO scores them, before what is taken off.
+
+        Args:
+            inputs: rows of the data set, which Python functions get by name.
+            texts: the replies as messages.
+            ids: their tokens, with the one that stopped them.
+        """
+        tokenizer, device = self._tokenizer, self.accelerator.device
+        rows = zip(encode_prompts(tokenizer, prompts), ids, strict=True)
+        replies = [reply_of(tokenizer, *row, self.eos_token_ids) for row in rows]
+        if any(reply.start for reply in replies):
+            texts = [[{"role": "assistant", "content": reply.text}] for reply in replies]
+        functions_BF = torch.zeros(len(replies), 0, device=device)
+        if self.scores.functions:
+            inputs = [row | {THOUGHT: reply.thought} for row, reply in zip(inputs, replies, strict=True)]
+            functions_BF = self._by_functions(inputs, prompts, texts, ids)
+        heard, size = ids_to_score(tokenizer, prompts, replies), self.args.per_device_train_batch_size
+        batches = [
+            right_padded(heard[start : start + size], tokenizer.pad_token_id, device)
+            for start in range(0, len(heard), size)
+        ]
+        with self.accelerator.autocast():
+            by_adapter = {
+                name: torch.cat([role_scores(self.model, name, *batch) for batch in batches])
+                for name in self.scores.adapters
+            }
+        return self.scores.of_batch(by_adapter, functions_BF).raw
+
+    def _by_functions(self, inputs: list[Any], prompts: list[Any], texts: list[Any], ids: list[Any]) -> Tensor:
+        """Unweighted scores of `reward_funcs` for this process's rows, shape (rows, functions), by TRL's own code."""
+        returned = self.reward_func_names
+        self.reward_func_names = self._function_names
+        try:
+            gathered: Tensor = super()._calculate_rewards(inputs, prompts, texts, ids)  # type: ignore[misc]
+        finally:
+            self.reward_func_names = returned
+        start = self.accelerator.process_index * len(prompts)
+        return gathered[start : start + len(prompts)]
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """The parent's sampler draws each pass from where the last one left its generator; a resumed run could not."""
+        sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        return SeededSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
+
+
+class ScoredGRPOTrainer(ScoredReplies, GRPOTrainer):
+    """GRPO (Shao et al. 2024, arXiv:2402.03300) with `ScoredReplies`."""
+
+    stage_name = "grpo"
+
+
+class ScoredRLOOTrainer(ScoredReplies, RLOOTrainer):
+    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740) with `ScoredReplies`."""
+
+    stage_name = "rloo"
+
+
+class _BetweenRollouts(TrainerCallback):
+    """Moves checkpoints to steps at which a rollout is used up: TRL keeps none, and would sample it anew."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps = steps_per_rollout(args)
+        state.save_steps = math.ceil(state.save_steps / steps) * steps
+
+
+def _nothing(completions: list[Any], **kwargs: Any) -> list[float]:
+    """In the place of functions, of which TRL wants one at least; never called."""
+    return [0.0] * len(completions)
