@@ -1,1 +1,1 @@
-"""Methods beside PPO that make a policy of the start: on TRL's trainers, with this project's rows, rewards and files."""
+"""Methods beside PPO that make a policy of the start: TRL's trainers with this project's rows, rewards and files."""

@@ -97,7 +97,7 @@ class Sources(ScoreSources):
         super().__init__(adapters, list(named), options)
         self.names += list(named)
         self.is_model += [isinstance(function, str) for function in self.functions]
-        self.seed, self.how = seed, how
+        self.seed, self.loading = seed, how
 
     def score(
         self, model: Any, tokenizer: Any, prompts: Sequence[Prompt], replies: Sequence[Reply], batch_size: int
@@ -118,7 +118,7 @@ class Sources(ScoreSources):
     def _of_function(self, function: Any, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[float]:
         if isinstance(function, str):
             said = [(prompt.messages, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
-            model = RewardModel.from_pretrained(function, **self.how)
+            model = RewardModel.from_pretrained(function, **self.loading)
             return model.scores_each(said, finished=[reply.stopped for reply in replies])[:, 0].tolist()
         known: dict[str, Any] = {
             "prompts": [prompt.messages for prompt in prompts],

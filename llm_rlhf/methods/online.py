@@ -48,6 +48,13 @@ class ScoredReplies(TrainedPolicy):
     Everything else is as in TRL's trainer.
     """
 
+    args: Any
+    reward_funcs: list[Any]
+    reward_func_names: list[str]
+    eos_token_ids: list[int]
+    _tokenizer: Any
+    add_callback: Any
+
     def __init__(
         self,
         adapters: dict[str, Path],

@@ -285,11 +285,10 @@ def training_reward(recipe: Recipe, scores: Mapping[str, Values]) -> np.ndarray:
     return sources.of_batch(columns, nothing_more).raw.numpy()
 
 
-def weighing(recipe: Recipe) -> PPOConfig | ScoreOptions:
+def weighing(recipe: Recipe) -> Any:
     """What says how a recipe's method makes one score of several: PPO's configuration, or the method's options."""
     if recipe.ppo is not None:
-        config: PPOConfig = trainer_config(recipe, "ppo", recipe.folder / "ppo")
-        return config
+        return trainer_config(recipe, "ppo", recipe.folder / "ppo")
     options: ScoreOptions = method_options(recipe)
     if options.reward_weights is None and options.score_combination == "weighted":
         options.reward_weights = default_weights(recipe)

@@ -42,7 +42,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
 def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
     """What the recipe's `evaluate` section asks for; its report goes into `folder`."""
     section, method = recipe.evaluate, recipe.method
-    assert section is not None and method is not None
+    assert section is not None
+    assert method is not None
     scored = bool(reward_folders(recipe, run_folder) or whole_rewards(recipe))  # without, there is no curve of rewards
     how = replace(recipe.model, base=str(starting_model(recipe, run_folder, before="evaluate")))
     start = Subject("base" if recipe.sft is None else "sft", how, run=run_folder.path)

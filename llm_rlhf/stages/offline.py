@@ -2,7 +2,7 @@
 
 1. The pairs are those that train the reward model: never the held-out one's, never evaluation's. They are cut to the
    context at turns, or counted as too long.
-2. TRL's trainer reads them as token ids (methods/offline.py); the reference is the base, the policy with its adapter off.
+2. TRL's trainer reads them as token ids (methods/offline.py); the reference is the policy with its adapter off.
 3. Snapshots and checkpoints are written; a launch that finds one of an interrupted launch goes on from it.
 
 Writes: policy/ snapshots/ metrics.jsonl lengths.json

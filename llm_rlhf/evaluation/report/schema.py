@@ -191,7 +191,7 @@ class Report(_Record):
     """Sentences, the gravest first."""
     watch: Watched = Watched()
     curves: dict[str, list[dict[str, float | None]]]
-    """By "sft", "reward" or "reward/NAME", "heldout", "ppo" or another method: "step" and metrics as in metrics.jsonl."""
+    """By "sft", "reward" or "reward/NAME", "heldout", "ppo" (any method): "step" and metrics as in metrics.jsonl."""
     samples: list[Sample]
     data: dict[str, Any]
     """Counts: nested dictionaries whose leaves are ints."""

@@ -17,7 +17,7 @@ JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part
 
 
 def snapshot_folders(stage: Path) -> dict[int, Path]:
-    """Snapshots in a method's folder by optimizer step, in order; step 0 is left out: it is what training began from."""
+    """Snapshots in a method's folder by optimizer step, in order, without that of step 0, the start."""
     found = {int(folder.name.rsplit("-", 1)[1]): folder for folder in (stage / "snapshots").glob("step-*")}
     return {step: folder for step, folder in sorted(found.items()) if step > 0}
 
