@@ -309,7 +309,7 @@ class TestSchema:
             (["estimates", 1, "p_value"], 0.1, r"estimates\[1\].p_value is 0.1: Extra inputs"),
             (["reward_model"], {}, "reward_model.calibration: Field required"),
             (["reward_model", "calibration", "reward"], {}, "calibration.reward.curve_before: Field required"),
-            (["curves", "dpo"], [], "'dpo'"),
+            (["curves", "sarsa"], [], "'sarsa'"),
             (["curves", "reward", 2, "loss"], "low", r"curves.reward\[2\].loss"),
             (["curves", "reward", 2], {"loss": 1.0}, "the point 2 of reward has no step"),
             (["samples", 0, "kind"], 3, r"samples\[0\].kind"),

@@ -1,9 +1,9 @@
 """Several reports on one page: what each run gained over its own start, and what they gained together.
 
-Runs that differ by seed, data or settings are repetitions: their mean gain has an interval from the spread between
-them (Student's t), which is wider than that of any one run's prompts, and is the honest one for a method. Where runs
-answered the same prompts and know the same true score, or were scored by the same reward models, they are also rated
-against each other (Bradley-Terry).
+Runs of one recipe that differ by seed are repetitions: their mean gain has an interval from the spread between them
+(Student's t), which is wider than that of any one run's prompts, and is the honest one for a method. Runs of other
+recipes or methods are pooled apart, and stand side by side (groups.py). Where runs answered the same prompts and know
+the same true score, or were scored by the same reward models, they are also rated against each other (Bradley-Terry).
 """
 
 import json
@@ -19,6 +19,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.report.charts import Mark, Point
+from llm_rlhf.evaluation.report.groups import differing, groups_of
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
     NARROW,
@@ -71,9 +72,11 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """The table of several runs, as plain values.
 
     Returns:
-        {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means,
-        "verdicts": [line ...],
-        "rows": [{"name", "split", "each": [estimate or None ...], "together"}], "own": {SUITE: as in a report},
+        {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means, None
+        where there are several groups, "verdicts": [line ...], "groups": as `groups_of` says, with the "headline" of
+        each one's means, "rows": [{"name", "split", "each": [estimate or None ...], "together": the mean of all where
+        they are one group, "groups": [mean of each group, None where one run measured it]}],
+        "own": {SUITE: as in a report},
         "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
@@ -91,21 +94,27 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
             raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
     rows: list[dict[str, Any]] = []
+    groups = groups_of(reports)
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
     for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
-            together = _together(name, split, [entry for entry in each if entry is not None])
-            rows.append({"name": name, "split": split, "each": each, "together": together})
+            of_groups = [_together(name, split, [e for i in group["runs"] if (e := each[i])]) for group in groups]
+            together = of_groups[0] if len(groups) == 1 else None
+            rows.append({"name": name, "split": split, "each": each, "together": together, "groups": of_groups})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
-    means = [row["together"] for row in rows if row["together"] is not None]
-    means += _means_beside(reports) + _spreads(reports)
+    for number, group in enumerate(groups):
+        means = [mean for row in rows if (mean := row["groups"][number]) is not None]
+        of_group = [reports[i] for i in group["runs"]]
+        means += _means_beside(of_group) + _spreads(of_group)
+        group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
         "headlines": [report["headline"] for report in reports],
-        "headline": headline_of(means).as_dict(),
+        "headline": groups[0]["headline"] if len(groups) == 1 else None,
+        "groups": groups,
         "verdicts": [report["verdict"][0] for report in reports],
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
@@ -130,11 +139,18 @@ def write_comparison(found: dict[str, Any], folder: Path) -> Path:
 def render_comparison(found: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
     with with_own(found["own"]):
-        groups = [_group(row, found["runs"]) for row in found["rows"]]
+        pooled = [group["name"] for group in found["groups"]]
+        groups = [_group(row, found["runs"], pooled) for row in found["rows"]]
     return (
         templates(escape=True)
         .get_template("comparison.html.jinja")
-        .render(found=found, groups=groups, plane=_plane(found), ratings=_rating_rows(found["ratings"]))
+        .render(
+            found=found,
+            groups=groups,
+            differing=differing(found["groups"]),
+            plane=_plane(found),
+            ratings=_rating_rows(found["ratings"]),
+        )
     )
 
 
@@ -269,16 +285,22 @@ def _common_judge(
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
-def _group(row: dict[str, Any], runs: list[str]) -> dict[str, Any]:
-    """One measure: a strip for every run and one for all together, on one scale."""
+def _group(row: dict[str, Any], runs: list[str], pooled: list[str]) -> dict[str, Any]:
+    """One measure: a strip for every run and one for all of a group together, on one scale.
+
+    Args:
+        pooled: names of the groups.
+    """
     measure = measure_of(row["name"])
     entries = [*zip(runs, row["each"], strict=True)] + ([("all runs", row["together"])] if row["together"] else [])
+    if len(pooled) > 1:
+        entries += [(f"mean: {name}", mean) for name, mean in zip(pooled, row["groups"], strict=True) if mean]
     shown: list[dict[str, Any]] = []
     for run, entry in entries:
         if entry is None:
             shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None})
             continue
-        kind = "policy" if run == "all runs" else "other"
+        kind = "policy" if run == "all runs" or run.startswith("mean: ") else "other"
         label = f"{run}: {value_text(entry)} {interval_text(entry)}"
         mark = Mark(kind, label, entry["estimate"], entry["low"], entry["high"])
         shown.append(
@@ -342,7 +364,10 @@ def _rating_rows(ratings: list[dict[str, Any]] | None) -> list[dict[str, Any]] |
 def _summary(found: dict[str, Any]) -> list[str]:
     """Every run's headline, then the table in words, a line for each of the first measures."""
     lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
-    lines.append(f"all runs together: {found['headline']['text']}")
+    if found["headline"] is not None:
+        lines.append(f"all runs together: {found['headline']['text']}")
+    else:
+        lines += _group_lines(found)
     for row in found["rows"][:6]:
         each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
         where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
@@ -350,5 +375,19 @@ def _summary(found: dict[str, Any]) -> list[str]:
         if row["together"] is not None:
             together = row["together"]
             line += f"; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
+        for group, mean in zip(found["groups"], row["groups"], strict=True):
+            if mean is not None and row["together"] is None:
+                line += f"; {group['name']} {value_text(mean)} {interval_text(mean)} (95{NARROW}%, over runs)"
         lines.append(line)
     return lines
+
+
+def _group_lines(found: dict[str, Any]) -> list[str]:
+    """Where recipes differ, so that their runs are not pooled: a line for each group, then one for each key."""
+    lines = [f"{len(found['groups'])} recipes, pooled apart:"]
+    for group in found["groups"]:
+        named = ", ".join(found["runs"][i] for i in group["runs"])
+        took = "" if group["seconds"] is None else f", {group['seconds']:.0f} s"
+        said = "" if group["headline"] is None else f": {group['headline']['text']}"
+        lines.append(f"  {group['name']} ({named}; {group['budget']}{took}){said}")
+    return lines + [f"  differs: {line}" for line in differing(found["groups"])]

@@ -1,0 +1,90 @@
+"""Which of several runs repeat one another: the same recipe up to its seed. Only those are pooled.
+
+Runs of one recipe differ by what was drawn, so that their spread says how sure its mean is. Runs that differ by a
+method or a key are not repetitions; they stand side by side, each group with its mean, its time and its budget.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_rlhf.recipe.sections import METHODS
+
+NAMES_AND_DRAWS = ("name", "output_dir", "seed", "model.chat_template_date")  # what repetitions may differ by
+NAMED_KEYS = 3  # differing keys in a group's name; all of them are listed beside
+
+
+def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups in order of their first runs.
+
+    Returns:
+        {"name", "runs": numbers of its runs, "seconds": mean of the stage that made the policy, or None where that is
+        not recorded, "budget": what it learned from, in words, "differs": {KEY: value as text}} each.
+    """
+    recipes = [flat(report["provenance"]["recipe"]) for report in reports]
+    distinct: list[dict[str, Any]] = []
+    members: list[list[int]] = []
+    for number, recipe in enumerate(recipes):
+        if recipe not in distinct:
+            distinct.append(recipe)
+            members.append([])
+        members[distinct.index(recipe)].append(number)
+    keys = [key for key in dict.fromkeys(key for recipe in distinct for key in recipe) if _differs(key, distinct)]
+    methods = [_method(recipe) for recipe in distinct]
+    groups = []
+    for recipe, runs, method in zip(distinct, members, methods, strict=True):
+        own = [key for key in keys if key in recipe and not key.startswith(("policy.", "reference."))]
+        alike = [other for other, of in zip(distinct, methods, strict=True) if of == method]
+        telling = [f"{key}={recipe[key]}" for key in own if _differs(key, alike)]
+        called = METHODS.get(method or "", str(reports[runs[0]]["run"]["name"]))
+        seconds = [known for i in runs if (known := reports[i]["run"]["seconds"].get(method)) is not None]
+        groups.append(
+            {
+                "name": ", ".join([called, *telling[:NAMED_KEYS]]),
+                "runs": runs,
+                "seconds": sum(seconds) / len(seconds) if seconds else None,
+                "budget": budget(recipe, method, reports[runs[0]]),
+                "differs": {key: str(recipe[key]) for key in own},
+            }
+        )
+    return groups
+
+
+def differing(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each key by which the groups' recipes differ, with every group's value."""
+    keys = dict.fromkeys(key for group in groups for key in group["differs"])
+    return [f"{key}: {' | '.join(group['differs'].get(key, 'not set') for group in groups)}" for key in keys]
+
+
+def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Its keys in full, less those of the name and the draw; a key without a value is not there."""
+    found: dict[str, Any] = {}
+    for name, value in recipe.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found |= flat(value, f"{key}.") or ({key: {}} if not prefix else {})
+        elif value is not None and key not in NAMES_AND_DRAWS:
+            found[key] = value
+    return found
+
+
+def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -> str:
+    """What the policy learned from, in words, as far as the recipe and the report say it."""
+    if (episodes := recipe.get(f"{method}.total_episodes")) is not None:
+        return f"{episodes:,} replies sampled"
+    lengths = report["data"].get(f"lengths in {method}") or {}
+    if pairs := lengths.get("pairs"):
+        epochs = recipe.get(f"{method}.num_train_epochs", 3)  # as transformers has it
+        steps = recipe.get(f"{method}.max_steps", -1)
+        return f"{pairs['kept']:,} pairs, " + (f"{steps:,} steps" if steps > 0 else f"{epochs:g} times each")
+    if method == "best_of_n" and (prompts := lengths.get("prompts")):
+        count, n = min(recipe.get("best_of_n.prompts", prompts["kept"]), prompts["kept"]), recipe.get("best_of_n.n", 8)
+        return f"{count * n:,} replies sampled, {n} to a prompt"
+    return "not recorded"
+
+
+def _method(recipe: dict[str, Any]) -> str | None:
+    return next((name for name in METHODS if any(key == name or key.startswith(f"{name}.") for key in recipe)), None)
+
+
+def _differs(key: str, recipes: Sequence[dict[str, Any]]) -> bool:
+    return any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)

@@ -1,0 +1,71 @@
+"""Which runs are pooled, and what is said of how the others differ."""
+
+import copy
+from typing import Any
+
+from llm_rlhf.evaluation.report.groups import budget, differing, flat, groups_of
+
+RECIPE: dict[str, Any] = {
+    "name": "one", "output_dir": None, "seed": 0, "model": {"lora": {"r": 4}, "chat_template_date": "2026-01-01"},
+    "world": {"entities": 3}, "ppo": {"kl_coef": 0.1, "total_episodes": 1600}, "evaluate": None,
+}  # fmt: skip
+
+
+def report_of(seconds: float = 10.0, lengths: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    recipe = {key: value for key, value in (copy.deepcopy(RECIPE) | changes).items() if value != "gone"}
+    return {"run": {"name": recipe["name"], "seconds": {"ppo": seconds, "dpo": seconds}},
+            "provenance": {"recipe": recipe}, "data": lengths or {}}  # fmt: skip
+
+
+def test_runs_that_differ_by_seed_name_and_day_are_one_group() -> None:
+    day = {"lora": {"r": 4}, "chat_template_date": "2026-02-02"}
+    found = groups_of([report_of(10), report_of(20, seed=1, name="two", output_dir="runs/two", model=day)])
+    assert found == [{"name": "PPO", "runs": [0, 1], "seconds": 15.0, "budget": "1,600 replies sampled", "differs": {}}]
+
+
+def test_a_key_apart_makes_two_groups_which_are_called_by_it() -> None:
+    other = {"kl_coef": 0.2, "total_episodes": 1600}
+    found = groups_of([report_of(), report_of(seed=1, ppo=other), report_of(seed=2)])
+    assert [(group["name"], group["runs"]) for group in found] == [
+        ("PPO, ppo.kl_coef=0.1", [0, 2]), ("PPO, ppo.kl_coef=0.2", [1]),
+    ]  # fmt: skip
+    assert differing(found) == ["ppo.kl_coef: 0.1 | 0.2"]
+
+
+def test_methods_are_called_by_their_names_and_every_key_apart_is_listed() -> None:
+    dpo = report_of(
+        30, {"lengths in dpo": {"pairs": {"kept": 5421}}}, ppo="gone", dpo={"beta": 0.1, "num_train_epochs": 1}
+    )
+    found = groups_of([report_of(), dpo])
+    assert [group["name"] for group in found] == ["PPO", "DPO"]
+    assert [group["seconds"] for group in found] == [10.0, 30.0]
+    assert [group["budget"] for group in found] == ["1,600 replies sampled", "5,421 pairs, 1 times each"]
+    assert differing(found) == [
+        "ppo.kl_coef: 0.1 | not set", "ppo.total_episodes: 1600 | not set", "dpo.beta: not set | 0.1",
+        "dpo.num_train_epochs: not set | 1",
+    ]  # fmt: skip
+
+
+def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -> None:
+    def asked(name: str, weights: str) -> dict[str, Any]:
+        recipe = {"policy": {"model": name, "weights": {"a": weights}}, "reference": {"model": "start"}}
+        return {"run": {"name": name, "seconds": {"evaluate": 1.0}}, "provenance": {"recipe": recipe}, "data": {}}
+
+    found = groups_of([asked("a", "1"), asked("b", "2"), asked("a", "1")])
+    assert [(group["name"], group["runs"], group["seconds"]) for group in found] == [
+        ("a", [0, 2], None),
+        ("b", [1], None),
+    ]
+    assert differing(found) == []
+
+
+def test_budgets_by_hand() -> None:
+    lengths = {"lengths in best_of_n": {"prompts": {"kept": 150}}, "lengths in kto": {"pairs": {"kept": 1000}}}
+    report = {"data": lengths}
+    assert (
+        budget({"best_of_n.n": 4, "best_of_n.prompts": 200}, "best_of_n", report)
+        == "600 replies sampled, 4 to a prompt"
+    )
+    assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs, 50 steps"
+    assert budget({"grpo.max_steps": 50}, "grpo", report) == "not recorded"
+    assert flat({"a": {"b": {"c": 1}}, "seed": 3, "ppo": {}, "d": None}) == {"a.b.c": 1, "ppo": {}}

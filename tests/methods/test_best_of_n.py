@@ -1,0 +1,76 @@
+"""Best of n: which reply is picked, by what, and which tokens are imitated."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from llm_rlhf.data.rows import Origin, Prompt
+from llm_rlhf.methods import best_of_n
+from llm_rlhf.methods.best_of_n import Sources, chosen_prompts, pick, sft_rows
+from llm_rlhf.models.inference import ReplyCache, load_roles, score_ids
+from llm_rlhf.recipe.sections import BestOfNOptions, LoraSection, ModelSection
+
+PROMPTS = [Prompt([{"role": "user", "content": f"tell {i}"}], "helpful", Origin("here", i)) for i in range(4)]
+OPTIONS = BestOfNOptions(n=3, response_length=6, missing_eos_penalty=0.5)
+
+
+def half(completions: list[Any], objective: list[str], **kwargs: Any) -> list[float]:
+    assert objective == ["helpful"] * len(completions)
+    return [0.5 * i for i in range(len(completions))]
+
+
+async def later(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    return [None] * len(completions)
+
+
+@pytest.fixture
+def model(base_folder, reward_folder) -> Any:
+    section = ModelSection(base=str(base_folder), lora=LoraSection(r=4, alpha=8))
+    return load_roles(base_folder, section, AutoTokenizer.from_pretrained(base_folder), {"joint": reward_folder})
+
+
+def test_the_reply_with_the_highest_score_less_the_penalty_is_picked(model, tokenizer, tmp_path) -> None:
+    sources = Sources({"joint": None}, [], OPTIONS, seed=0)
+    rows = pick(model, tokenizer, PROMPTS, sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
+    assert [row["prompt"] for row in rows] == [prompt.messages for prompt in PROMPTS]
+    for row in rows:
+        ids = row["prompt_ids"] + row["reply_ids"]
+        (score,) = score_ids(model, "joint", [ids], tokenizer.pad_token_id)
+        stopped = row["reply_ids"][-1] == tokenizer.eos_token_id
+        assert len(row["scores"]) == 3
+        assert row["score"] == max(row["scores"]) == pytest.approx(score - 0.5 * (not stopped), abs=1e-5)
+    again = pick(model, tokenizer, PROMPTS, sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
+    assert again == rows  # from the replies that were kept
+    assert len({tuple(row["scores"]) for row in rows}) > 1
+
+
+def test_functions_score_too_and_one_that_answers_none_adds_nothing(model, tokenizer, tmp_path, monkeypatch) -> None:
+    """Of three replies to a prompt, the last gets 1 more than the first by `half`: with a weight of 100 it is picked."""
+    monkeypatch.setattr(best_of_n, "score_ids", lambda model, name, rows, pad, size: np.zeros(len(rows), np.float32))
+    options = BestOfNOptions(n=3, response_length=6, reward_weights=[1.0, 100.0, 1.0], missing_eos_penalty=0.0)
+    named = [f"{__name__}:half", f"{__name__}:later"]
+    sources = Sources({"joint": None}, named, options, seed=0)
+    rows = pick(model, tokenizer, PROMPTS, sources, options, ReplyCache(tmp_path / "replies.jsonl", {}))
+    assert [row["scores"] for row in rows] == [[50.0 * (3 * i + j) for j in range(3)] for i in range(4)]
+    assert [row["score"] for row in rows] == [50.0 * (3 * i + 2) for i in range(4)]
+
+
+def test_what_is_imitated_are_the_sampled_tokens_of_the_reply_alone() -> None:
+    picked = [{"prompt_ids": [1, 2], "reply_ids": [3, 4, 5]}]
+    assert sft_rows(picked) == [{"input_ids": [1, 2, 3, 4, 5], "assistant_masks": [0, 0, 1, 1, 1]}]
+
+
+def test_fewer_prompts_are_some_of_all_in_their_order_and_more_hold_them() -> None:
+    one, two = chosen_prompts(PROMPTS, 1), chosen_prompts(PROMPTS, 2)
+    assert chosen_prompts(PROMPTS, None) == PROMPTS
+    assert one[0] in two
+    assert [p for p in PROMPTS if p in two] == two
+
+
+def test_a_picked_row_is_plain_json(model, tokenizer, tmp_path) -> None:
+    sources = Sources({"joint": None}, [], OPTIONS, seed=0)
+    rows = pick(model, tokenizer, PROMPTS[:1], sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
+    assert json.loads(json.dumps(rows)) == rows

@@ -1,0 +1,104 @@
+"""GRPO and RLOO are paid what PPO is paid for the same reply."""
+
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import ASKED, make
+from model_helpers import random_reward_adapter
+from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
+
+from llm_rlhf.errors import NonFiniteError, RunError
+from llm_rlhf.recipe.sections import OnlineOptions
+
+
+def length(completions: list[Any], thought: list[str], **kwargs: Any) -> list[float]:
+    assert thought == [""] * len(completions)
+    return [float(len(text[0]["content"])) for text in completions]
+
+
+def said(trainer: Any, ids: list[list[int]]) -> list[Any]:
+    texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def rows_of(count: int = 8) -> list[dict[str, Any]]:
+    return [{"prompt": asked, "objective": "helpful"} for asked in ASKED[:count]]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize(
+    ("names", "functions", "weighed"),
+    [
+        (["joint"], [], {}),
+        (["helpful", "harmless"], [length], {"reward_weights": [0.3, 0.7, 0.01]}),
+        (["joint-0", "joint-1"], [], {"score_combination": "mean_minus_spread", "score_spread_coef": 0.5}),
+        ([], [length], {}),
+    ],
+)
+def test_a_reply_has_the_score_that_ppo_gives_it(
+    kind, names, functions, weighed, base_folder, tokenizer, tmp_path
+) -> None:
+    ids = responses_of(tokenizer.eos_token_id)
+    adapters = {name: random_reward_adapter(base_folder, tmp_path / name, i) for i, name in enumerate(names)}
+    ppo = make_trainer(base_folder, tmp_path, adapters or None, reward_funcs=functions or None, **weighed)
+    fixed_responses(ppo, ids)
+    (batch,) = rollout(ppo)
+    other = make(kind, base_folder, tmp_path, adapters, tuple(functions), OnlineOptions(**weighed))
+    found = other.score(rows_of(), ASKED, said(other, ids), ids)
+    torch.testing.assert_close(found, batch.raw_scores, atol=1e-5, rtol=1e-5)  # rows are padded to other widths
+    assert found.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_reply_cut_off_loses_the_penalty_and_one_column_is_returned(kind, base_folder, tokenizer, tmp_path) -> None:
+    """The odd ones of `responses_of` do not stop by themselves."""
+    ids = responses_of(tokenizer.eos_token_id)
+    trainer = make(kind, base_folder, tmp_path, functions=(length,), scoring=OnlineOptions(missing_eos_penalty=3.0))
+    paid = trainer._calculate_rewards(rows_of(), ASKED, said(trainer, ids), ids)
+    expected = [len(text[0]["content"]) - 3.0 * (i % 2) for i, text in enumerate(said(trainer, ids))]
+    assert paid.squeeze(1).tolist() == expected
+    assert trainer.reward_func_names == ["score"]
+
+
+def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:
+    from llm_rlhf.models.encoding import encode_prompts
+
+    trainer = make("grpo", base_folder, tmp_path, functions=(length,))
+    assert trainer._tokenize_prompts(ASKED)[0] == encode_prompts(tokenizer, ASKED)
+
+
+def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_names_the_function(
+    base_folder, tokenizer, tmp_path
+) -> None:
+    def broken(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float("nan")] * len(completions)
+
+    def short(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [0.0]
+
+    with pytest.raises(NonFiniteError, match="not finite"):
+        make("grpo", base_folder, tmp_path, functions=(broken,), max_steps=1).train()
+    with pytest.raises(RunError, match="short returned 1 numbers for 8"):
+        make("rloo", base_folder, tmp_path, functions=(short,), max_steps=1).train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_what_is_paid_for_is_learned_and_nothing_else_moves(kind, base_folder, reward_folder, tmp_path) -> None:
+    """Paid for short replies, the policy gives shorter ones; the reward adapter and the base stay as they are."""
+
+    def brief(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        return [-float(len(ids)) for ids in completion_ids]
+
+    scoring = OnlineOptions(reward_weights=[0.0, 1.0])
+    trainer = make(
+        kind, base_folder, tmp_path, {"joint": reward_folder}, (brief,), scoring, max_steps=25, beta=0.0,
+        per_device_train_batch_size=16, num_generations=4, max_completion_length=12, logging_steps=5,
+    )  # fmt: skip
+    before = {name: p.clone() for name, p in trainer.model.named_parameters() if ".default." not in name}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(p, after[name]) for name, p in before.items())
+    lengths = [line["completions/mean_length"] for line in trainer.state.log_history if "reward" in line]
+    assert lengths[-1] < lengths[0] - 2, lengths

@@ -1,0 +1,87 @@
+"""A training of another method that was killed after a checkpoint ends with the bits of one that was not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from method_helpers import KINDS, make
+from transformers import TrainerCallback
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.methods.training import train_policy
+from llm_rlhf.ppo import checkpoint
+from llm_rlhf.recipe.loading import steps_per_rollout
+from llm_rlhf.run_folder import RunFolder, read_json, write_json
+
+STEPS = 12
+
+
+class Killed(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+
+def train(kind: str, base: Path, reward: Path, folder: Path, killed: bool = False) -> Any:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, "logging_steps": 1}
+    if kind in ("grpo", "rloo"):  # four steps a rollout, and after two of them all prompts have been seen
+        options |= {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.1}
+    folder.mkdir(exist_ok=True)
+    trainer = make(kind, base, folder, {"joint": reward}, **options)
+    if killed:
+        trainer.add_callback(Killed())
+    train_policy(trainer, RunFolder(folder.parent), folder, kind, {"loss": "loss"})
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_killed_after_a_checkpoint_and_started_again(kind, base_folder, reward_folder, tmp_path, capsys) -> None:
+    train(kind, base_folder, reward_folder, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(kind, base_folder, reward_folder, tmp_path / "killed", killed=True)
+    found = checkpoint.latest(tmp_path / "killed")
+    expected = 4 if kind in ("grpo", "rloo") else 6
+    assert found is not None
+    assert checkpoint.step_of(found) == expected
+    train(kind, base_folder, reward_folder, tmp_path / "killed")
+    assert f"{kind} was interrupted; it goes on from optimizer step {expected}" in capsys.readouterr().out
+    runs = [tmp_path / "whole", tmp_path / "killed"]
+    names = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run in runs]
+    assert names[0] == names[1]
+    assert not any("checkpoint" in name for name in names[0])
+    snapshots = [name for name in names[0] if name.startswith("snapshots") and name.endswith(".safetensors")]
+    assert len(snapshots) == 6  # at every second of twelve steps: an eighth, rounded up
+    for name in ["policy/adapter_model.safetensors", *snapshots]:
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    for line in (*logs[0], *logs[1]):
+        for clock in [k for k in line if "time" in k or "per_second" in k or k in ("train_loss", "num_tokens")]:
+            del line[clock]  # what a clock says, and sums over this launch's steps only
+    assert logs[0] == logs[1]
+    policy = json.loads((runs[0] / "policy" / "adapter_config.json").read_text())
+    assert policy["task_type"] == "CAUSAL_LM"
+
+
+def test_another_number_of_processes_is_refused(base_folder, reward_folder, tmp_path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("dpo", base_folder, reward_folder, tmp_path / "dpo", killed=True)
+    found = checkpoint.latest(tmp_path / "dpo")
+    assert found is not None
+    seal = read_json(found / checkpoint.COMPLETE)
+    write_json(found / checkpoint.COMPLETE, seal | {"state": {"processes": 2}})
+    with pytest.raises(RecipeError, match="was made by 2 processes, now there are 1"):
+        train("dpo", base_folder, reward_folder, tmp_path / "dpo")
+
+
+def test_steps_per_rollout_by_hand() -> None:
+    """Two micro-batches read twice are four micro-steps: four optimizer steps of one, two of two, four of three."""
+
+    class Config:
+        steps_per_generation, num_iterations, gradient_accumulation_steps = 2, 2, 1
+
+    config = Config()
+    for accumulated, expected in ((1, 4), (2, 2), (3, 4), (4, 1)):
+        config.gradient_accumulation_steps = accumulated
+        assert steps_per_rollout(config) == expected

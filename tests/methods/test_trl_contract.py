@@ -1,0 +1,70 @@
+"""What the other methods assume of TRL's trainers. When one of these fails, read what upstream changed."""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from llm_rlhf.methods.offline import PairDPOTrainer, ReplyKTOTrainer
+from llm_rlhf.methods.online import ScoredGRPOTrainer, ScoredRLOOTrainer
+from llm_rlhf.stages.best_of_n import _SFTTrainer
+
+ONLINE = {
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "_get_train_sampler": ["self", "dataset"],
+}
+OF_TRAINER = {
+    "_save": ["self", "output_dir", "state_dict"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+}
+
+
+@pytest.mark.parametrize(("own", "parent"), [(ScoredGRPOTrainer, GRPOTrainer), (ScoredRLOOTrainer, RLOOTrainer)])
+def test_what_the_online_trainers_override_has_the_signature_it_had(own, parent) -> None:
+    for name, parameters in ONLINE.items():
+        assert list(inspect.signature(getattr(parent, name)).parameters) == parameters, name
+        assert getattr(own, name) is not getattr(parent, name), name
+    source = inspect.getsource(parent._generate_and_score_completions) + inspect.getsource(parent._generate)
+    for called in ("self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+                   "self._tokenize_prompts(prompts)", "self._generate_single_turn("):  # fmt: skip
+        assert called in source, called
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in inspect.getsource(
+        parent._prepare_inputs
+    )
+    for name in ("reward_func_names", "reward_weights"):  # set after the constructor to those of one score
+        assert f"self.{name}" in inspect.getsource(parent._generate_and_score_completions), name
+
+
+@pytest.mark.parametrize(("own", "parent"), [(PairDPOTrainer, DPOTrainer), (ReplyKTOTrainer, KTOTrainer)])
+def test_the_offline_trainers_take_token_ids_from_prepare_dataset(own, parent) -> None:
+    assert list(inspect.signature(parent._prepare_dataset).parameters) == [
+        "self", "dataset", "processing_class", "args", "dataset_name",
+    ]  # fmt: skip
+    assert own._prepare_dataset is not parent._prepare_dataset
+    assert "self._prepare_dataset(train_dataset, processing_class, args" in inspect.getsource(parent.__init__)
+
+
+def test_the_collators_take_the_columns_that_our_rows_have() -> None:
+    assert all(f'"{name}"' in inspect.getsource(DataCollatorForPreference.torch_call)
+               for name in ("prompt_ids", "chosen_ids", "rejected_ids"))  # fmt: skip
+    source = inspect.getsource(DataCollatorForUnpairedPreference.torch_call)
+    assert all(f'"{name}"' in source for name in ("prompt_ids", "completion_ids", "KL_completion_ids", "label"))
+    rotated = 'examples["KL_completion_ids"] = [examples["completion_ids"][-1]] + examples["completion_ids"][:-1]'
+    assert rotated in inspect.getsource(KTOTrainer._prepare_dataset)
+
+
+@pytest.mark.parametrize(
+    ("own", "parent"),
+    [(ScoredGRPOTrainer, GRPOTrainer), (ScoredRLOOTrainer, RLOOTrainer), (PairDPOTrainer, DPOTrainer),
+     (ReplyKTOTrainer, KTOTrainer), (_SFTTrainer, SFTTrainer)],
+)  # fmt: skip
+def test_all_save_and_resume_as_we_do(own, parent) -> None:
+    for name, parameters in OF_TRAINER.items():
+        assert list(inspect.signature(getattr(Trainer, name)).parameters) == parameters, name
+        assert getattr(own, name) is not getattr(parent, name), name
+    assert "self.create_model_card(" in inspect.getsource(parent._save_checkpoint)
