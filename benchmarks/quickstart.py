@@ -84,11 +84,13 @@ def _row(seed: int, kernels: str, options: argparse.Namespace) -> dict[str, Any]
     return run_quickstart(run, seed, [*phrasings, *options.overrides], kernels)
 
 
-def run_quickstart(run: Path, seed: int, overrides: list[str], kernels: str = "") -> dict[str, Any]:
+def run_quickstart(
+    run: Path, seed: int, overrides: list[str], kernels: str = "", recipe: Path = RECIPE
+) -> dict[str, Any]:
     """One run of the recipe, made where it is not there yet, as a row of the table."""
     if not (run / "report.json").is_file():
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"ATEN_CPU_CAPABILITY": kernels} if kernels else {})
-        command = [sys.executable, "-m", "llm_rlhf", "run", str(RECIPE)]
+        command = [sys.executable, "-m", "llm_rlhf", "run", str(recipe)]
         with run.with_name(f"{run.name}.log").open("w", encoding="utf-8") as log:
             subprocess.run(
                 [*command, f"seed={seed}", f"output_dir={run}", *overrides],
@@ -97,7 +99,7 @@ def run_quickstart(run: Path, seed: int, overrides: list[str], kernels: str = ""
         print(f"{run.name}: done", flush=True)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     made_by = report["provenance"]["recipe"]
-    wanted = load_recipe(RECIPE, [f"seed={seed}", f"output_dir={run}", *overrides]).as_dict()
+    wanted = load_recipe(recipe, [f"seed={seed}", f"output_dir={run}", *overrides]).as_dict()
     if made_by != wanted:
         raise SystemExit(f"{run} was made by another recipe or version; remove it, or name another --folder.")
     row: dict[str, Any] = {"seed": seed, **report["provenance"]["machine"]}

@@ -48,7 +48,7 @@ def test_the_reply_with_the_highest_score_less_the_penalty_is_picked(model, toke
 
 
 def test_functions_score_too_and_one_that_answers_none_adds_nothing(model, tokenizer, tmp_path, monkeypatch) -> None:
-    """Of three replies to a prompt, the last gets 1 more than the first by `half`: with a weight of 100 it is picked."""
+    """Of three replies to a prompt, the last gets 1 more than the first by `half`, which has a weight of 100."""
     monkeypatch.setattr(best_of_n, "score_ids", lambda model, name, rows, pad, size: np.zeros(len(rows), np.float32))
     options = BestOfNOptions(n=3, response_length=6, reward_weights=[1.0, 100.0, 1.0], missing_eos_penalty=0.0)
     named = [f"{__name__}:half", f"{__name__}:later"]

@@ -69,8 +69,10 @@ def test_kto_gets_both_replies_of_every_pair_shuffled_and_beside_each_the_one_be
 
 
 def trainer_of(kind: str, base: Any, tokenizer: Any, folder: Any, lora: Any) -> Any:
-    common: dict[str, Any] = {"output_dir": str(folder), "report_to": "none", "bf16": False, "use_cpu": True,
-                              "per_device_train_batch_size": 2, "max_length": None, "remove_unused_columns": False}  # fmt: skip
+    common: dict[str, Any] = {
+        "output_dir": str(folder), "report_to": "none", "bf16": False, "use_cpu": True, "max_length": None,
+        "per_device_train_batch_size": 2, "remove_unused_columns": False,
+    }  # fmt: skip
     kinds: dict[str, Any] = {"dpo": (PairDPOTrainer, DPOConfig), "kto": (ReplyKTOTrainer, KTOConfig)}
     trainer, config = kinds[kind]
     rows = dpo_rows(tokenizer, numbered(4)) if kind == "dpo" else kto_rows(tokenizer, numbered(4), 2, 0, True)

@@ -52,7 +52,7 @@ def test_a_chain_ends_in_a_report_of_its_policy(method, finished, tmp_path, caps
     report = json.loads((run / "report.json").read_text())
     gain = next(entry for entry in report["estimates"] if entry["name"] == "gold_gain")
     assert (gain["subject"], gain["reference"]) == (method, "sft")
-    assert [entry for entry in report["estimates"] if entry["name"] == "kl"][0]["estimate"] > 0
+    assert next(entry for entry in report["estimates"] if entry["name"] == "kl")["estimate"] > 0
     assert report["curves"][method]
     assert method in report["run"]["seconds"]
     assert f"{method}/policy/adapter_model.safetensors" in report["provenance"]["hashes"]

@@ -21,7 +21,7 @@ def load(folder: Path, **sections: Any) -> Any:
 
 
 def test_two_methods_are_one_error(tmp_path) -> None:
-    with pytest.raises(RecipeError, match="'ppo' and 'dpo' each make a policy of the same start.*llm-rlhf compare"):
+    with pytest.raises(RecipeError, match=r"'ppo' and 'dpo' each make a policy of the same start.*llm-rlhf compare"):
         load(tmp_path, reward={}, ppo={}, dpo={})
 
 
