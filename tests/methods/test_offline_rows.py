@@ -17,7 +17,7 @@ ASKED = [{"role": "user", "content": "Why?"}]
 LATER = [*ASKED, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."}, {"role": "user", "content": "And?"}]
 PAIRS = [
     Preference(ASKED, "Because it is.", "No.", "helpful", Origin("here", 1)),
-    Preference(LATER, "<think>\nwell\n</think>\n\nYes.", "Go away.", "harmless", Origin("here", 2)),
+    Preference(LATER, "<think>\nwell, let me see\n</think>\n\nYes.", "Go away.", "harmless", Origin("here", 2)),
 ]
 """The second has a thought in its history, which most templates drop, and one before its chosen reply."""
 

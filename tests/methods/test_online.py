@@ -85,20 +85,14 @@ def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
-def test_what_is_paid_for_is_learned_and_nothing_else_moves(kind, base_folder, reward_folder, tmp_path) -> None:
-    """Paid for short replies, the policy gives shorter ones; the reward adapter and the base stay as they are."""
-
-    def brief(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-        return [-float(len(ids)) for ids in completion_ids]
-
-    scoring = OnlineOptions(reward_weights=[0.0, 1.0])
-    trainer = make(
-        kind, base_folder, tmp_path, {"joint": reward_folder}, (brief,), scoring, max_steps=25, beta=0.0,
-        per_device_train_batch_size=16, num_generations=4, max_completion_length=12, logging_steps=5,
-    )  # fmt: skip
-    before = {name: p.clone() for name, p in trainer.model.named_parameters() if ".default." not in name}
+def test_the_policy_moves_and_nothing_else(kind, base_folder, reward_folder, tmp_path) -> None:
+    """The reference is read with the adapters off between the steps, and the reward adapter beside the policy's."""
+    trainer = make(kind, base_folder, tmp_path, {"joint": reward_folder}, max_steps=3, beta=0.1, logging_steps=1)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
-    after = dict(trainer.model.named_parameters())
-    assert all(torch.equal(p, after[name]) for name, p in before.items())
-    lengths = [line["completions/mean_length"] for line in trainer.state.log_history if "reward" in line]
-    assert lengths[-1] < lengths[0] - 2, lengths
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (".default." not in name), name
+        assert parameter.requires_grad == (".default." in name), name
+    logged = [line for line in trainer.state.log_history if "reward" in line]
+    assert logged[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # a fresh adapter adds nothing
+    assert logged[-1]["kl"] != logged[0]["kl"]

@@ -24,7 +24,7 @@ CURVES: list[tuple[str, str, str, str]] = [
         for stage in ("grpo", "rloo")
         for row in (
             (stage, "reward", "Reward-model score", "Mean score of the sampled replies, cut ones less the penalty."),
-            (stage, "kl", "KL from the SFT model", "Nats per token; how far the policy has moved to get there."),
+            (stage, "kl", "KL from the start", "Nats per token; how far the policy has moved to get there."),
             (
                 stage,
                 "completions/mean_length",
@@ -47,7 +47,7 @@ CURVES: list[tuple[str, str, str, str]] = [
         "Their mean log-probability; it may fall, and the others' more.",
     ),
     ("kto", "rewards/margins", "Margin", "Mean gain of desirable replies over undesirable ones, in nats times beta."),
-    ("kto", "kl", "KL from the SFT model", "KTO's own estimate, by replies to other prompts; in nats."),
+    ("kto", "kl", "KL from the start", "KTO's own estimate, by replies to other prompts; in nats."),
     ("best_of_n", "loss", "Loss", "Nats per token on the picked replies."),
     ("sft", "loss", "SFT loss", "Nats per token on the demonstrations."),
     (
