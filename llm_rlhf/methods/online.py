@@ -28,6 +28,7 @@ from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
 from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.models.roles import add_reward_role, role_scores
+from llm_rlhf.ppo.config import samples_with_bias
 from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
 from llm_rlhf.ppo.sampling import merged_policy
@@ -79,7 +80,7 @@ class ScoredReplies(TrainedPolicy):
         for name, folder in adapters.items():
             add_reward_role(self.model, folder, name)
         on_cpu = self.accelerator.device.type == "cpu"
-        self._draws = on_cpu and not self.args.generation_kwargs
+        self._draws = on_cpu and not samples_with_bias(self.args) and not self.args.generation_kwargs
         whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
         self.add_callback(_BetweenRollouts())

@@ -17,6 +17,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32, announce
 from llm_rlhf.ppo import checkpoint
+from llm_rlhf.ppo.preparation import is_sharded
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.training import METRICS, StageLog, StopsOnBadLoss, attach_log
 
@@ -27,11 +28,16 @@ class TrainedPolicy(StopsOnBadLoss, checkpoint.SealedCheckpoints):
     """Mixed into TRL's trainers: what is saved is the policy's adapter, and a killed training goes on from it."""
 
     model: Any
+    model_wrapped: Any
 
     def save_policy(self, folder: Path) -> None:
         """Write what any PEFT user loads on the base. Called on every process."""
+        weights = None
+        if is_sharded(self.accelerator.distributed_type, self.args):
+            weights = self.accelerator.get_state_dict(self.model_wrapped)  # which every process helps to gather
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, selected_adapters=[POLICY])
+            model = self.accelerator.unwrap_model(self.model)
+            model.save_pretrained(folder, selected_adapters=[POLICY], state_dict=weights)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The parent would write the reward adapters too, and a tokenizer and arguments that nobody reads."""
@@ -65,7 +71,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
         shown: metric name to the short name it has on the progress line.
 
     Raises:
-        RecipeError: where the interrupted launch had another number of processes.
+        RecipeError: where the interrupted launch had another number of processes, or weights are spread over them.
     """
     adapters_in_float32(trainer.model)
     attach_log(trainer, StageLog(stage, folder, shown))
@@ -73,7 +79,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     found = checkpoint.latest(folder)
     run.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint
     if found is not None:
-        _check_processes(found, run)
+        _check_processes(found, run, is_sharded(trainer.accelerator.distributed_type, trainer.args))
         announce(f"{stage} was interrupted; it goes on from optimizer step {checkpoint.step_of(found)}.")
     if run.state.is_main_process:
         _forget_after(folder, 0 if found is None else checkpoint.step_of(found))
@@ -86,7 +92,12 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
             shutil.rmtree(old)
 
 
-def _check_processes(found: Path, run: RunFolder) -> None:
+def _check_processes(found: Path, run: RunFolder, sharded: bool) -> None:
+    if sharded:
+        raise RecipeError(
+            f"{found.parent} holds what an interrupted launch left, which cannot be read into weights that FSDP or "
+            "ZeRO-3 have spread over processes; delete it to start this stage anew, or use DDP."
+        )
     state = checkpoint.sealed_state(found) or {}
     if state.get("processes") != run.state.num_processes:
         raise RecipeError(

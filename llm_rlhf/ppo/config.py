@@ -25,6 +25,11 @@ NOT_SET: Any = None
 BEST = "keep 'best' leaves the best snapshot, by the held-out reward model"
 
 
+def samples_with_bias(args: Any) -> bool:
+    """`PPOConfig.samples_with_bias` of any of TRL's configurations that sample."""
+    return bool(args.top_p < 1 or args.top_k > 0 or args.min_p or args.repetition_penalty != 1)
+
+
 @dataclass
 class PPOConfig(RLOOConfig):
     """Configuration of PPOTrainer. Every field of transformers.TrainingArguments and trl.RLOOConfig is accepted too.
@@ -258,7 +263,7 @@ class PPOConfig(RLOOConfig):
     @property
     def samples_with_bias(self) -> bool:
         """Whether what is sampled is not the distribution whose log-probabilities PPO compares."""
-        return self.top_p < 1 or self.top_k > 0 or bool(self.min_p) or self.repetition_penalty != 1
+        return samples_with_bias(self)
 
     def _parent_post_init(self) -> None:
         """RLOO compares responses of one prompt and so refuses one response per prompt; PPO has a value function.

@@ -68,6 +68,13 @@ def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer,
     assert trainer._tokenize_prompts(ASKED)[0] == encode_prompts(tokenizer, ASKED)
 
 
+def test_what_draw_does_not_know_is_left_to_the_parent(base_folder, tmp_path) -> None:
+    """It draws from the whole distribution, whatever top_k or generation_kwargs say."""
+    assert make("grpo", base_folder, tmp_path, functions=(length,))._draws
+    for biased in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"generation_kwargs": {"no_repeat_ngram_size": 2}}):
+        assert not make("rloo", base_folder, tmp_path, functions=(length,), **biased)._draws
+
+
 def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_names_the_function(
     base_folder, tokenizer, tmp_path
 ) -> None:
