@@ -3,7 +3,7 @@
 The reference is the base, the policy with its adapter off. A pair's replies are encoded as SFT encodes them, each with
 the thought that it may begin with.
 
-Private methods of TRL's trainers that are overridden, guarded by tests/methods/test_trl_contract.py:
+Private methods of TRL's trainers that are overridden, guarded by tests/methods/test_methods_contract.py:
 `_prepare_dataset`.
 """
 

@@ -5,7 +5,7 @@
    thought before it is heard by nobody. A reply cut before it stopped loses `missing_eos_penalty`.
 3. What TRL makes of the scores is TRL's: advantages within the replies to one prompt, KL, clipping, the loss.
 
-Private methods of TRL's trainers that are overridden or called, guarded by tests/methods/test_trl_contract.py:
+Private methods of TRL's trainers that are overridden or called, guarded by tests/methods/test_methods_contract.py:
 `_calculate_rewards`, `_generate_single_turn`, `_tokenize_prompts`, `_get_train_sampler`.
 """
 

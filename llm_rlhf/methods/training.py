@@ -1,6 +1,6 @@
 """What the methods beside PPO have in common: checkpoints, snapshots, and what a training leaves.
 
-Private methods of transformers' Trainer that are overridden, guarded by tests/methods/test_trl_contract.py: `_save`,
+Private methods of transformers' Trainer that are overridden, guarded by tests/methods/test_methods_contract.py: `_save`,
 `_load_from_checkpoint`, and `_save_checkpoint` in ppo/checkpoint.py.
 """
 
