@@ -99,6 +99,7 @@ def run_quickstart(
         print(f"{run.name}: done", flush=True)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     made_by = report["provenance"]["recipe"]
+    made_by["model"]["chat_template_date"] = None  # the day of the run, which no recipe here sets
     wanted = load_recipe(recipe, [f"seed={seed}", f"output_dir={run}", *overrides]).as_dict()
     if made_by != wanted:
         raise SystemExit(f"{run} was made by another recipe or version; remove it, or name another --folder.")

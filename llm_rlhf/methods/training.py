@@ -1,7 +1,7 @@
 """What the methods beside PPO have in common: checkpoints, snapshots, and what a training leaves.
 
-Private methods of transformers' Trainer that are overridden, guarded by tests/methods/test_methods_contract.py: `_save`,
-`_load_from_checkpoint`, and `_save_checkpoint` in ppo/checkpoint.py.
+Private methods of transformers' Trainer that are overridden, guarded by tests/methods/test_methods_contract.py:
+`_save`, `_load_from_checkpoint`, and `_save_checkpoint` in ppo/checkpoint.py.
 """
 
 import math

@@ -39,10 +39,12 @@ def test_methods_are_called_by_their_names_and_every_key_apart_is_listed() -> No
     found = groups_of([report_of(), dpo])
     assert [group["name"] for group in found] == ["PPO", "DPO"]
     assert [group["seconds"] for group in found] == [10.0, 30.0]
-    assert [group["budget"] for group in found] == ["1,600 replies sampled", "5,421 pairs, 1 times each"]
-    assert differing(found) == [
-        "ppo.kl_coef: 0.1 | not set", "ppo.total_episodes: 1600 | not set", "dpo.beta: not set | 0.1",
-        "dpo.num_train_epochs: not set | 1",
+    assert [group["budget"] for group in found] == ["1,600 replies sampled", "5,421 pairs, once each"]
+    assert differing(found) == ["ppo: kl_coef=0.1, total_episodes=1600", "dpo: beta=0.1, num_train_epochs=1"]
+    other = report_of(ppo={"kl_coef": 0.2, "total_episodes": 1600}, world={"entities": 4})
+    assert differing(groups_of([report_of(), other, dpo])) == [
+        "world.entities: 3 | 4 | 3", "ppo.kl_coef: 0.1 | 0.2", "ppo: total_episodes=1600",
+        "dpo: beta=0.1, num_train_epochs=1",
     ]  # fmt: skip
 
 

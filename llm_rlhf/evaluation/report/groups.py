@@ -17,8 +17,9 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The groups in order of their first runs.
 
     Returns:
-        {"name", "runs": numbers of its runs, "seconds": mean of the stage that made the policy, or None where that is
-        not recorded, "budget": what it learned from, in words, "differs": {KEY: value as text}} each.
+        {"name", "method": its section or None, "runs": numbers of its runs, "seconds": mean of the stage that made the
+        policy, or None where that is not recorded, "budget": what it learned from, in words, "differs": {KEY: value as
+        text}} each.
     """
     recipes = [flat(report["provenance"]["recipe"]) for report in reports]
     distinct: list[dict[str, Any]] = []
@@ -40,6 +41,7 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.append(
             {
                 "name": ", ".join([called, *telling[:NAMED_KEYS]]),
+                "method": method,
                 "runs": runs,
                 "seconds": sum(seconds) / len(seconds) if seconds else None,
                 "budget": budget(recipe, method, reports[runs[0]]),
@@ -50,9 +52,18 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def differing(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each key by which the groups' recipes differ, with every group's value."""
-    keys = dict.fromkeys(key for group in groups for key in group["differs"])
-    return [f"{key}: {' | '.join(group['differs'].get(key, 'not set') for group in groups)}" for key in keys]
+    """Where the groups' recipes differ: a line for each key with its values, then one for each method's section."""
+    lines: list[str] = []
+    sections: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for group in groups for key in group["differs"]):
+        section, _, name = key.partition(".")
+        of = [group for group in groups if group["method"] == section] if section in METHODS else groups
+        values = [group["differs"].get(key, "not set") for group in of]
+        if section in METHODS and len(set(values)) == 1:
+            sections.setdefault(section, []).append(f"{name}={values[0]}")
+        else:
+            lines.append(f"{key}: {' | '.join(values)}")
+    return lines + [f"{section}: {', '.join(known)}" for section, known in sections.items()]
 
 
 def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,7 +86,9 @@ def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -
     if pairs := lengths.get("pairs"):
         epochs = recipe.get(f"{method}.num_train_epochs", 3)  # as transformers has it
         steps = recipe.get(f"{method}.max_steps", -1)
-        return f"{pairs['kept']:,} pairs, " + (f"{steps:,} steps" if steps > 0 else f"{epochs:g} times each")
+        return f"{pairs['kept']:,} pairs, " + (
+            f"{steps:,} steps" if steps > 0 else "once each" if epochs == 1 else f"{epochs:g} times each"
+        )
     if method == "best_of_n" and (prompts := lengths.get("prompts")):
         count, n = min(recipe.get("best_of_n.prompts", prompts["kept"]), prompts["kept"]), recipe.get("best_of_n.n", 8)
         return f"{count * n:,} replies sampled, {n} to a prompt"
