@@ -20,7 +20,16 @@ def report_of(seconds: float = 10.0, lengths: dict[str, Any] | None = None, **ch
 def test_runs_that_differ_by_seed_name_and_day_are_one_group() -> None:
     day = {"lora": {"r": 4}, "chat_template_date": "2026-02-02"}
     found = groups_of([report_of(10), report_of(20, seed=1, name="two", output_dir="runs/two", model=day)])
-    assert found == [{"name": "PPO", "runs": [0, 1], "seconds": 15.0, "budget": "1,600 replies sampled", "differs": {}}]
+    assert found == [
+        {
+            "name": "PPO",
+            "method": "ppo",
+            "runs": [0, 1],
+            "seconds": 15.0,
+            "budget": "1,600 replies sampled",
+            "differs": {},
+        }
+    ]
 
 
 def test_a_key_apart_makes_two_groups_which_are_called_by_it() -> None:
@@ -63,10 +72,10 @@ def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -
 
 def test_budgets_by_hand() -> None:
     lengths = {"lengths in best_of_n": {"prompts": {"kept": 150}}, "lengths in kto": {"pairs": {"kept": 1000}}}
-    report = {"data": lengths}
+    report = {"data": lengths}  # of the 150, a tenth is kept back
     assert (
         budget({"best_of_n.n": 4, "best_of_n.prompts": 200}, "best_of_n", report)
-        == "600 replies sampled, 4 to a prompt"
+        == "540 replies sampled, 4 to a prompt"
     )
     assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs, 50 steps"
     assert budget({"grpo.max_steps": 50}, "grpo", report) == "not recorded"

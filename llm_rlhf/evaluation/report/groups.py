@@ -7,7 +7,8 @@ method or a key are not repetitions; they stand side by side, each group with it
 from collections.abc import Sequence
 from typing import Any
 
-from llm_rlhf.recipe.sections import METHODS
+from llm_rlhf.methods.prompts import number_kept_back
+from llm_rlhf.recipe.sections import METHODS, BestOfNOptions
 
 NAMES_AND_DRAWS = ("name", "output_dir", "seed", "model.chat_template_date")  # what repetitions may differ by
 NAMED_KEYS = 3  # differing keys in a group's name; all of them are listed beside
@@ -90,8 +91,11 @@ def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -
             f"{steps:,} steps" if steps > 0 else "once each" if epochs == 1 else f"{epochs:g} times each"
         )
     if method == "best_of_n" and (prompts := lengths.get("prompts")):
-        count, n = min(recipe.get("best_of_n.prompts", prompts["kept"]), prompts["kept"]), recipe.get("best_of_n.n", 8)
-        return f"{count * n:,} replies sampled, {n} to a prompt"
+        known = {name: recipe.get(f"best_of_n.{name}") for name in ("n", "prompts", "eval_prompts")}
+        options = BestOfNOptions(**{name: value for name, value in known.items() if value is not None})
+        there = prompts["kept"] - number_kept_back(prompts["kept"], options.eval_prompts)
+        count = min(there, options.prompts or there)
+        return f"{count * options.n:,} replies sampled, {options.n} to a prompt"
     return "not recorded"
 
 
