@@ -7,6 +7,7 @@ from typing import Any
 from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
+from llm_rlhf.evaluation.report.measures import WORLDS_BASE
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
@@ -27,7 +28,7 @@ def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decodin
     report = assemble(
         name=recipe.name,
         recipe=str(run_folder / "recipe.yaml"),
-        base="the gold world's own" if recipe.world is not None else str(recipe.model.base),
+        base=WORLDS_BASE if recipe.world is not None else str(recipe.model.base),
         seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()},
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,

@@ -21,17 +21,20 @@ from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
-    NARROW,
     SPREADS,
     Entry,
     contest,
     find,
-    interval_text,
     is_difference,
     measure_of,
     split_label,
-    value_text,
     with_own,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    NARROW,
+    alike,
+    interval_text,
+    value_text,
 )
 from llm_rlhf.evaluation.report.page import templates
 from llm_rlhf.evaluation.report.schema import check_report
@@ -130,7 +133,10 @@ def write_comparison(found: dict[str, Any], folder: Path) -> Path:
 def render_comparison(found: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
     with with_own(found["own"]):
-        groups = [_group(row, found["runs"]) for row in found["rows"]]
+        groups = []
+        for row in found["rows"]:
+            with alike(_entries(row)):
+                groups.append(_group(row, found["runs"]))
     return (
         templates(escape=True)
         .get_template("comparison.html.jinja")
@@ -299,6 +305,11 @@ def _group(row: dict[str, Any], runs: list[str]) -> dict[str, Any]:
     }
 
 
+def _entries(row: dict[str, Any]) -> list[Entry]:
+    """All that stands in a row of the table: of every run, and of all together."""
+    return [entry for entry in (*row["each"], row["together"]) if entry is not None]
+
+
 def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
     """Where every run began and ended: grey dots and coloured ones."""
     known = [(run, level) for run, level in zip(found["runs"], found["levels"], strict=True) if level is not None]
@@ -344,11 +355,15 @@ def _summary(found: dict[str, Any]) -> list[str]:
     lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
     lines.append(f"all runs together: {found['headline']['text']}")
     for row in found["rows"][:6]:
-        each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
-        where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
-        line = f"{measure_of(row['name']).label}{where}: {each}"
-        if row["together"] is not None:
-            together = row["together"]
-            line += f"; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
-        lines.append(line)
+        with alike(_entries(row)):
+            lines.append(_row_line(row))
     return lines
+
+
+def _row_line(row: dict[str, Any]) -> str:
+    each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
+    where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
+    line = f"{measure_of(row['name']).label}{where}: {each}"
+    if row["together"] is None:
+        return line
+    return f"{line}; together {value_text(row['together'])} {interval_text(row['together'])} (95{NARROW}%, over runs)"

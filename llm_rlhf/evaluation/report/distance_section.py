@@ -4,7 +4,13 @@ import re
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.measures import MINUS, number, subject_label
+from llm_rlhf.evaluation.report.measures import (
+    subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    MINUS,
+    number,
+)
 
 _HYPHEN = re.compile(r"-(?=\d)")  # before a digit: a minus
 DISTANT = {"reward": "Training reward", "heldout": "Held-out reward", "gold": "True score"}  # each has its colour

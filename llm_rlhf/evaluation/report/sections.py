@@ -15,11 +15,13 @@ from llm_rlhf.evaluation.report.measures import (
     SUBJECTS,
     Entry,
     find,
-    interval_text,
     measure_of,
     own_names,
     split_label,
     subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    interval_text,
     value_text,
 )
 from llm_rlhf.evaluation.report.sides import NOUNS, Side, judgement
@@ -31,7 +33,8 @@ TONES = {
     "disputed": "warn",
     "holds": "flat",
     "not shown to hold": "warn",
-    "no difference shown": "flat",
+    "difference not shown": "flat",
+    "no difference shown": "flat",  # in reports of earlier versions
     "not certain": "flat",
 }
 
@@ -77,7 +80,7 @@ REFUSALS = [
 
 def hero(report: dict[str, Any]) -> dict[str, Any] | None:
     """The headline's word and both sides' numbers; without a policy, or either side, the one number there is."""
-    entry, known = headline_estimate(report), report["headline"]
+    entry, known = headline_estimate(report["estimates"]), report["headline"]
     sides = [_hero_side(side) for side in _sides(report["estimates"]) if side.status != "not measured"]
     if entry is None and not sides:
         return None
@@ -236,7 +239,6 @@ def wins(estimates: list[Entry]) -> dict[str, Any] | None:
     rows = []
     for entry in found:
         text = f"{value_text(entry)} {interval_text(entry)}"
-        sure = entry["low"] is not None and (entry["low"] > 0.5 or entry["high"] < 0.5)
         rows.append(
             {
                 "label": f"{subject_label(entry['subject'])} against {subject_label(entry['reference'] or 'start')}",
@@ -246,7 +248,7 @@ def wins(estimates: list[Entry]) -> dict[str, Any] | None:
                 "interval": interval_text(entry),
                 "n": entry["n"],
                 "text": text,
-                "tone": ("good" if entry["estimate"] > 0.5 else "bad") if sure else "flat",
+                "tone": TONES.get(judgement(entry), "flat"),
             }
         )
     return {"rows": rows, "axis": charts.strip_axis(extent, 100), "meaning": MEASURES["win_rate"].meaning}
@@ -266,7 +268,7 @@ def price(estimates: list[Entry]) -> list[dict[str, Any]]:
                     "label": measure.label,
                     "meaning": measure.meaning,
                     "levels": [level_of(e) for e in levels],
-                    "change": f"change {of}{value_text(change, unit=False)} {interval_text(change)}" if change else "",
+                    "change": f"change {of}{value_text(change, unit=not of)} {interval_text(change)}" if change else "",
                 }
             )
     return tiles
