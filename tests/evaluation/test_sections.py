@@ -138,7 +138,7 @@ def test_curves_in_episodes_where_every_point_tells_them() -> None:
     assert [(chart["label"], chart["x"]) for chart in found["others"]] == [("SFT loss", "step")]
     assert [chart["label"] for chart in found["more"]] == ["ppo: mine"]  # what is told by objective stands elsewhere
     del ppo[1]["episode"]
-    assert curves({"ppo": ppo})["first"][0]["x"] == "step"
+    assert curves({"ppo": ppo}, "SFT")["first"][0]["x"] == "step"
 
 
 # ---- reward models ---------------------------------------------------------------------------------------------------

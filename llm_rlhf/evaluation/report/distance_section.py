@@ -26,7 +26,7 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
         if name in found["points"][0]:
             fit = found["fits"][name]
             curve = [tuple(pair) for pair in fit["curve"]] if fit else []
-            courses.append(charts.Course(name, label, _gains(found["points"], name), curve))
+            courses.append(charts.Course(name, label, _gains(found["points"], name), curve, _band(found, name)))
             if sampled is not None:
                 of_n = f"{label}, best of n"
                 courses.append(charts.Course(name, of_n, _gains(sampled["points"], name), trained=False))
@@ -41,12 +41,23 @@ def distance(found: dict[str, Any] | None) -> dict[str, Any] | None:
         ],
         "best_of_n": _against_best(sampled, found.get("start")) if sampled is not None else None,
         "prompts": found["prompts"],
+        "bands": any(course.band for course in courses),
         "alarm": bool(alarm),
     }
 
 
 def _gains(points: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(point["sqrt_kl"], point[name] - points[0][name]) for point in points]
+
+
+def _band(found: dict[str, Any], name: str) -> list[tuple[float, float, float]]:
+    """Distance and both ends of the gain's interval, of each snapshot; none in reports of earlier versions."""
+    gains = found.get("gains", {}).get(name, [])
+    return [
+        (point["sqrt_kl"], gain["low"], gain["high"])
+        for point, gain in zip(found["points"], gains, strict=False)
+        if gain["low"] is not None
+    ]
 
 
 def _against_best(found: dict[str, Any], start: str | None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         **found,
-        "report": report,
+        "report": {"next": [], **report},
         "run": report["run"],
         "seconds": [(stage, duration(s)) for stage, s in report["run"]["seconds"].items()],
         "total": duration(sum(report["run"]["seconds"].values())),

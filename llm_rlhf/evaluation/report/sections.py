@@ -81,7 +81,8 @@ REFUSALS = [
 def hero(report: dict[str, Any]) -> dict[str, Any] | None:
     """The headline's word and both sides' numbers; without a policy, or either side, the one number there is."""
     entry, known = headline_estimate(report["estimates"]), report["headline"]
-    sides = [_hero_side(side) for side in _sides(report["estimates"]) if side.status != "not measured"]
+    measured = [side for side in _sides(report["estimates"]) if side.status != "not measured"]
+    sides, decides = [_hero_side(side) for side in measured], [side.decides or side.evidence[0] for side in measured]
     if entry is None and not sides:
         return None
     shown = {
@@ -96,10 +97,10 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
         "covers": None,
     }
     if entry is None:
-        return shown
+        return shown | {"covers": covers(decides[0])}
     shown["measure"] = measure_of(entry["name"])
     if entry["name"] == "reward_accuracy":
-        return shown
+        return shown | {"covers": f"Intervals cover other pairs like these {entry['n']:,}, not another training."}
     return shown | {"detectable": detectable(entry), "covers": covers(entry)}
 
 
