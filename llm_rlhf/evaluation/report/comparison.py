@@ -88,10 +88,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         if resolved.count(folder.resolve()) > 1:
             raise RecipeError(f"{folder} is named twice; a run beside itself is no second one.")
-    reports = [_read(folder) for folder in folders]
-    for folder, report in zip(folders, reports, strict=True):
-        if not has_policy(report["estimates"]):
-            raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
+    reports = [read_policy_report(folder) for folder in folders]
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
     rows: list[dict[str, Any]] = []
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
@@ -144,7 +141,12 @@ def render_comparison(found: dict[str, Any]) -> str:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_policy_report(folder: Path) -> dict[str, Any]:
+    """The report in a run's folder, or in one that `llm-rlhf evaluate` wrote.
+
+    Raises:
+        RecipeError: where there is none, or it is none of a policy.
+    """
     path = folder / "report.json"
     if not path.is_file():
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
@@ -153,6 +155,8 @@ def _read(folder: Path) -> dict[str, Any]:
         check_report(report)
     except ValueError as error:
         raise RecipeError(f"{path} is no report of this version ({error}); evaluate again.") from None
+    if not has_policy(report["estimates"]):
+        raise RecipeError(f"The report in {folder} has no policy; what it measured is a reward model alone.")
     return report
 
 

@@ -280,7 +280,7 @@ def no_better_than_choosing(known: Known) -> list[Step]:
         f"replies of {start} ({said(over)}): training bought little, or what it bought is not shown."
     )
     remedy = (
-        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, improve the "
-        "reward model (more pairs in data.preferences) before you train longer."
+        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, improve "
+        "the reward model (more pairs in data.preferences) before you train longer."
     )
     return [Step("no_better_than_choosing", finding, remedy)]

@@ -369,6 +369,11 @@ def measure_of(name: str) -> Measure:
     return MEASURES.get(level_name(name), Measure(name.replace("_", " "), "", "score", "neither"))
 
 
+def within(label: str) -> str:
+    """A measure's label as it stands within a sentence."""
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
+
+
 def level_name(name: str) -> str:
     """The level that a difference is of; a level's own name, and that of a measure not listed here, as it stands."""
     return name.removesuffix("_gain") if name.removesuffix("_gain") in _own.get() else _LEVEL_OF.get(name, name)

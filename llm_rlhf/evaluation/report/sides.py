@@ -18,6 +18,7 @@ from llm_rlhf.evaluation.report.measures import (
     find,
     measure_of,
     split_label,
+    within,
 )
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,
@@ -190,5 +191,4 @@ def _said(entry: Entry) -> str:
 
 def _label(entry: Entry) -> str:
     """The measure's name as it stands within a sentence."""
-    label = measure_of(entry["name"]).label
-    return label[0].lower() + label[1:]
+    return within(measure_of(entry["name"]).label)
