@@ -67,8 +67,8 @@ def _cannot(folder: Path, other: Path, why: str) -> RecipeError:
 
 def _shared(report: dict[str, Any], other: dict[str, Any]) -> set[str]:
     """What measured both: the rules always, a reward model where it is known to be the same."""
-    same = {name for name in ("heldout", "reward")
-            if (known := judge_identity(report, name)) is not None and known == judge_identity(other, name)}  # fmt: skip
+    identities = {name: (judge_identity(report, name), judge_identity(other, name)) for name in ("heldout", "reward")}
+    same = {name for name, (own, its) in identities.items() if own is not None and own == its}
     return {"gold", *same} | ({"refused"} if _detector(report) == _detector(other) else set())
 
 

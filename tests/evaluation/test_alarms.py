@@ -113,7 +113,10 @@ def test_names_that_are_not_sft_and_ppo_find_their_levels() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "mine refuses 20 points more than begin [+10, +30]."),
+        (
+            entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"),
+            "mine refuses 20 points more than begin [+10, +30].",
+        ),
         (entry("eos_rate", 0.4, 0.3, 0.5), "Only 40% of the replies of mine stop"),
         (entry("kl", 60.0, 55, 65), "60 nats a reply away from begin"),
     ],
