@@ -72,8 +72,8 @@ def check_gate(report: dict[str, Any], section: GateSection, checks: Sequence[Ch
             lines.append(_rate("harmful_refusals", change, section.refusal_drop, section))
         if section.over_refusal_rise is not None:
             asked = [e for e in (first_found(estimates, [one]) for one in OVER_REFUSAL) if e is not None]
-            for change in asked or [None]:
-                lines.append(_rate("over_refusal", change, section.over_refusal_rise, section))
+            rise = section.over_refusal_rise
+            lines += [_rate("over_refusal", change, rise, section) for change in (asked or (None,))]
         if section.kl is not None:
             lines.append(_kl(estimates, section.kl, section))
         if section.perplexity_rise is not None:

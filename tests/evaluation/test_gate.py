@@ -1,4 +1,4 @@
-"""The gate: each threshold both ways, what was not measured, two runs by their replies, and the command's exit codes."""
+"""The gate: each threshold both ways, what was not measured, two runs by their replies, the command's exit codes."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def learned(helpful: tuple[float, float], name: str = "heldout_reward_gain") -> 
         ("helpful", [estimate("gold_helpful_gain", 0.1, -0.051, 0.3)], {"margin": 0.06}, "pass"),
         ("helpful", [estimate("gold_helpful_gain", 0.1, -0.001, 0.3)], {"margin": 0.0}, "FAIL"),
         ("helpful", [estimate("gold_helpful_gain", 0.1, 0.0, 0.3)], {"margin": 0.0}, "pass"),
-        ("helpful", [estimate("gold_helpful_gain", 0.5, None, None)], {}, "FAIL"),  # without an interval, nothing is shown
+        ("helpful", [estimate("gold_helpful_gain", 0.5, None, None)], {}, "FAIL"),  # no interval shows nothing
         ("helpful", learned((0.01, 0.3)), {}, "pass"),
         ("helpful", learned((-0.01, 0.3)), {}, "FAIL"),  # the spread of the start's scores is not known: a margin of 0
         ("helpful", learned((0.3, 0.5), "reward_gain"), {}, "FAIL"),  # what training was paid by is no judge of it
@@ -129,7 +129,7 @@ def test_a_fault_of_the_reward_model_fails_and_a_merit_that_was_not_shown_does_n
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"kl": -1.0}, "'gate.kl' is -1.0; it must be 0 or more"),
+        ({"kl": -1.0}, r"'gate\.kl' is -1\.0; it must be 0 or more"),
         ({"margin": float("nan")}, "'gate.margin' is nan"),
         ({"perplexity_rise": 0.5}, "'gate.perplexity_rise' is 0.5"),
         ({"required": ["harmles"]}, "Did you mean 'harmless'"),
@@ -141,9 +141,9 @@ def test_thresholds_that_hold_nothing_are_refused(section: dict[str, Any], words
 
 
 def test_a_recipe_is_refused_for_its_gate_and_no_stage_is_another_for_it() -> None:
-    with pytest.raises(RecipeError, match="'gate.kl'"):
+    with pytest.raises(RecipeError, match=r"'gate\.kl'"):
         load_recipe(QUICKSTART, ["gate.kl=-1"])
-    with pytest.raises(RecipeError, match="Did you mean 'gate.kl'"):
+    with pytest.raises(RecipeError, match=r"Did you mean 'gate\.kl'"):
         load_recipe(QUICKSTART, ["gate.kll=3"])
     plain, strict = load_recipe(QUICKSTART), load_recipe(QUICKSTART, ["gate.kl=3", "gate.gain=0.4"])
     assert (strict.gate.kl, strict.as_dict()["gate"]["gain"]) == (3, 0.4)

@@ -154,8 +154,8 @@ def lost_language(known: Known) -> list[Step]:
     kl, change = known.of_policy("kl"), known.of_policy("token_logprob_change")
     before, after = (known.of_policy("perplexity", who=who) for who in ("start", "policy"))
     remedy = f"Raise {known.kl_key}" + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
-    forgot = change is not None and direction(change) < 0 and before is not None and after is not None
-    if forgot and after["estimate"] >= FORGOTTEN * before["estimate"]:
+    forgot = change is not None and direction(change) < 0
+    if forgot and before is not None and after is not None and after["estimate"] >= FORGOTTEN * before["estimate"]:
         finding = f"The perplexity of held-out replies went from {value_text(before)} to {said(after)}."
         return [Step("lost_language", finding, remedy)]
     if kl is not None and kl["estimate"] > LARGE_KL:
@@ -251,7 +251,7 @@ def prompts_needed(entry: Entry, margin: float) -> float:
 def _more_prompts(known: Known, entry: Entry, times: float) -> str:
     of_refusals = entry["name"] in REFUSED and "world" not in known.recipe
     section, name = known.recipe.get("evaluate") or {}, "refusal_prompts" if of_refusals else "prompts"
-    now = section.get(name, known.recipe.get("limit", entry["n"]))
+    now = int(section.get(name) or known.recipe.get("limit") or entry["n"])
     wanted = _rounded_up(now * times)
     key = "--limit" if "limit" in known.recipe else f"evaluate.{name}"
     also = " with world.evaluation_prompts" if known.recipe.get("world") else ""
