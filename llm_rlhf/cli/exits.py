@@ -47,7 +47,7 @@ def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
     print("\n".join(lines) + f"\n\nReport: {page}")
 
 
-COVERS = "(Intervals cover other prompts like these, not another training: that takes several seeds.)"
+COVERS = "(Intervals cover other prompts or pairs like these, not another training: that takes several seeds.)"
 
 
 def say_error(message: str) -> None:

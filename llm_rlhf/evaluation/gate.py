@@ -16,11 +16,11 @@ import yaml
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.measures import (
     Entry,
-    by_role,
     contest,
     find,
     measure_of,
     split_label,
+    start_called,
     subject_label,
     within,
 )
@@ -65,7 +65,7 @@ def check_gate(report: dict[str, Any], section: GateSection, checks: Sequence[Ch
         checks: what the run's reward stage found; None: what the report's own estimates say of the reward models.
     """
     estimates: list[Entry] = report["estimates"]
-    with by_role(estimates), alike(estimates):
+    with start_called(report), alike(estimates):
         lines = [_side(estimates, side, section) for side in ("helpful", "harmless")]
         if section.refusal_drop is not None:
             change = find(estimates, "refusal_harmful_change", contest(estimates)[0], ["all"])
@@ -191,7 +191,8 @@ def _perplexity(estimates: list[Entry], most: float, section: GateSection) -> Ga
 
 def _reward_model(estimates: list[Entry], checks: Sequence[Check] | None, section: GateSection) -> GateLine:
     found = {(e["name"], e["subject"], e["split"]): Estimate(**e) for e in estimates}
-    told = [check for check in (checks or pair_checks(found)) if check.level != "not measured"]
+    made = pair_checks(found) if checks is None else checks
+    told = [check for check in made if check.level != "not measured"]
     if not told:
         return _missing("reward_model", None, "reward_model" in section.required)
     faults = [check for check in told if check.level == "warning"]

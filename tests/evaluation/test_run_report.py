@@ -45,7 +45,13 @@ def test_what_the_stages_left_stands_beside_what_was_found(run: RunFolder) -> No
     recipe = Recipe("mine", model=ModelSection(base="org/base"), reward={}, ppo={"reward_funcs": ["m:f"]}, seed=3)
     report = build_report(recipe, run, Measured(notes=["a note"]), {"temperature": 1.0}, time.time() - 8)
     assert report["run"]["seconds"] == {"reward": 2.5, "ppo": 4.0, "evaluate": pytest.approx(8, abs=2)}
-    assert "evaluate 8" in render_markdown(report | {"estimates": [e.as_dict() for e in bad_run()]}).split("##")[0]
+    assert (
+        "evaluate 8"
+        in render_markdown(
+            report
+            | {"estimates": [e.as_dict() for e in bad_run()], "reward_model": {"calibration": {}, "agreement": None}}
+        ).split("##")[0]
+    )
     assert (report["run"]["base"], report["provenance"]["seed"]) == ("org/base", 3)
     assert report["curves"] == {
         "sft": [],

@@ -66,13 +66,14 @@ def _against_best(found: dict[str, Any], start: str | None) -> dict[str, Any]:
     Args:
         start: its name in the report; None: that of what the policy is compared with.
     """
+    halves = [(o["high"] - o["low"]) / 2 for o in found["policy_over_best"].values() if o["low"] is not None]
+    half = min((width for width in halves if width > 0), default=0.0)  # of all rows, so that their digits are alike
     lines = []
     for name, label in DISTANT.items():
         if name not in found["policy_over_best"]:
             continue
         over, k = found["policy_over_best"][name], found["as_good_as"][name]
         gain = found["points"][-1][name] - found["points"][0][name]
-        half = 0.0 if over["low"] is None else (over["high"] - over["low"]) / 2
         bounds = (
             [] if over["low"] is None else [number(over[end], "score", half, signed=True) for end in ("low", "high")]
         )
