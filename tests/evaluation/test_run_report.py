@@ -5,10 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from planted_runs import bad_run
 
 from llm_rlhf.evaluation.evaluate import Measured
-from llm_rlhf.evaluation.report.page import render_markdown
 from llm_rlhf.evaluation.run_report import build_report
 from llm_rlhf.recipe.sections import ModelSection, Recipe
 from llm_rlhf.run_folder import RunFolder
@@ -45,13 +43,6 @@ def test_what_the_stages_left_stands_beside_what_was_found(run: RunFolder) -> No
     recipe = Recipe("mine", model=ModelSection(base="org/base"), reward={}, ppo={"reward_funcs": ["m:f"]}, seed=3)
     report = build_report(recipe, run, Measured(notes=["a note"]), {"temperature": 1.0}, time.time() - 8)
     assert report["run"]["seconds"] == {"reward": 2.5, "ppo": 4.0, "evaluate": pytest.approx(8, abs=2)}
-    assert (
-        "evaluate 8"
-        in render_markdown(
-            report
-            | {"estimates": [e.as_dict() for e in bad_run()], "reward_model": {"calibration": {}, "agreement": None}}
-        ).split("##")[0]
-    )
     assert (report["run"]["base"], report["provenance"]["seed"]) == ("org/base", 3)
     assert report["curves"] == {
         "sft": [],

@@ -13,7 +13,7 @@ from llm_rlhf.evaluation.report.alarms import alarm_lines
 from llm_rlhf.evaluation.report.distance_section import distance
 from llm_rlhf.evaluation.report.measures import measure_of, start_called, subject_label
 from llm_rlhf.evaluation.report.numbers import alike, interval_text, value_text
-from llm_rlhf.evaluation.report.page import render_html, view
+from llm_rlhf.evaluation.report.page import render_html, render_markdown, view
 from llm_rlhf.evaluation.report.sides import judgement
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.evaluation.suites.snapshot_curve import snapshot_curve
@@ -153,6 +153,13 @@ def test_the_curve_of_a_run_without_sft_names_what_it_began_from() -> None:
     assert "KL from Chat-1B-Instruct" in html
     assert "SFT model" not in html
     assert view(full_report())["curves"]["first"][1]["label"] == "KL from Base model"  # its recipe has no sft
+
+
+def test_the_time_in_all_is_that_of_every_stage_it_names() -> None:
+    report = full_report()
+    report["run"]["seconds"] = {"sft": 20.1, "ppo": 150.0, "evaluate": 40.0}
+    told = " ".join(render_markdown(report).split("##")[0].split())  # 210.1 seconds
+    assert "3 min 30 s in all (sft 20 s, ppo 2 min 30 s, evaluate 40 s)" in told
 
 
 def test_gains_against_distance_carry_their_intervals() -> None:

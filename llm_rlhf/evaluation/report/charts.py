@@ -218,10 +218,7 @@ class Course(NamedTuple):
 
 
 def against_distance(courses: Sequence[Course], parted: float | None) -> Markup:
-    """Gains of several judges against sqrt(KL): marks joined as measured in bands, and a fitted curve each, dashed.
-
-    `parted` draws a line where the judges part.
-    """
+    """Gains of judges against sqrt(KL): marks joined in bands, fits dashed; `parted` draws a line where they part."""
     shown = [pair for course in courses for pair in (*course.points, *course.fitted)]
     xs, ys = [x for x, _ in shown], [y for _, y in shown]
     ys += [bound for course in courses for _, *ends in course.band for bound in ends]
@@ -241,12 +238,13 @@ def against_distance(courses: Sequence[Course], parted: float | None) -> Markup:
                 canvas.top, canvas.bottom, x=canvas.x(parted)
             )
         )
+    for course in courses:  # under all lines
+        if course.band:
+            edge = [(x, low) for x, low, _ in course.band] + [(x, high) for x, _, high in course.band[::-1]]
+            parts.append(Markup('<g class="curve {}">{}</g>').format(course.kind, canvas.path(edge, "band")))
     for course in sorted(courses, key=lambda course: course.trained):  # what was trained lies on top
         dashed = canvas.path(course.fitted, "fit") if course.fitted else Markup("")
         kind, label = course.kind + ("" if course.trained else " hollow"), course.label
-        if course.band:
-            edge = [(x, low) for x, low, _ in course.band] + [(x, high) for x, _, high in reversed(course.band)]
-            parts.append(Markup('<g class="curve {}">{}</g>').format(kind, canvas.path(edge, "band")))
         parts.append(Markup('<g class="curve {}">{}{}</g>').format(kind, dashed, canvas.path(course.points, "line")))
         for x, y in course.points:
             parts.append(
