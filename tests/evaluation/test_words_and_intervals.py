@@ -105,6 +105,8 @@ def test_an_average_that_is_not_shown_is_said_so_beside_the_word_for_one_side() 
                  estimate("gold_harmless_gain", 0.0, -0.2, 0.2)]  # fmt: skip
     line = verdict_lines({"estimates": [e.as_dict() for e in estimates]})[0]
     assert line.startswith("Overall: worse on one side. Gold score 0.00 against SFT (difference not shown), 95")
+    line = verdict_lines({"estimates": [e.as_dict() for e in bad_run()]})[0]
+    assert line.startswith("Overall: traded. Gold score +0.16 against SFT (better), 95")
 
 
 @pytest.mark.parametrize("run", [bad_run, better_run])

@@ -239,7 +239,7 @@ def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = N
         where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
         said = f"{name}{value_text(entry)} against {reference}{where}"
     own = judgement(entry)
-    doubt = f" ({own})" if own not in ("better", "higher") and not word.startswith(own) else ""
+    doubt = "" if word.startswith(own) else f" ({own})"  # the word is of more than this number
     line = f"{topic}: {word}. {said}{doubt}, 95{NARROW}% interval {interval_text(entry)}, {counted(entry)}."
     if own == "difference not shown" and (found := detectable(entry)) is not None:
         line += f" This many prompts would have found about {found}."
