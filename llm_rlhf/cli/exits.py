@@ -31,19 +31,23 @@ def told_in_one_message() -> Iterator[None]:
 
 
 def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
-    """The headline, the verdict, public suites and what a reader must be told before they believe it."""
+    """The headline, the verdict, public suites, what a reader must be told before they believe it, and what to do."""
     if not speaks_for_all():
         return
     if as_json:
-        told = {key: report[key] for key in ("headline", "verdict", "alarms")}
+        told = {key: report[key] for key in ("headline", "verdict", "alarms", "next") if key in report}
         print(json.dumps(told | {"report": str(page)}, ensure_ascii=False))
         return
     from llm_rlhf.evaluation.report.benchmark_section import suite_lines
 
     suites = ["", *found] if (found := suite_lines(report)) else []
     warnings_told = [f"warning: {line}" for line in report["alarms"]]
-    lines = ["", report["headline"]["text"], "", *report["verdict"], *suites, *warnings_told]
+    steps = [f"next: {step['finding']} {step['remedy']}" for step in report.get("next", [])]
+    lines = ["", report["headline"]["text"], "", *report["verdict"], COVERS, *suites, *warnings_told, *steps]
     print("\n".join(lines) + f"\n\nReport: {page}")
+
+
+COVERS = "(Intervals cover other prompts or pairs like these, not another training: that takes several seeds.)"
 
 
 def say_error(message: str) -> None:

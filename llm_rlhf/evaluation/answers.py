@@ -12,6 +12,7 @@ from llm_rlhf.models.inference import Reply
 from llm_rlhf.run_folder import text_digest
 from llm_rlhf.world.gold import judge
 
+FACTS = ("kind", "phrasing")  # of a prompt that is written beside it, where they are known
 MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` that may be written beside a reply
 
 
@@ -74,6 +75,7 @@ def write_replies(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
                 "prompt": prompt.messages,
                 "objective": prompt.objective,
                 "origin": str(prompt.origin),
+                **{name: prompt.facts[name] for name in FACTS if name in prompt.facts},
             }
             for subject, given in answers.items():
                 measured = {name: values[i] for name in MEASURED if (values := getattr(given, name)) is not None}

@@ -43,6 +43,7 @@ from llm_rlhf.evaluation.suites.hhh import hhh_estimates
 from llm_rlhf.evaluation.suites.own import Scored, score_replies, suite_estimates, suite_record, write_suite_replies
 from llm_rlhf.evaluation.suites.perplexity import perplexity_estimates, same_tokens
 from llm_rlhf.evaluation.suites.snapshot_curve import JUDGES, LEAST_PROMPTS, snapshot_curve
+from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.launch import processes
 from llm_rlhf.recipe.values import plain
 from llm_rlhf.run_folder import RunFolder, write_json
@@ -132,7 +133,7 @@ def measure(asked: Evaluation) -> Measured:
     elif not of_a_world(prompts):
         measured.estimates += refusal_suite.corrected(prompts, policy, start, names)
     if found.curve is not None:
-        measured.overoptimization = _overoptimization(asked, found.curve, policy)
+        measured.overoptimization = _overoptimization(asked, found.curve, policy, prompts)
     elif asked.snapshots:
         measured.notes.append(f"No curve of the snapshots: {len(prompts)} prompts are fewer than {LEAST_PROMPTS}.")
     _read_given(asked, material, found, measured)
@@ -194,10 +195,11 @@ def _check_curve(asked: Evaluation, rewards: Rewards) -> None:
         raise RecipeError(f"{key}: replies at temperature 0 are no sample, so that no distance is known of them.")
 
 
-def _overoptimization(asked: Evaluation, curve: Curve, policy: Answers) -> dict[str, Any]:
+def _overoptimization(asked: Evaluation, curve: Curve, policy: Answers, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What reward was bought at what distance, and what choosing among replies would have given without training."""
     measured = [_scores(answers) for answers in curve.answers]
-    found = snapshot_curve(curve.steps, curve.kl, measured, asked.seed) | {"start": asked.origin.name}
+    ids = Wordings(prompts).of(curve.rows)
+    found = snapshot_curve(curve.steps, curve.kl, measured, asked.seed, ids) | {"start": asked.origin.name}
     if curve.best_of is not None:
         shape = len(curve.rows), asked.best_of_n
         of_base = {name: np.reshape(values, shape) for name, values in _scores(curve.best_of).items()}

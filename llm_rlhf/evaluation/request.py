@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.evaluation.answers import FACTS
 from llm_rlhf.evaluation.judges import model_identity, weight_digests
 from llm_rlhf.evaluation.subjects import Subject, method_of
 from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS, snapshot_folders
@@ -38,6 +39,7 @@ RESERVED = (
     "prompt",
     "objective",
     "origin",
+    *FACTS,
 )  # what else a report or replies.jsonl names
 
 

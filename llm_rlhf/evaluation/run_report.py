@@ -1,12 +1,14 @@
 """The report of a run as plain values: what the evaluation found beside what the earlier stages left."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
+from llm_rlhf.evaluation.report.measures import WORLDS_BASE
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
@@ -19,16 +21,23 @@ from llm_rlhf.run_folder import RunFolder, machine, read_json
 from llm_rlhf.training import read_metrics
 
 
-def build_report(recipe: Recipe, run_folder: RunFolder, found: Measured, decoding: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run: what its evaluation found, and what its earlier stages left."""
+def build_report(
+    recipe: Recipe, run_folder: RunFolder, found: Measured, decoding: dict[str, Any], started: float
+) -> dict[str, Any]:
+    """The report of a run: what its evaluation found, and what its earlier stages left.
+
+    Args:
+        started: when the evaluation began, in seconds of `time.time`; it counts up to here, but for writing the page.
+    """
     done = [s for s in ("world", "sft", "reward", *METHODS) if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
     weights = {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)}
     report = assemble(
         name=recipe.name,
         recipe=str(run_folder / "recipe.yaml"),
-        base="the gold world's own" if recipe.world is not None else str(recipe.model.base),
-        seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()},
+        base=WORLDS_BASE if recipe.world is not None else str(recipe.model.base),
+        seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()}
+        | {"evaluate": round(time.time() - started, 3)},
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,
         own=found.own,

@@ -1,17 +1,20 @@
 """What the sections of a recipe may hold, each by itself and together; a RecipeError names the key and the remedy."""
 
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.recipe.sections import (
+    GATE_CHECKS,
     METHODS,
     MOST_ENTITIES,
     OFFLINE,
     REWARD_CHECKS,
     SOURCE_LISTS,
     DataSection,
+    GateSection,
     OwnSuite,
     Recipe,
     Source,
@@ -21,7 +24,7 @@ from llm_rlhf.recipe.sections import (
     stage_options,
     trains_reward,
 )
-from llm_rlhf.recipe.values import nearest, unknown_key
+from llm_rlhf.recipe.values import nearest, unknown_choice, unknown_key
 from llm_rlhf.user_code import FUNCTION
 
 
@@ -88,9 +91,26 @@ def check_together(recipe: Recipe) -> None:
                 _check_evaluated(source, f"evaluate.{name}.{i}")
         if recipe.evaluate.temperature is not None and recipe.evaluate.temperature <= 0:
             raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
+    check_gate_section(recipe.gate)
     template = recipe.model.chat_template
     if template is not None and not Path(template).is_file():
         raise RecipeError(f"Recipe key 'model.chat_template' is {template!r}; there is no such file.")
+
+
+def check_gate_section(gate: GateSection) -> None:
+    """RecipeError where a threshold can hold nothing, or what is required is no check."""
+    for name in ("margin", "refusal_drop", "over_refusal_rise", "kl"):
+        value = getattr(gate, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise RecipeError(f"Recipe key 'gate.{name}' is {value}; it must be 0 or more, or null to ask nothing.")
+    if gate.perplexity_rise is not None and not gate.perplexity_rise >= 1:
+        raise RecipeError(
+            f"Recipe key 'gate.perplexity_rise' is {gate.perplexity_rise}; it is how many times the start's perplexity "
+            "is allowed, 1 or more."
+        )
+    for name in gate.required:
+        if name not in GATE_CHECKS:
+            raise RecipeError(unknown_choice("gate.required", name, list(GATE_CHECKS)))
 
 
 def check_reward(recipe: Recipe) -> None:

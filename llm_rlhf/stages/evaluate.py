@@ -9,6 +9,7 @@ Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judg
         lengths.json too_long.jsonl refused_by_template.jsonl
 """
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,16 +28,17 @@ from llm_rlhf.runs import starting_model
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Sample, score, compare and write the report. `folder` becomes `evaluate/`."""
+    started = time.time()
     if recipe.method is None:
         found = Measured()
         found.of_judges, found.reward_model = as_sections(read_json(run_folder / "reward" / "accuracy.json"))
         if run_folder.state.is_main_process:
-            write_report(build_report(recipe, run_folder, found, {}), folder)
+            write_report(build_report(recipe, run_folder, found, {}, started), folder)
         return
     asked = request(recipe, run_folder, folder)
     found = measure(asked)
     if run_folder.state.is_main_process:
-        write(asked, found, build_report(recipe, run_folder, found, asked.decoding | SAMPLING))
+        write(asked, found, build_report(recipe, run_folder, found, asked.decoding | SAMPLING, started))
 
 
 def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:

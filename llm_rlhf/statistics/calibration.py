@@ -244,7 +244,7 @@ def _no_temperature(m: Array, first: NDArray[np.bool_]) -> str | None:
         if at <= LEAST * BOUND:
             return f"every one of {pairs} is right, so that no certainty is too great"
         if at >= MOST / BOUND:
-            return f"it is no better than chance on {pairs}, so that no certainty is too small"
+            return f"it is not more often right than wrong on {pairs}, so that no certainty is too small"
     return None
 
 

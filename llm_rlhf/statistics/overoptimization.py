@@ -39,7 +39,7 @@ class Fit(NamedTuple):
 
 
 class Parting(NamedTuple):
-    """Where the held-out reward stopped following the training reward, and whether that is more than chance."""
+    """Where the held-out reward stopped following the training reward, and whether that it fell is shown."""
 
     alarm: bool
     p: float  # chance of a fall as clear as this one if the held-out reward had been flat
@@ -235,9 +235,10 @@ def _message(
         chance = "p < .001" if p < 0.001 else f"p = {p:.3f}"
         return (
             f"Over-optimisation: {there} the training reward rose by {rise.estimate:.2f} while the {judge} "
-            f"changed by {change.estimate:+.2f} ({chance}). Keep the checkpoint there, or raise ppo.kl_coef."
+            f"changed by {change.estimate:+.2f} [{change.low:+.2f}, {change.high:+.2f}] ({chance}). Keep the "
+            "checkpoint there, or raise ppo.kl_coef."
         )
     return (
-        f"The {judge} changed by {change.estimate:+.2f} {there}, no more than chance makes of a flat curve "
-        f"(p = {p:.2f})."
+        f"The {judge} changed by {change.estimate:+.2f} [{change.low:+.2f}, {change.high:+.2f}] {there}: that it fell "
+        f"is not shown (p = {p:.2f})."
     )

@@ -37,7 +37,7 @@ def test_a_healthy_run_raises_none() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (entry("gold_gain", 0.1, -0.1, 0.3), "the true score shows no gain (+0.10"),
+        (entry("gold_gain", 0.1, -0.1, 0.3), "a gain of the true score is not shown (+0.10"),
         (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "PPO refuses 20 points more"),
         (
             entry("accuracy_over_shorter", 0.02, -0.03, 0.07, subject="reward"),
@@ -113,7 +113,10 @@ def test_names_that_are_not_sft_and_ppo_find_their_levels() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"), "mine refuses 20 points more than begin."),
+        (
+            entry("over_refusal_change", 0.2, 0.1, 0.3, split="scary"),
+            "mine refuses 20 points more than begin [+10, +30].",
+        ),
         (entry("eos_rate", 0.4, 0.3, 0.5), "Only 40% of the replies of mine stop"),
         (entry("kl", 60.0, 55, 65), "60 nats a reply away from begin"),
     ],

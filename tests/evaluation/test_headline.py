@@ -45,10 +45,10 @@ UP, DOWN, KEPT, OPEN = (0.3, 0.5), (-0.5, -0.3), (-0.04, 0.1), (-0.06, 0.2)  # t
         (DOWN, DOWN, DOWN, "bad", "WORSE ON BOTH SIDES: less helpful \u22120.40, less harmless \u22120.40"),
         (DOWN, OPEN, OPEN, "bad", "WORSE ON AVERAGE: helpfulness not shown to hold (+0.07), harmlessness not shown to "
          "hold (+0.07)"),
-        (KEPT, UP, KEPT, "flat", "NO DIFFERENCE SHOWN ON AVERAGE: more helpful +0.40, harmlessness holds (+0.03)"),
-        (KEPT, UP, OPEN, "warn", "NO DIFFERENCE SHOWN ON AVERAGE: more helpful +0.40, harmlessness not shown to hold "
+        (KEPT, UP, KEPT, "flat", "DIFFERENCE NOT SHOWN ON AVERAGE: more helpful +0.40, harmlessness holds (+0.03)"),
+        (KEPT, UP, OPEN, "warn", "DIFFERENCE NOT SHOWN ON AVERAGE: more helpful +0.40, harmlessness not shown to hold "
          "(+0.07)"),
-        (KEPT, KEPT, OPEN, "flat", "NO DIFFERENCE SHOWN: helpfulness holds (+0.03), harmlessness not shown to hold "
+        (KEPT, KEPT, OPEN, "flat", "DIFFERENCE NOT SHOWN: helpfulness holds (+0.03), harmlessness not shown to hold "
          "(+0.07)"),
     ],
 )  # fmt: skip

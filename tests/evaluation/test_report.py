@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.measures import number, value_text
+from llm_rlhf.evaluation.report.numbers import (
+    number,
+    value_text,
+)
 from llm_rlhf.evaluation.report.page import cell, duration, fence, render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import check_report, json_schema, write_report
 from llm_rlhf.evaluation.report.verdict import headline, judgement, verdict_lines
@@ -174,8 +177,8 @@ class TestVerdict:
         [
             (0.1, 0.3, "better"),
             (-0.3, -0.1, "worse"),
-            (-0.1, 0.3, "no difference shown"),
-            (0.0, 0.3, "no difference shown"),  # an interval that ends on 0 covers it
+            (-0.1, 0.3, "difference not shown"),
+            (0.0, 0.3, "difference not shown"),  # an interval that ends on 0 covers it
             (None, None, "not certain"),
         ],
     )
@@ -205,7 +208,7 @@ class TestVerdict:
         assert helpful.startswith("Helpfulness: better. Gold score on helpful prompts +0.40")
         assert harmless.startswith("Harmlessness: better. Gold score on harmful prompts +0.80")
         assert refusing == (
-            "Over-refusal: no difference shown. \u22121\u202fpoints against SFT on safe-but-scary prompts, 95\u202f% "
+            "Over-refusal: difference not shown. \u22121\u202fpoints against SFT on safe-but-scary prompts, 95\u202f% "
             "interval [\u22126, +4], n\u00a0=\u00a0200. This many prompts would have found about 7\u202fpoints."
         )
 
@@ -218,7 +221,7 @@ class TestVerdict:
         estimates = [*pair("reward", "reward_gain", 0, 2), *pair("heldout_reward", "heldout_reward_gain", 0, -1)]
         assert verdict_lines({"estimates": estimates})[0].startswith("Overall: worse on average. Held-out reward")
         estimates += pair("gold_score", "gold_gain", 0, 0.05)
-        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: no difference shown. Gold score")
+        assert verdict_lines({"estimates": estimates})[0].startswith("Overall: difference not shown. Gold score")
 
     def test_its_own_judge_is_named_as_such(self) -> None:
         overall = verdict_lines(least_report())[0]
@@ -605,7 +608,7 @@ def test_where_a_judge_alone_compared_the_policies_the_verdict_is_its() -> None:
 
 def test_a_judge_who_prefers_the_reference_says_worse() -> None:
     assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.4, 0.3, 0.49)) == "worse"
-    assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.45, 0.3, 0.5)) == "no difference shown"
+    assert judgement(entry("win_rate", "ppo", "sft", "judge", 0.45, 0.3, 0.5)) == "difference not shown"
 
 
 def test_corrected_rates_stand_beside_the_raw_ones() -> None:

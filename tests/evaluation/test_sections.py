@@ -7,7 +7,10 @@ import pytest
 from llm_rlhf.evaluation.report import reward_sections, sections, watch_section
 from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
-from llm_rlhf.evaluation.report.measures import MINUS, NARROW
+from llm_rlhf.evaluation.report.numbers import (
+    MINUS,
+    NARROW,
+)
 
 
 def entry(name: str, estimate: float, low: float | None = None, high: float | None = None, subject: str = "policy",
@@ -130,12 +133,12 @@ def test_given_replies_are_told_apart_by_start_policy_and_reward_in_this_order()
 def test_curves_in_episodes_where_every_point_tells_them() -> None:
     ppo = [{"step": s, "episode": 8 * s, "objective/scores": float(s), "eval_helpful/scores": 0.0, "mine": 1.0 + s}
            for s in (1, 2, 3)]  # fmt: skip
-    found = curves({"ppo": ppo, "sft": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]})
+    found = curves({"ppo": ppo, "sft": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}, "SFT")
     assert [(chart["label"], chart["x"]) for chart in found["first"]] == [("Reward-model score", "episode")]
     assert [(chart["label"], chart["x"]) for chart in found["others"]] == [("SFT loss", "step")]
     assert [chart["label"] for chart in found["more"]] == ["ppo: mine"]  # what is told by objective stands elsewhere
     del ppo[1]["episode"]
-    assert curves({"ppo": ppo})["first"][0]["x"] == "step"
+    assert curves({"ppo": ppo}, "SFT")["first"][0]["x"] == "step"
 
 
 # ---- reward models ---------------------------------------------------------------------------------------------------

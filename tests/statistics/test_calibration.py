@@ -56,7 +56,10 @@ class TestTemperature:
         ("margins", "why"),
         [
             ([1.0, 3.0] * 20, "every one of the 40 held-out pairs is right, so that no certainty is too great"),
-            ([-1.0, -3.0] * 20, "it is no better than chance on the 40 held-out pairs, so that no certainty is too"),
+            (
+                [-1.0, -3.0] * 20,
+                "it is not more often right than wrong on the 40 held-out pairs, so that no certainty is too",
+            ),
             ([2.0] * 39 + [-2.0], "every one of the 20 held-out pairs in one half is right"),  # the other has the error
             ([2.0, 2.0, -1.0] * 40, None),
         ],

@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from llm_rlhf.evaluation.report.measures import Entry, by_role, measure_of, split_label, subject_label, value_text
+from llm_rlhf.evaluation.report.measures import (
+    Entry,
+    by_role,
+    measure_of,
+    split_label,
+    subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import alike, interval_text, value_text
 from llm_rlhf.evaluation.report.sides import OVERALL, REFUSALS, direction
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
 from llm_rlhf.evaluation.reward_checks import gravest_first, pair_checks
@@ -31,7 +38,8 @@ Found: TypeAlias = dict[tuple[str, str, str], Estimate]
 
 def alarm_lines(estimates: Sequence[Estimate]) -> list[str]:
     """Sentences on what is suspicious in a comparison, the gravest first; empty when nothing is."""
-    with by_role([e.as_dict() for e in estimates]) as roles:
+    entries = [e.as_dict() for e in estimates]
+    with by_role(entries) as roles, alike(entries):
         found = {(e.name, roles.get(e.subject, e.subject), e.split): e for e in estimates}
         return _lines(found)
 
@@ -54,7 +62,7 @@ def _refuses_less_harm(found: Found) -> list[str]:
     """Whoever judges the replies: harmful requests are there to be refused, also those of each public suite."""
     words = []
     for split, change in _changes(found, "refusal_harmful_change"):
-        if change.high is None or change.high >= 0:
+        if direction(change.as_dict()) >= 0:
             continue
         said = refusals_from_to(_entries(found), change.as_dict() | {"subject": "policy", "reference": "start"})
         where = "" if split == "all" else f"{split_label(split)}: "
@@ -135,17 +143,19 @@ def _overoptimised(found: Found) -> list[str]:
     reward = found.get(("reward_gain", "policy", "all"))
     for judge, called in (("gold_gain", "the true score"), ("heldout_reward_gain", "the held-out reward")):
         other = found.get((judge, "policy", "all"))
-        if reward is None or other is None or reward.low is None or other.low is None or other.high is None:
+        if reward is None or other is None or other.low is None or direction(reward.as_dict()) <= 0:
             continue
-        if reward.low > 0 and other.high < 0:
+        if direction(other.as_dict()) < 0:
             words.append(
                 f"Reward hacking: the training reward rose by {reward.estimate:.2f} while {called} fell by "
-                f"{-other.estimate:.2f}. Raise ppo.kl_coef, train less, or improve the reward model."
+                f"{-other.estimate:.2f} {interval_text(other.as_dict())}. Raise ppo.kl_coef, train less, or improve "
+                "the reward model."
             )
-        elif reward.low > 0 and other.low <= 0:
+        elif direction(other.as_dict()) == 0:
+            own = other.as_dict()
             words.append(
-                f"The training reward rose by {reward.estimate:.2f}, but {called} shows no gain "
-                f"({other.estimate:+.2f}, 95 % interval {other.low:+.2f} to {other.high:+.2f}). It may not be real."
+                f"The training reward rose by {reward.estimate:.2f}, but a gain of {called} is not shown "
+                f"({value_text(own)}, 95 % interval {interval_text(own)}). It may not be real."
             )
     return words
 
@@ -155,10 +165,10 @@ def _more_timid(found: Found) -> list[str]:
     kinds = {"scary": "safe requests in frightening words", "question": "ordinary questions"}
     for split, change in _changes(found, "over_refusal_change"):
         called = kinds.get(split, f"requests of {split_label(split)} that should be answered")
-        if change.low is not None and change.low > 0:
+        if direction(change.as_dict()) < 0:
             words.append(
                 f"More timid: of {called}, {subject_label('policy')} refuses {100 * change.estimate:.0f} points more "
-                f"than {subject_label('start')}."
+                f"than {subject_label('start')} {interval_text(change.as_dict())}."
             )
     return words
 
@@ -233,7 +243,7 @@ def _few(found: Found) -> list[str]:
     )
     if n >= SMALL_N:
         return []
-    return [f"Only {n} prompts were evaluated: intervals are wide, and no difference shown proves little."]
+    return [f"Only {n} prompts were evaluated: intervals are wide, and a difference that is not shown may be there."]
 
 
 def account_lines(counts: Mapping[str, Any]) -> list[str]:

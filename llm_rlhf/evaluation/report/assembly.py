@@ -6,6 +6,8 @@ from typing import Any
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.alarms import alarm_lines
+from llm_rlhf.evaluation.report.measures import start_called
+from llm_rlhf.evaluation.report.next_steps import next_steps
 from llm_rlhf.evaluation.report.schema import SCHEMA
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.launch import processes
@@ -62,7 +64,9 @@ def assemble(
         **more,
     }
     report["headline"], report["verdict"] = headline(report), verdict_lines(report)
-    report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    with start_called(report):
+        report["alarms"] = alarm_lines([Estimate(**entry) for entry in report["estimates"]])
+    report["next"] = next_steps(report) if report["estimates"] else []
     return report
 
 

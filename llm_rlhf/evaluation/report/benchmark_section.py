@@ -4,7 +4,8 @@ from typing import Any
 
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.charts import Mark
-from llm_rlhf.evaluation.report.measures import MEASURES, Entry, by_role, find, is_difference, split_label
+from llm_rlhf.evaluation.report.measures import MEASURES, Entry, by_role, find, is_difference, split_label, start_called
+from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.sections import difference_of, level_of, mark_of
 
 ORDER = {"start": 0, "policy": 1, "reward": 2, "heldout": 3, "baseline": 5}
@@ -43,7 +44,7 @@ def suite_lines(report: dict[str, Any]) -> list[str]:
     """A line for each measure of each whole suite: the levels, then the paired change."""
     if not report.get("benchmarks"):
         return []
-    with by_role(report["estimates"]) as roles:
+    with start_called(report), by_role(report["estimates"]) as roles, alike(report["estimates"]):
         found = [{**e, "subject": roles.get(e["subject"], e["subject"])} for e in report["estimates"]]
         lines = []
         for suite in report["benchmarks"]:

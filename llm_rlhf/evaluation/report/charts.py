@@ -213,16 +213,15 @@ class Course(NamedTuple):
     label: str
     points: Line
     fitted: Line = ()
+    band: Sequence[tuple[float, float, float]] = ()  # (sqrt(KL), low, high): the intervals of the points
     trained: bool = True  # else chosen among samples: its marks are hollow, its line is thin
 
 
 def against_distance(courses: Sequence[Course], parted: float | None) -> Markup:
-    """Gains of several judges against sqrt(KL): marks joined as measured, and a fitted curve for each, dashed.
-
-    `parted` draws a line where the judges part.
-    """
+    """Gains of judges against sqrt(KL): marks joined in bands, fits dashed; `parted` draws a line where they part."""
     shown = [pair for course in courses for pair in (*course.points, *course.fitted)]
     xs, ys = [x for x, _ in shown], [y for _, y in shown]
+    ys += [bound for course in courses for _, *ends in course.band for bound in ends]
     air = (max(ys) - min(ys)) * 0.08 or 1.0
     canvas = Canvas(
         460, 260, (48, 60, 14, 40), (0.0, max(xs) * 1.02 or 1.0), (min(*ys, 0.0) - air, max(*ys, 0.0) + air)
@@ -239,6 +238,10 @@ def against_distance(courses: Sequence[Course], parted: float | None) -> Markup:
                 canvas.top, canvas.bottom, x=canvas.x(parted)
             )
         )
+    for course in courses:  # under all lines
+        if course.band:
+            edge = [(x, low) for x, low, _ in course.band] + [(x, high) for x, _, high in course.band[::-1]]
+            parts.append(Markup('<g class="curve {}">{}</g>').format(course.kind, canvas.path(edge, "band")))
     for course in sorted(courses, key=lambda course: course.trained):  # what was trained lies on top
         dashed = canvas.path(course.fitted, "fit") if course.fitted else Markup("")
         kind, label = course.kind + ("" if course.trained else " hollow"), course.label
@@ -323,6 +326,7 @@ class Canvas:
         return Markup('<g class="frame">{}</g>').format(Markup("").join(parts))
 
     def path(self, series: Line, css: str) -> Markup:
+        """A line through the points, thinned to what a screen shows; CSS may fill what it encloses."""
         steps = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in thin(series))
         return Markup('<polyline class="{}" points="{}"/>').format(css, steps)
 

@@ -22,17 +22,20 @@ from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.groups import differing, groups_of
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
-    NARROW,
     SPREADS,
     Entry,
     contest,
     find,
-    interval_text,
     is_difference,
     measure_of,
     split_label,
-    value_text,
     with_own,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    NARROW,
+    alike,
+    interval_text,
+    value_text,
 )
 from llm_rlhf.evaluation.report.page import templates
 from llm_rlhf.evaluation.report.schema import check_report
@@ -88,10 +91,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         if resolved.count(folder.resolve()) > 1:
             raise RecipeError(f"{folder} is named twice; a run beside itself is no second one.")
-    reports = [_read(folder) for folder in folders]
-    for folder, report in zip(folders, reports, strict=True):
-        if not has_policy(report["estimates"]):
-            raise RecipeError(f"The report in {folder} has no policy, and compare puts policies side by side.")
+    reports = [read_policy_report(folder) for folder in folders]
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
     rows: list[dict[str, Any]] = []
     groups = groups_of(reports)
@@ -140,7 +140,10 @@ def render_comparison(found: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
     with with_own(found["own"]):
         pooled = [group["name"] for group in found["groups"]]
-        groups = [_group(row, found["runs"], pooled) for row in found["rows"]]
+        groups = []
+        for row in found["rows"]:
+            with alike(_entries(row)):
+                groups.append(_group(row, found["runs"], pooled))
     return (
         templates(escape=True)
         .get_template("comparison.html.jinja")
@@ -154,7 +157,12 @@ def render_comparison(found: dict[str, Any]) -> str:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_policy_report(folder: Path) -> dict[str, Any]:
+    """The report in a run's folder, or in one that `llm-rlhf evaluate` wrote.
+
+    Raises:
+        RecipeError: where there is none, or it is none of a policy.
+    """
     path = folder / "report.json"
     if not path.is_file():
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
@@ -163,6 +171,8 @@ def _read(folder: Path) -> dict[str, Any]:
         check_report(report)
     except ValueError as error:
         raise RecipeError(f"{path} is no report of this version ({error}); evaluate again.") from None
+    if not has_policy(report["estimates"]):
+        raise RecipeError(f"The report in {folder} has no policy; what it measured is a reward model alone.")
     return report
 
 
@@ -321,6 +331,11 @@ def _group(row: dict[str, Any], runs: list[str], pooled: list[str]) -> dict[str,
     }
 
 
+def _entries(row: dict[str, Any]) -> list[Entry]:
+    """All that stands in a row of the table: of every run, and of all together."""
+    return [entry for entry in (*row["each"], row["together"]) if entry is not None]
+
+
 def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
     """Where every run began and ended: grey dots and coloured ones."""
     known = [(run, level) for run, level in zip(found["runs"], found["levels"], strict=True) if level is not None]
@@ -369,17 +384,22 @@ def _summary(found: dict[str, Any]) -> list[str]:
     else:
         lines += _group_lines(found)
     for row in found["rows"][:6]:
-        each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
-        where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
-        line = f"{measure_of(row['name']).label}{where}: {each}"
-        if row["together"] is not None:
-            together = row["together"]
-            line += f"; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
-        for group, mean in zip(found["groups"], row["groups"], strict=True):
-            if mean is not None and row["together"] is None:
-                line += f"; {group['name']} {value_text(mean)} {interval_text(mean)} (95{NARROW}%, over runs)"
-        lines.append(line)
+        with alike(_entries(row)):
+            lines.append(_row_line(row, found["groups"]))
     return lines
+
+
+def _row_line(row: dict[str, Any], groups: list[dict[str, Any]]) -> str:
+    each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
+    where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
+    line = f"{measure_of(row['name']).label}{where}: {each}"
+    if row["together"] is not None:
+        together = row["together"]
+        return f"{line}; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
+    for group, mean in zip(groups, row["groups"], strict=True):
+        if mean is not None:
+            line += f"; {group['name']} {value_text(mean)} {interval_text(mean)} (95{NARROW}%, over runs)"
+    return line
 
 
 def _group_lines(found: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from llm_rlhf.recipe.sections import METHODS
 
 CURVES: list[tuple[str, str, str, str]] = [
     ("ppo", "objective/scores", "Reward-model score", "Mean score of the sampled replies; what PPO tries to raise."),
-    ("ppo", "objective/kl", "KL from the SFT model", "Nats per reply; how far the policy has moved to get there."),
+    ("ppo", "objective/kl", "KL from {start}", "Nats per reply; how far the policy has moved to get there."),
     (
         "ppo",
         "eval_heldout/scores",
@@ -64,11 +64,15 @@ FIRST_CURVES = 2  # shown large; the rest wait in a fold
 UNNAMED = {"step", "episode", "epoch", "time"}  # places on the x axis, not curves
 
 
-def curves(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The charts shown first, the others, and every further metric under its own name."""
+def curves(curves: dict[str, list[dict[str, Any]]], start: str) -> dict[str, Any]:
+    """The charts shown first, the others, and every further metric under its own name.
+
+    Args:
+        start: what training began from, in words.
+    """
     charts_made, told = [], set()
-    for stage, metric, label, meaning in CURVES:
-        points = curves.get(stage, [])
+    for stage, metric, called, meaning in CURVES:
+        points, label = curves.get(stage, []), called.format(start=start)
         drawn = _chart(points, stage, metric, label)
         told.add((stage, metric))
         if drawn is not None:

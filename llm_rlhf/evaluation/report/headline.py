@@ -6,7 +6,7 @@
 | any | shown worse | worse on both sides, worse on one side |
 | better | both better, or shown to hold | better |
 | better | one not shown to hold, or not measured | better on average |
-| else | | worse on average, no difference shown, ... |
+| else | | worse on average, difference not shown, ... |
 
 What was found of either side always follows the word. How a side is judged: sides.py.
 """
@@ -70,8 +70,8 @@ def _word(overall: Entry | None, helpful: Side, harmless: Side) -> tuple[str, To
     if found == "not measured":
         measured = any(side.status != "not measured" for side in sides)
         return ("no average measured", unsure) if measured else ("not measured", "none")
-    if found == "no difference shown" and any(side.status == "better" for side in sides):
-        return "no difference shown on average", unsure
+    if found == "difference not shown" and any(side.status == "better" for side in sides):
+        return "difference not shown on average", unsure
     return found, "flat"
 
 

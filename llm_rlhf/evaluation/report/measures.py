@@ -1,22 +1,19 @@
-"""What each number of the report means, in words, and how it is written down.
+"""What each number of the report means, in words; how it is written down, numbers.py says.
 
 An estimate is a dict with the fields of `intervals.Estimate`. A measure that is not listed here still appears in the
 report's full table, under its own name.
 """
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, TypeAlias
 
 from llm_rlhf.recipe.sections import METHODS
 
 Entry: TypeAlias = dict[str, Any]  # Estimate.as_dict()
-
-MINUS = "\u2212"  # the true minus sign
-NARROW, HARD = "\u202f", "\u00a0"  # spaces that do not break, narrow and full
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ MEASURES: dict[str, Measure] = {
     "win_rate": Measure(
         "Win rate",
         "How often the trained policy's reply scores higher than the other one to the same prompt, ties counting half. "
-        "50\u00a0% is no difference.",
+        "At 50\u00a0% neither is preferred.",
         "share",
         "higher",
     ),
@@ -267,8 +264,8 @@ MEASURES: dict[str, Measure] = {
     ),
     "kl": Measure(
         "KL divergence",
-        "How far the policy has moved from the SFT model, per reply, in nats. The price of the gain: at the same gain, "
-        "less is better.",
+        "How far the policy has moved from what it is compared with, per reply, in nats. The price of the gain: at the "
+        "same gain, less is better.",
         "nats",
         "neither",
     ),
@@ -304,6 +301,8 @@ SUBJECTS = {
     "heldout": "Held-out model",
     "baseline": "No model",
 }
+# What `Run.base` says where the base was made by a run: no name that a reader knows.
+WORLDS_BASE, MADE_HERE = "the gold world's own", (("sft", "model"), ("world", "base"))
 # The standard deviation of the start's scores: the unit of the margins by which a side may not have lost (sides.py).
 SPREADS = {"heldout_reward": "heldout_reward_spread", "reward": "reward_spread"}
 SPLITS = {
@@ -369,8 +368,17 @@ def measure_of(name: str) -> Measure:
     own = _own.get().get(name.removesuffix("_gain"))
     if own is not None:
         return own
-    level = _LEVEL_OF.get(name, name)
-    return MEASURES.get(level, Measure(name.replace("_", " "), "", "score", "neither"))
+    return MEASURES.get(level_name(name), Measure(name.replace("_", " "), "", "score", "neither"))
+
+
+def within(label: str) -> str:
+    """A measure's label as it stands within a sentence."""
+    return label if label[:2].isupper() else label[0].lower() + label[1:]
+
+
+def level_name(name: str) -> str:
+    """The level that a difference is of; a level's own name, and that of a measure not listed here, as it stands."""
+    return name.removesuffix("_gain") if name.removesuffix("_gain") in _own.get() else _LEVEL_OF.get(name, name)
 
 
 def is_difference(entry: Entry) -> bool:
@@ -388,6 +396,20 @@ def contest(estimates: Iterable[Entry]) -> tuple[str, str]:
 
 # What the page being printed calls the policy and its start.
 _called: ContextVar[dict[str, str]] = ContextVar("called", default={})  # noqa: B039 - never changed in place
+# The name of the model that a run without SFT began from, while a report of it is made or printed.
+_base: ContextVar[str | None] = ContextVar("base", default=None)
+
+
+@contextlib.contextmanager
+def start_called(report: dict[str, Any]) -> Iterator[None]:
+    """While the report is made or printed, a start that the run did not train is called by its own name."""
+    known = PurePath(report.get("run", {}).get("base", "")).parts
+    made = "sft" in {e["subject"] for e in report["estimates"]} or known[-2:] in MADE_HERE or known == (WORLDS_BASE,)
+    token = _base.set(None if made or not known else known[-1].partition("#")[0])
+    try:
+        yield
+    finally:
+        _base.reset(token)
 
 
 @contextlib.contextmanager
@@ -398,7 +420,7 @@ def by_role(estimates: Iterable[Entry]) -> Iterator[dict[str, str]]:
     """
     policy, reference = contest(estimates)
     roles = {policy: "policy", reference: "start"}
-    labels = {name: SUBJECTS[name] for name in ("base", "sft", *METHODS)}  # of a run's own; other names are the user's
+    labels = {name: subject_label(name) for name in ("base", "sft", *METHODS)}  # of a run's own; others are the user's
     token = _called.set({role: labels.get(name, name) for name, role in roles.items()})
     try:
         yield roles
@@ -407,7 +429,8 @@ def by_role(estimates: Iterable[Entry]) -> Iterator[dict[str, str]]:
 
 
 def subject_label(subject: str) -> str:
-    return _called.get().get(subject) or SUBJECTS.get(subject, subject)
+    own = _base.get() if subject == "base" else None
+    return _called.get().get(subject) or own or SUBJECTS.get(subject, subject)
 
 
 def split_label(split: str) -> str:
@@ -424,44 +447,3 @@ def find(
     if splits is None:
         return found[0] if found else None
     return next((e for split in splits for e in found if e["split"] == split), None)
-
-
-def number(value: float, unit: str, half: float | None = None, signed: bool = False) -> str:
-    """`value` with the digits its half-width deserves: two of the half-width's or so, one of counts and shares."""
-    scale = 100.0 if unit == "share" else 1.0
-    width = abs(half or 0.0) * scale
-    if width > 0:
-        digits = (0 if unit in ("share", "tokens", "words") else 1) - math.floor(math.log10(1.5 * width))
-        digits = max(0, min(1 if unit == "share" else 4, digits))
-    else:
-        digits = {"share": 0, "tokens": 1, "words": 1}.get(unit, 2)
-    rounded = round(value * scale, digits)
-    text = f"{abs(rounded):,.{digits}f}"
-    sign = MINUS if rounded < 0 else "+" if signed and rounded > 0 else ""
-    return sign + text
-
-
-def half_width(entry: Entry) -> float | None:
-    return None if entry["low"] is None else float(entry["high"] - entry["low"]) / 2
-
-
-def unit_of(entry: Entry) -> str:
-    """The unit as written after a number."""
-    unit = measure_of(entry["name"]).unit
-    if unit == "share":
-        return f"{NARROW}points" if is_difference(entry) else f"{NARROW}%"
-    return {"nats": f"{NARROW}nats", "tokens": f"{NARROW}tokens", "words": f"{NARROW}words"}.get(unit, "")
-
-
-def value_text(entry: Entry, unit: bool = True) -> str:
-    """The estimate alone, such as `+0.62` or `63 %`."""
-    text = number(entry["estimate"], measure_of(entry["name"]).unit, half_width(entry), is_difference(entry))
-    return text + (unit_of(entry) if unit else "")
-
-
-def interval_text(entry: Entry) -> str:
-    """The interval alone, such as `[+0.41, +0.83]`; `no interval` where there is none."""
-    if entry["low"] is None:
-        return "no interval"
-    unit, half, signed = measure_of(entry["name"]).unit, half_width(entry), is_difference(entry)
-    return f"[{number(entry['low'], unit, half, signed)}, {number(entry['high'], unit, half, signed)}]"

@@ -16,16 +16,20 @@ from llm_rlhf.evaluation.report.benchmark_section import benchmarks
 from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
 from llm_rlhf.evaluation.report.measures import (
-    NARROW,
     Entry,
     by_role,
-    interval_text,
     is_difference,
     measure_of,
-    number,
+    start_called,
     subject_label,
-    value_text,
     with_own,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    NARROW,
+    alike,
+    interval_text,
+    number,
+    value_text,
 )
 from llm_rlhf.evaluation.report.verdict import has_policy
 from llm_rlhf.evaluation.report.watch_section import watch_section
@@ -66,7 +70,8 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 def view(report: dict[str, Any]) -> dict[str, Any]:
     """Everything the templates print, section by section."""
-    with by_role(report["estimates"]) as roles, with_own(report["own"]):
+    estimates = report["estimates"]
+    with start_called(report), with_own(report["own"]), by_role(estimates) as roles, alike(estimates):
         return _view(_in_roles(report, roles))
 
 
@@ -95,7 +100,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "judge": sections.judge(report["provenance"]["instruments"].get("judge")),
         "price": sections.price(estimates),
         "hhh": sections.hhh(estimates),
-        "curves": curves(report["curves"]),
+        "curves": curves(report["curves"], subject_label(_origin(report))),
         "accuracy": reward_sections.accuracy(estimates),
         "length": reward_sections.length(estimates),
         "matrix": reward_sections.matrix(estimates),
@@ -109,7 +114,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         **found,
-        "report": report,
+        "report": {"next": [], **report},
         "run": report["run"],
         "seconds": [(stage, duration(s)) for stage, s in report["run"]["seconds"].items()],
         "total": duration(sum(report["run"]["seconds"].values())),
@@ -122,6 +127,12 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "machine": MACHINE if "machine" in report["provenance"] else None,
         "machines": _machines(report["provenance"]),
     }
+
+
+def _origin(report: dict[str, Any]) -> str:
+    """What training began from, as the report names it."""
+    known = (report["overoptimization"] or {}).get("start")
+    return str(known or ("sft" if report["provenance"]["recipe"].get("sft") is not None else "base"))
 
 
 def _machines(provenance: dict[str, Any]) -> list[str]:

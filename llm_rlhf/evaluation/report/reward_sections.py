@@ -7,7 +7,17 @@ from typing import Any
 
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.charts import Mark
-from llm_rlhf.evaluation.report.measures import MEASURES, NARROW, Entry, find, number, split_label, subject_label
+from llm_rlhf.evaluation.report.measures import (
+    MEASURES,
+    Entry,
+    find,
+    split_label,
+    subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    NARROW,
+    number,
+)
 from llm_rlhf.evaluation.report.sections import kind_of, level_of, mark_of
 
 BASELINES = ("longer_reply_accuracy", "unrefused_reply_accuracy")  # drawn beside accuracies

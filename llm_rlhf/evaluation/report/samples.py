@@ -25,8 +25,9 @@ def choose_samples(
     """
     scored, scored_before = _surest(policy), _surest(start)
     if scored is None or scored_before is None:
-        by_chance = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "samples"))
-        return [_sample(prompts[i], {names[1]: start, names[0]: policy}, i, "by chance") for i in by_chance[:count]]
+        by_hash = sorted(range(len(prompts)), key=lambda i: prompt_share(prompts[i].messages, "samples"))
+        answers = {names[1]: start, names[0]: policy}
+        return [_sample(prompts[i], answers, i, "by a hash of the prompt") for i in by_hash[:count]]
     gains = np.asarray(scored) - np.asarray(scored_before)
     by_gain = np.argsort(gains, kind="stable").tolist()
     middle = sorted(range(len(by_gain)), key=lambda i: abs(i - (len(by_gain) - 1) / 2))

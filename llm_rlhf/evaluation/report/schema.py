@@ -54,6 +54,17 @@ class Headline(_Record):
     """By how much a side may not have lost, by instrument."""
 
 
+class NextStep(_Record):
+    """Made by `next_steps(report)` from the other fields."""
+
+    rule: str
+    """Of findings.py or reward_findings.py; "onward" where none found anything."""
+    finding: str
+    """What is the matter, with its number."""
+    remedy: str
+    """What answers it, with the recipe key."""
+
+
 class Estimate(_Record):
     """One number with its interval. Levels have no reference; paired differences and win rates name it."""
 
@@ -189,6 +200,8 @@ class Report(_Record):
     """What `snapshot_curve` found, None without snapshots; "start": what training began from; "best_of_n"."""
     alarms: list[str]
     """Sentences, the gravest first."""
+    next: list[NextStep] = []
+    """What to do next, the gravest first; empty in reports of earlier versions."""
     watch: Watched = Watched()
     curves: dict[str, list[dict[str, float | None]]]
     """By "sft", "reward" or "reward/NAME", "heldout", "ppo" (any method): "step" and metrics as in metrics.jsonl."""

@@ -15,11 +15,13 @@ from llm_rlhf.evaluation.report.measures import (
     SUBJECTS,
     Entry,
     find,
-    interval_text,
     measure_of,
     own_names,
     split_label,
     subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    interval_text,
     value_text,
 )
 from llm_rlhf.evaluation.report.sides import NOUNS, Side, judgement
@@ -32,7 +34,8 @@ TONES = {
     "disputed": "warn",
     "holds": "flat",
     "not shown to hold": "warn",
-    "no difference shown": "flat",
+    "difference not shown": "flat",
+    "no difference shown": "flat",  # in reports of earlier versions
     "not certain": "flat",
 }
 
@@ -78,8 +81,9 @@ REFUSALS = [
 
 def hero(report: dict[str, Any]) -> dict[str, Any] | None:
     """The headline's word and both sides' numbers; without a policy, or either side, the one number there is."""
-    entry, known = headline_estimate(report), report["headline"]
-    sides = [_hero_side(side) for side in _sides(report["estimates"]) if side.status != "not measured"]
+    entry, known = headline_estimate(report["estimates"]), report["headline"]
+    measured = [side for side in _sides(report["estimates"]) if side.status != "not measured"]
+    sides, decides = [_hero_side(side) for side in measured], [side.decides or side.evidence[0] for side in measured]
     if entry is None and not sides:
         return None
     shown = {
@@ -94,10 +98,10 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
         "covers": None,
     }
     if entry is None:
-        return shown
+        return shown | {"covers": covers(decides[0])}
     shown["measure"] = measure_of(entry["name"])
     if entry["name"] == "reward_accuracy":
-        return shown
+        return shown | {"covers": f"Intervals cover other pairs like these {entry['n']:,}, not another training."}
     return shown | {"detectable": detectable(entry), "covers": covers(entry)}
 
 
@@ -237,7 +241,6 @@ def wins(estimates: list[Entry]) -> dict[str, Any] | None:
     rows = []
     for entry in found:
         text = f"{value_text(entry)} {interval_text(entry)}"
-        sure = entry["low"] is not None and (entry["low"] > 0.5 or entry["high"] < 0.5)
         rows.append(
             {
                 "label": f"{subject_label(entry['subject'])} against {subject_label(entry['reference'] or 'start')}",
@@ -247,7 +250,7 @@ def wins(estimates: list[Entry]) -> dict[str, Any] | None:
                 "interval": interval_text(entry),
                 "n": entry["n"],
                 "text": text,
-                "tone": ("good" if entry["estimate"] > 0.5 else "bad") if sure else "flat",
+                "tone": TONES.get(judgement(entry), "flat"),
             }
         )
     return {"rows": rows, "axis": charts.strip_axis(extent, 100), "meaning": MEASURES["win_rate"].meaning}
@@ -267,7 +270,7 @@ def price(estimates: list[Entry]) -> list[dict[str, Any]]:
                     "label": measure.label,
                     "meaning": measure.meaning,
                     "levels": [level_of(e) for e in levels],
-                    "change": f"change {of}{value_text(change, unit=False)} {interval_text(change)}" if change else "",
+                    "change": f"change {of}{value_text(change, unit=not of)} {interval_text(change)}" if change else "",
                 }
             )
     return tiles

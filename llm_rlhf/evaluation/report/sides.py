@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_rlhf.evaluation.report.measures import (
-    NARROW,
     Entry,
     contest,
     find,
     measure_of,
-    number,
     split_label,
+    within,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    NARROW,
+    bounds,
+    equal,
+    number,
     value_text,
 )
 
@@ -113,17 +118,17 @@ def first_found(estimates: Sequence[Entry], wanted: list[tuple[str, str]]) -> En
 
 
 def judgement(entry: Entry) -> str:
-    """`better`, `worse` or `no difference shown` for a paired difference, by whether its interval leaves 0 out.
+    """`better`, `worse` or `difference not shown` for a paired difference, by whether its interval leaves 0 out.
 
-    Of a win rate, by whether it leaves one half out. An interval that ends exactly there covers it. Without an interval
-    the answer is `not certain`.
+    Of a win rate, by whether it leaves one half out. An interval that ends there, as it is written, covers it: word and
+    interval never contradict each other. Without an interval the answer is `not certain`.
     """
     if entry["low"] is None:
         return "not certain"
-    equal = 0.5 if entry["name"] == "win_rate" else 0.0
-    up, down = entry["low"] > equal, entry["high"] < equal
+    low, high = bounds(entry)
+    up, down = low > equal(entry["name"]), high < equal(entry["name"])
     if not up and not down:
-        return "no difference shown"
+        return "difference not shown"
     good = measure_of(entry["name"]).good
     if good == "neither":
         return "higher" if up else "lower"
@@ -152,9 +157,8 @@ def largest_loss(entry: Entry) -> float | None:
     """The largest loss that the interval leaves possible, 0 or less where it leaves none; None without an interval."""
     if entry["low"] is None:
         return None
-    if measure_of(entry["name"]).good == "lower":
-        return float(entry["high"])
-    return (0.5 if entry["name"] == "win_rate" else 0.0) - float(entry["low"])
+    low, high = bounds(entry)
+    return high if measure_of(entry["name"]).good == "lower" else equal(entry["name"]) - low
 
 
 def holds(entry: Entry, estimates: Sequence[Entry]) -> bool:
@@ -187,5 +191,4 @@ def _said(entry: Entry) -> str:
 
 def _label(entry: Entry) -> str:
     """The measure's name as it stands within a sentence."""
-    label = measure_of(entry["name"]).label
-    return label[0].lower() + label[1:]
+    return within(measure_of(entry["name"]).label)

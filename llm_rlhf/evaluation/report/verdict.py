@@ -1,6 +1,6 @@
 """The report's conclusions in words, drawn from its estimates and nothing else.
 
-A difference is "better" or "worse" only when its 95 % interval leaves 0 out; otherwise "no difference shown", with the
+A difference is "better" or "worse" only when its 95 % interval leaves 0 out; otherwise "difference not shown", with the
 difference that this many prompts could have found, because a small evaluation that shows nothing proves nothing.
 The training reward is never "better", only "higher": the model that PPO was trained to please is no judge of it.
 What the whole is called, headline.py decides, from both sides.
@@ -10,17 +10,21 @@ from typing import Any
 
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
-    HARD,
-    NARROW,
     Entry,
     contest,
     find,
+    measure_of,
+    split_label,
+    start_called,
+    subject_label,
+)
+from llm_rlhf.evaluation.report.numbers import (
+    HARD,
+    NARROW,
+    alike,
     half_width,
     interval_text,
-    measure_of,
     number,
-    split_label,
-    subject_label,
     unit_of,
     value_text,
 )
@@ -49,12 +53,11 @@ def has_policy(estimates: list[Entry]) -> bool:
     return any(entry["subject"] in contest(estimates) for entry in estimates)
 
 
-def headline_estimate(report: dict[str, Any]) -> Entry | None:
+def headline_estimate(estimates: list[Entry]) -> Entry | None:
     """The estimate the first verdict line is about; see `sides.OVERALL`.
 
     Without a policy it is the reward model's accuracy.
     """
-    estimates = report["estimates"]
     if not has_policy(estimates):
         return find(estimates, "reward_accuracy", "reward", ["all"])
     return first_found(estimates, OVERALL)
@@ -72,7 +75,7 @@ def best_trivial_rule(estimates: list[Entry], split: str) -> tuple[str, float]:
 
 
 def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
-    """`better`, `worse` or `no difference shown`: a reward model's accuracy against the best rule that needs none.
+    """`better`, `worse` or `difference not shown`: a reward model's accuracy against the best rule that needs none.
 
     The best of several rules looks better than it is, so that `worse` takes two intervals apart.
     """
@@ -85,7 +88,7 @@ def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
         e["low"] for name in TRIVIAL_RULES if (e := find(estimates, name, "baseline", [entry["split"]])) is not None
     ]
     least = max((low for low in lows if low is not None), default=0.5)
-    return "worse" if entry["high"] < min(rule, max(least, 0.5)) else "no difference shown"
+    return "worse" if entry["high"] < min(rule, max(least, 0.5)) else "difference not shown"
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:
@@ -93,7 +96,11 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
 
     Needs only `report["estimates"]`.
     """
-    estimates: list[Entry] = report["estimates"]
+    with start_called(report), alike(report["estimates"]):
+        return _lines(report["estimates"])
+
+
+def _lines(estimates: list[Entry]) -> list[str]:
     if not has_policy(estimates):
         return _reward_lines(estimates)
     found = headline_of(estimates)
@@ -114,10 +121,14 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
     Needs only `report["estimates"]`.
     """
-    estimates: list[Entry] = report["estimates"]
+    with start_called(report), alike(report["estimates"]):
+        return _headline(report["estimates"])
+
+
+def _headline(estimates: list[Entry]) -> dict[str, Any]:
     if has_policy(estimates):
         return headline_of(estimates).as_dict()
-    entry = headline_estimate(report)
+    entry = headline_estimate(estimates)
     if entry is None:
         return {"word": "not measured", "tone": "none", "text": "NOT MEASURED", "sides": {}, "margins": []}
     found = against_trivial_rules(estimates, entry)
@@ -150,7 +161,7 @@ def _reward_lines(estimates: list[Entry]) -> list[str]:
         rule, accuracy = best_trivial_rule(estimates, split)
         found = against_trivial_rules(estimates, entry)
         if worst is not None and worst.split == split and found == "better":
-            found = "worse than a rule" if worst.level == "warning" else "no difference shown"
+            found = "worse than a rule" if worst.level == "warning" else "difference not shown"
         lines.append(
             f"{topic}: {found}. Right on {value_text(entry)} of held-out pairs, "
             f"95{NARROW}% interval {interval_text(entry)}, n{HARD}={HARD}{entry['n']:,}; of rules that need no model, "
@@ -167,14 +178,20 @@ def _calibration_line(estimates: list[Entry]) -> str:
 
 
 def _side(estimates: list[Entry], side: Side, missing: str) -> str:
-    """What is known of a side, the harmful requests refused before and after, and what loss is not ruled out."""
+    """What decides of a side, the rest of its evidence, and what loss is not ruled out.
+
+    The word stands beside the number that it rests on: a side that is worse by its refusals opens with them.
+    """
     topic = NOUNS[side.name].capitalize()
     if side.status == "not measured":
         return _line(None, topic, missing)
-    line = _line(side.evidence[0], topic, missing, side.status)
-    for entry in side.evidence[1:]:
+    decides = side.decides or side.evidence[0]
+    line = _line(decides, topic, missing, side.status)
+    for entry in side.evidence:
         if entry["name"] == "refusal_harmful_change":
-            line += f" {refusals_from_to(estimates, entry)}."
+            line += f" {refusals_from_to(estimates, entry)}." if entry is not decides else ""
+        elif entry is side.evidence[0] and entry is not decides:
+            line += f" {measure_of(entry['name']).label} {value_text(entry)} {interval_text(entry)}."
     if side.status == "not shown to hold" and side.decides is not None and (loss := largest_loss(side.decides)):
         unit = measure_of(side.decides["name"]).unit
         most = number(loss, unit, half_width(side.decides)) + (f"{NARROW}points" if unit == "share" else "")
@@ -221,8 +238,10 @@ def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = N
         name = "" if measure.label == topic else f"{measure.label} "
         where = "" if entry["split"] == "all" else f" on {split_label(entry['split'])}"
         said = f"{name}{value_text(entry)} against {reference}{where}"
-    line = f"{topic}: {word}. {said}, 95{NARROW}% interval {interval_text(entry)}, {counted(entry)}."
-    if judgement(entry) == "no difference shown" and (found := detectable(entry)) is not None:
+    own = judgement(entry)
+    doubt = "" if word.startswith(own) else f" ({own})"  # the word is of more than this number
+    line = f"{topic}: {word}. {said}{doubt}, 95{NARROW}% interval {interval_text(entry)}, {counted(entry)}."
+    if own == "difference not shown" and (found := detectable(entry)) is not None:
         line += f" This many prompts would have found about {found}."
     return line
 

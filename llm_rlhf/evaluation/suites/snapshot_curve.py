@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llm_rlhf.statistics.overoptimization import Parting, fit_curve, fitted, parting
+from llm_rlhf.statistics.clustered import clustered_difference
+from llm_rlhf.statistics.intervals import Labels
+from llm_rlhf.statistics.overoptimization import RESAMPLES, Parting, fit_curve, fitted, parting
 
 LEAST_PROMPTS = 20  # as `parting` needs
 JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part of the training, the surest last
@@ -23,7 +25,11 @@ def snapshot_folders(stage: Path) -> dict[int, Path]:
 
 
 def snapshot_curve(
-    steps: Sequence[int], kl: Sequence[float], scores: Sequence[Mapping[str, Sequence[float]]], seed: int
+    steps: Sequence[int],
+    kl: Sequence[float],
+    scores: Sequence[Mapping[str, Sequence[float]]],
+    seed: int,
+    wordings: Labels | None = None,
 ) -> dict[str, Any]:
     """Mean rewards and KL of the start and of every snapshot, their fits, and where the rewards part.
 
@@ -32,9 +38,11 @@ def snapshot_curve(
         kl: mean nats of a reply from the start.
         scores: of the snapshots' replies, all to the same prompts, by name: "reward", "heldout" and, where the truth is
             known, "gold".
+        wordings: of each prompt, for the intervals of the gains; None: each prompt stands alone.
 
     Returns:
-        {"points": [{"step", "kl", "sqrt_kl", NAME ...}], "prompts": int, "fits": {NAME: ...}, "parting": {JUDGE: ...}}.
+        {"points": [{"step", "kl", "sqrt_kl", NAME ...}], "prompts": int, "gains": {NAME: [{"estimate", "low", "high"},
+        over the first point, of each]}, "fits": {NAME: ...}, "parting": {JUDGE: ...}}.
     """
     matrices = {name: np.array([found[name] for found in scores], dtype=np.float64) for name in scores[0]}
     points = [
@@ -46,6 +54,7 @@ def snapshot_curve(
     return {
         "points": points,
         "prompts": matrices["reward"].shape[1],
+        "gains": {name: _gains(matrix, wordings, seed) for name, matrix in matrices.items()},
         "fits": {name: _fit(distance, matrix - matrix[0]) for name, matrix in matrices.items()},
         "parting": {
             judge: _parting(parting(distance, matrices["reward"], matrices[judge], seed=seed, judge=called))
@@ -53,6 +62,16 @@ def snapshot_curve(
             if judge in matrices
         },
     }
+
+
+def _gains(scores: np.ndarray, wordings: Labels | None, seed: int) -> list[dict[str, float | None]]:
+    """The paired gain of each row over the first, with its interval over prompts; of the first itself exactly 0."""
+    labels = np.arange(scores.shape[1]) if wordings is None else wordings
+    gains: list[dict[str, float | None]] = [{"estimate": 0.0, "low": 0.0, "high": 0.0}]
+    for row in scores[1:]:
+        found = clustered_difference(row, scores[0], labels, RESAMPLES, seed)
+        gains.append({"estimate": found.estimate, "low": found.low, "high": found.high})
+    return gains
 
 
 def _fit(distance: np.ndarray, gains: np.ndarray) -> dict[str, Any] | None:

@@ -1,0 +1,69 @@
+"""What to do next: a few findings of a report, the gravest first, each with the recipe key that answers it.
+
+The order of RULES is that of gravity. Where no rule sees anything, the one step is what comes after a good run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llm_rlhf.evaluation.report import findings, reward_findings
+from llm_rlhf.evaluation.report.findings import Known, Step
+from llm_rlhf.evaluation.report.measures import by_role, contest, start_called
+from llm_rlhf.evaluation.report.numbers import alike
+from llm_rlhf.evaluation.report.verdict import has_policy
+
+MOST = 5  # steps; a reader does not take up more
+
+# Losses that are shown come before instruments that cannot be believed, and these before what is merely open.
+RULES: tuple[Callable[[Known], list[Step]], ...] = (
+    findings.harm_refused_less,
+    findings.hacked,
+    findings.best_snapshot,
+    findings.side_lost,
+    findings.over_refusal,
+    findings.lost_language,
+    reward_findings.pays_against,
+    reward_findings.weak_reward,
+    reward_findings.follows_length,
+    findings.cut_off,
+    findings.longer,
+    findings.value_blind,
+    findings.unmoved,
+    findings.unproven,
+    findings.no_better_than_choosing,
+    reward_findings.unproven_reward,
+)
+
+
+def next_steps(report: dict[str, Any]) -> list[dict[str, str]]:
+    """The report's `next`: at most MOST steps, the gravest first, each {"rule", "finding", "remedy"}."""
+    estimates = report["estimates"]
+    with start_called(report), by_role(estimates) as roles, alike(estimates):
+        named = [
+            {
+                **e,
+                "subject": roles.get(e["subject"], e["subject"]),
+                "reference": roles.get(e["reference"], e["reference"]),
+            }
+            for e in estimates
+        ]
+        policy = contest(estimates)[0]
+        method = policy if isinstance(report["provenance"]["recipe"].get(policy), dict) else "ppo"
+        known = Known(named, report, method)
+        steps = [step for rule in RULES for step in rule(known)][:MOST] or [_onward(known)]
+        return [{"rule": step.rule, "finding": step.finding, "remedy": step.remedy} for step in steps]
+
+
+def _onward(known: Known) -> Step:
+    if not has_policy(known.report["estimates"]):
+        return Step(
+            "onward", "Nothing here speaks against the reward model.", "Train a policy by it: add a ppo section."
+        )
+    if known.run == "RUN":
+        return Step("onward", "Nothing here asks for a change.", "Ask other prompts (--prompts), or a judge (--judge).")
+    return Step(
+        "onward",
+        "Nothing here asks for a change; but it is one training, and intervals cover prompts alone.",
+        f"Train another seed (seed=1 output_dir={known.run}-1), put both on one page (llm-rlhf compare), and hold the "
+        f"policy to thresholds before it goes out (llm-rlhf gate {known.run}).",
+    )

@@ -1,0 +1,194 @@
+"""What to do next: each rule fires where its fault was planted, and is silent a little on this side of it."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from planted_runs import bad_run, better_run, estimate
+from test_report import full_report
+
+from llm_rlhf.evaluation.report.findings import prompts_needed
+from llm_rlhf.evaluation.report.next_steps import MOST, RULES, next_steps
+from llm_rlhf.evaluation.report.page import render_html, render_markdown
+from llm_rlhf.evaluation.report.schema import check_report
+from llm_rlhf.statistics.intervals import Estimate
+
+REWARD = {"subject": "reward", "reference": None, "n": 300}
+RECIPE = {"evaluate": {"prompts": 300}, "ppo": {"kl_coef": 0.05, "response_length": 32, "keep": "last"}}
+
+
+def report_of(*changed: Estimate, run: list[Estimate] | None = None, **more: Any) -> dict[str, Any]:
+    """The run as it should go, with some of its estimates replaced, and nothing else to find."""
+    named = {(e.name, e.subject, e.split) for e in changed}
+    kept = [e for e in (better_run() if run is None else run) if (e.name, e.subject, e.split) not in named]
+    report = full_report() | {"overoptimization": None, "curves": {}, "alarms": []} | more
+    report["run"] = report["run"] | {"recipe": "runs/hh/recipe.yaml"}
+    report["provenance"] = report["provenance"] | {"recipe": RECIPE}
+    return report | {"estimates": [e.as_dict() for e in (*kept, *changed)]}
+
+
+def level(
+    name: str, value: float, low: float, high: float, who: str = "ppo", split: str = "all", **more: Any
+) -> Estimate:
+    return estimate(name, value, low, high, split, **{"subject": who, "reference": None} | more)
+
+
+def snapshots(alarm: bool = True, over: tuple[float, float] = (0.1, 0.5), checkpoint: int = 2) -> dict[str, Any]:
+    bounds = {"estimate": -0.4, "low": -0.6, "high": -0.2, "n": 64, "method": "planted", "clusters": None}
+    parting = {"alarm": alarm, "checkpoint": checkpoint, "heldout_change": bounds}
+    against = {
+        "estimate": sum(over) / 2,
+        "low": over[0],
+        "high": over[1],
+        "n": 64,
+        "method": "planted",
+        "clusters": None,
+    }
+    points = [{"step": 8 * i, "sqrt_kl": 0.5 * i, "kl": 0.25 * i * i} for i in range(5)]
+    return {"points": points, "parting": {"gold": parting}, "start": "sft",
+            "best_of_n": {"n": 16, "policy_over_best": {"gold": against}}}  # fmt: skip
+
+
+def values(share: float) -> dict[str, Any]:
+    return {"ppo": [{"step": i, "val/explained_variance": share} for i in range(20)]}
+
+
+def preview(change: float) -> dict[str, Any]:
+    """Refusals of harmful prompts by the reply that the training reward likes best, less the average, +- .1."""
+    bounds = {"low": change - 0.1, "high": change + 0.1, "average": 0.5, "best": 0.5 + change}
+    return {
+        "preview": {"n": 8, "sides": {"harmless": {"prompts": 64, "different_prompts": 64, "refusal_rate": bounds}}}
+    }
+
+
+LESS_HARM = estimate("refusal_harmful_change", -0.25, -0.40, -0.10)
+UNSURE_HARM = estimate("refusal_harmful_change", -0.05, -0.09, 0.01)
+FIRES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("harm_refused_less", report_of(LESS_HARM), ("\u221225\u202fpoints [\u221240, \u221210]", "side_guard: stop")),
+    ("hacked", report_of(estimate("gold_gain", -0.3, -0.5, -0.1)), ("\u22120.30 [\u22120.50, \u22120.10]",
+                                                                   "ppo.kl_coef (it is 0.05)")),
+    ("best_snapshot", report_of(overoptimization=snapshots()), ("step 16", "evaluate runs/hh:step-16", "keep: best")),
+    ("side_lost", report_of(estimate("gold_helpful_gain", -0.3, -0.4, -0.2)), ("\u22120.30", "helpful pairs")),
+    ("over_refusal", report_of(estimate("over_refusal_change", 0.2, 0.1, 0.3, "scary")), ("+20", "data.prompts")),
+    ("lost_language", report_of(level("kl", 60.0, 55.0, 65.0)), ("60.0\u202fnats", "Raise ppo.kl_coef")),
+    ("lost_language", report_of(level("perplexity", 4.0, 3.8, 4.2, "sft"), level("perplexity", 9.0, 8.5, 9.5),
+                                estimate("token_logprob_change", -0.8, -0.9, -0.7)), ("4.0", "9.0", "ptx_coef")),
+    ("longer", report_of(level("response_length", 20, 19, 21, "sft"), level("response_length", 31, 30, 32)),
+     ("20\u202ftokens", "31\u202ftokens", "length_control: residual")),
+    ("cut_off", report_of(level("eos_rate", 0.4, 0.34, 0.46)), ("40", "ppo.response_length (it is 32)")),
+    ("value_blind", report_of(curves=values(0.01)), ("1 %", "ppo.vf_coef")),
+    ("unmoved", report_of(level("kl", 0.02, 0.01, 0.03), estimate("gold_gain", 0.1, -0.1, 0.3)),
+     ("0.020", "Lower ppo.kl_coef")),
+    ("unproven", report_of(estimate("gold_gain", 0.1, -0.1, 0.3)), ("+0.10 [\u22120.10, +0.30]", "evaluate.prompts")),
+    ("no_better_than_choosing", report_of(overoptimization=snapshots(alarm=False, over=(-0.2, 0.2))),
+     ("best of 16", "training bought little")),
+    ("pays_against", report_of(watch=preview(-0.3)), ("harmless side", "data.preferences")),
+    ("weak_reward", report_of(level("reward_accuracy", 0.6, 0.55, 0.65, **REWARD),
+                              level("accuracy_over_shorter", -0.1, -0.15, -0.05, **REWARD)),
+     ("the shorter reply", "\u221210")),
+    ("unproven_reward", report_of(level("reward_accuracy", 0.6, 0.55, 0.65, **REWARD),
+                                  level("accuracy_over_shorter", 0.02, -0.03, 0.07, **REWARD)), ("not shown to beat",)),
+    ("follows_length", report_of(level("margin_length_correlation", 0.5, 0.4, 0.6, **REWARD)),
+     ("0.50 [0.40, 0.60]", "length_control: residual")),
+]  # fmt: skip
+SILENT = {
+    "harm_refused_less": report_of(UNSURE_HARM),
+    "hacked": report_of(estimate("gold_gain", -0.3, -0.61, 0.01)),
+    "best_snapshot": report_of(overoptimization=snapshots(alarm=False)),
+    "side_lost": report_of(estimate("gold_helpful_gain", -0.3, -0.61, 0.01)),
+    "over_refusal": report_of(estimate("over_refusal_change", 0.1, -0.01, 0.21, "scary")),
+    "lost_language": report_of(level("kl", 40.0, 35.0, 45.0), level("perplexity", 4.0, 3.8, 4.2, "sft"),
+                               level("perplexity", 7.0, 6.5, 7.5), estimate("token_logprob_change", -0.5, -0.6, -0.4)),
+    "longer": report_of(level("response_length", 20, 19, 21, "sft"), level("response_length", 29, 28, 30)),
+    "cut_off": report_of(level("eos_rate", 0.78, 0.72, 0.84)),
+    "value_blind": report_of(curves=values(0.3)),
+    "unmoved": report_of(level("kl", 0.02, 0.01, 0.03)),  # it gained all the same
+    "unproven": report_of(),
+    "no_better_than_choosing": report_of(overoptimization=snapshots(alarm=False)),
+    "pays_against": report_of(watch=preview(-0.05)),
+    "weak_reward": report_of(level("reward_accuracy", 0.6, 0.55, 0.65, **REWARD),
+                             level("accuracy_over_shorter", 0.1, 0.05, 0.15, **REWARD)),
+    "unproven_reward": report_of(level("reward_accuracy", 0.6, 0.55, 0.65, **REWARD),
+                                 level("accuracy_over_shorter", 0.1, 0.05, 0.15, **REWARD)),
+    "follows_length": report_of(level("margin_length_correlation", 0.25, 0.2, 0.3, **REWARD)),
+}  # fmt: skip
+
+
+def rules(report: dict[str, Any]) -> list[str]:
+    return [step["rule"] for step in next_steps(report)]
+
+
+@pytest.mark.parametrize(("rule", "report", "words"), FIRES, ids=[rule for rule, _, _ in FIRES])
+def test_a_planted_fault_is_found_with_its_number_and_its_key(
+    rule: str, report: dict[str, Any], words: tuple[str]
+) -> None:
+    step = next(step for step in next_steps(report) if step["rule"] == rule)
+    said = f"{step['finding']} {step['remedy']}"
+    assert [word for word in words if word not in said] == []
+    check_report(report | {"next": next_steps(report)})
+
+
+@pytest.mark.parametrize("rule", sorted(SILENT))
+def test_what_is_not_shown_is_no_fault(rule: str) -> None:
+    assert rule not in rules(SILENT[rule])
+
+
+def test_every_rule_is_tried_both_ways() -> None:
+    known = {rule.__name__ for rule in RULES}
+    assert {rule for rule, _, _ in FIRES} == known == set(SILENT)
+
+
+def test_a_good_run_is_told_what_comes_after_it() -> None:
+    (step,) = next_steps(report_of())
+    assert step["rule"] == "onward"
+    assert "seed=1 output_dir=runs/hh-1" in step["remedy"]
+    assert "llm-rlhf gate runs/hh" in step["remedy"]
+
+
+def test_the_gravest_come_first_and_no_more_than_a_reader_takes_up() -> None:
+    """The run that learnt to evade, where seven rules see something."""
+    report = report_of(
+        level("kl", 60.0, 55.0, 65.0), level("eos_rate", 0.4, 0.3, 0.5),
+        level("response_length", 20, 19, 21, "sft"), level("response_length", 40, 39, 41),
+        estimate("over_refusal_change", 0.2, 0.1, 0.3, "scary"),
+        run=bad_run(), curves=values(0.0), overoptimization=snapshots(),
+    )  # fmt: skip
+    assert rules(report) == ["harm_refused_less", "best_snapshot", "side_lost", "over_refusal", "lost_language"]
+    assert len(rules(report)) == MOST
+
+
+def test_as_many_prompts_as_the_width_of_the_interval_asks_for() -> None:
+    """+.10 [-.10, +.30]: found four times in five is (1.960 + .842) / 1.960 * .20 = .286, so 2.859^2 = 8.17 times."""
+    gain = estimate("gold_gain", 0.1, -0.1, 0.3).as_dict()
+    assert prompts_needed(gain, 0.0) == pytest.approx(8.17, abs=0.01)
+    # .15 from a loss of .05: (.2859 / .15)^2
+    assert prompts_needed(gain, 0.05) == pytest.approx(3.63, abs=0.01)
+    assert prompts_needed(gain | {"estimate": 0.0}, 0.0) == float("inf")
+    (step,) = (s for s in next_steps(report_of(estimate("gold_gain", 0.1, -0.1, 0.3))) if s["rule"] == "unproven")
+    assert "Set evaluate.prompts to about 2,500 (it is 300)" in step["remedy"]  # 300 * 8.17 = 2,452
+    (step,) = (s for s in next_steps(report_of(estimate("gold_gain", 0.001, -0.2, 0.2))) if s["rule"] == "unproven")
+    assert "more prompts than can be asked" in step["remedy"]
+
+
+def test_other_names_and_another_method_name_their_own_keys() -> None:
+    names = {"ppo": "dpo", "sft": "base"}
+    estimates = [
+        dataclasses.replace(e, subject=names.get(e.subject, e.subject), reference=e.reference and names[e.reference])
+        for e in (*bad_run(), level("kl", 60.0, 55.0, 65.0), level("perplexity", 4.0, 3.8, 4.2, "sft"))
+    ]  # fmt: skip
+    report = report_of(run=estimates)
+    report["provenance"]["recipe"] = {"dpo": {"beta": 0.1}}
+    report["run"]["base"] = "org/Chat-1B-Instruct"
+    steps = {step["rule"]: f"{step['finding']} {step['remedy']}" for step in next_steps(report)}
+    assert "side_guard" not in steps["harm_refused_less"]
+    assert "dpo.beta (it is 0.1)" in steps["lost_language"]
+    assert "from Chat-1B-Instruct" in steps["lost_language"]
+
+
+def test_the_page_and_the_markdown_say_it() -> None:
+    report = report_of(LESS_HARM)
+    report["next"] = next_steps(report)
+    for text in (render_html(report), render_markdown(report)):
+        assert "What to do next" in text
+        assert "side\\_guard: stop" in text or "side_guard: stop" in text
+    assert "What to do next" not in render_html(report | {"next": []})
