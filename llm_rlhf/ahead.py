@@ -30,6 +30,7 @@ from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes
+from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.finding import check_there, find_config
@@ -40,7 +41,7 @@ from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters
-from llm_rlhf.reward.loading import base_of, local_adapter
+from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model

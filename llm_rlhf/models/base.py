@@ -1,6 +1,8 @@
 """Loading what a run stands on: the causal language model, its quantisation, its tokenizer and chat template."""
 
+import contextlib
 import datetime
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,14 @@ def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None 
 
 
 def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other: Path | None) -> bool:
-    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template."""
+    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template.
+
+    As they are used: a run's policy comes with its tokenizer as the run completed it, its base with it as it was found.
+    """
     if tokens_beside(one) == tokens_beside(other):
         return True
-    read = (_read_tokenizer(path, section, beside) for beside in (one, other))
+    with contextlib.redirect_stdout(io.StringIO()):  # what is added is said where the model is loaded
+        read = [load_tokenizer(path, section, beside) for beside in (one, other)]
     mine, others = ((t.get_vocab(), t.chat_template, t.eos_token) for t in read)
     return mine == others
 
