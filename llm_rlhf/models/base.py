@@ -67,6 +67,29 @@ def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other
     return mine == others
 
 
+def base_tokens(path: str | Path, section: ModelSection) -> Any:
+    """The tokenizer of a base as it is, with the template that the recipe names, where it names one.
+
+    Raises:
+        RecipeError: where it cannot be loaded.
+    """
+    return _read_tokenizer(path, section, None)
+
+
+def lasting_template(path: str | Path, section: ModelSection) -> str | None:
+    """The template of a base that asks for the day, with the recipe's arguments and without the run's day.
+
+    None where it asks for none, or cannot be read any more.
+    """
+    try:
+        template = template_settings.with_arguments(
+            base_tokens(path, section).get_chat_template(), section.chat_template_kwargs
+        )
+    except ValueError:  # a RecipeError is one
+        return None
+    return template if template_settings.asks_the_clock(template) else None
+
+
 def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None) -> Any:
     """As it was saved, with the template that the recipe names, where it names one."""
     place, template = tokens_beside(beside)
