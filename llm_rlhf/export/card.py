@@ -19,7 +19,7 @@ from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
 from llm_rlhf.recipe.sections import SOURCE_LISTS, Recipe
-from llm_rlhf.run_folder import read_json, versions
+from llm_rlhf.run_folder import read_json
 
 OURS = "apache-2.0"  # of the gold world
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
@@ -66,7 +66,6 @@ def model_card(
         counts=_counts(source),
         recipe=None if source.recipe is None else shown(source.recipe.as_dict()),
         trained_with=_trained_with(source),
-        versions=versions(),
         stops=[source.tokenizer.convert_ids_to_tokens(i) for i in _ids(source.sampling.eos_token_id)],
         stage={"ppo": "supervised fine-tuning and PPO", "sft": "supervised fine-tuning"}.get(
             source.stage or "", f"PPO, as it was at {source.stage}"

@@ -23,7 +23,8 @@ def check_can_serve(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        raise RecipeError(f"--host {host} --port {port}: nothing can listen there ({error.strerror}).") from None
+        reason = str(error.strerror).partition(" (")[0]
+        raise RecipeError(f"--host {host} --port {port}: nothing can listen there ({reason}).") from None
 
 
 def folder_to_serve(text: str) -> Path:
