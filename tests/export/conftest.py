@@ -11,7 +11,7 @@ import torch
 import yaml
 from huggingface_hub import constants
 from peft import PeftModel, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.models.base import load_causal_lm, load_tokenizer, lora_config
@@ -79,7 +79,10 @@ def make_run(tmp_path) -> Callable[..., Path]:
         tokenizer = load_tokenizer(base, section)
         start: str | Path = base
         if sft:
-            _random_adapter(load_causal_lm(base, section, tokenizer), section, 1).save_pretrained(run / "sft/adapter")
+            model = load_causal_lm(base, section, tokenizer)
+            grown = model.get_input_embeddings().num_embeddings > AutoConfig.from_pretrained(base).vocab_size
+            adapter = _random_adapter(model, section, 1)  # PEFT finds out by itself, where the hub can be asked
+            adapter.save_pretrained(run / "sft/adapter", save_embedding_layers=grown)
             whole = load_causal_lm(base, section, tokenizer, quantized=False)
             merged = PeftModel.from_pretrained(whole, run / "sft/adapter").merge_and_unload()
             merged.to(getattr(torch, section.dtype)).save_pretrained(run / "sft/model")
