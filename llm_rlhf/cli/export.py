@@ -20,7 +20,7 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON at the end.")] = False,
 ) -> None:
-    """Make a folder that transformers, PEFT, vLLM and the hub take, with a model card that says what was measured.
+    """Make a folder that others load, with a model card that says what was measured.
 
     Example: llm-rlhf export runs/hh --merge --to exports/hh
     """
@@ -48,7 +48,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0: on every network.")] = "localhost",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Likewise.")] = 8000,
 ) -> None:
-    """Answer as an OpenAI-compatible server does, by `transformers serve` on whole weights of the policy.
+    """Serve a policy with an API as OpenAI's, by `transformers serve`.
 
     Example: llm-rlhf serve runs/hh --port 8000
     """

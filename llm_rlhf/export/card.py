@@ -89,11 +89,11 @@ def licence_of(base: str | None) -> str | None:
 def judges_of(report: dict[str, Any]) -> list[str]:
     """What judged, in words."""
     known = report["provenance"]["instruments"]
-    lines = [f"refusals: the refusal detector, version {known['refusal_detector']}"] if known.get(
-        "refusal_detector") else []  # fmt: skip
     names = {entry["name"] for entry in report["estimates"]}
     if any(name.startswith("gold_") for name in names):
-        lines.append("gold score: the true score of the world, by rule")
+        lines = ["gold score and refusals: by the rules of the world, which no model saw"]
+    else:
+        lines = [f"refusals: the refusal detector, version {known['refusal_detector']}"]
     if any(name.startswith("heldout") for name in names):
         lines.append("held-out reward: a second reward model, of other pairs, that training never saw")
     if known.get("judge"):
