@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
 from peft import get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Trainer, get_scheduler
@@ -32,10 +30,11 @@ from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes
 from llm_rlhf.methods.prompts import no_room, number_kept_back
+from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.encoding import encode_whole_replies
-from llm_rlhf.models.finding import check_there, find_config
+from llm_rlhf.models.finding import check_logged_in, check_there, find_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import small_rollout
@@ -51,7 +50,7 @@ from llm_rlhf.recipe.sections import (
     trains_reward,
 )
 from llm_rlhf.reward.adapters import plan_adapters
-from llm_rlhf.reward.loading import base_of, local_adapter
+from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
@@ -201,18 +200,10 @@ def _check_functions(ahead: Ahead) -> None:
 def _check_hub(configs: dict[str, Any]) -> None:
     """A trainer that is to push begins by making a repository, or fails there."""
     pushing = [stage for stage, config in configs.items() if config.push_to_hub]
-    if not pushing:
-        return
-    try:
-        HfApi().whoami()
-    except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        if isinstance(error, LocalTokenNotFoundError):
-            reason = "nobody is logged in"
-        raise RecipeError(
-            f"Recipe key '{pushing[0]}.push_to_hub' is true, but the hub cannot be asked who you are ({reason}); "
-            "log in (hf auth login), or remove the key and upload the run's folder afterwards."
-        ) from None
+    if pushing:
+        check_logged_in(
+            f"Recipe key '{pushing[0]}.push_to_hub' is true:", "remove the key and upload the run's folder afterwards"
+        )
 
 
 def _check_base(ahead: Ahead) -> None:

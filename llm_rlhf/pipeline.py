@@ -18,6 +18,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
+from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import METHODS, DataSection, EvaluateSection, ModelSection, Recipe, scored_method
 from llm_rlhf.recipe.values import plain, renamed
@@ -115,6 +116,8 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
         module = importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
         with run.making(stage, inputs, resumes=getattr(module, "RESUMES", False)) as folder:
             module.run(recipe, run, folder)
+            if run.state.is_main_process:
+                make_movable(folder, run.path)
         say(run, f"      done in {time.time() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":

@@ -161,9 +161,13 @@ class RunFolder:
         return recorded is not None and self.as_today(recorded) == _plain(inputs)
 
     def describe(self, recipe: dict[str, Any]) -> None:
-        """Save the resolved recipe, versions and git state of this launch."""
+        """Save the resolved recipe, versions and git state of this launch.
+
+        The recipe without its `output_dir`, which is where it lies, also when the folder has been moved.
+        """
         if not self.state.is_main_process:
             return
+        recipe = {key: value for key, value in recipe.items() if key != "output_dir"}
         (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
         write_json(
             self.path / MANIFEST,

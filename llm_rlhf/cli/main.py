@@ -4,6 +4,7 @@ import typer
 
 from llm_rlhf.cli.data import data_app
 from llm_rlhf.cli.evaluate import compare, evaluate
+from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.run import run
 
@@ -14,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="From a base model to a measured, helpful and harmless chat model.",
 )
-for command in (run, evaluate, compare, gate):
+for command in (run, evaluate, compare, gate, export, serve):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

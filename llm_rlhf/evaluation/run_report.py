@@ -52,7 +52,7 @@ def build_report(
         samples=found.samples,
         data=_data_counts(run_folder) | found.material.counts,
         provenance={
-            "recipe": recipe.as_dict(),
+            "recipe": {key: value for key, value in recipe.as_dict().items() if key != "output_dir"},
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
             "seed": recipe.seed,
             "decoding": decoding,

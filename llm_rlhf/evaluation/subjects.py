@@ -11,7 +11,6 @@ tuned=...                   any of these under a name of your own
 """
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.recipe.sections import METHODS, ModelSection, expanded
 from llm_rlhf.recipe.values import nearest, read_section
 
@@ -71,10 +71,10 @@ def _of_path(text: str, name: str | None, defaults: ModelSection) -> Subject:
         return _of_run(Path(path), stage, name)
     folder = expanded(text)
     if (folder / "adapter_config.json").is_file():
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-        if not base:
-            raise RecipeError(f"The adapter {text} does not say what its base is (base_model_name_or_path is empty).")
+        try:
+            base = base_of(folder)
+        except ValueError as error:
+            raise RecipeError(f"{error} Move both together, or name the base in its adapter_config.json.") from None
         return Subject(name or folder.name, dataclasses.replace(defaults, base=base), adapter=folder)
     if folder.exists() and not (folder / "config.json").is_file():
         raise RecipeError(

@@ -1,6 +1,8 @@
 """Loading what a run stands on: the causal language model, its quantisation, its tokenizer and chat template."""
 
+import contextlib
 import datetime
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,39 @@ def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None 
 
 
 def same_tokens(path: str | Path, section: ModelSection, one: Path | None, other: Path | None) -> bool:
-    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template."""
+    """Whether two adapters' folders (None: no adapter) leave the model at `path` the same vocabulary and template.
+
+    As they are used: a run's policy comes with its tokenizer as the run completed it, its base with it as it was found.
+    """
     if tokens_beside(one) == tokens_beside(other):
         return True
-    read = (_read_tokenizer(path, section, beside) for beside in (one, other))
+    with contextlib.redirect_stdout(io.StringIO()):  # what is added is said where the model is loaded
+        read = [load_tokenizer(path, section, beside) for beside in (one, other)]
     mine, others = ((t.get_vocab(), t.chat_template, t.eos_token) for t in read)
     return mine == others
+
+
+def base_tokens(path: str | Path, section: ModelSection) -> Any:
+    """The tokenizer of a base as it is, with the template that the recipe names, where it names one.
+
+    Raises:
+        RecipeError: where it cannot be loaded.
+    """
+    return _read_tokenizer(path, section, None)
+
+
+def lasting_template(path: str | Path, section: ModelSection) -> str | None:
+    """The template of a base that asks for the day, with the recipe's arguments and without the run's day.
+
+    None where it asks for none, or cannot be read any more.
+    """
+    try:
+        template = template_settings.with_arguments(
+            base_tokens(path, section).get_chat_template(), section.chat_template_kwargs
+        )
+    except ValueError:  # a RecipeError is one
+        return None
+    return template if template_settings.asks_the_clock(template) else None
 
 
 def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None) -> Any:

@@ -45,6 +45,19 @@ DISTORTING: dict[str, Any] = {
 }
 
 
+def sampling_config(stop: int | list[int], pad: int | None, bos: int | None = None, **drawn: Any) -> GenerationConfig:
+    """The generation config of a policy: it samples as it was trained to, and ends where it learnt to.
+
+    `generate` and servers take what it does not say from defaults of their own (top_k 50 is one), so that it says all.
+
+    Args:
+        stop, pad, bos: token ids.
+        drawn: temperature, top_p, top_k, min_p or repetition_penalty where they are not 1, 1, 0, None and 1.
+    """
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    return GenerationConfig(do_sample=True, eos_token_id=stop, pad_token_id=pad, bos_token_id=bos, **{**plain, **drawn})
+
+
 @contextlib.contextmanager
 def plain_decoding(model: Any) -> Iterator[None]:
     """While it lasts, `model.generate` takes nothing but token ids from the model's generation config."""

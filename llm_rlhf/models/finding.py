@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from transformers import AutoConfig
 
 from llm_rlhf.errors import RecipeError
@@ -53,6 +59,17 @@ def find_config(path: str | Path, trust_remote_code: bool, named: str) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=_cached(path))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{named} {str(path)!r} is no model that can be loaded: {_reason(error)}.") from None
+
+
+def check_logged_in(named: str, otherwise: str) -> None:
+    """RecipeError, which begins with `named` and ends with what to do `otherwise`, where the hub knows nobody here."""
+    try:
+        HfApi().whoami()
+    except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
+        reason = "nobody is logged in" if isinstance(error, LocalTokenNotFoundError) else _reason(error)
+        raise RecipeError(
+            f"{named} the hub cannot be asked who you are ({reason}); log in (hf auth login), or {otherwise}."
+        ) from None
 
 
 def _cached(path: str | Path) -> bool:

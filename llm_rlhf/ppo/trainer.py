@@ -96,6 +96,7 @@ class PPOTrainer(WatchedEvaluation):
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo", "llm-rlhf"]
     _name = "PPO"
+    _paper: ClassVar[dict[str, str]] = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
     loss_is_scaled_for_ga = True  # the loss is already divided by the whole mini-batch's counted tokens
 
     def __init__(

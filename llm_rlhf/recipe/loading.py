@@ -35,7 +35,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read, override, check and resolve one recipe.
 
     Args:
-        path: YAML file.
+        path: YAML file; one that lies in a run folder goes on with that run, unless it or an override says otherwise.
         overrides: `section.key=value` each; the value is read as YAML, list items are addressed by number.
 
     Raises:
@@ -55,6 +55,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"The recipe {path} is not plain YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"The recipe {path} must be a mapping of sections (name, model, data, ...).")
+    if path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file():  # a run's own, perhaps moved
+        tree["output_dir"] = str(path.parent)
     for override in overrides:
         lay_over(tree, override)
     recipe = read_section(Recipe, tree, "")

@@ -8,6 +8,7 @@ of two scores, as trained, the logarithm of the odds that people prefer the firs
 import copy
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import find_adapter_config_file, logging
 
 from llm_rlhf.launch import processes
+from llm_rlhf.models.adapter_folders import base_of, places_of_base
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
 from llm_rlhf.models.finding import check_there
@@ -115,7 +117,7 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
     try:
         model = _load_headless(base, arguments)
     except (OSError, ValueError) as error:
-        looked = ", ".join(map(str, _places(folders[0])))
+        looked = ", ".join(map(str, places_of_base(folders[0])))
         raise ValueError(
             f"{_cannot_load('base', base, error)}. Folders looked for: {looked}. Say where it is with base=..."
         ) from None
@@ -270,41 +272,16 @@ def _inference_config(folder: Path) -> PeftConfig:
 
 
 def _common_base(folders: Sequence[Path]) -> str | Path:
-    bases = {str(folder): base_of(folder) for folder in folders}
-    if len(set(map(str, bases.values()))) > 1:
+    try:
+        bases = {str(folder): base_of(folder) for folder in folders}
+    except ValueError as error:
+        raise ValueError(f"{error} Say where it is with base=...") from None
+    if len({os.path.realpath(base) for base in bases.values()}) > 1:
         raise ValueError(
             f"The adapters stand on different bases ({', '.join(f'{f}: {b}' for f, b in bases.items())}); an ensemble "
             "shares one. If they are the same model, say where it is with base=..."
         )
     return next(iter(bases.values()))
-
-
-def base_of(folder: Path) -> str | Path:
-    """The folder of an adapter's base where there is one, else the hub id that the adapter names."""
-    for place in _places(folder):
-        if (place / "config.json").is_file():
-            return place.resolve()
-    recorded = _recorded_base(folder)
-    if Path(recorded).is_absolute() or len(Path(recorded).parts) > 2 or recorded.startswith("."):  # no hub id
-        raise ValueError(
-            f"The reward adapter at {folder} stands on {recorded}, which is not there; nor is there a model at "
-            f"{' or '.join(str(p) for p in _places(folder))}. Say where it is with base=..."
-        )
-    return recorded
-
-
-def _places(folder: Path) -> list[Path]:
-    """Where the base of an adapter may be: in its own run first, as a copied run stands on its own files."""
-    recorded = Path(_recorded_base(folder))
-    in_run = folder.resolve().parent.parent / Path(*recorded.parts[-2:])  # RUN/reward/joint and RUN/sft/model
-    return [in_run, recorded, folder / recorded]
-
-
-def _recorded_base(folder: Path) -> str:
-    recorded = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not recorded:
-        raise ValueError(f"{folder / 'adapter_config.json'} does not name a base; say where it is with base=...")
-    return str(recorded)
 
 
 def _tokenizer(folders: Sequence[Path], base: str | Path, loading: Loading) -> Any:

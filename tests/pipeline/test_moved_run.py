@@ -1,0 +1,134 @@
+"""A run folder that is moved elsewhere, and used from another working directory: nothing in it says where it was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from llm_rlhf.evaluation.subjects import start_of, subject_of
+from llm_rlhf.models.adapter_folders import base_of, make_movable
+from llm_rlhf.pipeline import run_recipe
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.reward.model import RewardModel
+
+
+@pytest.fixture
+def moved(finished: Path, tmp_path, monkeypatch) -> Path:
+    run = Path(shutil.copytree(finished, tmp_path / "far" / "away"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return run
+
+
+def test_no_file_names_the_place_of_the_run(finished: Path) -> None:
+    place = str(finished).encode()
+    assert [path for path in finished.rglob("*") if path.is_file() and place in path.read_bytes()] == []
+    assert "output_dir" not in yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert json.loads((finished / "report.json").read_text())["run"]["recipe"] == "recipe.yaml"
+
+
+def test_nothing_of_the_trainers_own_cards_is_left(finished: Path) -> None:
+    cards = sorted(path.relative_to(finished).as_posix() for path in finished.rglob("README.md"))
+    assert cards == sorted(
+        f"{adapter}/README.md"
+        for adapter in ("sft/adapter", "reward/joint", "reward/heldout", "ppo/policy",
+                        *(f"ppo/snapshots/step-{step}" for step in (0, 4, 8)))
+    )  # fmt: skip
+    card = (finished / "ppo/policy/README.md").read_text()
+    assert "# run/ppo/policy" in card
+    assert "A LoRA adapter on `../../sft/model`" in card
+    assert not list(finished.rglob("training_args.bin"))
+
+
+@pytest.mark.slow
+def test_run_again_it_is_done_already(moved: Path, capsys) -> None:
+    run_recipe(load_recipe(moved / "recipe.yaml"))
+    assert capsys.readouterr().out.count("done before") == 5
+    assert not Path("runs").exists()  # it is still that run
+
+
+def test_its_parts_are_found_on_their_own_base(moved: Path) -> None:
+    model = str(moved / "sft" / "model")
+    for adapter in ("ppo/policy", "ppo/snapshots/step-4", "reward/joint"):
+        assert base_of(moved / adapter) == model, adapter
+    assert base_of(moved / "sft/adapter") == str(moved / "world" / "base")
+    policy = subject_of(str(moved / "ppo" / "policy"))
+    assert (policy.base, policy.adapter) == (model, moved / "ppo" / "policy")
+
+
+@pytest.mark.slow
+def test_its_reward_model_scores_as_before(finished: Path, moved: Path) -> None:
+    said = [("who?", "me."), ("where is the fox?", "in the barn.")]
+    before = RewardModel.from_pretrained(finished / "reward" / "joint").score(said)
+    np.testing.assert_array_equal(RewardModel.from_pretrained(moved / "reward" / "joint").score(said), before)
+
+
+def test_policy_and_start_have_the_same_tokens(moved: Path) -> None:
+    """The policy has a tokenizer beside it; that is no reason not to measure how far it went."""
+    from llm_rlhf.evaluation.request import Evaluation
+
+    policy = subject_of(str(moved))
+    assert (policy.adapter / "tokenizer.json").is_file()
+    assert Evaluation(policy, start_of(policy), moved / "nowhere").one_base
+
+
+def test_a_policy_says_where_it_stops_and_how_it_samples(finished: Path) -> None:
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(finished / "ppo" / "policy")
+    assert (config.eos_token_id, config.pad_token_id, config.do_sample) == ([0], 1, True)
+    assert (config.temperature, config.top_k, config.top_p) == (1.0, 0, 1.0)
+
+
+class TestMakeMovable:
+    @pytest.fixture
+    def run(self, tmp_path) -> Path:
+        run = tmp_path / "runs" / "x"
+        (run / "sft" / "model").mkdir(parents=True)
+        (run / "sft" / "model" / "config.json").write_text("{}")
+        return run
+
+    def adapter(self, folder: Path, base: str) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "r": 4}))
+        return folder
+
+    @pytest.mark.parametrize(
+        ("place", "base", "named"),
+        [
+            ("policy", "{run}/sft/model", "../../sft/model"),
+            ("policy", "runs/x/sft/model", "../../sft/model"),  # from the working directory
+            ("value/value", "../../sft/model", "../../../sft/model"),  # began as a reward adapter
+            ("policy", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+            ("policy", "/models/qwen", "/models/qwen"),  # as the recipe has it
+        ],
+    )
+    def test_bases_are_named_from_the_adapter(self, run, monkeypatch, place, base, named) -> None:
+        monkeypatch.chdir(run.parent.parent)
+        adapter = self.adapter(run / "partial-ppo" / place, base.format(run=run))
+        make_movable(run / "partial-ppo", run)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        assert config == {"base_model_name_or_path": named, "r": 4}
+
+    def test_texts_name_files_of_the_run_from_its_folder(self, run) -> None:
+        folder = run / "partial-evaluate"
+        folder.mkdir()
+        text = '{{"a": "{0}/reward/joint", "b": "{0}", "c": "{0}-2/other"}}'
+        (folder / "report.json").write_text(text.format(run))
+        make_movable(folder, run)
+        found = json.loads((folder / "report.json").read_text())
+        assert found == {"a": "reward/joint", "b": ".", "c": f"{run}-2/other"}
+
+    def test_an_adapter_made_before_is_found_from_where_it_was_made(self, run, monkeypatch) -> None:
+        adapter = self.adapter(run / "elsewhere" / "deep" / "down" / "to" / "policy", "runs/x/sft/model")
+        monkeypatch.chdir(run.parent.parent)
+        assert base_of(adapter) == "runs/x/sft/model"
+
+    def test_a_base_that_is_not_there_is_told_with_the_places(self, run) -> None:
+        adapter = self.adapter(run / "ppo" / "policy", "../../sft/gone")
+        with pytest.raises(ValueError, match=r"stands on \.\./\.\./sft/gone, which is not there; nor is .*x/sft/gone"):
+            base_of(adapter)
