@@ -18,7 +18,7 @@ from llm_rlhf.export.fidelity import Difference
 from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
-from llm_rlhf.recipe.sections import SOURCE_LISTS, Recipe
+from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe
 from llm_rlhf.run_folder import read_json
 
 OURS = "apache-2.0"  # of the gold world
@@ -46,10 +46,10 @@ def model_card(
     environment.filters.update(cell=cell, fence=fence, yaml=as_yaml)
     hub_base = None if source.base_is_here or source.in_a_world else source.base
     licence = licence or (OURS if source.in_a_world else licence_of(hub_base))
-    report = source.report if source.stage in ("ppo", "sft") else None
+    report = source.report if source.is_policy or source.stage == "sft" else None
     seen = None if report is None else view(report)
     text = environment.get_template("model_card.md.jinja").render(
-        metadata=_metadata(source, kind, hub_base, licence, report if source.stage == "ppo" else None).to_yaml(),
+        metadata=_metadata(source, kind, hub_base, licence, report if source.is_policy else None).to_yaml(),
         source=source,
         kind=kind,
         name=name,
@@ -58,7 +58,7 @@ def model_card(
         hub_base=hub_base,
         base_name="the base model of a small language world" if source.in_a_world else plain(source.base),
         licence=licence,
-        report=report if source.stage == "ppo" else None,
+        report=report if source.is_policy else None,
         rows=[] if report is None or seen is None else _rows(source, report, seen["table"]),
         machine=None if seen is None else "; ".join(seen["machines"]),
         judges=[] if report is None else judges_of(report),
@@ -67,9 +67,8 @@ def model_card(
         recipe=None if source.recipe is None else shown(source.recipe.as_dict()),
         trained_with=_trained_with(source),
         stops=[source.tokenizer.convert_ids_to_tokens(i) for i in _ids(source.sampling.eos_token_id)],
-        stage={"ppo": "supervised fine-tuning and PPO", "sft": "supervised fine-tuning"}.get(
-            source.stage or "", f"PPO, as it was at {source.stage}"
-        ),
+        stage=_stages(source),
+        method=METHODS.get(source.method or ""),
     )
     return without_secrets(text)
 
@@ -84,6 +83,16 @@ def licence_of(base: str | None) -> str | None:
         return None
     found = None if known is None else known.to_dict().get("license")
     return found if isinstance(found, str) else None
+
+
+def _stages(source: Source) -> str:
+    """What it was trained by, in words."""
+    fine_tuned = "supervised fine-tuning"
+    if source.stage == "sft":
+        return fine_tuned
+    method = METHODS.get(source.method or "", "an adapter")
+    trained = method if source.is_policy else f"{method}, as it was at {source.stage}"
+    return f"{fine_tuned} and {trained}" if source.recipe is not None and source.recipe.sft is not None else trained
 
 
 def judges_of(report: dict[str, Any]) -> list[str]:
@@ -168,7 +177,7 @@ def _metadata(
         tags=[
             "llm-rlhf",
             "rlhf",
-            *(["ppo"] if source.stage != "sft" else []),
+            *([source.method.replace("_", "-")] if source.method and source.stage != "sft" else []),
             *(["lora"] if kind == "adapter" else []),
         ],
         datasets=list(dict.fromkeys(datasets)) or None,
@@ -201,7 +210,7 @@ def _rows(source: Source, report: dict[str, Any], table: list[dict[str, Any]]) -
     """What was measured of the policy and of what it began from; of an SFT model its levels, as the next stage's
     differences are not its own. What was measured of reward models is in the report."""
     pairs = list(zip(report["estimates"], table, strict=True))
-    if source.stage == "ppo":
+    if source.is_policy:
         both = contest(report["estimates"])
         return [row for entry, row in pairs if entry["subject"] in both]
     return [row for entry, row in pairs if entry["subject"] == source.stage and entry["reference"] is None]
@@ -219,7 +228,7 @@ def _trained_with(source: Source) -> dict[str, Any]:
     """What the run's own manifest says of versions, processes and the code, and of the files of data it read."""
     run = source.subject.run
     known = (read_json(run / "manifest.json") if run is not None else None) or {}
-    stage = (read_json(run / "sft" / "manifest.json") or read_json(run / "ppo" / "manifest.json")
+    stage = (read_json(run / "sft" / "manifest.json") or read_json(run / str(source.method) / "manifest.json")
              if run is not None else None) or {}  # fmt: skip
     files = {plain(name): digest for name, digest in stage.get("inputs", {}).get("data_files", {}).items()}
     if source.in_a_world and run is not None:

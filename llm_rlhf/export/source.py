@@ -14,13 +14,13 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.subjects import Subject, is_named, subject_of
+from llm_rlhf.evaluation.subjects import Subject, is_named, method_of, subject_of
 from llm_rlhf.models.adapter_folders import base_of, is_hub_id, recorded_base
 from llm_rlhf.models.base import base_tokens, lasting_template, load_tokenizer
 from llm_rlhf.models.composing import copies_of_the_base, why_not
 from llm_rlhf.models.decoding import sampling_config
 from llm_rlhf.models.finding import find_config
-from llm_rlhf.recipe.loading import load_recipe, trainer_config
+from llm_rlhf.recipe.loading import load_recipe, sampling
 from llm_rlhf.recipe.sections import ModelSection, Recipe
 from llm_rlhf.run_folder import read_json
 
@@ -37,11 +37,23 @@ class Source:
 
     @property
     def stage(self) -> str | None:
-        """Of its run: ppo, sft, or a snapshot's name; None where it is part of none."""
+        """Of its run: its method (ppo, dpo, ...), sft, or a snapshot's name; None where it is part of none."""
         run, adapter = self.subject.run, self.subject.adapter
         if run is None:
             return None
-        return "sft" if adapter is None else "ppo" if adapter == run / "ppo" / "policy" else adapter.name
+        if adapter is None:
+            return "sft"
+        return self.method if adapter == run / str(self.method) / "policy" else adapter.name
+
+    @property
+    def method(self) -> str | None:
+        """The section that made its run's policy; None where none did."""
+        return None if self.subject.run is None else method_of(self.subject.run)
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is what its run's method left: neither SFT's model nor a snapshot."""
+        return self.method is not None and self.stage == self.method
 
     @property
     def name(self) -> str:
@@ -49,7 +61,7 @@ class Source:
         if self.subject.run is None or is_named(self.text):
             return self.subject.name
         own = self.subject.run.resolve().name
-        return own if self.stage == "ppo" else f"{own}-{self.stage}"
+        return own if self.is_policy else f"{own}-{self.stage}"
 
     @property
     def section(self) -> ModelSection:
@@ -84,7 +96,7 @@ class Source:
     def sampling(self) -> GenerationConfig:
         """Where the policy stops, and how it was sampled in training."""
         run, adapter, base = self.subject.run, self.subject.adapter, self.subject.base
-        for folder in [adapter or Path(base)] if run is None else [adapter, run / "ppo" / "policy"]:
+        for folder in [adapter or Path(base)] if run is None else [adapter, run / str(self.method) / "policy"]:
             if folder is not None and (folder / "generation_config.json").is_file():
                 return GenerationConfig.from_pretrained(folder)
         try:
@@ -93,8 +105,8 @@ class Source:
             named = None
         stops = [self.tokenizer.eos_token_id, *([named] if isinstance(named, int) else named or [])]
         drawn = {}
-        if self.recipe is not None and self.recipe.ppo is not None:
-            drawn["temperature"] = trainer_config(self.recipe, "ppo", self.recipe.folder / "ppo").temperature
+        if self.recipe is not None and (trained := sampling(self.recipe)) is not None:
+            drawn["temperature"] = trained[1]
         pad, bos = self.tokenizer.pad_token_id, self.tokenizer.bos_token_id
         return sampling_config(list(dict.fromkeys(stops)), pad, bos, **drawn)
 

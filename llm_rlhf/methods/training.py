@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32, announce
+from llm_rlhf.models.decoding import save_language
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.preparation import is_sharded
 from llm_rlhf.run_folder import RunFolder
@@ -88,6 +89,9 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     trainer.save_policy(folder / "policy")
     run.state.wait_for_everyone()
     if run.state.is_main_process:
+        stops = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id  # of load_causal_lm
+        drawn = {"temperature": getattr(trainer.args, "temperature", 1.0)}  # those that do not sample imitate at 1
+        save_language(folder / "policy", trainer.processing_class, stops, **drawn)
         for old in checkpoint.checkpoints(folder):
             shutil.rmtree(old)
 

@@ -8,6 +8,7 @@ it, so that it is saved with it.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -56,6 +57,12 @@ def sampling_config(stop: int | list[int], pad: int | None, bos: int | None = No
     """
     plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
     return GenerationConfig(do_sample=True, eos_token_id=stop, pad_token_id=pad, bos_token_id=bos, **{**plain, **drawn})
+
+
+def save_language(folder: Path, tokenizer: Any, stops: list[int], **drawn: Any) -> None:
+    """What else than weights it takes to talk to a policy: tokens, template, where it stops, how it was sampled."""
+    tokenizer.save_pretrained(folder)
+    sampling_config(stops, tokenizer.pad_token_id, tokenizer.bos_token_id, **drawn).save_pretrained(folder)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import RLOOTrainer
 
 from llm_rlhf.models.adapters import POLICY
-from llm_rlhf.models.decoding import sampling_config
+from llm_rlhf.models.decoding import save_language
 from llm_rlhf.models.roles import VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
@@ -75,7 +75,11 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
             return
         folder = Path(folder)
         self.save_policy(folder / "policy", state_dict)
-        self._save_language(folder / "policy")
+        args = self.args
+        save_language(
+            folder / "policy", self.processing_class, list(self.eos_token_ids), temperature=args.temperature,
+            top_p=args.top_p, top_k=args.top_k, min_p=args.min_p, repetition_penalty=args.repetition_penalty,
+        )  # fmt: skip
         value = folder / "value"
         value.mkdir(parents=True, exist_ok=True)
         if self.args.value == "adapter":
@@ -85,15 +89,6 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         weights = self.base_model().state_dict() if state_dict is None else state_dict
         head = {n.split(".")[-1]: w.detach().cpu().contiguous() for n, w in weights.items() if "value_head." in n}
         save_file(head, value / "value_head.safetensors")
-
-    def _save_language(self, folder: Path) -> None:
-        """What else it takes to talk to the policy: tokens, template, where it stops, how it was sampled."""
-        tokenizer, args = self.processing_class, self.args
-        tokenizer.save_pretrained(folder)
-        sampling_config(
-            list(self.eos_token_ids), tokenizer.pad_token_id, tokenizer.bos_token_id, temperature=args.temperature,
-            top_p=args.top_p, top_k=args.top_k, min_p=args.min_p, repetition_penalty=args.repetition_penalty,
-        ).save_pretrained(folder)  # fmt: skip
 
     def load_roles(self, folder: str | Path) -> None:
         """Read back what `save_roles` wrote, into the roles that are there, keeping what is trainable."""
