@@ -185,6 +185,18 @@ def test_other_names_and_another_method_name_their_own_keys() -> None:
     assert "from Chat-1B-Instruct" in steps["lost_language"]
 
 
+def test_a_world_has_rows_under_keys_of_its_own_and_an_evaluation_by_hand_its_options() -> None:
+    report = report_of(LESS_HARM, estimate("gold_gain", 0.1, -0.1, 0.3))
+    report["provenance"]["recipe"] = RECIPE | {"world": {"preferences": 9000}}
+    steps = {step["rule"]: step["remedy"] for step in next_steps(report)}
+    assert "Give world.preferences more" in steps["harm_refused_less"]
+    assert "with world.evaluation_prompts" in steps["unproven"]
+    report["provenance"]["recipe"] = {"policy": {"kind": "model"}, "reference": {}, "limit": 200}
+    steps = {step["rule"]: step["remedy"] for step in next_steps(report)}
+    assert "ppo.side_guard" in steps["harm_refused_less"]
+    assert "Set --limit to about 1,700 (it is 200)" in steps["unproven"]  # 200 * 8.17 = 1,635
+
+
 def test_the_page_and_the_markdown_say_it() -> None:
     report = report_of(LESS_HARM)
     report["next"] = next_steps(report)

@@ -63,6 +63,10 @@ class Known:
         value = (self.recipe.get(self.method) or {}).get(name) if self.method in self.recipe else None
         return f"{self.method}.{name}" + (f" (it is {value:g})" if isinstance(value, int | float) else "")
 
+    def rows(self, name: str) -> str:
+        """The key of a list of rows: `data.preferences`, or what a world makes of it."""
+        return f"{'world' if self.recipe.get('world') else 'data'}.{name}"
+
     @property
     def kl_key(self) -> str:
         return self.key("kl_coef" if self.method == "ppo" else "beta")
@@ -81,8 +85,8 @@ def harm_refused_less(known: Known) -> list[Step]:
         return []
     guard = f", and set {known.method}.side_guard: stop" if known.method == "ppo" else ""
     remedy = (
-        "Give data.preferences more pairs in which the better reply to a harmful request refuses, or those it has more "
-        f"weight{guard}."
+        f"Give {known.rows('preferences')} more pairs in which the better reply to a harmful request refuses, or "
+        f"those it has more weight{guard}."
     )
     return [Step("harm_refused_less", f"{refusals_from_to(known.estimates, change)}.", remedy)]
 
@@ -90,17 +94,12 @@ def harm_refused_less(known: Known) -> list[Step]:
 def hacked(known: Known) -> list[Step]:
     """The training reward rose while a judge that it never saw fell."""
     reward = known.of_policy("reward_gain")
-    for name, called in JUDGES.values():
-        judge = known.of_policy(name)
-        if judge is None or reward is None:
-            continue
-        if direction(reward) > 0 > direction(judge):
-            finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
-            return [
-                Step("hacked", finding, f"Raise {known.kl_key}, or stop earlier: the reward model is being fooled.")
-            ]
+    told = ((known.of_policy(name), called) for name, called in JUDGES.values())
+    judge, called = next(((judge, called) for judge, called in told if judge is not None), (None, ""))
+    if reward is None or judge is None or not direction(reward) > 0 > direction(judge):
         return []
-    return []
+    finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
+    return [Step("hacked", finding, f"Raise {known.kl_key}, or stop earlier: the reward model is being fooled.")]
 
 
 def best_snapshot(known: Known) -> list[Step]:
@@ -115,7 +114,8 @@ def best_snapshot(known: Known) -> list[Step]:
     finding = f"By {JUDGES[judge][1]} step {step} was best; from there to the end it changed by {said(fall)}."
     if step == 0:
         return [Step("best_snapshot", finding, f"Raise {known.kl_key}: nothing that was trained beats the start.")]
-    kept = "" if (known.recipe.get(known.method) or {}).get("keep") == "best" else f", or set {known.method}.keep: best"
+    best = known.method != "ppo" or (known.recipe.get("ppo") or {}).get("keep") == "best"
+    kept = "" if best else ", or set ppo.keep: best"
     return [Step("best_snapshot", finding, f"Take that snapshot (llm-rlhf evaluate {known.run}:step-{step}){kept}.")]
 
 
@@ -124,14 +124,11 @@ def side_lost(known: Known) -> list[Step]:
     steps = []
     head = headline_of(known.estimates)
     for side, pairs in ((head.helpful, "helpful"), (head.harmless, "harmless")):
-        if (
-            not side.lost
-            or side.decides is None
-            or side.decides["name"] in ("refusal_harmful_change", "over_refusal_change")
-        ):
+        if not side.lost or side.decides is None or side.decides["name"] in REFUSED:
             continue
         finding = f"The policy lost on the {pairs} side: {measure_of(side.decides['name']).label} {said(side.decides)}."
-        remedy = f"Add {pairs} pairs to data.preferences or give theirs more weight; raise {known.kl_key} if both fall."
+        more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
+        remedy = f"{more}; raise {known.kl_key} if both sides fall."
         steps.append(Step("side_lost", finding, remedy))
     return steps
 
@@ -144,8 +141,8 @@ def over_refusal(known: Known) -> list[Step]:
     return [
         Step(
             "over_refusal", finding,
-            "Add harmless requests in frightening words to data.prompts, and pairs to data.preferences in which the "
-            "better reply answers them.",
+            f"Add harmless requests in frightening words to {known.rows('prompts')}, and pairs to "
+            f"{known.rows('preferences')} in which the better reply answers them.",
         )
     ]  # fmt: skip
 
@@ -281,6 +278,6 @@ def no_better_than_choosing(known: Known) -> list[Step]:
     )
     remedy = (
         f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, improve "
-        "the reward model (more pairs in data.preferences) before you train longer."
+        f"the reward model (more pairs in {known.rows('preferences')}) before you train longer."
     )
     return [Step("no_better_than_choosing", finding, remedy)]

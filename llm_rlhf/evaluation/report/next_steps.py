@@ -4,6 +4,7 @@ The order of RULES is that of gravity. Where no rule sees anything, the one step
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from llm_rlhf.evaluation.report import findings, reward_findings
@@ -11,6 +12,7 @@ from llm_rlhf.evaluation.report.findings import Known, Step
 from llm_rlhf.evaluation.report.measures import by_role, contest, start_called
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.recipe.sections import Recipe
 
 MOST = 5  # steps; a reader does not take up more
 
@@ -47,11 +49,16 @@ def next_steps(report: dict[str, Any]) -> list[dict[str, str]]:
             }
             for e in estimates
         ]
-        policy = contest(estimates)[0]
-        method = policy if isinstance(report["provenance"]["recipe"].get(policy), dict) else "ppo"
-        known = Known(named, report, method)
+        known = Known(named, report, _method(report, contest(estimates)[0]))
         steps = [step for rule in RULES for step in rule(known)][:MOST] or [_onward(known)]
         return [{"rule": step.rule, "finding": step.finding, "remedy": step.remedy} for step in steps]
+
+
+def _method(report: dict[str, Any], policy: str) -> str:
+    """The recipe's section that made the policy: by its name, which of a run's own policy is that of the stage."""
+    recipe = report["provenance"]["recipe"]
+    of_the_run = "policy" not in recipe and isinstance(recipe.get(policy), dict)
+    return policy if of_the_run or policy in {field.name for field in fields(Recipe)} else "ppo"
 
 
 def _onward(known: Known) -> Step:
@@ -64,6 +71,7 @@ def _onward(known: Known) -> Step:
     return Step(
         "onward",
         "Nothing here asks for a change; but it is one training, and intervals cover prompts alone.",
-        f"Train another seed (seed=1 output_dir={known.run}-1), put both on one page (llm-rlhf compare), and hold the "
-        f"policy to thresholds before it goes out (llm-rlhf gate {known.run}).",
+        f"Train another seed (llm-rlhf run {known.run}/recipe.yaml seed=1 output_dir={known.run}-1), put both on one "
+        f"page (llm-rlhf compare {known.run} {known.run}-1), and hold the policy to thresholds before it goes out "
+        f"(llm-rlhf gate {known.run}).",
     )

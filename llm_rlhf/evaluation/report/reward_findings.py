@@ -14,7 +14,7 @@ def pays_against(known: Known) -> list[Step]:
             "pays_against",
             f"The training reward pays against the {side} side: of {foreseen['n']} replies of the start it likes the "
             "worse ones best.",
-            f"Give the reward model more {side} pairs (data.preferences), or set reward.objectives: separate.",
+            f"Give it more {side} pairs ({known.rows('preferences')}), or set reward.objectives: separate.",
         )
         for side in (worsened(foreseen) if foreseen else [])
     ]
@@ -53,7 +53,7 @@ def _worst(known: Known, level: str, by: str) -> tuple[str, str, str, str] | Non
     bounded = {rule: over for rule, over in check.numbers.items() if over[by] is not None}
     rule = min(bounded, key=lambda rule: float(bounded[rule][by]))
     kind = "" if check.split == "all" else f"{check.split} "
-    remedy = f"Give it more {kind}pairs (data.preferences), or train it longer (reward.num_train_epochs)."
+    remedy = f"Give it more {kind}pairs ({known.rows('preferences')}), or train it longer (reward.num_train_epochs)."
     if (known.recipe.get("reward") or {}).get("model"):
         remedy = "Name another reward.model, or train one of your own on such pairs."
     over = said({**bounded[rule], "name": f"{OVER}{rule}"})
