@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, say_error, told_in_one_message
+from llm_rlhf.cli.next_steps import after_chat, tell
 
 
 def chat(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL [OTHER]", help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL"),
+        typer.Argument(
+            metavar="MODEL [OTHER]",
+            help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL",
+            autocompletion=policies,
+        ),
     ],
     only: Annotated[
         str | None, typer.Option("--only", metavar="policy|start", help="One side of a trained run, not both.")
@@ -90,6 +96,8 @@ def chat(
                 sampling = sampling.changed(name, value)
         session = Session(voices, scores, sampling, screen, _reading(screen.asks), say_error, system)
         session.run()
+        if screen.asks:
+            tell(after_chat(subjects))
         if session.failed and not screen.asks:
             raise typer.Exit(1)
 
