@@ -8,6 +8,7 @@ import typer
 
 from llm_rlhf.cli.chat import chat
 from llm_rlhf.cli.data import data_app
+from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.init import init
 from llm_rlhf.cli.run import run
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="From a base model to a measured, helpful and harmless chat model.",
 )
-for command in (init, run, evaluate, compare, chat):
+for command in (init, run, evaluate, compare, chat, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 
