@@ -173,6 +173,9 @@ class _Stream:
             self.side, self.written = side, {"thought": "", "reply": ""}
             if self.named:
                 self.console.print(Text(printable(side), style="bold"))
+        if self.written["reply"] and thought != self.written["thought"]:  # what seemed the reply was a thought
+            self._write("\n", "")
+            self.written = {"thought": "", "reply": ""}
         self._go_on("thought", thought, "dim italic")
         if text and self.written["thought"] and not self.written["reply"]:
             self._write("\n\n", "")
@@ -198,7 +201,7 @@ class _Stream:
         self.written[part] = text
 
     def _write(self, text: str, style: str) -> None:
-        self.console.print(Text(printable(text), style=style), end="", soft_wrap=True)
+        self.console.out(printable(text), style=style or None, end="", highlight=False)
 
 
 class _Columns:

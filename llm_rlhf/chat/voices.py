@@ -22,6 +22,7 @@ from llm_rlhf.evaluation.rewards import Reader, Rewards
 from llm_rlhf.evaluation.subjects import Subject, is_named, start_of, subject_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.encoding import encode_prompt
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.models.inference import Reply
 from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.models.streaming import Sampling, Tell, stream_reply
@@ -191,6 +192,8 @@ def load(
     )  # fmt: skip
     found = Rewards({"reward": [], "heldout": []}) if rewards is None else Rewards.of(asked)
     local = [subject for subject in subjects if subject.url is None]
+    for path in dict.fromkeys(subject.base for subject in local):
+        check_there(path, "The model")  # once, where loading would ask the hub again and again
     voices: dict[str, Voice] = {s.name: Remote(s, key_variable) for s in subjects if s.url is not None}
     readers: list[tuple[str, Reader]] = []
     for group in [local] if asked.one_base or len(local) == 1 else [[subject] for subject in local]:

@@ -10,7 +10,7 @@ import typer
 
 from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import recipes
-from llm_rlhf.cli.exits import told_in_one_message
+from llm_rlhf.cli.exits import quiet_warnings, told_in_one_message
 from llm_rlhf.cli.next_steps import after_check, tell
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
@@ -174,6 +174,7 @@ class _Reading:
         self.names = names
 
     def __enter__(self) -> None:
+        quiet_warnings()
         if not sys.stderr.isatty():  # no bars in a log
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.app import app
 from llm_rlhf.cli.chat import chat
 from llm_rlhf.cli.data import data_app
 from llm_rlhf.cli.doctor import doctor
@@ -13,12 +14,6 @@ from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.init import init
 from llm_rlhf.cli.run import run
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="From a base model to a measured, helpful and harmless chat model.",
-)
 for command in (init, run, evaluate, compare, chat, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")

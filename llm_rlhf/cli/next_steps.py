@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from typer.main import get_command
-
+from llm_rlhf.cli.app import commands
 from llm_rlhf.launch import speaks_for_all
 
 Step: TypeAlias = tuple[str, list[str]]
@@ -19,16 +18,9 @@ def tell(steps: Iterable[Step], as_json: bool = False) -> None:
     """Print the steps, on the main process, unless a program reads what is printed."""
     if as_json or not speaks_for_all():
         return
-    lines = [f"{what}: {shlex.join(['llm-rlhf', *words])}" for what, words in steps if exists(words)]
+    lines = [f"{what}: {shlex.join(['llm-rlhf', *words])}" for what, words in steps if words[0] in commands()]
     if lines:
         print("\n" + "\n".join(lines))
-
-
-def exists(words: Sequence[str]) -> bool:
-    """Whether the first of these words is one of our commands."""
-    from llm_rlhf.cli.main import app  # which imports this module
-
-    return words[0] in getattr(get_command(app), "commands", {})
 
 
 def after_run(folder: Path, asked: Sequence[str], stages: Iterable[str]) -> list[Step]:
