@@ -12,6 +12,7 @@ from model_helpers import random_policy_adapter, random_reward_adapter
 from llm_rlhf.chat.voices import Heard, Local, interrupts_held, load, sides_of
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.subjects import Subject, subject_of
+from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.inference import sample_replies
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.streaming import Sampling, stream_reply
@@ -67,11 +68,8 @@ def test_top_k_and_top_p_take_the_likeliest_tokens_alone(loaded) -> None:
         assert stream_reply(base.model, base.tokenizer, ids, ["default"], narrow, nothing).ids == greedy.ids
     # Two of the tokens, by hand: the first where the uniform number is under its share of both.
     pair = stream_reply(base.model, base.tokenizer, ids, [], Sampling(0.5, top_k=2, response_length=1), nothing)
-    with torch.no_grad():
-        from llm_rlhf.models.adapters import active_adapters
-
-        with active_adapters(base.model, []):
-            logits = base.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    with torch.no_grad(), active_adapters(base.model, []):
+        logits = base.model(input_ids=torch.tensor([ids])).logits[0, -1]
     shares = torch.zeros_like(logits)
     best = logits.topk(2).indices
     shares[best] = (logits[best] / 0.5).softmax(0)
@@ -80,7 +78,7 @@ def test_top_k_and_top_p_take_the_likeliest_tokens_alone(loaded) -> None:
 
 
 def test_ctrl_c_ends_the_answer_and_leaves_the_adapters_as_they_were(loaded) -> None:
-    (start, tuned), scores, _ = loaded
+    (_, tuned), scores, _ = loaded
     long = Sampling(response_length=60, seed=1)
     whole = Local(tuned.subject, tuned.base).answer(ASK, long, nothing)
     came: list[str] = []
@@ -100,9 +98,11 @@ def test_ctrl_c_ends_the_answer_and_leaves_the_adapters_as_they_were(loaded) -> 
 
 
 def test_a_second_ctrl_c_is_not_held() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
+    with interrupts_held() as came:
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        assert came()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_oldest_turns_are_cut_as_an_evaluation_cuts_them(loaded) -> None:
