@@ -17,7 +17,8 @@ from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.recipe.sections import Source, expanded, local_files
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)(\.gz)?$")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def look_at(data: str) -> Seen:
         DataError: where there is no such file, its format is not known, or nothing can be learned from its rows.
     """
     is_folder = expanded(data).is_dir()
-    if is_folder or (not local_files(data) and _HUB_ID.fullmatch(data) and not data.startswith(".")):
+    if is_folder or (not local_files(data) and _HUB_ID.fullmatch(data) and not _FILE.search(data.lower())):
         return Seen(True, "not looked at yet; pairs are expected: llm-rlhf data check says what there is")
     source = Source(source=data)
     for opened in open_source(source, "the recipe"):

@@ -6,7 +6,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="From a base model to a measured, helpful and harmless chat model.",
 )
 
 

@@ -79,6 +79,8 @@ def test_what_cannot_be_a_recipe_is_said(tmp_path) -> None:
     ):
         with pytest.raises(DataError, match=told):
             look_at(str(tmp_path / name))
+    with pytest.raises(DataError, match="There is no file"):
+        look_at("none.jsonl.gz")
 
 
 def init(*arguments: object, code: int = 0) -> str:

@@ -15,6 +15,7 @@ STAGES = ["sft", "reward", "ppo", "evaluate"]
 
 
 def folder(path: Path, *names: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
     for name in names:
         (path / name).mkdir(parents=True, exist_ok=True)
     return path
@@ -58,8 +59,9 @@ def test_what_the_others_lead_on_to(tmp_path) -> None:
 
 def test_every_step_that_there_is_a_command_for_is_understood(tmp_path) -> None:
     run = folder(tmp_path, "sft/model", "ppo/policy", "evaluate")
+    steps = next_steps.after_run(run, ["r.yaml"], STAGES)
     (run / "report.json").touch()
-    steps = [
+    steps += [
         *next_steps.after_run(run, ["r.yaml"], STAGES),
         *next_steps.after_run(run, ["r.yaml", "seed=1"], [*STAGES, "other"]),
         *next_steps.after_evaluation("a", "b", "KEY"),
@@ -111,7 +113,7 @@ def test_versions_in_a_line() -> None:
 
 def test_without_a_command_there_is_help() -> None:
     out = CliRunner().invoke(app, []).output
-    assert "llm-rlhf init" in out
+    assert "Begin: llm-rlhf init" in out
     assert "  chat " in out
 
 
