@@ -78,8 +78,9 @@ class _Told(BaseStreamer):
             return
         self.ids += value.reshape(-1).tolist()
         said = read_response(self.tokenizer, self.prompt_ids, self.ids)
-        # A character may want more tokens than have come, and a mark, too.
-        self.tell(before_mark(said.thought, self.closing), said.reply.rstrip("\ufffd"))
+        # A character may want more tokens than have come, and a mark, too; so may the space before these.
+        thought, reply = before_mark(said.thought.rstrip("\ufffd"), self.closing), said.reply.rstrip("\ufffd")
+        self.tell(thought.rstrip(), reply.rstrip())
 
     def end(self) -> None: ...
 

@@ -77,7 +77,8 @@ def test_saved_files_are_read_by_data_check(talk, tmp_path) -> None:
         done = CliRunner().invoke(app, ["data", "check", str(tmp_path / name), "--json"])
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
-        assert found["kept"] == {kind: rows}, found
+        assert list(found["lists"]) == [kind]
+        assert found["lists"][kind]["rows"] == rows
 
 
 def test_nothing_is_written_over_or_under_another_name(talk, tmp_path) -> None:

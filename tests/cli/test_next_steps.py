@@ -59,7 +59,7 @@ def test_what_the_others_lead_on_to(tmp_path) -> None:
 
 def test_every_step_that_there_is_a_command_for_is_understood(tmp_path) -> None:
     run = folder(tmp_path, "sft/model", "ppo/policy", "evaluate")
-    steps = next_steps.after_run(run, ["r.yaml"], STAGES)
+    steps = next_steps.after_run(run, ["r.yaml"], ["sft", "ppo"])
     (run / "report.json").touch()
     steps += [
         *next_steps.after_run(run, ["r.yaml"], STAGES),
