@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -19,6 +20,7 @@ from rich.text import Text
 from llm_rlhf.chat.voices import Heard
 
 WIDE = 100  # characters of a line from which two sides stand beside each other
+WORD = 20  # characters that a word waits for its end at most before it is written
 FRAME = 1 / 15  # seconds between two pictures of what is being said
 NAMES = {"reward": "reward", "heldout": "held-out"}
 # Control characters, what turns the direction of writing, and halves of surrogate pairs; not line feed and tab.
@@ -76,11 +78,26 @@ class Screen(Protocol):
         """Tell something about the chat itself."""
         ...
 
+    def explain(self, rows: Mapping[str, str]) -> None:
+        """Tell what each of some things is."""
+        ...
 
-class Lines:
-    """Without a terminal: each answer in a piece, under its side's name where there are two."""
+
+class _Plain:
+    """What those that write plain lines have in common."""
 
     asks = False
+
+    def say(self, text: str) -> None:
+        raise NotImplementedError
+
+    def explain(self, rows: Mapping[str, str]) -> None:
+        width = max(map(len, rows)) + 2
+        self.say("\n".join(f"{name:{width}}{what}" for name, what in rows.items()))
+
+
+class Lines(_Plain):
+    """Without a terminal: each answer in a piece, under its side's name where there are two."""
 
     @contextlib.contextmanager
     def board(self, asked: str, sides: Sequence[str]) -> Iterator[Board]:
@@ -102,10 +119,8 @@ class _LinesBoard:
         print(printable(f"{name}{heard.text}{known}"), flush=True)
 
 
-class Json:
+class Json(_Plain):
     """A line of JSON for each answer; `turn` counts the questions from 1."""
-
-    asks = False
 
     def __init__(self) -> None:
         self.turn = 0
@@ -145,6 +160,10 @@ class Terminal:
 
     @contextlib.contextmanager
     def board(self, asked: str, sides: Sequence[str]) -> Iterator[Board]:
+        with _keys_unseen():
+            yield from self._board(sides)
+
+    def _board(self, sides: Sequence[str]) -> Iterator[Board]:
         if len(sides) < 2 or self.console.width < WIDE:
             yield _Stream(self.console, len(sides) > 1)
             return
@@ -159,14 +178,41 @@ class Terminal:
     def say(self, text: str) -> None:
         self.console.print(Text(printable(text), style="dim"))
 
+    def explain(self, rows: Mapping[str, str]) -> None:
+        table = Table.grid(padding=(0, 2))
+        for name, what in rows.items():
+            table.add_row(Text(name), Text(what, style="dim"))
+        self.console.print(table)
+
+
+@contextlib.contextmanager
+def _keys_unseen() -> Iterator[None]:
+    """While it lasts, the terminal does not show what is typed, `^C` neither: that would stand within the answers."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except Exception:  # a system without termios, or an input that is no terminal
+        yield
+        return
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
 
 class _Stream:
-    """One answer below the other, written on as it grows."""
+    """One answer below the other, written on as it grows, a word at a time."""
 
     def __init__(self, console: Console, named: bool) -> None:
         self.console, self.named = console, named
         self.side: str | None = None
         self.written: dict[str, str] = {}  # the thought, and the reply
+        self.held, self.style = "", ""  # the beginning of a word
+        self.column = 0
 
     def tell(self, side: str, thought: str, text: str) -> None:
         if side != self.side:
@@ -183,9 +229,8 @@ class _Stream:
 
     def answered(self, side: str, heard: Heard, scores: Mapping[str, float]) -> None:
         self.tell(side, heard.thought, heard.text)
-        known = told_of(heard, scores)
         self._write("\n", "")
-        if known:
+        if known := told_of(heard, scores):
             self.console.print(Text(printable(known), style="dim"))
         self.console.print()
 
@@ -201,7 +246,27 @@ class _Stream:
         self.written[part] = text
 
     def _write(self, text: str, style: str) -> None:
-        self.console.out(printable(text), style=style or None, end="", highlight=False)
+        """Lines are broken between words, so the last word waits for its end, or for WORD characters of it."""
+        if style != self.style:
+            self._put(self.held)
+            self.held, self.style = "", style
+        pieces = re.findall(r"\s+|\S+", self.held + printable(text).expandtabs(4))
+        waits = bool(pieces) and not pieces[-1].isspace() and cell_len(pieces[-1]) < WORD
+        self.held = pieces.pop() if waits else ""
+        for piece in pieces:
+            self._put(piece)
+
+    def _put(self, piece: str) -> None:
+        """Write a word, or the space between two."""
+        width, room = cell_len(piece.rpartition("\n")[2]), self.console.width - self.column
+        if "\n" in piece:
+            self.column = 0
+        elif piece.isspace() and width >= room:
+            return  # the next word begins a line
+        elif width > room and self.column:
+            piece, self.column = f"\n{piece}", 0
+        self.column = (self.column + width) % self.console.width if width != room else self.console.width
+        self.console.out(piece, style=self.style or None, end="", highlight=False)
 
 
 class _Columns:

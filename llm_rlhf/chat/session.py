@@ -26,6 +26,9 @@ COMMANDS = {
     "/save FILE.jsonl": "write the conversation, and beside it in FILE-pairs.jsonl what was better",
     "/help": "this list",
     "/exit": "leave, as Ctrl-D does",
+    BLOCK: "opens and closes a message of several lines",
+    "//...": "a message that begins with a stroke",
+    "Ctrl-C": "stop an answer, whose beginning stays",
 }
 LEAVING = ("/exit", "/quit", "/bye")
 
@@ -116,6 +119,8 @@ class Session:
                     yield "/" + line if line.startswith("/") else line
                     continue
             except EOFError:
+                if self.screen.asks:
+                    self.screen.say("")  # the shell's own line is to be the next
                 return
             except KeyboardInterrupt:
                 self.screen.say("\n(Ctrl-D or /exit leaves)")
@@ -188,8 +193,4 @@ class Session:
             self.screen.say(f"{path}: {rows} row{'s' * (rows != 1)}. llm-rlhf data check {path}")
 
     def _help(self, rest: str) -> None:
-        width = max(map(len, COMMANDS)) + 2
-        lines = [f"{command:{width}}{what}" for command, what in COMMANDS.items()]
-        self.screen.say(
-            "\n".join([*lines, f"{BLOCK} opens and closes a message of several lines; Ctrl-C stops an answer."])
-        )
+        self.screen.explain(COMMANDS)

@@ -69,6 +69,28 @@ def test_a_reply_is_written_once_as_it_grows() -> None:
     assert shown(out).split("\n")[:2] == ["Because it is.", "reward +0.50, held-out -0.25, 3 tokens"]
 
 
+@pytest.mark.parametrize("width", [10, 33, 60])
+def test_lines_break_between_words(width) -> None:
+    words = [f"{'w' * (i % 9)}{i}" for i in range(60)]
+    screen, out = terminal(width)
+    with screen.board("why?", ["one"]) as board:
+        for end in range(0, len(" ".join(words)), 3):
+            board.tell("one", "", " ".join(words)[:end])
+        board.answered("one", heard(" ".join(words)), {})
+    lines = shown(out).split("3 tokens")[0].rstrip("\n").split("\n")
+    assert [word for line in lines for word in line.split()] == words
+    assert max(len(line) for line in lines) <= width
+    following = [line.split()[0] for line in lines[1:]]
+    assert all(len(line.rstrip()) + 1 + len(word) > width for line, word in zip(lines, following, strict=False)), "full"
+
+
+def test_a_word_longer_than_a_line_and_lines_of_its_own() -> None:
+    screen, out = terminal(20)
+    with screen.board("why?", ["one"]) as board:
+        board.answered("one", heard("a\n\n" + "x" * 50 + "\n- b\tc"), {})
+    assert shown(out).startswith("a\n\n" + "x" * 50 + "\n- b")
+
+
 def test_what_turns_out_otherwise_is_written_anew() -> None:
     screen, out = terminal(60)
     with screen.board("why?", ["one"]) as board:
