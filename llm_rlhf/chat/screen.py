@@ -262,7 +262,8 @@ class _Stream:
         if "\n" in piece:
             self.column = 0
         elif piece.isspace() and width >= room:
-            return  # the next word begins a line
+            self.column = self.console.width  # the next word begins a line
+            return
         elif width > room and self.column:
             piece, self.column = f"\n{piece}", 0
         self.column = (self.column + width) % self.console.width if width != room else self.console.width
