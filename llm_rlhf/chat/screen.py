@@ -266,7 +266,9 @@ class _Stream:
             return
         elif width > room and self.column:
             piece, self.column = f"\n{piece}", 0
-        self.column = (self.column + width) % self.console.width if width != room else self.console.width
+        self.column += width
+        if self.column > self.console.width:  # a word longer than a line, which the terminal breaks
+            self.column %= self.console.width
         self.console.out(piece, style=self.style or None, end="", highlight=False)
 
 
