@@ -92,6 +92,7 @@ class Session:
     def turn(self, asked: str) -> None:
         """Ask every side, and show and keep what they say."""
         answers: dict[str, Heard] = {}
+        unread: list[str] = []
         prompts = self.talk.prompts(asked)
         with self.screen.board(asked, self.talk.sides) as board:
             for voice in self.voices:
@@ -100,7 +101,14 @@ class Session:
                     board.tell(side, thought, text)
 
                 heard = answers[voice.name] = voice.answer(prompts[voice.name], self.sampling, tell)
-                board.answered(voice.name, heard, self.scores.of(heard))
+                try:
+                    scores = self.scores.of(heard)
+                except DataError as error:  # the answer stands all the same
+                    scores = {}
+                    unread.append(str(error))
+                board.answered(voice.name, heard, scores)
+        for complaint in unread:
+            self.fail(complaint)
         if any(heard.interrupted and not heard.text.strip() for heard in answers.values()):
             self.screen.say("Stopped before anything was said; the question is taken back.")
             return

@@ -5,6 +5,7 @@ import dataclasses
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.ask import Base
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.evaluation.request import Evaluation
-from llm_rlhf.evaluation.rewards import Reader, Rewards
+from llm_rlhf.evaluation.rewards import Reader, Rewards, told_of
 from llm_rlhf.evaluation.subjects import Subject, is_named, start_of, subject_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.encoding import encode_prompt
@@ -158,7 +159,11 @@ class Scores:
         return {role: ", ".join(self.rewards.folders[role]) for role, _ in self.readers}
 
     def of(self, heard: Heard) -> dict[str, float]:
-        """The score of an answer by each role; none of one that says nothing."""
+        """The score of an answer by each role; none of one that says nothing.
+
+        Raises:
+            DataError: where a reward model cannot read it.
+        """
         if not heard.text.strip():
             return {}
         if heard.reply is not None:
@@ -166,11 +171,14 @@ class Scores:
         else:
             answers = Answers([heard.text], [0], [heard.stopped], [heard.thought] if heard.thought else [])
         prompt = dataclasses.replace(SAID, messages=heard.prompt)
-        with interrupts_held():  # half a switch of adapters would make every later answer another policy's
-            return {
-                role: float(self.rewards.combined(role, reader.of_answers([prompt], answers))[0])
-                for role, reader in self.readers
-            }
+        found = {}
+        # Half a switch of adapters would make every later answer another policy's: an interrupt waits.
+        with interrupts_held(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of turns that were cut
+            for role, reader in self.readers:
+                with told_of(self.rewards.folders[role]):
+                    found[role] = float(self.rewards.combined(role, reader.of_answers([prompt], answers))[0])
+        return found
 
 
 def load(
@@ -201,7 +209,7 @@ def load(
             base = Base(asked, group, found)
             readers += found.beside(base.model, base.tokenizer, [SAID], 1)
             voices |= {subject.name: Local(subject, base) for subject in group}
-    readers += found.loaded()
+    readers += found.loaded(progress=False)
     decoding = Sampling(**asked.decoding)
     return [voices[subject.name] for subject in subjects], Scores(found, readers), decoding
 

@@ -8,7 +8,7 @@ from queue import Empty, Queue
 from llm_rlhf.doctor.findings import Finding
 
 ALL_SECONDS = 28.0  # that looking at everything takes at most
-EACH_SECONDS = 10.0  # that one thing may take before it is left
+EACH_SECONDS = 15.0  # that one thing may take before it is left
 
 
 def examine() -> Iterator[Finding]:
@@ -38,9 +38,14 @@ def _checks() -> Iterator[tuple[str, Callable[[], Finding]]]:
         remedy = "pip install --force-reinstall torch"
         yield "torch", lambda: Finding("torch", "broken", said, remedy)
         return
-    for check in (machine.devices, machine.bfloat16, machine.nf4, machine.attention, machine.compiler, machine.memory,
-                  machine.disk, machine.threads):  # fmt: skip
-        yield check.__name__, check
+    yield "devices", machine.devices
+    yield "bfloat16", machine.bfloat16
+    yield "NF4", machine.nf4
+    yield "attention", machine.attention
+    yield "compiler", machine.compiler
+    yield "memory", machine.memory
+    yield "disk", machine.disk
+    yield "threads", machine.threads
     from llm_rlhf.doctor import outside
 
     yield "accelerate", outside.launching

@@ -74,6 +74,17 @@ def test_a_question_that_fails_or_is_stopped_leaves_no_trace() -> None:
     assert contents(session.talk.history("a")) == ["hello", "a1", "more", "a3"]
 
 
+def test_an_answer_that_no_reward_model_can_read_stands(monkeypatch) -> None:
+    def refuse(self, heard: Heard) -> dict[str, float]:
+        raise DataError("too long for the reward model")
+
+    monkeypatch.setattr(NoScores, "of", refuse)
+    session, complaints, _ = chat(["hello"], sides="a")
+    assert complaints == ["too long for the reward model"]
+    assert contents(session.talk.history("a")) == ["hello", "a1"]
+    assert session.failed == 0
+
+
 def test_again_asks_once_more_and_undo_takes_back() -> None:
     session, _, (a, _) = chat(["hello", "more", "/again", "/undo"])
     assert len(a.shown) == 3

@@ -122,12 +122,14 @@ def test_the_oldest_turns_are_cut_as_an_evaluation_cuts_them(loaded) -> None:
         start.answer(ASK, Sampling(response_length=256), nothing)
 
 
-def test_the_score_is_the_reward_models_own(loaded, reward_folder, base_folder) -> None:
+def test_the_score_is_the_reward_models_own(loaded, reward_folder, base_folder, capfd) -> None:
     (start, _), scores, _ = loaded
     heard = start.answer(ASK, Sampling(response_length=12, seed=2), nothing)
+    found = scores.of(heard)
+    assert capfd.readouterr() == ("", ""), "no bar among the answers"
     model = RewardModel.from_pretrained(reward_folder, base=base_folder)
     expected = model.scores_each([(ASK, heard.text.replace("\0", "\ufffd"))], finished=[heard.stopped])[0, 0]
-    assert scores.of(heard)["reward"] == pytest.approx(float(expected), abs=1e-4)  # read in another batch, fp32
+    assert found["reward"] == pytest.approx(float(expected), abs=1e-4)  # read in another batch, fp32
     assert scores.of(dataclasses.replace(heard, text=" ")) == {}
 
 
