@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.columns import columns_of
-from llm_rlhf.cli.exits import told_in_one_message
+from llm_rlhf.cli.completion import recipes
+from llm_rlhf.cli.exits import quiet_warnings, told_in_one_message
+from llm_rlhf.cli.next_steps import after_check, tell
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
 
@@ -25,7 +27,10 @@ Columns = Annotated[
 Kind = Annotated[
     str | None, typer.Option("--as", help="preferences, demonstrations or prompts; else as the rows allow")
 ]
-RecipePath = Annotated[str | None, typer.Option("--recipe", help="YAML file: its data section, limits and template")]
+RecipePath = Annotated[
+    str | None,
+    typer.Option("--recipe", help="YAML file: its data section, limits and template", autocompletion=recipes),
+]
 Model = Annotated[str | None, typer.Option("--model", help="hub id or folder: its tokenizer, template and context")]
 
 
@@ -83,7 +88,13 @@ def check(
         report = found.as_dict() | {"findings": [finding._asdict() for finding in notable]}
         quarantine = _write(report, found, Path(output)) if output else None
         print(json.dumps(report) if as_json else render(found, quarantine))
-        if any(finding.stops for finding in notable):
+        stops = any(finding.stops for finding in notable)
+        shared = {"--format": (format, "auto"), "--split": (split, "train"), "--subset": (subset, None),
+                  "--data-dir": (data_dir, None), "--model": (model, None)}  # fmt: skip
+        given = [f"{name}={value}" for name, (value, default) in shared.items() if value not in (default, None)]
+        given += [f"--columns={column}" for column in columns or []]
+        tell(after_check(sources or [], given, recipe, stops), as_json)
+        if stops:
             raise typer.Exit(1)
 
 
@@ -163,6 +174,7 @@ class _Reading:
         self.names = names
 
     def __enter__(self) -> None:
+        quiet_warnings()
         if not sys.stderr.isatty():  # no bars in a log
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

@@ -7,12 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.columns import columns_of
+from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, show, told_in_one_message
+from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
 
 
 def evaluate(
     policy: Annotated[
-        str | None, typer.Argument(help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL; none: --reward alone")
+        str | None,
+        typer.Argument(
+            help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL; none: --reward alone", autocompletion=policies
+        ),
     ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
@@ -155,6 +160,7 @@ def evaluate(
         asked = asked.as_the_recipe().with_options(named)
         report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)
+        tell(after_evaluation(policy, reference, key_variable), as_json)
 
 
 def _evaluate_rewards(
@@ -180,10 +186,13 @@ def _evaluate_rewards(
     rewards = Rewards({"reward": reward, "heldout": heldout}, how)
     report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
     show(report, folder / "report.html", as_json)
+    tell([("Look at pairs", ["data", "show", str(source.source)]) for source in pairs[:1]], as_json)
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="run folders, or folders that evaluate wrote")],
+    runs: Annotated[
+        list[str], typer.Argument(help="run folders, or folders that evaluate wrote", autocompletion=policies)
+    ],
     output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where the page goes.")] = "comparison",
     as_json: Annotated[bool, typer.Option("--json", help="Print the table and paths as JSON at the end.")] = False,
 ) -> None:
@@ -202,3 +211,4 @@ def compare(
             print(
                 "\n".join([*found["summary"], *(f"note: {line}" for line in found["cautions"])]) + f"\n\nPage: {page}"
             )
+        tell(after_comparison(runs), as_json)

@@ -15,8 +15,14 @@ from llm_rlhf.launch import speaks_for_all
 
 
 @contextlib.contextmanager
-def told_in_one_message() -> Iterator[None]:
-    """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback."""
+def told_in_one_message(
+    interrupted: str = "interrupted. Run the same command again to go on after the last finished stage.",
+) -> Iterator[None]:
+    """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback.
+
+    Args:
+        interrupted: what is said where Ctrl-C ended the command.
+    """
     try:
         yield
     except (RecipeError, DataError, RunFolderError) as error:
@@ -26,7 +32,7 @@ def told_in_one_message() -> Iterator[None]:
         say_error(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        say_error("interrupted. Run the same command again to go on after the last finished stage.")
+        say_error(interrupted)
         raise typer.Exit(130) from None
 
 

@@ -18,6 +18,9 @@ def export(
     push: Annotated[
         str | None, typer.Option("--push", metavar="ID", help="Upload it to the hub, as a private model OWNER/NAME.")
     ] = None,
+    despite_gate: Annotated[
+        bool, typer.Option("--despite-gate", help="Push it also where it does not pass the gate of its run.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON at the end.")] = False,
 ) -> None:
     """Make a folder that others load, with a model card that says what was measured.
@@ -28,7 +31,11 @@ def export(
         quiet_libraries()
         from llm_rlhf.export.folder import export as make_export
 
-        made = make_export(policy, merge, to, push, say=lambda line: None if as_json else print(line, flush=True))
+        def say(line: str) -> None:
+            if not as_json:
+                print(line, flush=True)
+
+        made = make_export(policy, merge, to, push, despite_gate, say)
         if not speaks_for_all():
             return
         if as_json:

@@ -1,30 +1,53 @@
 """`llm-rlhf`: the commands, each in a module of its own, which imports what it needs when it is called."""
 
+import platform
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
+from llm_rlhf.cli.app import app
+from llm_rlhf.cli.chat import chat
 from llm_rlhf.cli.data import data_app
+from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.gate import gate
+from llm_rlhf.cli.init import init
 from llm_rlhf.cli.run import run
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="From a base model to a measured, helpful and harmless chat model.",
-)
-for command in (run, evaluate, compare, gate, export, serve):
+for command in (init, run, evaluate, compare, gate, chat, export, serve, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 
 
+def _versions(asked: bool) -> None:
+    """Print our version and those of what a result depends on most, and end."""
+    if asked:
+        others = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+        print(f"llm-rlhf {_version('llm-rlhf')} ({others}; Python {platform.python_version()})")
+        raise typer.Exit
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
 @app.callback()
-def _commands() -> None:
-    """From a base model to a measured, helpful and harmless chat model."""
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_versions, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """From a base model to a measured, helpful and harmless chat model.
+
+    Begin: llm-rlhf init (a recipe for your data), llm-rlhf run recipes/quickstart.yaml (six minutes, no download)
+    """
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="llm-rlhf")  # also as `python -m llm_rlhf`: completion is installed for this name

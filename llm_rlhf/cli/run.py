@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.completion import recipes
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, show, told_in_one_message
+from llm_rlhf.cli.next_steps import after_run, tell
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. recipes/quickstart.yaml")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. recipes/quickstart.yaml", autocompletion=recipes)],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, laid over the recipe")] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
     from_stage: Annotated[
@@ -31,10 +33,13 @@ def run(
 
         loaded = load_recipe(recipe, overrides or ())  # first: to import all that runs it takes seconds
         quiet_libraries()
-        from llm_rlhf.pipeline import run_recipe
+        from llm_rlhf.pipeline import STAGES, run_recipe
 
         folder = run_recipe(loaded, only, from_stage)
-        report = folder / "report.json"
-        if not folder.state.is_main_process or not report.is_file():
+        if not folder.state.is_main_process:
             return
-        show(json.loads(report.read_text(encoding="utf-8")), folder / "report.html", as_json)
+        report = folder / "report.json"
+        if report.is_file():
+            show(json.loads(report.read_text(encoding="utf-8")), folder / "report.html", as_json)
+        stages = [stage for stage in STAGES if getattr(loaded, stage) is not None]
+        tell(after_run(folder.path, [recipe, *(overrides or [])], stages), as_json)

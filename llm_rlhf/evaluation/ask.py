@@ -75,7 +75,7 @@ def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
             "templates; each was asked with its own, and no distance between them was measured."
         )
     for group in [local] if asked.one_base else [[subject] for subject in local]:
-        base = _Base(asked, group, rewards)
+        base = Base(asked, group, rewards)
         readers = list(rewards.beside(base.model, base.tokenizer, material.prompts[OWN], asked.batch_size))
         if unused := left_out(base.model.get_base_model().generation_config):
             settings = ", ".join(f"{name}={value!r}" for name, value in unused.items())
@@ -133,7 +133,7 @@ def _score(
     score(rewards, readers, judged, pairs, found.pair_scores)
 
 
-class _Base:
+class Base:
     """One base in memory, with the adapters of policies on it and those of the reward models beside them."""
 
     def __init__(self, asked: Evaluation, subjects: Sequence[Subject], rewards: Rewards) -> None:
@@ -144,7 +144,7 @@ class _Base:
         policy = adapters[0] if adapters else None
         try:
             self.model = load_roles(
-                first.base, first.model, self.tokenizer, {}, policy, temperature, alone=self._alone(subjects)
+                first.base, first.model, self.tokenizer, {}, policy, temperature, alone=self._alone(subjects, rewards)
             )
         except (SafetensorError, OSError, ValueError) as error:
             folders = " or ".join(str(path) for path in (first.base, *adapters[:1]))
@@ -160,9 +160,9 @@ class _Base:
                     self._load(adapter, f"{POLICY}{number}")
         self.model.requires_grad_(False).eval()
 
-    def _alone(self, subjects: Sequence[Subject]) -> bool:
-        """Whether nothing but one policy is read on this base: no other, no start, no snapshot."""
-        return len(subjects) == 1 and not self.asked.snapshots
+    def _alone(self, subjects: Sequence[Subject], rewards: Rewards) -> bool:
+        """Whether nothing but one policy is read on this base: no other, no start, no snapshot, no reward model."""
+        return len(subjects) == 1 and not self.asked.snapshots and not rewards.adapters
 
     def _load(self, folder: Path, role: str) -> None:
         if astray := load_beside(self.model, folder, role, "policy adapter"):

@@ -20,13 +20,13 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_rlhf.errors import RecipeError, RunError
-from llm_rlhf.models.thoughts import WRITTEN, split_thought
+from llm_rlhf.models.thoughts import WRITTEN, before_mark, split_thought
 
 LARGEST_BODY = 64 * 2**20  # bytes of one response
 SHORTEST_SECRET = 8  # characters; a shorter key ("EMPTY", for vLLM) is no secret and may be a word of an answer
@@ -100,7 +100,7 @@ class Wire:
         self.url, self.key_variable, self.timeout, self.clock = _checked_url(url), key_variable, timeout, clock
         local = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
         self._opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
-        self._key()  # a variable that is not set must be said before anything is loaded
+        self.key()  # a variable that is not set must be said before anything is loaded
 
     def post(self, body: dict[str, Any]) -> Any:
         """The parsed JSON of a response, the key cut out of it.
@@ -109,14 +109,42 @@ class Wire:
             PassingError: trouble that may pass.
             EndpointError: trouble that will not.
         """
+        with self._answering(body) as response:
+            return without_key(self.key(), json.loads(_read(response, time.monotonic() + self.timeout)))
+
+    def stream(self, body: dict[str, Any]) -> Iterator[Any]:
+        """The parsed JSON of each event of a response that comes in pieces; the key is still in them.
+
+        A server that does not stream sends one whole answer, which is the only event then.
+
+        Raises:
+            PassingError, EndpointError: as `post`.
+        """
+        with self._answering(body) as response:
+            if "event-stream" not in (response.headers.get("Content-Type") or ""):
+                yield json.loads(_read(response, time.monotonic() + self.timeout))
+                return
+            size = 0
+            for line in response:
+                size += len(line)
+                if size > LARGEST_BODY:
+                    raise ValueError(f"it is larger than {LARGEST_BODY >> 20} MiB")
+                name, _, value = line.decode("utf-8", "replace").strip().partition(":")
+                if name == "data" and value.strip() != "[DONE]":
+                    yield json.loads(value)
+
+    @contextlib.contextmanager
+    def _answering(self, body: dict[str, Any]) -> Iterator[Any]:
+        """The response to a body; what goes wrong until the block ends is one of the two errors."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "llm-rlhf"}
-        key = self._key()
+        key = self.key()
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         call = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with self._opener.open(call, timeout=self.timeout) as response:
-                return _without(key, json.loads(_read(response, time.monotonic() + self.timeout)))
+                yield response
+                return
         except urllib.error.HTTPError as error:
             code, said = error.code, _said(error, key)
             wait = _retry_after(error.headers.get("Retry-After"), self.clock())
@@ -126,9 +154,9 @@ class Wire:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise PassingError("timeout", f"no answer within {self.timeout:g} s") from None
-            raise PassingError("connection", f"{type(reason).__name__}: {_without(key, str(reason))}") from None
+            raise PassingError("connection", f"{type(reason).__name__}: {without_key(key, str(reason))}") from None
         except (ValueError, RecursionError) as error:
-            raise PassingError("malformed", f"the answer is not JSON: {_without(key, str(error))}") from None
+            raise PassingError("malformed", f"the answer is not JSON: {without_key(key, str(error))}") from None
         raise self._refusal(code, said, wait)
 
     def _refusal(self, code: int, said: str, wait: float) -> Exception:
@@ -152,7 +180,8 @@ class Wire:
             return " Check the URL (it usually ends in /v1) and the model's name."
         return " Give the final URL." if code < 400 else ""
 
-    def _key(self) -> str | None:
+    def key(self) -> str | None:
+        """The API key, as the environment has it now; RecipeError where it cannot be one."""
         if self.key_variable is None:
             return None
         key = os.environ.get(self.key_variable, "").strip()
@@ -196,6 +225,41 @@ def read_answer(value: Any, retries: int) -> Answer:
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         found = json.dumps(value, ensure_ascii=False)[:200]
         raise PassingError("malformed", f"the answer holds no choice with a message: {found}") from None
+
+
+def joined(events: Iterable[Any], key: str | None) -> Iterator[Answer]:
+    """The answer as far as the events of a stream make it up, after each of them; the last one says why it ended.
+
+    What may be the beginning of the key, or of the mark that ends a thought, is held back until more has come.
+
+    Raises:
+        PassingError: where an event holds no choice, or the stream has none.
+    """
+    told: dict[str, str] = {}
+    whole: dict[str, Any] = {}
+    for event in events:
+        try:
+            if error := event.get("error"):
+                said = error.get("message", error) if isinstance(error, dict) else error
+                raise PassingError("http", f"it broke off: {without_key(key, str(said))[:500]}")
+            whole = {"usage": None} | whole | {k: v for k, v in event.items() if k != "choices" and v is not None}
+            for choice in event.get("choices") or []:
+                for name, text in (choice.get("delta") or choice.get("message") or {}).items():
+                    if name in ("content", "refusal", *_THOUGHTS) and text:
+                        told[name] = told.get(name, "") + _text(text)
+                whole["finish_reason"] = choice.get("finish_reason") or whole.get("finish_reason")
+        except (AttributeError, TypeError):
+            found = json.dumps(without_key(key, event), ensure_ascii=False)[:200]
+            raise PassingError("malformed", f"an event of the stream holds no choice: {found}") from None
+        yield _so_far(whole, {name: before_mark(text, key or "") for name, text in told.items()}, key)
+    if not whole:
+        raise PassingError("malformed", "the stream ended before it began")
+    yield _so_far(whole, told, key)
+
+
+def _so_far(whole: dict[str, Any], told: dict[str, str], key: str | None) -> Answer:
+    choice = {"message": told, "finish_reason": whole.get("finish_reason")}
+    return read_answer(without_key(key, whole | {"choices": [choice]}), 0)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -243,11 +307,11 @@ def _read(response: Any, deadline: float) -> bytes:
 def _said(error: urllib.error.HTTPError, key: str | None) -> str:
     """What the body of an error says, on one short line without the key: its message and code where it is JSON."""
     try:
-        said = _without(key, error.read(2**16).decode("utf-8", "replace"))
+        said = without_key(key, error.read(2**16).decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException):
         return error.reason or "no reason given"
     with contextlib.suppress(ValueError, RecursionError):
-        said = _without(key, json.loads(said))  # again: what is quoted may spell the key in another way
+        said = without_key(key, json.loads(said))  # again: what is quoted may spell the key in another way
     said = said.get("error", said) if isinstance(said, dict) else said
     if isinstance(said, dict):
         told = said.get("message") or said.get("detail") or said
@@ -266,16 +330,16 @@ def _retry_after(value: str | None, now: float) -> float:
         return max(0.0, email.utils.mktime_tz(parsed) - now) if parsed else 0.0
 
 
-def _without(key: str | None, value: Any) -> Any:
+def without_key(key: str | None, value: Any) -> Any:
     """The value with the key cut out of every text in it: servers may send back what they were sent."""
     if key is None or len(key) < SHORTEST_SECRET:
         return value
     if isinstance(value, str):
         return value.replace(key, "[key]")
     if isinstance(value, list):
-        return [_without(key, item) for item in value]
+        return [without_key(key, item) for item in value]
     if isinstance(value, dict):
-        return {_without(key, name): _without(key, item) for name, item in value.items()}
+        return {without_key(key, name): without_key(key, item) for name, item in value.items()}
     return value
 
 

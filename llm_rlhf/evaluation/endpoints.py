@@ -22,7 +22,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, read_answer
+from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, joined, read_answer
 from llm_rlhf.launch import bar_interval, processes
 
 LONGEST_RETRY_AFTER = 120.0  # seconds a server may ask us to wait; beyond it the request has failed
@@ -142,6 +142,25 @@ class Endpoint:
         answer = self._ask(_Request(messages, max_tokens, temperature, seed, top_logprobs))
         self.served_as |= {answer.model} - {""}
         return answer
+
+    def stream(
+        self, messages: Conversation, *, max_tokens: int, temperature: float | None, seed: int | None
+    ) -> Iterator[Answer]:
+        """One answer as far as it goes, again and again, as its pieces come; asked once, and not kept.
+
+        Raises:
+            EndpointError: where there is none, or it breaks off.
+        """
+        request = _Request(messages, max_tokens, temperature, seed, 0)
+        for _ in ("as it is", "with the length under its other name"):
+            body = self._body(request) | {"stream": True}
+            try:
+                yield from joined(self.wire.stream(body), self.wire.key())
+                return
+            except PassingError as trouble:
+                raise EndpointError(f"{self.url}: {trouble}", trouble.kind) from None
+            except EndpointError as error:
+                self._rename_length(body, error)
 
     def answers(
         self,
@@ -305,10 +324,14 @@ class Endpoint:
         try:
             return self.wire.post(body)
         except EndpointError as error:
-            if "max_tokens" not in body or "max_completion_tokens" not in str(error):
-                raise
-            self._length_field = "max_completion_tokens"  # OpenAI's reasoning models take this name only
+            self._rename_length(body, error)
             return self.wire.post(self._body(request))
+
+    def _rename_length(self, body: dict[str, Any], error: EndpointError) -> None:
+        """OpenAI's reasoning models take the length under another name only; any other error is raised again."""
+        if "max_tokens" not in body or "max_completion_tokens" not in str(error):
+            raise error
+        self._length_field = "max_completion_tokens"
 
     def _body(self, request: _Request) -> dict[str, Any]:
         said = [{"role": turn["role"], "content": turn["content"]} for turn in request.messages]  # no thoughts

@@ -107,8 +107,12 @@ class Rewards:
         """Those that are to be loaded beside the policies, by name."""
         return {name: folder for adapters in self.on_the_base.values() for name, folder in adapters.items()}
 
-    def loaded(self) -> Iterator[tuple[str, Reader]]:
-        """Every other role that has a model, and the model, which is dropped when the next one is asked for."""
+    def loaded(self, progress: bool = True) -> Iterator[tuple[str, Reader]]:
+        """Every other role that has a model, and the model, which is dropped when the next one is asked for.
+
+        Args:
+            progress: show a bar while it reads.
+        """
         for role, folders in self.folders.items():
             if not folders or role in self.on_the_base:
                 continue
@@ -117,7 +121,7 @@ class Rewards:
             with told_of(folders):
                 model = RewardModel.from_pretrained(path, dtype=dtype, quantization=quantization)
             self.tell(role, reading=model.reading)
-            yield role, ByItself(model, folders, self._exact)
+            yield role, ByItself(model, folders, self._exact, progress)
             del model
             gc.collect()
             torch.cuda.empty_cache()
@@ -194,8 +198,8 @@ def told_of(folders: Sequence[str], what: str = "Reward model") -> Iterator[None
 class ByItself:
     """A reward model with a base of its own, which reads text."""
 
-    def __init__(self, model: RewardModel, folders: Sequence[str], exact: bool) -> None:
-        self.model, self.folders, self.exact = model, folders, exact
+    def __init__(self, model: RewardModel, folders: Sequence[str], exact: bool, progress: bool = True) -> None:
+        self.model, self.folders, self.exact, self.progress = model, folders, exact, progress
         self.tokenizer, self.max_length = model.tokenizer, model.max_length
         self.moved: float | None = None
 
@@ -215,7 +219,9 @@ class ByItself:
         """
 
         def read(mine: list[list[Row]]) -> list[list[list[float]]]:
-            each = self._read([row for group in mine for row in group], progress=processes().is_main_process)
+            each = self._read(
+                [row for group in mine for row in group], progress=self.progress and processes().is_main_process
+            )
             ends = np.cumsum([len(group) for group in mine])
             return [part.tolist() for part in np.split(each, ends[:-1])]
 

@@ -43,7 +43,12 @@ class Exported:
 
 
 def export(
-    text: str, merge: bool = False, to: str | None = None, push: str | None = None, say: Callable[[str], None] = print
+    text: str,
+    merge: bool = False,
+    to: str | None = None,
+    push: str | None = None,
+    despite_gate: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Exported:
     """Make a folder that transformers, PEFT and servers load.
 
@@ -52,15 +57,16 @@ def export(
         merge: whole weights also where an adapter would do.
         to: the folder; None: exports/NAME.
         push: an id on the hub (OWNER/NAME), where the folder is uploaded to.
+        despite_gate: pushed also where the policy does not pass the gate of its run.
 
     Raises:
-        RecipeError, RunFolderError: where it cannot be done as asked; nothing has been written then.
+        RecipeError, RunFolderError, RunError: where it cannot be done as asked; nothing has been written then.
     """
     source = source_of(text)
     folder = Path(to) if to is not None else Path("exports") / source.name
     check_target(folder)
     if push is not None:
-        pushing.check(source, push)
+        pushing.check(source, push, despite_gate)
     why = None if merge else _why_whole(source)
     notes = [] if why is None else [f"Whole weights are written: {why}."]
     made = make(source, "model" if merge or why else "adapter", folder, push or folder.name, notes, say)

@@ -163,7 +163,7 @@ def sample_replies(
                 uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
                 stack.enter_context(drawing(model, temperature, torch.from_numpy(np.stack(uniforms))))
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=decoding)
-        sampled = [_until_stop(row, stops) for row in out[:, ids.size(1) :].tolist()]
+        sampled = [until_stop(row, stops) for row in out[:, ids.size(1) :].tolist()]
         if known is not None:
             known.add(batch, sampled)
         return sampled
@@ -301,7 +301,7 @@ def right_padded(rows: Sequence[list[int]], pad_token_id: int, device: Any) -> t
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _until_stop(sampled: list[int], stops: list[int]) -> list[int]:
+def until_stop(sampled: list[int], stops: list[int]) -> list[int]:
     """The row up to its first stop token, that included; what `generate` padded it with is cut."""
     end = next((i + 1 for i, token in enumerate(sampled) if token in stops), None)
     return sampled if end is None else sampled[:end]

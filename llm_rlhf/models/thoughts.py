@@ -94,6 +94,12 @@ def read_response(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> Said
     return Said(thought, (behind + tokenizer.decode(ids[start:], skip_special_tokens=True)).strip(), start)
 
 
+def before_mark(text: str, mark: str) -> str:
+    """The text without the beginning of a mark at its end, which more tokens may make the whole of."""
+    begun = next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
+    return text[: len(text) - begun]
+
+
 def closes_thought(text: str, marks: ThoughtMarks) -> bool:
     """Whether a rendered prompt ends the thought itself, so that the reply has none."""
     return text.rstrip().endswith(marks.closing)

@@ -1,0 +1,101 @@
+"""What can be done next, a line each, at the end of every command: only what there is, and would work.
+
+Each function gives pairs of what a command does and the words of its line; `tell` prints those whose command exists.
+"""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llm_rlhf.cli.app import commands
+from llm_rlhf.launch import speaks_for_all
+from llm_rlhf.recipe.sections import METHODS
+
+Step: TypeAlias = tuple[str, list[str]]
+
+
+def tell(steps: Iterable[Step], as_json: bool = False) -> None:
+    """Print the steps, on the main process, unless a program reads what is printed."""
+    if as_json or not speaks_for_all():
+        return
+    lines = [f"{what}: {shlex.join(['llm-rlhf', *words])}" for what, words in steps if words[0] in commands()]
+    if lines:
+        print("\n" + "\n".join(lines))
+
+
+def after_run(folder: Path, asked: Sequence[str], stages: Iterable[str]) -> list[Step]:
+    """What a run leads to.
+
+    Args:
+        asked: the recipe and its overrides, as they were given.
+        stages: that the recipe has.
+    """
+    missing = [stage for stage in stages if not (folder / stage).is_dir()]
+    steps: list[Step] = [(f"Go on with {missing[0]}", ["run", *asked])] if missing else []
+    trained = _has_policy(folder)
+    if trained or (folder / "sft" / "model").is_dir():
+        steps.append(("Talk to it", ["chat", str(folder)]))
+    if trained and not missing and not (folder / "report.json").is_file():
+        steps.append(("Measure it", ["evaluate", str(folder)]))
+    if trained and (folder / "report.json").is_file():
+        steps.append(("Pass or stop by its numbers", ["gate", str(folder)]))
+    if trained or (folder / "sft" / "model").is_dir():
+        steps += [("Serve it", ["serve", str(folder)]), ("Hand it on", ["export", str(folder)])]
+    return steps
+
+
+def _has_policy(run: Path) -> bool:
+    return any((run / method / "policy").is_dir() for method in METHODS)
+
+
+def after_evaluation(policy: str, reference: str | None, key_variable: str | None) -> list[Step]:
+    """What the comparison of a policy with its reference leads to."""
+    key = ["--key-variable", key_variable] if key_variable else []
+    return [("Talk to them", ["chat", policy, *([reference] if reference else []), *key])]
+
+
+def after_comparison(runs: Sequence[str]) -> list[Step]:
+    """What the comparison of runs leads to: two of them may be talked to beside each other."""
+    talking = [run for run in runs if _has_policy(Path(run))]
+    return [("Talk to two of them", ["chat", *talking[:2]])] if len(talking) > 1 else []
+
+
+def after_check(sources: Sequence[str], options: Sequence[str], recipe: str | None, stops: bool) -> list[Step]:
+    """What looking at data leads to.
+
+    Args:
+        options: of `data check` that `data show` has, too.
+        stops: something was found that would stop a run.
+    """
+    if recipe is not None:
+        return [
+            ("Look at rows", ["data", "show", "--recipe", recipe]),
+            *([] if stops else [("Run it", ["run", recipe])]),
+        ]
+    steps: list[Step] = [("Look at rows", ["data", "show", *sources, *options])]
+    if not stops and not options and len(sources) == 1:
+        steps.append(("Write a recipe for it", ["init", "--data", sources[0]]))
+    return steps
+
+
+def after_init(path: Path) -> list[Step]:
+    """What a new recipe leads to."""
+    recipe = str(path)
+    return [
+        ("Look at its data", ["data", "check", "--recipe", recipe]),
+        ("Look at this machine", ["doctor"]),
+        ("Run it", ["run", recipe]),
+    ]
+
+
+def after_chat(subjects: Sequence[Any]) -> list[Step]:
+    """What a chat leads to: handing on the last side that is part of a run.
+
+    Args:
+        subjects: the sides, as `evaluation.subjects` has them.
+    """
+    run = next((subject.run for subject in reversed(subjects) if subject.run is not None), None)
+    if run is None or not (_has_policy(run) or (run / "sft" / "model").is_dir()):
+        return []
+    return [("Hand it on", ["export", str(run)])]
