@@ -1,0 +1,86 @@
+"""The pages as a site: `make docs` builds it into build/docs. The same files are read on a code host as they are.
+
+The source folder is the whole repository, so that a link from a page to another one, to the README or to a measurement is
+the same path in both readings. The order of the site is that of the tables in docs/index.md, which is written once.
+Nothing is fetched, neither by the build nor by its pages: formulas become MathML, which browsers set by themselves.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from pygments.lexers import JsonLexer
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import llm_rlhf  # noqa: E402
+
+project = "llm-rlhf"
+author = "the llm-rlhf authors"
+version = release = llm_rlhf.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md", "data/**.md", "examples/**.md"]
+default_role = "code"  # docstrings put names between single backticks
+nitpicky = False  # types of other projects have no pages here, as nothing of theirs is fetched
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"show-inheritance": True}
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"llm-rlhf {version}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+html_additional_pages = {"index": "to-the-start.html"}
+templates_path = ["_templates"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def order_of_the_index(app: Any, name: str, source: list[str]) -> None:
+    """Every section of docs/index.md is a part of the site: the pages that it links to, in its order."""
+    if name != root_doc:
+        return
+    for part in re.split(r"^## ", source[0], flags=re.M)[1:]:
+        title = part.partition("\n")[0]
+        linked = [link for link in re.findall(r"\]\(([\w./-]+)\.md\)", part) if ":" not in link]
+        pages = "\n".join(os.path.normpath(f"/docs/{link}") for link in dict.fromkeys(linked))
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n"
+
+
+def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text, in which a star is a product and a bar an absolute value, but for what is in backticks."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(`[^`]*`)", line)
+        lines[i] = "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in parts)
+
+
+def formula(writer: Any, node: nodes.Element) -> None:
+    """A formula in MathML; docutils knows the LaTeX of these pages."""
+    block = isinstance(node, nodes.math_block)
+    converted = latex2mathml.tex2mathml(node.astext(), as_block=block)
+    writer.body.append(f'<div class="math">{converted}</div>' if block else converted)
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_lexer("jsonl", JsonLexer)
+    app.connect("source-read", order_of_the_index)
+    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon, which writes stars of its own
+    app.add_html_math_renderer("mathml", inline_renderers=(formula, None), block_renderers=(formula, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
