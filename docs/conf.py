@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
 from pygments.lexers import JsonLexer
+from sphinx.errors import SphinxError
+from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,7 +34,6 @@ nitpicky = False  # types of other projects have no pages here, as nothing of th
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -63,6 +64,16 @@ def order_of_the_index(app: Any, name: str, source: list[str]) -> None:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n"
 
 
+def linked_names(app: Any, tree: nodes.document, name: str) -> None:
+    """Every dotted name of ours in a code span leads to its place in the library's reference, where it has one."""
+    domain = app.env.domains.python_domain
+    for span in list(tree.findall(nodes.literal)):
+        known = domain.objects.get(span.astext())
+        if known is not None and not isinstance(span.parent, nodes.reference):
+            link = make_refnode(app.builder, name, known.docname, known.node_id, [span.deepcopy()])
+            span.replace_self(link)
+
+
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text, in which a star is a product and a bar an absolute value, but for what is in backticks."""
     for i, line in enumerate(lines):
@@ -73,7 +84,10 @@ def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 def formula(writer: Any, node: nodes.Element) -> None:
     """A formula in MathML; docutils knows the LaTeX of these pages."""
     block = isinstance(node, nodes.math_block)
-    converted = latex2mathml.tex2mathml(node.astext(), as_block=block)
+    try:
+        converted = latex2mathml.tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        raise SphinxError(f"{node.source}, line {node.line}: {error} in {node.astext()}") from None
     writer.body.append(f'<div class="math">{converted}</div>' if block else converted)
     raise nodes.SkipNode
 
@@ -81,6 +95,7 @@ def formula(writer: Any, node: nodes.Element) -> None:
 def setup(app: Any) -> dict[str, bool]:
     app.add_lexer("jsonl", JsonLexer)
     app.connect("source-read", order_of_the_index)
+    app.connect("doctree-resolved", linked_names)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon, which writes stars of its own
     app.add_html_math_renderer("mathml", inline_renderers=(formula, None), block_renderers=(formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
