@@ -59,8 +59,8 @@ def order_of_the_index(app: Any, name: str, source: list[str]) -> None:
         return
     for part in re.split(r"^## ", source[0], flags=re.M)[1:]:
         title = part.partition("\n")[0]
-        linked = [link for link in re.findall(r"\]\(([\w./-]+)\.md\)", part) if ":" not in link]
-        pages = "\n".join(os.path.normpath(f"/docs/{link}") for link in dict.fromkeys(linked))
+        linked = re.findall(r"\[([^]]+)\]\(([\w./-]+)\.md\)", part)
+        pages = "\n".join(f"{label} <{os.path.normpath(f'/docs/{page}')}>" for label, page in linked)
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n"
 
 
