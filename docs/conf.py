@@ -1,7 +1,7 @@
 """The pages as a site: `make docs` builds it into build/docs. The same files are read on a code host as they are.
 
-The source folder is the whole repository, so that a link from a page to another one, to the README or to a measurement is
-the same path in both readings. The order of the site is that of the tables in docs/index.md, which is written once.
+The source folder is the whole repository, so that a link from a page to another one, to the README or to a measurement
+is the same path in both readings. The order of the site is that of the tables in docs/index.md, which is written once.
 Nothing is fetched, neither by the build nor by its pages: formulas become MathML, which browsers set by themselves.
 """
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import llm_rlhf  # noqa: E402
+from llm_rlhf.recipe.reference import comments  # noqa: E402
 
 project = "llm-rlhf"
 author = "the llm-rlhf authors"
@@ -75,7 +76,13 @@ def linked_names(app: Any, tree: nodes.document, name: str) -> None:
 
 
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text, in which a star is a product and a bar an absolute value, but for what is in backticks."""
+    """Docstrings are plain text, but for what is in backticks: a star is a product, a bar an absolute value.
+
+    What a field of a record is stands in the comment beside it.
+    """
+    if what == "attribute" and (not any(lines) or lines[0].startswith("Alias for field number")):
+        module, _, record = name.rpartition(".")[0].rpartition(".")
+        lines[:] = [comments(getattr(sys.modules[module], record)).get(name.rpartition(".")[2], ""), ""]
     for i, line in enumerate(lines):
         parts = re.split(r"(`[^`]*`)", line)
         lines[i] = "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in parts)

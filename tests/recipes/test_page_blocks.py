@@ -30,7 +30,7 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"^(ACCELERATE_\S+ )?accelerate launch": "asks for GPUs; tests/parity/test_processes.py starts processes",
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
-    r"total_dataset\.json|harmbench|strongreject|xstest": "files of others; tests/evaluation/test_benchmarks.py has rows",
+    r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
 }
 SHORTER = ["--limit", "8", "--response-length", "8"]  # what is added to evaluations of policies
@@ -116,7 +116,7 @@ def given(page: str) -> dict[str, Any]:
             "policy_scores": [1.2, 0.4, 0.9], "reference_scores": [0.7, 0.4, 1.0], "prompt_ids": [0, 1, 2],
         },
         "docs/judges.md": {
-            "prompt": [{"role": "user", "content": "What does the fox eat?"}], "a": "Berries.", "b": "Ask someone else.",
+            "prompt": [{"role": "user", "content": "What does the fox eat?"}], "a": "Berries.", "b": "No idea.",
             "policy_identity": {"kind": "local", "model": "mine"},
             "prompts": [[{"role": "user", "content": "What does the owl eat?"}]],
         },
