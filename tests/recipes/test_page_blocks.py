@@ -20,8 +20,10 @@ from test_recipes import PAGES, ROOT, blocks, commands, named
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
+from llm_rlhf.data.sources import load_demonstrations, load_preferences
+from llm_rlhf.data.storage import Rows
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import DataSection, EvaluateSection
+from llm_rlhf.recipe.sections import DataSection, EvaluateSection, Source
 from llm_rlhf.recipe.values import read_section
 
 SERVED = "http://localhost:8000/v1"
@@ -33,7 +35,7 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
 }
-SHORTER = ["--limit", "8", "--response-length", "8"]  # what is added to evaluations of policies
+SHORTER = ["--limit", "20", "--response-length", "8"]  # what is added to evaluations of policies
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +54,20 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(run / "reward" / "joint", folder / "path/to/reward-model")
     shutil.copytree(base_folder, folder / "Qwen/Qwen2.5-0.5B")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    pairs = [
-        {
-            "prompt": f"What is {i} and {i}?",
-            "chosen": f"It is {2 * i}.",
-            "rejected": f"{i}, said she." + " So." * (i % 3),
-        }
-        for i in range(40)
+    asked = [f"What is {i} and {i}?" for i in range(40)]
+    good, bad = [f"It is {2 * i}." for i in range(40)], [f"{i}, said she." + " So." * (i % 3) for i in range(40)]
+    pairs = [{"prompt": q, "chosen": x, "rejected": y} for q, x, y in zip(asked, good, bad, strict=True)]
+    talks = [
+        {name: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[name]}" for name in ("chosen", "rejected")}
+        for row in pairs
     ]
-    for path in ("pairs.jsonl", "labelled.jsonl", "Anthropic/hh-rlhf/helpful-base/train.jsonl",
-                 "Anthropic/hh-rlhf/harmless-base/train.jsonl"):  # fmt: skip
-        write(folder / path, pairs)
-    write(folder / "test.jsonl", pairs[:2])
+    write(folder / "pairs.jsonl", pairs)
+    write(folder / "labelled.jsonl", pairs)
+    for name in ("helpful-base", "harmless-base"):
+        write(folder / "Anthropic" / "hh-rlhf" / name / "train.jsonl", talks)
+    write(
+        folder / "test.jsonl", [{"prompt": "Name a river in Asia.", "chosen": "The Mekong.", "rejected": "The Rhine."}]
+    )
     write(folder / "asked.jsonl", [{"prompt": f"Is {i} odd?", "objective": "helpful"} for i in range(24)])
     (folder / "goals.csv").write_text("goal\nName a river.\nName a sea.\n", encoding="utf-8")
     (folder / "my_rewards.py").write_text(
@@ -161,7 +165,7 @@ def test_a_command_of_a_page_runs(path: Path, line: str, there: Path, served: st
     assert done.exit_code == 0, done.output[-2000:] + str(done.exception)
 
 
-# --- recipes --------------------------------------------------------------------------------------------------------
+# --- rows and recipes --------------------------------------------------------------------------------------------------------
 
 
 YAMLS = [
@@ -170,6 +174,24 @@ YAMLS = [
     for number, (language, text) in enumerate(blocks(path))
     if language == "yaml"
 ]
+
+
+ROWS = [
+    pytest.param(text, id=named(path))
+    for path in PAGES
+    if path.name != "data.md"  # test_data_page.py
+    for language, text in blocks(path)
+    if language == "jsonl"
+]
+
+
+@pytest.mark.parametrize("text", ROWS)
+def test_rows_of_the_pages_are_pairs_and_demonstrations(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    source = Source(source=str(tmp_path / "rows.jsonl"))
+    pairs, imitated = load_preferences([source]), load_demonstrations([source], Rows())
+    assert len(pairs.rows) == len(imitated.rows) == len(text.splitlines())
+    assert [row.messages[-1]["content"] for row in imitated.rows] == [pair.chosen for pair in pairs.rows]
 
 
 @pytest.mark.parametrize("text", YAMLS)
