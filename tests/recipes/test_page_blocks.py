@@ -165,7 +165,7 @@ def test_a_command_of_a_page_runs(path: Path, line: str, there: Path, served: st
     assert done.exit_code == 0, done.output[-2000:] + str(done.exception)
 
 
-# --- rows and recipes --------------------------------------------------------------------------------------------------------
+# --- rows and recipes -----------------------------------------------------------------------------------------------
 
 
 YAMLS = [
