@@ -5,6 +5,7 @@ is the same path in both readings. The order of the site is that of the tables i
 Nothing is fetched, neither by the build nor by its pages: formulas become MathML, which browsers set by themselves.
 """
 
+import dataclasses
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import llm_rlhf  # noqa: E402
 from llm_rlhf.recipe.reference import comments  # noqa: E402
 
+MANY_KEYS = (llm_rlhf.PPOConfig,)  # docs/recipe-keys.md has its fields
 project = "llm-rlhf"
 author = "the llm-rlhf authors"
 version = release = llm_rlhf.__version__
@@ -34,6 +36,7 @@ default_role = "code"  # docstrings put names between single backticks
 nitpicky = False  # types of other projects have no pages here, as nothing of theirs is fetched
 
 myst_enable_extensions = ["dollarmath"]
+myst_dmath_allow_space = myst_dmath_allow_digits = False  # as on code hosts: "$5 and $6" is no formula
 myst_heading_anchors = 4
 
 autodoc_typehints = "signature"
@@ -42,6 +45,7 @@ autodoc_default_options = {"show-inheritance": True}
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"llm-rlhf {version}"
@@ -51,7 +55,7 @@ html_math_renderer = "mathml"
 html_additional_pages = {"index": "to-the-start.html"}
 templates_path = ["_templates"]
 html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 
 
 def order_of_the_index(app: Any, name: str, source: list[str]) -> None:
@@ -80,9 +84,12 @@ def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
     What a field of a record is stands in the comment beside it.
     """
-    if what == "attribute" and (not any(lines) or lines[0].startswith("Alias for field number")):
+    if what == "attribute" and lines and lines[0].startswith("Alias for field number"):  # of a NamedTuple
         module, _, record = name.rpartition(".")[0].rpartition(".")
-        lines[:] = [comments(getattr(sys.modules[module], record)).get(name.rpartition(".")[2], ""), ""]
+        lines[:] = [comments(getattr(sys.modules[module], record))[name.rpartition(".")[2]], ""]
+    if what == "class" and dataclasses.is_dataclass(obj) and "Attributes:" not in lines and obj not in MANY_KEYS:
+        fields = [f"    {field}: {said}" for field, said in comments(obj).items() if said]
+        lines += ["Attributes:", *fields, ""] if fields else []
     for i, line in enumerate(lines):
         parts = re.split(r"(`[^`]*`)", line)
         lines[i] = "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in parts)

@@ -63,6 +63,7 @@ def test_a_key_without_a_default_must_be_given() -> None:
     assert words(list[Source]) == "list of [sources](#a-source)"
 
 
+@functools.cache
 def keys() -> set[str]:
     """Every key of a recipe with its section before it, and those of trainers."""
     found = {row.key for name, hint in typing.get_type_hints(Recipe).items() if (section := section_in(hint))
