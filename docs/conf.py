@@ -26,6 +26,7 @@ import llm_rlhf  # noqa: E402
 from llm_rlhf.recipe.reference import comments  # noqa: E402
 
 MANY_KEYS = (llm_rlhf.PPOConfig,)  # docs/recipe-keys.md has its fields
+FUNCTION = re.compile(r"(<mi>\w+</mi>)\s*<mo>&ApplyFunction;</mo>")  # log and its like, to which browsers give no room
 project = "llm-rlhf"
 author = "the llm-rlhf authors"
 version = release = llm_rlhf.__version__
@@ -43,6 +44,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"show-inheritance": True}
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # what other projects say of their methods stands in their pages
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -102,6 +104,7 @@ def formula(writer: Any, node: nodes.Element) -> None:
         converted = latex2mathml.tex2mathml(node.astext(), as_block=block)
     except MathError as error:
         raise SphinxError(f"{node.source}, line {node.line}: {error} in {node.astext()}") from None
+    converted = FUNCTION.sub(r'<mspace width="0.17em"/>\1<mspace width="0.1em"/>', converted)
     writer.body.append(f'<div class="math">{converted}</div>' if block else converted)
     raise nodes.SkipNode
 
