@@ -120,11 +120,9 @@ def own_rows(section: type, prefix: str = "") -> list[Row]:
 
 
 def section_in(hint: Any) -> type | None:
-    """The dataclass that a field holds, alone or beside None, where it is no record of a list."""
-    for part in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(part) and part not in LISTED:
-            return typing.cast(type, part)
-    return None
+    """The dataclass that a field holds, alone or beside None."""
+    parts = () if typing.get_origin(hint) is list else (hint, *typing.get_args(hint))
+    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 def stage_opening(stage: str) -> str:

@@ -41,7 +41,10 @@ def test_comments_above_and_behind_a_field_are_its_meaning() -> None:
 def test_every_key_of_ours_has_a_meaning() -> None:
     hints = typing.get_type_hints(Recipe)
     sections = [Recipe, Source, *STAGE_OPTIONS.values(), *filter(None, map(section_in, hints.values()))]
-    assert [row.key for section in sections for row in own_rows(section) if not row.meaning] == []
+    rows = [row for section in sections for row in own_rows(section)]
+    assert [row.key for row in rows if not row.meaning] == []
+    # records in lists lead to a table of their own
+    assert [row.key for row in rows if re.search(r"list of [A-Z]", row.kind)] == []
 
 
 @pytest.mark.parametrize(
