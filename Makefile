@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SEED ?= 0
 SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast mutants bench check fix clean
+.PHONY: quickstart test test-fast mutants bench docs check fix clean
 
 quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
@@ -23,6 +23,10 @@ mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by
 bench: $(READY)  ## PPO against trl 1.12.0's, in an environment of its own: benchmarks/RESULTS.md; scoring: REWARD.md
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/reward.py
+
+docs: $(READY)  ## the pages as a site: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
+	@echo 'The pages: build/docs/index.html'
 
 check: $(READY)  ## judge, change nothing
 	$(BIN)/ruff format --check .

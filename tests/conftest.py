@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,25 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -
     from model_helpers import random_reward_adapter
 
     return random_reward_adapter(base_folder, tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one whole tiny chain, made with every outgoing connection forbidden."""
+    from chain_helpers import write_recipe
+
+    from llm_rlhf.pipeline import run_recipe
+    from llm_rlhf.recipe.loading import load_recipe
+
+    folder = tmp_path_factory.mktemp("chain")
+    connect = socket.socket.connect
+
+    def refuse(self: Any, address: Any) -> None:
+        raise AssertionError(f"a connection was attempted to {address}")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    try:
+        run_recipe(load_recipe(write_recipe(folder), [f"output_dir={folder / 'run'}"]))
+    finally:
+        socket.socket.connect = connect  # type: ignore[method-assign]
+    return folder / "run"

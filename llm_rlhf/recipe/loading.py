@@ -106,9 +106,6 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     The section's own values come first, then the run's (folder, seed, compute type), then defaults that suit a stage
     inside a run: no checkpoints of its own unless asked for, no tracker unless asked for.
     """
-    import torch
-
-    config_class = _config_class(stage)
     section = {key: value for key, value in getattr(recipe, stage).items() if key not in option_names(stage)}
     decided: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -116,6 +113,17 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "bf16": recipe.model.dtype == "bfloat16",
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
+    config = config_class_of(stage)(**{**run_defaults(recipe, stage), **section, **decided})
+    if stage in ("grpo", "rloo"):
+        _settle_length(config, section, stage_options(recipe, stage).total_episodes)
+    return config
+
+
+def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What a run sets of a trainer's configuration where the recipe says nothing and the class would say otherwise."""
+    import torch
+
+    section = getattr(recipe, stage) or {}
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
     if stage in METHODS:  # shares of the run, rounded up to whole rollouts
         defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
@@ -129,10 +137,7 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
             if section.get("eval_strategy") != "no" and section.get("eval_on_start") is not False:
                 defaults["preview_best_of"] = 8
     defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
-    config = config_class(**{**defaults, **section, **decided})
-    if stage in ("grpo", "rloo"):
-        _settle_length(config, section, stage_options(recipe, stage).total_episodes)
-    return config
+    return defaults
 
 
 def default_weights(recipe: Recipe) -> list[float] | None:
@@ -187,7 +192,7 @@ def _check_trainer_sections(recipe: Recipe) -> None:
         section = getattr(recipe, stage)
         if section is None:
             continue
-        config_class = _config_class(stage)
+        config_class = config_class_of(stage)
         hints = typing.get_type_hints(config_class)
         if stage in STAGE_OPTIONS:
             hints |= typing.get_type_hints(STAGE_OPTIONS[stage])
@@ -264,7 +269,7 @@ TRAINER_CONFIGS = {
 }
 
 
-def _config_class(stage: str) -> type:
+def config_class_of(stage: str) -> type:
     module, _, name = TRAINER_CONFIGS[stage].partition(":")
     found: type = getattr(importlib.import_module(module), name)
     return found

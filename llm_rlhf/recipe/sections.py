@@ -36,7 +36,8 @@ class Source:
     """One source of rows. `from: preferences` reuses the preference rows (their chosen replies, or their prompts)."""
 
     source: str | None = None  # hub id, folder, file or glob: .jsonl .json .csv .tsv .parquet, each also gzipped
-    from_: Literal["preferences"] | None = field(default=None, metadata={"key": "from"})
+    from_: Literal["preferences"] | None = field(default=None, metadata={"key": "from"})  # in place of `source`
+    # of its rows; auto: the columns tell, and where they could mean two formats, the error asks for this key
     format: Literal[
         "auto",
         "hh",
@@ -69,8 +70,8 @@ def _from_preferences() -> list[Source]:
 
 @dataclass
 class DataSection:
-    preferences: list[Source] = field(default_factory=list)
-    demonstrations: list[Source] = field(default_factory=_from_preferences)
+    preferences: list[Source] = field(default_factory=list)  # pairs of replies, for the reward models
+    demonstrations: list[Source] = field(default_factory=_from_preferences)  # conversations to imitate, for SFT
     prompts: list[Source] = field(default_factory=_from_preferences)  # what PPO samples replies to
     evaluation_preferences: list[Source] = field(default_factory=list)  # pairs to evaluate on, never trained on
     evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
@@ -124,7 +125,7 @@ MOST_ENTITIES = 12  # animals there are names for
 class WorldSection:
     """The gold world (llm_rlhf/world/gold.py): data whose true score is known, and the base model that ships."""
 
-    entities: int = 6  # how many animals can be asked about, 2 to MOST_ENTITIES
+    entities: int = 6  # how many animals can be asked about, 2 to 12
     demonstrations: int = 1200  # conversations shown to supervised fine-tuning
     good_share: float = 0.4  # share of demonstrations whose reply is good
     preferences: int = 9000  # pairs, both objectives together
@@ -140,7 +141,7 @@ class OwnSuite:
 
     name: str  # of the measure in the report: letters, digits and underscores
     function: str  # module:function, of (prompts, replies); it returns a number for each reply, None where it has none
-    prompts: list[Source]
+    prompts: list[Source]  # what is asked
     good: Literal["higher", "lower", "neither"] = "higher"  # which way of that number is good
 
 
@@ -305,9 +306,9 @@ OFFLINE = ("dpo", "kto")  # those that learn from the pairs; the others are paid
 
 @dataclass
 class Recipe:
-    name: str
-    output_dir: str | None = None  # None: runs/NAME
-    seed: int = 0
+    name: str  # of the run, in its report and its folder
+    output_dir: str | None = None  # the run's folder; None: runs/NAME
+    seed: int = 0  # of everything that is drawn at random
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection | None = None
     world: WorldSection | None = None
