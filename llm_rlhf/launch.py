@@ -1,7 +1,6 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +22,3 @@ def processes() -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def bar_interval() -> float:
-    """Seconds between two updates of a progress bar: many on a terminal, few in a log file."""
-    return 0.5 if sys.stderr.isatty() else 15.0

@@ -24,6 +24,7 @@ from llm_rlhf.recipe.sections import METHODS, DataSection, EvaluateSection, Mode
 from llm_rlhf.recipe.values import plain, renamed
 from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, write_json, write_text
 from llm_rlhf.runs import read_data
+from llm_rlhf.tracking import KEPT, tracked
 from llm_rlhf.user_code import load_function
 
 STAGES = ("world", "sft", "reward", *METHODS, "evaluate")  # of the methods, a recipe has one at most
@@ -67,9 +68,12 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         if from_stage is not None:
             _archive(run, stages[stages.index(from_stage) :])
         run.describe(recipe.as_dict())
-        for number, stage in enumerate(stages, start=1):
-            if only is None or stage == only:
-                _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", ahead)
+        with tracked(recipe.report_to if to_make else [], run, recipe.name, recipe.as_dict()) as trackers:
+            for number, stage in enumerate(stages, start=1):
+                if only is None or stage == only:
+                    _run_stage(recipe, run, stage, f"[{number}/{len(stages)}]", ahead)
+            if "evaluate" in to_make and run.state.is_main_process:
+                trackers.report(read_json(run / "report.json") or {}, [run / name for name in REPORTS])
     return run
 
 
@@ -194,7 +198,8 @@ def unread_columns(counts: dict[str, Any]) -> list[str]:
 
 def _archive(run: RunFolder, stages: list[str]) -> None:
     first = "data" if stages[0] in ("world", "sft") else None
-    moved = run.archive([*stages, *([first] if first else []), *(REPORTS if "evaluate" in stages else ())])
+    trackers = KEPT if stages[0] != "evaluate" else ()  # what is trained again is another run to them
+    moved = run.archive([*stages, *([first] if first else []), *(REPORTS if "evaluate" in stages else ()), *trackers])
     if moved:
         say(run, f"moved to {run / 'archive'}: {', '.join(moved)}")
 

@@ -19,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +50,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
         self.path, self.as_today = Path(path), as_today
+        self.followers: list[Callable[[str, int, Mapping[str, Any]], None]] = []  # told of every stage's metrics
         self.state = processes()
         if self.state.is_main_process:
             try:

@@ -2,19 +2,21 @@
 
 import contextlib
 import json
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llm_rlhf.errors import DataError, NonFiniteError, RecipeError
-from llm_rlhf.launch import bar_interval
+from llm_rlhf.progress import bar
 
 METRICS = "metrics.jsonl"
+Follower = Callable[[str, int, Mapping[str, Any]], None]  # told of a stage's metrics at a step
 
 
 class StageLog(TrainerCallback):
@@ -23,18 +25,19 @@ class StageLog(TrainerCallback):
     Each line is `{"stage", "step", "time", metric: number, ...}`; time is in seconds since the epoch.
     """
 
-    def __init__(self, stage: str, folder: Path, shown: dict[str, str]) -> None:
+    def __init__(self, stage: str, folder: Path, shown: dict[str, str], followers: Sequence[Follower] = ()) -> None:
         """
         Args:
             shown: metric name to the short name it has on the progress line.
+            followers: who else is told of every logged metric.
         """
-        self.stage, self.folder, self.shown = stage, folder, shown
-        self.bar: tqdm | None = None
+        self.stage, self.folder, self.shown, self.followers = stage, folder, shown, followers
+        self.bar: Any = None
         self.values: dict[str, str] = {}  # of the metrics shown, the newest: training and evaluation log in turns
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, desc=f"  {self.stage}", mininterval=bar_interval(), leave=True)
+            self.bar = bar(total=state.max_steps, desc=self.stage)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -46,14 +49,19 @@ class StageLog(TrainerCallback):
         line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 3), **logs}
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        for follower in self.followers:
+            follower(self.stage, state.global_step, logs)
         known = {name: f"{float(logs[key]):.3g}" for key, name in self.shown.items() if logs.get(key) is not None}
         self.values = {name: text for name in self.shown.values() if (text := (self.values | known).get(name))}
         if self.bar is not None and known:
-            self.bar.set_postfix(self.values, refresh=False)
+            self.bar.set_postfix(self.values | {"memory": memory_peak()}, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+            if not sys.stderr.isatty() and self.values:  # where there is no bar to stay
+                told = ", ".join(f"{name} {text}" for name, text in self.values.items())
+                print(f"      {self.stage}: {state.global_step} steps; {told}", flush=True)
 
 
 class StopsOnBadLoss:
@@ -83,6 +91,15 @@ def attach_log(trainer: Trainer, log: StageLog) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(log)
+
+
+def memory_peak() -> str:
+    """The most memory this process has held: of the accelerator, where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        held = torch.cuda.max_memory_allocated()
+    else:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{held / 2**30:.1f} GiB"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from llm_rlhf.audit.counts import Account, Listed, opening_text, quantiles
 from llm_rlhf.data.checks import SetAside, key_of, normalised_prompt, prompt_of
 from llm_rlhf.data.formats.recognition import SERVES
@@ -26,6 +24,7 @@ from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences,
 from llm_rlhf.data.splits import TRAINING, load_splits
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
+from llm_rlhf.progress import bar
 from llm_rlhf.recipe.loading import length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import ModelSection, Recipe, Source
 
@@ -277,8 +276,8 @@ def _account(rows: Iterable[AnyRow], what: str, near: float | None) -> Account:
     for row in _progress(rows, f"reading {what}"):
         account.add(row)
     if near is not None:
-        with tqdm(total=len(account.openings), desc="near-duplicates", disable=None, leave=False) as bar:
-            account.find_near_duplicates(near, bar.update)
+        with bar(total=len(account.openings), desc="near-duplicates", leave=False) as compared:
+            account.find_near_duplicates(near, compared.update)
     return account
 
 
@@ -330,5 +329,5 @@ def _spread(rows: Sequence[Any], at_most: int) -> Sequence[Any]:
 
 
 def _progress(rows: Iterable[Any], what: str) -> Iterable[Any]:
-    """The rows, with a bar on a terminal while they are gone through."""
-    return tqdm(rows, desc=what, disable=None, leave=False, mininterval=0.5)
+    """The rows, with a bar while they are gone through."""
+    return bar(rows, desc=what, leave=False)

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, joined, read_answer
-from llm_rlhf.launch import bar_interval, processes
+from llm_rlhf.launch import processes
+from llm_rlhf.progress import bar
 
 LONGEST_RETRY_AFTER = 120.0  # seconds a server may ask us to wait; beyond it the request has failed
 LONGEST_BACK_OFF = 30.0  # seconds
@@ -238,17 +238,16 @@ class Endpoint:
         try:
             with (
                 contextlib.closing(self._in_threads(mine, max(1, self.concurrency // state.num_processes))) as finished,
-                tqdm(
-                    desc=f"  {progress}",
+                bar(
+                    desc=progress or "",
                     total=known + len(mine),
                     initial=known,
                     leave=False,
-                    mininterval=bar_interval(),
                     disable=progress is None or not state.is_main_process,
-                ) as bar,
+                ) as shown,
             ):
                 for key, outcome in finished:
-                    bar.update()
+                    shown.update()
                     if isinstance(outcome, Answer):
                         self.cache.keep(key, outcome)
                         found.append((key, outcome))
@@ -257,7 +256,7 @@ class Endpoint:
                         raise outcome
                     failures.append(Failure(outcome.kind, str(outcome), outcome.retries))
                     found.append((key, failures[-1]))
-                    bar.set_postfix(failed=len(failures))
+                    shown.set_postfix(failed=len(failures))
                     if most_failures is not None and len(failures) > most_failures:
                         raise EndpointError(_too_many(self, failures, len(found)), "too many")
         except EndpointError as caught:

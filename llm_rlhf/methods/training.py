@@ -75,7 +75,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
         RecipeError: where the interrupted launch had another number of processes, or weights are spread over them.
     """
     adapters_in_float32(trainer.model)
-    attach_log(trainer, StageLog(stage, folder, shown))
+    attach_log(trainer, StageLog(stage, folder, shown, run.followers))
     trainer.add_callback(PolicySnapshots(trainer, folder))
     found = checkpoint.latest(folder)
     run.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
-from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.data.rows import Conversation, Message
-from llm_rlhf.launch import bar_interval, processes
+from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.decoding import plain_decoding
@@ -29,6 +28,7 @@ from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.random_draws import drawing, prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
 from llm_rlhf.models.thoughts import KEY, read_response
+from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
 
 Item = TypeVar("Item")
@@ -314,4 +314,4 @@ def reply_of(tokenizer: Any, prompt_ids: list[int], ids: list[int], stops: Seque
 
 
 def _shown(batches: list[list[int]], progress: str | None) -> Iterator[list[int]]:
-    return iter(tqdm(batches, desc=f"  {progress}", leave=False, mininterval=bar_interval()) if progress else batches)
+    return iter(bar(batches, desc=progress, leave=False) if progress else batches)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.collecting import CollectedRollouts

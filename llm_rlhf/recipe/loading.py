@@ -61,6 +61,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         lay_over(tree, override)
     recipe = read_section(Recipe, tree, "")
     check_together(recipe)
+    _check_report_to(recipe.report_to)
     _check_trainer_sections(recipe)
     if recipe.reward is not None:
         check_reward(recipe)
@@ -238,6 +239,21 @@ def _check_evaluation(recipe: Recipe, stage: str, config: Any) -> None:
             raise RecipeError(
                 f"Recipe key '{stage}.{key}' is {getattr(found, 'value', found)!r}, but this stage keeps no rows back "
                 "to evaluate on while it trains; remove it. What comes of it is measured by the later stages."
+            )
+
+
+def _check_report_to(trackers: list[str]) -> None:
+    """A tracker that is not known, or not installed."""
+    if not trackers:
+        return
+    from llm_rlhf.tracking import known_trackers, missing_package
+
+    for name in trackers:
+        if name not in known_trackers():
+            raise RecipeError(unknown_choice("report_to", name, known_trackers()))
+        if (package := missing_package(name)) is not None:
+            raise RecipeError(
+                f"Recipe key 'report_to' names {name!r}, which is not installed: pip install {package}, or take it out."
             )
 
 

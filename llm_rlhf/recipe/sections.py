@@ -322,6 +322,8 @@ class Recipe:
     kto: dict[str, Any] | None = None  # fields of trl.KTOConfig
     best_of_n: dict[str, Any] | None = None  # fields of trl.SFTConfig, and of BestOfNOptions
     evaluate: EvaluateSection | None = None
+    # trackers that follow every stage and the evaluation as one run: tensorboard, wandb, mlflow, trackio, comet_ml, ...
+    report_to: list[str] = field(default_factory=list)
     gate: GateSection = field(default_factory=GateSection)
 
     @property

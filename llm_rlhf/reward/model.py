@@ -19,17 +19,16 @@ import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from llm_rlhf.data.checks import BadRow, check_text, extract, fit_conversation
 from llm_rlhf.data.messages import check_messages
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.launch import bar_interval
 from llm_rlhf.models.architecture import positions_of
 from llm_rlhf.models.encoding import encode_replies
 from llm_rlhf.models.inference import right_padded
 from llm_rlhf.models.roles import apply_head, hidden_states
 from llm_rlhf.models.thoughts import split_thought, thought_marks
+from llm_rlhf.progress import bar
 from llm_rlhf.reward.loading import Loaded, Loading, Member, load_adapters, load_whole, local_adapter
 from llm_rlhf.reward.packing import Group, attention_mask, group_rows, pack, token_budget_batches
 
@@ -231,15 +230,16 @@ class RewardModel:
         packs = self.reading == "packed"
         groups = group_rows(ids, keys) if packs else [Group([i], [], [row]) for i, row in enumerate(ids)]
         batches = list(token_budget_batches(groups, 1 if self.reading == "alone" else token_budget))
-        total = len(ids) * len(self.members)
-        shown = {"desc": "  scoring", "unit": " conversations", "disable": not progress, "leave": False}
-        with tqdm(total=total, mininterval=bar_interval(), **shown) as bar:
+        shown = bar(
+            total=len(ids) * len(self.members), desc="scoring", unit=" conversations", disable=not progress, leave=False
+        )
+        with shown as scored:
             for column, member in enumerate(self.members):
                 self._activate(member)
                 for batch in batches:
                     rows = [i for group in batch for i in group.rows]
                     scores[rows, column] = self._read(batch, member)
-                    bar.update(len(rows))
+                    scored.update(len(rows))
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if bad.size:
             raise ValueError(

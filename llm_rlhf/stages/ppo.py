@@ -76,7 +76,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             samples_file=folder / "samples.jsonl",
             refuses=refused,
         )
-    attach_log(trainer, StageLog("ppo", folder, SHOWN))
+    attach_log(trainer, StageLog("ppo", folder, SHOWN, run_folder.followers))
     found = checkpoint.latest(folder)
     run_folder.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint
     if found is None:

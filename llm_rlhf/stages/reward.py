@@ -153,7 +153,8 @@ def _train(
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)
     run_folder.state.wait_for_everyone()
-    attach_log(trainer, StageLog(f"reward/{folder.name}", folder, {"loss": "loss", "accuracy": "accuracy"}))
+    shown = {"loss": "loss", "accuracy": "accuracy"}
+    attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
     trainer.train()
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)

@@ -53,7 +53,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
         )
     adapters_in_float32(trainer.model)
-    attach_log(trainer, StageLog("sft", folder, {"loss": "loss", "mean_token_accuracy": "accuracy"}))
+    shown = {"loss": "loss", "mean_token_accuracy": "accuracy"}
+    attach_log(trainer, StageLog("sft", folder, shown, run_folder.followers))
     trainer.train()
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter")

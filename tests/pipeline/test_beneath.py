@@ -1,14 +1,17 @@
 """What every stage stands on: the processes of a launch, what training writes, and functions of the user's."""
 
+import io
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llm_rlhf import launch
+from llm_rlhf import launch, progress
 from llm_rlhf.errors import NonFiniteError, RecipeError
+from llm_rlhf.progress import bar
 from llm_rlhf.training import METRICS, StageLog, check_loss, read_metrics
 from llm_rlhf.user_code import load_function, told
 
@@ -21,10 +24,28 @@ def test_the_first_process_speaks_for_all(monkeypatch, rank, speaks) -> None:
     assert launch.speaks_for_all() is speaks
 
 
-@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.5), (False, 15.0)])
-def test_bars_move_seldom_in_a_log_file(monkeypatch, terminal, seconds) -> None:
-    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal))
-    assert launch.bar_interval() == seconds
+def test_a_bar_is_redrawn_on_a_terminal(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    assert list(bar(range(3), desc="scoring")) == [0, 1, 2]
+    assert "\r" in terminal.getvalue()
+    assert "scoring: 100%" in terminal.getvalue()
+
+
+def test_a_log_file_gets_a_whole_line_now_and_then_and_nothing_of_short_work(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    assert list(bar(range(3), desc="scoring")) == [0, 1, 2]
+    assert log.getvalue() == ""
+    monkeypatch.setattr(progress, "EVERY", 1e-9)  # as if every step took a minute
+    assert list(bar(range(3), desc="scoring")) == [0, 1, 2]
+    lines = log.getvalue().split("\n")
+    assert lines.pop() == ""
+    assert re.fullmatch(r"  scoring: 100% 3/3 \[.*\]", lines[-1])
+    assert all(line.startswith("  scoring:") and "\r" not in line for line in lines)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_stage_writes_every_metric_and_shows_the_newest_of_those_that_matter(tmp_path) -> None:

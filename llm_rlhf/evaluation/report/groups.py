@@ -10,7 +10,8 @@ from typing import Any
 from llm_rlhf.methods.prompts import number_kept_back
 from llm_rlhf.recipe.sections import METHODS, BestOfNOptions
 
-NAMES_AND_DRAWS = ("name", "output_dir", "seed", "model.chat_template_date")  # what repetitions may differ by
+# What repetitions may differ by: names, the draw, and what decides no number.
+NAMES_AND_DRAWS = ("name", "output_dir", "seed", "model.chat_template_date", "report_to", "gate")
 NAMED_KEYS = 3  # differing keys in a group's name; all of them are listed beside
 
 
@@ -72,9 +73,11 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in recipe.items():
         key = f"{prefix}{name}"
+        if key in NAMES_AND_DRAWS:
+            continue
         if isinstance(value, dict):
             found |= flat(value, f"{key}.") or ({key: {}} if not prefix else {})
-        elif value is not None and key not in NAMES_AND_DRAWS:
+        elif value is not None:
             found[key] = value
     return found
 

@@ -1,0 +1,37 @@
+"""What long work shows while it goes on: a bar on a terminal, and in a log a whole line a minute."""
+
+import sys
+from typing import Any, TextIO
+
+from tqdm.std import tqdm
+
+EVERY = 60.0  # seconds between two lines in a log
+
+
+class _Lines:
+    """A stream that makes plain lines of what redraws one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            self.stream.write(f"  {line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def bar(*rows: Any, desc: str, **options: Any) -> "tqdm[Any]":
+    """tqdm's bar, over `rows` where they are given.
+
+    Not on a terminal, it shows nothing of what takes less than a minute, and then a line a minute.
+
+    Args:
+        options: of tqdm (`total`, `disable`, `leave`, ...).
+    """
+    if sys.stderr.isatty():
+        shown: dict[str, Any] = {"mininterval": 0.5}
+    else:
+        shown = {"mininterval": EVERY, "delay": EVERY, "file": _Lines(sys.stderr), "ascii": True, "ncols": 0}
+    return tqdm(*rows, desc=f"  {desc}", **(shown | options))
