@@ -45,6 +45,7 @@ def gate(
             else:
                 print("\n".join(f"{line.result:<13}{line.text}" for line in lines))
                 failed = sum(not line.passed for line in lines)
-                print(f"\n{run} {'passes' if passed else f'fails {failed} of {len(lines)} checks'}.")
+                held = f"{run} against {against}" if against is not None else run
+                print(f"\n{held} {'passes' if passed else f'fails {failed} of {len(lines)} checks'}.")
     if not passed:
         raise typer.Exit(1)
