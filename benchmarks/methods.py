@@ -31,11 +31,11 @@ SHARED = ("world", "data", "sft", "reward")
 Rows = dict[str, list[dict[str, Any]]]
 TRIED = """## How the settings were chosen
 
-By the development phrasings, on seed 0 alone; a method whose first settings gained about as much as PPO's kept them (GRPO,
-RLOO, KTO). What was changed: DPO with beta 0.1 gained +0.24 [+0.05, +0.44], nothing of it on helpful prompts, at a KL of
-6.5 nats; with beta 0.5 it gains +0.52 at 0.9. The best of 8 of 200 prompts imitated for two epochs at a learning rate of
-1e-3 gained +0.10 [+0.00, +0.19], for six epochs at 3e-3 +0.52; the best of 16 of 100 prompts, four epochs at 3e-3, +0.33
-[+0.22, +0.45]."""
+By the development phrasings, on seed 0 alone; a method whose first settings gained about as much as PPO's kept them
+(GRPO, RLOO, KTO). What was changed: DPO with beta 0.1 gained +0.24 [+0.05, +0.44], nothing of it on helpful prompts,
+at a KL of 6.5 nats; with beta 0.5 it gains +0.52 at 0.9. The best of 8 of 200 prompts imitated for two epochs at a
+learning rate of 1e-3 gained +0.10 [+0.00, +0.19], for six epochs at 3e-3 +0.52; the best of 16 of 100 prompts, four
+epochs at 3e-3, +0.33 [+0.22, +0.45]."""
 
 
 def main() -> None:
