@@ -31,11 +31,11 @@ SHARED = ("world", "data", "sft", "reward")
 Rows = dict[str, list[dict[str, Any]]]
 TRIED = """## How the settings were chosen
 
-By the development phrasings, on seed 0 alone; a method whose first settings gained about as much as PPO's kept them (GRPO,
-RLOO, KTO). What was changed: DPO with beta 0.1 gained +0.24 [+0.05, +0.44], nothing of it on helpful prompts, at a KL of
-6.5 nats; with beta 0.5 it gains +0.52 at 0.9. The best of 8 of 200 prompts imitated for two epochs at a learning rate of
-1e-3 gained +0.10 [+0.00, +0.19], for six epochs at 3e-3 +0.52; the best of 16 of 100 prompts, four epochs at 3e-3, +0.33
-[+0.22, +0.45]."""
+By the development phrasings, on seed 0 alone; a method whose first settings gained about as much as PPO's kept them
+(GRPO, RLOO, KTO). What was changed: DPO with beta 0.1 gained +0.24 [+0.05, +0.44], nothing of it on helpful prompts,
+at a KL of 6.5 nats; with beta 0.5 it gains +0.52 at 0.9. The best of 8 of 200 prompts imitated for two epochs at a
+learning rate of 1e-3 gained +0.10 [+0.00, +0.19], for six epochs at 3e-3 +0.52; the best of 16 of 100 prompts, four
+epochs at 3e-3, +0.33 [+0.22, +0.45]."""
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def row_of(run: Path, seed: int, method: str, overrides: list[str]) -> dict[str,
 
 
 def write(rows: Rows, options: argparse.Namespace) -> None:
-    page = page_of({method: of for method, of in rows.items() if of})
+    page = page_of({method: of for method, of in rows.items() if of}, options.development)
     (options.folder / "METHODS.md").write_text(page, encoding="utf-8")
     (options.folder / "methods.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if not (options.development or options.overrides):  # the page is of the recipes as they are
@@ -102,7 +102,8 @@ def write(rows: Rows, options: argparse.Namespace) -> None:
             shutil.copy(options.folder / name, HERE / name)
 
 
-def page_of(rows: Rows) -> str:
+def page_of(rows: Rows, development: bool) -> str:
+    phrasings = "development phrasings, by which the settings were chosen" if development else "evaluation phrasings"
     machine = ", ".join(sorted({f"{row['cpu']}, {row['kernels']}" for of in rows.values() for row in of}))
     seeds = sorted({row["seed"] for of in rows.values() for row in of})
     table = [
@@ -127,11 +128,11 @@ def page_of(rows: Rows) -> str:
     return f"""# PPO and simpler methods on the gold world
 
 Made by `python benchmarks/methods.py` on {machine}, one thread a run, seeds {", ".join(map(str, seeds))}.
-What each policy gained over the SFT model it started from, by the true score; refusals in percentage points. A cell is
-the mean over seeds with its 95 % interval (Student's t over seeds): a seed draws the data, the SFT model, the reward
-model and the policy anew, and within a seed all methods share all but the last. Prompts of one run share phrasings, so
-that they are not counted as repetitions here. Seconds are of the method's own stage; what it cost to train the reward
-model is not in them, and DPO and KTO do not need it.
+What each policy gained over the SFT model it started from, by the true score, asked in the {phrasings};
+refusals in percentage points. A cell is the mean over seeds with its 95 % interval (Student's t over seeds): a seed draws
+the data, the SFT model, the reward model and the policy anew, and within a seed all methods share all but the last.
+Prompts of one run share phrasings, so that they are not counted as repetitions here. Seconds are of the method's own
+stage; what it cost to train the reward model is not in them, and DPO and KTO do not need it.
 
 {chr(10).join(table)}
 

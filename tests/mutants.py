@@ -59,7 +59,7 @@ FAULTS = [
           "slice(input_ids_BT.size(1) - R - 1, input_ids_BT.size(1) - 1)",
           "slice(input_ids_BT.size(1) - R, input_ids_BT.size(1))"),
     Fault("invariant_03", "biased sampling passes without a warning", "ppo/config.py",
-          "return self.top_p < 1 or", "return"),
+          "return bool(args.top_p < 1 or", "return bool("),
     Fault("invariant_04", "dropout modules stay on", "ppo/soundness.py", "module.p = 0.0", "pass"),
     Fault("invariant_04", "attention's dropout rate stays on", "ppo/soundness.py",
           "setattr(holder, name, 0.0)", "pass"),
