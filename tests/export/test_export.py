@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.export.card import plain
 from llm_rlhf.export.folder import MARK, export
 from llm_rlhf.models.base import same_tokens
 
@@ -239,3 +240,19 @@ def test_the_mark_says_of_what_it_was_made(hub, make_run, tmp_path) -> None:
     assert mark["made_of"] == "hh (ppo)"
     assert set(mark["files"]) == {path.name for path in out.iterdir()} - {MARK}
     assert str(tmp_path) not in json.dumps(mark)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/me/data/pairs.jsonl", "pairs.jsonl"),
+        ("~/models/qwen", "qwen"),
+        ("Anthropic/hh-rlhf", "Anthropic/hh-rlhf"),
+        ("local:/models/judge", "local:judge"),
+        ("people:/home/me/verdicts.jsonl", "people:verdicts.jsonl"),
+        ("https://me:secret@host/v1?key=1#judge", "https://host/v1#judge"),
+        ("a text " * 100, "a text " * 100),
+    ],
+)
+def test_names_in_the_card_are_without_folders_and_secrets(value, shown) -> None:
+    assert plain(value) == shown
