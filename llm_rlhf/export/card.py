@@ -18,7 +18,7 @@ from llm_rlhf.export.fidelity import Difference
 from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
-from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe
+from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe, expanded
 from llm_rlhf.run_folder import read_json
 
 OURS = "apache-2.0"  # of the gold world
@@ -144,8 +144,12 @@ def plain(name: str) -> str:
     if "://" in name:
         parts = urlsplit(name)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-    there = Path(name).expanduser()
-    return there.name if there.is_absolute() or name.startswith((".", "~")) or there.exists() else name
+    there = expanded(name)
+    try:
+        here = there.is_absolute() or name.startswith((".", "~")) or there.exists()
+    except OSError:  # a text that no file can be called
+        here = False
+    return there.name if here else name
 
 
 def without_secrets(text: str) -> str:

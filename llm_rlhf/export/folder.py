@@ -214,12 +214,16 @@ def merged(source: Source) -> Any:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """One rename, so that the folder is the old export or the new one."""
+    """By renaming, so that the folder is the old export or the new one, and never half of either."""
     if not folder.exists():
         os.rename(partial, folder)
         return
     old = folder.parent / f".{folder.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     os.rename(folder, old)
-    os.rename(partial, folder)
+    try:
+        os.rename(partial, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
     shutil.rmtree(old)

@@ -21,14 +21,16 @@ from typing import Any, Literal
 import yaml
 
 from llm_rlhf.recipe.loading import DECIDED_ELSEWHERE, TRAINER_CONFIGS, config_class_of, run_defaults
-from llm_rlhf.recipe.sections import STAGE_OPTIONS, Benchmark, OwnSuite, Recipe, Source
+from llm_rlhf.recipe.sections import METHODS, STAGE_OPTIONS, Benchmark, OwnSuite, Recipe, Source
 from llm_rlhf.recipe.values import plain
 
 EXPLAINED = {  # pages that say what a section's keys do
     "data": "data.md",
     "reward": "reward-models.md",
     "ppo": "ppo.md",
+    **{method: "methods.md" for method in METHODS if method != "ppo"},
     "evaluate": "evaluation.md",
+    "gate": "gate.md",
 }
 LISTED = {  # records that stand in lists: what they are called there, and the heading under which their keys are
     Source: ("sources", "A source"),
@@ -128,7 +130,10 @@ def section_in(hint: Any) -> type | None:
 def stage_opening(stage: str) -> str:
     """Where the keys of a trained stage come from, and what a run sets of them where the recipe says nothing."""
     own = f"These, which [{EXPLAINED[stage]}]({EXPLAINED[stage]}) explains, and the" if stage in EXPLAINED else "The"
-    defaults = run_defaults(Recipe("any", reward={}, ppo={}), stage)
+    recipe = Recipe("any", reward={})
+    if stage in METHODS:
+        setattr(recipe, stage, {})
+    defaults = run_defaults(recipe, stage)
     told = ", ".join(f"`{key}: {as_yaml(value)}`" for key, value in defaults.items() if key not in TOLD_BY_THE_RUN)
     return (
         f"{own} keys of [TRL's and transformers' classes](#keys-of-trl-and-transformers). Where nothing is said, a run "
@@ -174,7 +179,16 @@ def inherited() -> Iterator[str]:
 
 
 def comments(section: type) -> dict[str, str]:
-    """What the comments at each field of a dataclass say: those above it, and the one behind it."""
+    """What the comments at each field of a dataclass say, and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for each in reversed(section.__mro__):
+        if dataclasses.is_dataclass(each):
+            found |= _own_comments(each)
+    return found
+
+
+def _own_comments(section: type) -> dict[str, str]:
+    """Those above a field, and the one behind it."""
     source = textwrap.dedent(inspect.getsource(section))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}

@@ -281,7 +281,7 @@ class BestOfNOptions(ScoreOptions):
 
     n: int = 8  # replies of the start to each prompt, of which the one with the highest score is imitated
     prompts: int | None = None  # at most this many, chosen by a hash of the prompt; None: all
-    temperature: float = 1.0
+    temperature: float = 1.0  # of the sampling
     response_length: int = 256  # tokens of a reply at most
     sampling_batch_size: int = 64  # replies sampled or scored at once, per process
 

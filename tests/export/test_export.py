@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.export.card import plain
 from llm_rlhf.export.folder import MARK, export
+from llm_rlhf.models.base import same_tokens
 
 IDS = torch.arange(10, 40)[None]
 
@@ -115,6 +118,36 @@ def test_from_four_bits_the_difference_is_measured(hub, make_run, tmp_path) -> N
     assert f"KL {made.difference.kl:.2g} nats a token" in card
 
 
+def test_the_clock_goes_on_and_arguments_stay(hub, make_run, tmp_path) -> None:
+    """The run's day is the run's; whoever uses the policy next year has another one."""
+    path = hub / "chat_template.jinja"
+    path.write_text("{{ mood }}{{ strftime_now('%Y') }}" + path.read_text())
+    run = make_run(chat_template_kwargs={"mood": "calm"}, chat_template_date="1999-05-04")
+    trained = AutoTokenizer.from_pretrained(run / "ppo" / "policy")
+    assert '"1999"' in trained.chat_template
+    made = export(str(run), to=str(tmp_path / "out"), say=silent)
+    template = AutoTokenizer.from_pretrained(made.folder).chat_template
+    assert "strftime_now('%Y')" in template
+    assert '{%- set mood = "calm" %}' in template
+    assert made.notes == [
+        "Its chat template asks the clock for the day, as the base's does; in training it was always 1999-05-04."
+    ]
+    assert made.notes[0] in (made.folder / "README.md").read_text()
+    assert made.difference.largest < 1e-4  # read with the day of the training
+
+
+def test_policy_and_base_are_told_apart_by_their_own_tokens_alone(hub, make_run) -> None:
+    """What the run added to the base's tokenizer (a day, arguments) is in the policy's; they are asked together."""
+    path = hub / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%Y') }}" + path.read_text())
+    run = make_run(sft=False, chat_template_date="1999-05-04")
+    policy = subject_of(str(run))
+    assert same_tokens(policy.base, policy.model, policy.adapter, None)
+    template = run / "ppo" / "policy" / "chat_template.jinja"
+    template.write_text(template.read_text() + "!")
+    assert not same_tokens(policy.base, policy.model, policy.adapter, None)
+
+
 def test_what_is_more_than_lora_is_refused_with_the_remedy(hub, make_run, tmp_path) -> None:
     run = make_run()
     path = run / "ppo" / "policy" / "adapter_config.json"
@@ -207,3 +240,19 @@ def test_the_mark_says_of_what_it_was_made(hub, make_run, tmp_path) -> None:
     assert mark["made_of"] == "hh (ppo)"
     assert set(mark["files"]) == {path.name for path in out.iterdir()} - {MARK}
     assert str(tmp_path) not in json.dumps(mark)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/me/data/pairs.jsonl", "pairs.jsonl"),
+        ("~/models/qwen", "qwen"),
+        ("Anthropic/hh-rlhf", "Anthropic/hh-rlhf"),
+        ("local:/models/judge", "local:judge"),
+        ("people:/home/me/verdicts.jsonl", "people:verdicts.jsonl"),
+        ("https://me:secret@host/v1?key=1#judge", "https://host/v1#judge"),
+        ("a text " * 100, "a text " * 100),
+    ],
+)
+def test_names_in_the_card_are_without_folders_and_secrets(value, shown) -> None:
+    assert plain(value) == shown

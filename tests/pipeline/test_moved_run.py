@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from llm_rlhf.evaluation.subjects import start_of, subject_of
+from llm_rlhf.export.folder import export
 from llm_rlhf.models.adapter_folders import base_of, make_movable
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
@@ -82,6 +83,27 @@ def test_a_policy_says_where_it_stops_and_how_it_samples(finished: Path) -> None
     config = GenerationConfig.from_pretrained(finished / "ppo" / "policy")
     assert (config.eos_token_id, config.pad_token_id, config.do_sample) == ([0], 1, True)
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 0, 1.0)
+
+
+@pytest.mark.slow
+def test_its_export_says_what_its_report_says(moved: Path) -> None:
+    """Of the gold world: whole weights, every number of the policy with its interval, and nothing of this machine."""
+    told: list[str] = []
+    made = export(str(moved), say=told.append)
+    assert "its base is the gold world's own" in told[0]
+    card, report = (made.folder / "README.md").read_text(), json.loads((moved / "report.json").read_text())
+    assert report["headline"]["text"] in card.replace("\\", "")
+    assert card.count("| Gold score ") == 9  # all, helpful, harmful: of the policy, of its start, and their difference
+    assert "## What you should know" in card
+    assert "by the rules of the world" in card
+    assert "Reward-model accuracy" not in card  # the report's
+    assert "| preferences | 160 | 160 |" in card
+    assert str(moved.parent) not in card
+    assert made.difference is not None
+    assert made.difference.largest < 1e-4  # float32 sums in another order
+    index = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    gain = next(m for r in index for m in r["metrics"] if m["type"] == "gold_gain")
+    assert gain["value"] == next(e["estimate"] for e in report["estimates"] if e["name"] == "gold_gain")
 
 
 class TestMakeMovable:
