@@ -16,8 +16,8 @@ def chat(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL [OTHER]",
-            help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL",
+            metavar="MODEL",
+            help="one or two: run, RUN:STAGE, adapter, model, hub id, URL#MODEL",
             autocompletion=policies,
         ),
     ],
