@@ -67,6 +67,8 @@ class Session:
             except (DataError, RecipeError, RunError) as error:
                 self.failed += 1
                 self.fail(str(error))
+            except KeyboardInterrupt:  # a second one while somebody answers
+                self.screen.say("Stopped; the question is taken back.")
 
     def opening(self) -> str:
         """Who is there, and how to go on."""

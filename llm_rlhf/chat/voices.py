@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from llm_rlhf.data.checks import fit_conversation
 from llm_rlhf.data.rows import Conversation, Message, Origin, Prompt
-from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.errors import DataError, RecipeError, RunError
 from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.ask import Base
 from llm_rlhf.evaluation.endpoints import Endpoint
@@ -88,7 +90,10 @@ class Local:
         self.asked[tuple(ids)] += 1
         with interrupts_held() as interrupted:
             role = self.base.roles[self.subject.adapter]
-            reply = stream_reply(model, tokenizer, ids, role, sampling, tell, interrupted, occurrence)
+            try:
+                reply = stream_reply(model, tokenizer, ids, role, sampling, tell, interrupted, occurrence)
+            except torch.OutOfMemoryError:
+                raise RunError("The accelerator has no memory left for this answer; /reset, or ask for less.") from None
         return Heard(
             prompt, reply.text, reply.thought, reply.stopped, len(reply.ids), time.monotonic() - began,
             cut=len(messages) - len(prompt), interrupted=interrupted(), reply=reply,

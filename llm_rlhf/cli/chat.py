@@ -16,8 +16,8 @@ def chat(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL [OTHER]",
-            help="run, RUN:STAGE, adapter, model, hub id, or URL#MODEL",
+            metavar="MODEL",
+            help="one or two: run, RUN:STAGE, adapter, model, hub id, URL#MODEL",
             autocompletion=policies,
         ),
     ],
@@ -67,7 +67,7 @@ def chat(
         if no_reward and (reward or heldout):
             raise RecipeError("--no-reward loads no reward model, and one is named; leave out either.")
         quiet_libraries()
-        from llm_rlhf.chat.screen import Json, Lines, Screen, Terminal
+        from llm_rlhf.chat.screen import Json, Lines, Screen, Terminal, printable
         from llm_rlhf.chat.session import Session
         from llm_rlhf.chat.voices import load, sides_of
         from llm_rlhf.launch import processes
@@ -94,7 +94,11 @@ def chat(
         for name, value in options.items():
             if value is not None:
                 sampling = sampling.changed(name, value)
-        session = Session(voices, scores, sampling, screen, _reading(screen.asks), say_error, system)
+
+        def fail(message: str) -> None:  # which may quote a server, or a template
+            say_error(printable(message))
+
+        session = Session(voices, scores, sampling, screen, _reading(screen.asks), fail, system)
         session.run()
         if screen.asks:
             tell(after_chat(subjects))
@@ -108,6 +112,8 @@ def _somebody_is_there() -> bool:
 
 def _reading(asks: bool) -> Callable[[str], str]:
     """What reads a line: with a prompt, editing and the lines before where somebody types, plainly from a pipe."""
+    with contextlib.suppress(AttributeError):  # of an input that is none of Python's own
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     if asks:
         with contextlib.suppress(ImportError):  # not on every system
             import readline  # noqa: F401 - `input` uses it once it is there

@@ -104,7 +104,8 @@ def test_what_turns_out_otherwise_is_written_anew() -> None:
 def test_two_sides_stand_beside_each_other_where_there_is_room(width, beside) -> None:
     screen, out = terminal(width, height=10)
     with screen.board("why?", ["start", "policy"]) as board:
-        board.tell("start", "", "first words")
+        board.tell("start", "", "first words again")
+        assert "first words" in shown(out), "at once"
         board.answered("start", heard("first words " + "again " * 60), {})
         board.answered("policy", heard("second"), {})
     lines = shown(out).split("\n")

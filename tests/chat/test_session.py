@@ -85,6 +85,21 @@ def test_an_answer_that_no_reward_model_can_read_stands(monkeypatch) -> None:
     assert session.failed == 0
 
 
+def test_a_second_ctrl_c_takes_the_question_back(capsys, monkeypatch) -> None:
+    own = Scripted.answer
+
+    def answer(self, messages: Any, sampling: Sampling, tell: Any) -> Heard:
+        if messages[-1]["content"] == "interrupt":
+            raise KeyboardInterrupt
+        return own(self, messages, sampling, tell)
+
+    monkeypatch.setattr(Scripted, "answer", answer)
+    session, complaints, _ = chat(["interrupt", "more"], sides="a")
+    assert complaints == []
+    assert contents(session.talk.history("a")) == ["more", "a1"]
+    assert "taken back" in capsys.readouterr().out
+
+
 def test_again_asks_once_more_and_undo_takes_back() -> None:
     session, _, (a, _) = chat(["hello", "more", "/again", "/undo"])
     assert len(a.shown) == 3
