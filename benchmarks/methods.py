@@ -129,10 +129,10 @@ def page_of(rows: Rows, development: bool) -> str:
 
 Made by `python benchmarks/methods.py` on {machine}, one thread a run, seeds {", ".join(map(str, seeds))}.
 What each policy gained over the SFT model it started from, by the true score, asked in the {phrasings};
-refusals in percentage points. A cell is the mean over seeds with its 95 % interval (Student's t over seeds): a seed draws
-the data, the SFT model, the reward model and the policy anew, and within a seed all methods share all but the last.
-Prompts of one run share phrasings, so that they are not counted as repetitions here. Seconds are of the method's own
-stage; what it cost to train the reward model is not in them, and DPO and KTO do not need it.
+refusals in percentage points. A cell is the mean over seeds with its 95 % interval (Student's t over seeds): a seed
+draws the data, the SFT model, the reward model and the policy anew, and within a seed all methods share all but the
+last. Prompts of one run share phrasings, so that they are not counted as repetitions here. Seconds are of the method's
+own stage; what it cost to train the reward model is not in them, and DPO and KTO do not need it.
 
 {chr(10).join(table)}
 
