@@ -8,7 +8,7 @@ import typer
 
 from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import policies
-from llm_rlhf.cli.exits import quiet_libraries, show, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
 
 
@@ -158,7 +158,8 @@ def evaluate(
         named = {"limit": limit, "refusal_limit": limit, "response_length": response_length,
                  "temperature": temperature, "batch_size": batch_size, "seed": seed}  # fmt: skip
         asked = asked.as_the_recipe().with_options(named)
-        report = run_evaluation(asked)
+        with said_aside(as_json):
+            report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)
         tell(after_evaluation(policy, reference, key_variable), as_json)
 
@@ -184,7 +185,8 @@ def _evaluate_rewards(
         )
     folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
     rewards = Rewards({"reward": reward, "heldout": heldout}, how)
-    report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
+    with said_aside(as_json):
+        report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
     show(report, folder / "report.html", as_json)
     tell([("Look at pairs", ["data", "show", str(source.source)]) for source in pairs[:1]], as_json)
 

@@ -36,6 +36,13 @@ def told_in_one_message(
         raise typer.Exit(130) from None
 
 
+@contextlib.contextmanager
+def said_aside(as_json: bool) -> Iterator[None]:
+    """What is said on the way goes to stderr where a program reads what is printed."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
 def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
     """The headline, the verdict, public suites, what a reader must be told before they believe it, and what to do."""
     if not speaks_for_all():

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.completion import recipes
-from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, show, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_run, tell
 
 
@@ -35,7 +35,8 @@ def run(
         quiet_libraries()
         from llm_rlhf.pipeline import STAGES, run_recipe
 
-        folder = run_recipe(loaded, only, from_stage)
+        with said_aside(as_json):
+            folder = run_recipe(loaded, only, from_stage)
         if not folder.state.is_main_process:
             return
         report = folder / "report.json"

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
+from planted_runs import bad_run
+from test_headline import report_of
 
 from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.export.folder import export
+from llm_rlhf.run_folder import write_json
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def asked(monkeypatch) -> list:
 
 
 def test_a_private_repository_gets_the_folder(hub, make_run, tmp_path, asked) -> None:
-    made = export(str(make_run()), to=str(tmp_path / "out"), push="me/hh", say=lambda line: None)
+    made = export(str(make_run()), to=str(tmp_path / "out"), push="me/hh", despite_gate=True, say=lambda line: None)
     assert made.url == "https://huggingface.co/me/hh"
     assert asked[0] == ("create", "me/hh", {"private": True, "exist_ok": True})
     assert asked[1][:2] == ("upload", "me/hh")
@@ -43,8 +46,34 @@ def test_who_is_not_logged_in_is_told_before_anything_is_written(hub, make_run, 
 
     monkeypatch.setattr(HfApi, "whoami", nobody)
     with pytest.raises(RecipeError, match=r"--push me/hh: .*nobody is logged in\); log in \(hf auth login\), or leave"):
-        export(str(make_run()), merge=True, to=str(tmp_path / "out"), push="me/hh", say=lambda line: None)
+        export(
+            str(make_run()),
+            merge=True,
+            to=str(tmp_path / "out"),
+            push="me/hh",
+            despite_gate=True,
+            say=lambda line: None,
+        )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_measured_is_not_pushed_unless_that_is_said(hub, make_run, tmp_path, asked) -> None:
+    with pytest.raises(
+        RunError, match=r"Nothing was measured of .*hh; evaluate it .* or push it all the same with --d"
+    ):
+        export(str(make_run()), to=str(tmp_path / "out"), push="me/hh", say=lambda line: None)
+    assert asked == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_pass_its_gate_is_not_pushed(hub, make_run, tmp_path, asked) -> None:
+    run = make_run()
+    write_json(run / "report.json", report_of(bad_run()))
+    with pytest.raises(
+        RunError, match=r"does not pass its gate \(llm-rlhf gate .*\):\n  FAIL +harmless: .*\n  FAIL .*\nMend it"
+    ):
+        export(str(run), to=str(tmp_path / "out"), push="me/hh", say=lambda line: None)
+    assert asked == []
 
 
 @pytest.mark.parametrize("repo", ["hh", "a/b/c", "me/hh!"])
@@ -61,5 +90,5 @@ def test_a_hub_that_refuses_leaves_the_folder(hub, make_run, tmp_path, asked, mo
     monkeypatch.setattr(HfApi, "upload_folder", full)
     out = tmp_path / "out"
     with pytest.raises(RunError, match=r"The export is at .*out, but the hub did not take it \(507 Insufficient St"):
-        export(str(make_run()), to=str(out), push="me/hh", say=lambda line: None)
+        export(str(make_run()), to=str(out), push="me/hh", despite_gate=True, say=lambda line: None)
     assert (out / "README.md").is_file()
