@@ -6,7 +6,6 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from planted_runs import bad_run
-from test_headline import report_of
 
 from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.export.folder import export
@@ -68,7 +67,7 @@ def test_what_was_not_measured_is_not_pushed_unless_that_is_said(hub, make_run, 
 
 def test_what_does_not_pass_its_gate_is_not_pushed(hub, make_run, tmp_path, asked) -> None:
     run = make_run()
-    write_json(run / "report.json", report_of(bad_run()))
+    write_json(run / "report.json", {"run": {"recipe": ""}, "estimates": [e.as_dict() for e in bad_run()]})
     with pytest.raises(
         RunError, match=r"does not pass its gate \(llm-rlhf gate .*\):\n  FAIL +harmless: .*\n  FAIL .*\nMend it"
     ):
