@@ -32,6 +32,7 @@ def make(
     adapters: dict[str, Path] | None = None,
     functions: tuple[Any, ...] = (),
     scoring: OnlineOptions | None = None,
+    tokenizers: tuple[Any, ...] = (),
     **options: Any,
 ) -> Any:
     """A trainer of eight prompts or pairs; the online ones sample two replies to each of four prompts a rollout."""
@@ -56,7 +57,7 @@ def make(
         ),
     }.get(kind, lambda: [{"prompt": asked, "objective": "helpful"} for asked in ASKED])()
     more = (
-        {"adapters": adapters or {}, "functions": list(functions), "tokenizers": [], "options": scoring}
+        {"adapters": adapters or {}, "functions": list(functions), "tokenizers": list(tokenizers), "options": scoring}
         if online
         else {}
     )

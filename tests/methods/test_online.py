@@ -7,9 +7,15 @@ import torch
 from method_helpers import ASKED, make
 from model_helpers import random_reward_adapter
 from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
+from transformers import AutoModelForSequenceClassification
 
+from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.errors import NonFiniteError, RunError
-from llm_rlhf.recipe.sections import OnlineOptions
+from llm_rlhf.methods.best_of_n import Sources
+from llm_rlhf.models.encoding import encode_prompts
+from llm_rlhf.models.inference import reply_of
+from llm_rlhf.recipe.sections import BestOfNOptions, OnlineOptions
+from llm_rlhf.reward.loading import Loading, load_whole
 
 
 def length(completions: list[Any], thought: list[str], **kwargs: Any) -> list[float]:
@@ -62,10 +68,31 @@ def test_a_reply_cut_off_loses_the_penalty_and_one_column_is_returned(kind, base
 
 
 def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:
-    from llm_rlhf.models.encoding import encode_prompts
-
     trainer = make("grpo", base_folder, tmp_path, functions=(length,))
     assert trainer._tokenize_prompts(ASKED)[0] == encode_prompts(tokenizer, ASKED)
+
+
+def test_a_model_of_its_own_gives_a_reply_one_score_in_every_method(base_folder, tokenizer, tmp_path) -> None:
+    """By TRL's code in GRPO (and in PPO), by RewardModel in best of n; of replies that stopped by themselves."""
+    torch.manual_seed(5)
+    whole = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    whole.config.pad_token_id = tokenizer.pad_token_id
+    for left in (whole, tokenizer):
+        left.save_pretrained(tmp_path / "whole")
+    loaded = load_whole(tmp_path / "whole", None, Loading(dtype="float32"))
+    trainer = make("grpo", base_folder, tmp_path, functions=(loaded.model,), tokenizers=(loaded.tokenizer,))
+    ids, asked = responses_of(tokenizer.eos_token_id)[::2], ASKED[::2]
+    online = trainer.score([{"prompt": p, "objective": "helpful"} for p in asked], asked, said(trainer, ids), ids)
+    sources = Sources({}, [str(tmp_path / "whole")], BestOfNOptions(), seed=0, dtype="float32")
+    prompts = [Prompt(messages, "helpful", Origin("here", i)) for i, messages in enumerate(asked)]
+    replies = [
+        reply_of(tokenizer, prompt_ids, reply_ids, [tokenizer.eos_token_id])
+        for prompt_ids, reply_ids in zip(encode_prompts(tokenizer, asked), ids, strict=True)
+    ]
+    picked = sources.score(None, tokenizer, prompts, replies, 8)
+    torch.testing.assert_close(online, picked, atol=1e-5, rtol=1e-5)
+    assert online.std() > 0
+    assert sources.is_model == trainer.scores.is_model == [True]
 
 
 def test_what_draw_does_not_know_is_left_to_the_parent(base_folder, tmp_path) -> None:
