@@ -101,11 +101,13 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
     means = [row["together"] for row in rows if row["together"] is not None]
     means += _means_beside(reports) + _spreads(reports)
+    with alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
+        together = headline_of(means).as_dict()
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
         "headlines": [report["headline"] for report in reports],
-        "headline": headline_of(means).as_dict(),
+        "headline": together,
         "verdicts": [report["verdict"][0] for report in reports],
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
