@@ -104,28 +104,18 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
             rows.append({"name": name, "split": split, "each": each, "together": together, "groups": of_groups})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
-<<<<<<< HEAD
     for number, group in enumerate(groups):
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
         of_group = [reports[i] for i in group["runs"]]
         means += _means_beside(of_group) + _spreads(of_group)
-        group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
-=======
-    means = [row["together"] for row in rows if row["together"] is not None]
-    means += _means_beside(reports) + _spreads(reports)
-    with alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
-        together = headline_of(means).as_dict()
->>>>>>> w-report
+        with alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
+            group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
         "headlines": [report["headline"] for report in reports],
-<<<<<<< HEAD
         "headline": groups[0]["headline"] if len(groups) == 1 else None,
         "groups": groups,
-=======
-        "headline": together,
->>>>>>> w-report
         "verdicts": [report["verdict"][0] for report in reports],
         "alarms": [len(report["alarms"]) for report in reports],
         "rows": rows,
