@@ -198,7 +198,7 @@ def compare(
     output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where the page goes.")] = "comparison",
     as_json: Annotated[bool, typer.Option("--json", help="Print the table and paths as JSON at the end.")] = False,
 ) -> None:
-    """Put several runs on one page: what each gained, and what they gained together.
+    """Put several runs on one page: what each gained, and what runs of one recipe gained together.
 
     Example: llm-rlhf compare runs/seed-0 runs/seed-1 runs/seed-2 --output comparison
     """
