@@ -344,7 +344,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_loaded(
         (["--judge", f"people:{tmp_path / 'none.jsonl'}"], "names a file of verdicts that is not there"),
         (["--judge", "http://localhost:9/v1#m", "--key-variable", "NOT_SET"], "NOT_SET"),
         (["--snapshot-prompts", 5], "--snapshot-prompts is 5; a curve takes 20 prompts or more"),
-        (["--snapshot-prompts", 20], "tuned is no policy of a run that kept snapshots; name a run with PPO"),
+        (["--snapshot-prompts", 20], "tuned is no policy of a run that kept snapshots; name one that is"),
         (["--snapshot-prompts", 20, "--limit", 10], "--limit is 10; a curve takes 20 prompts or more"),
         (["--best-of-n", 4], "--best-of-n is asked of the prompts of --snapshot-prompts, and there are none"),
     ):

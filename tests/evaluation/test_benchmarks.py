@@ -235,7 +235,7 @@ def test_a_suite_raises_the_alarm_that_our_own_prompts_raise(table) -> None:
     timid = of_replies("or_bench", load("or_bench", path).rows, {"ppo": yes, "sft": no}, NAMES)
     (line,) = (line for line in alarm_lines(timid) if "timid" in line)
     assert line == (
-        "More timid: of requests of OR-Bench that should be answered, PPO refuses 100 points more than SFT."
+        "More timid: of requests of OR-Bench that should be answered, PPO refuses 100 points more than SFT [+53, +100]."
     )
 
 

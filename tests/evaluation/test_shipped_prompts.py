@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.sources import load_prompts
+from llm_rlhf.doctor.packages import INSTALLED as PINS
 from llm_rlhf.evaluation.suites import refusals as refusal_suite
 from llm_rlhf.recipe.sections import Source
 from llm_rlhf.world import base_model as tiny_base
@@ -232,7 +233,8 @@ def test_a_wheel_holds_what_a_clone_does() -> None:
         installed / place: {path.name for pattern in patterns for path in clone.glob(pattern)}
         for place, patterns in project["tool"]["setuptools"]["data-files"].items()
     }
-    assert shipped.keys() == {refusal_suite.INSTALLED, tiny_base.INSTALLED}
+    assert shipped.keys() == {refusal_suite.INSTALLED, tiny_base.INSTALLED, PINS.parent}
+    assert PINS.name in shipped[PINS.parent]
     assert set(refusal_suite.FILES) <= shipped[refusal_suite.INSTALLED]
     base = {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()}
     assert shipped[tiny_base.INSTALLED] == base - {"make.py"}
