@@ -72,6 +72,6 @@ def _onward(known: Known) -> Step:
         "onward",
         "Nothing here asks for a change; but it is one training, and intervals cover prompts alone.",
         f"Train another seed (llm-rlhf run {known.run}/recipe.yaml seed=1 output_dir={known.run}-1), put both on one "
-        f"page (llm-rlhf compare {known.run} {known.run}-1), and hold the policy to thresholds before it goes out "
-        f"(llm-rlhf gate {known.run}).",
+        f"page (llm-rlhf compare {known.run} {known.run}-1), hold the policy to thresholds (llm-rlhf gate "
+        f"{known.run}), and hand it on (llm-rlhf export {known.run}).",
     )
