@@ -148,8 +148,8 @@ def _overoptimised(found: Found) -> list[str]:
         if direction(other.as_dict()) < 0:
             words.append(
                 f"Reward hacking: the training reward rose by {reward.estimate:.2f} while {called} fell by "
-                f"{-other.estimate:.2f} {interval_text(other.as_dict())}. Raise ppo.kl_coef, train less, or improve "
-                "the reward model."
+                f"{-other.estimate:.2f} {interval_text(other.as_dict())}. Hold it nearer to its start (ppo.kl_coef, or "
+                "beta), train less, or improve the reward model."
             )
         elif direction(other.as_dict()) == 0:
             own = other.as_dict()
@@ -229,8 +229,8 @@ def _forgot(found: Found) -> list[str]:
         return []
     return [
         f"The perplexity of held-out replies rose from {before.estimate:.3g} to {after.estimate:.3g}: "
-        f"{subject_label('policy')} has lost language that {subject_label('start')} had. Raise ppo.kl_coef or "
-        "ppo.ptx_coef, or train less."
+        f"{subject_label('policy')} has lost language that {subject_label('start')} had. Hold it nearer to its start "
+        "(ppo.kl_coef, or beta), raise ppo.ptx_coef, or train less."
     ]
 
 

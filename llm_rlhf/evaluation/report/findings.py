@@ -56,7 +56,7 @@ class Known:
     def run(self) -> str:
         """The run's folder, or RUN where it is not known."""
         path = Path(self.report["run"]["recipe"])
-        return str(path.parent) if path.name == "recipe.yaml" else "RUN"
+        return str(path.parent) if path.name == "recipe.yaml" and len(path.parts) > 1 else "RUN"
 
     def key(self, name: str) -> str:
         """A key of the method's section, with the value that it has where that is known: `ppo.kl_coef (it is 0.1)`."""
@@ -68,8 +68,23 @@ class Known:
         return f"{'world' if self.recipe.get('world') else 'data'}.{name}"
 
     @property
-    def kl_key(self) -> str:
-        return self.key("kl_coef" if self.method == "ppo" else "beta")
+    def nearer(self) -> str:
+        """What keeps a policy of this method nearer to its start."""
+        if self.method == "best_of_n":
+            return f"lower {self.key('n')}"
+        return f"raise {self.key('kl_coef' if self.method == 'ppo' else 'beta')}"
+
+    @property
+    def farther(self) -> str:
+        """What lets it go farther."""
+        opposite = {"raise": "lower", "lower": "raise"}
+        verb, _, key = self.nearer.partition(" ")
+        return f"{opposite[verb]} {key}"
+
+
+def begin(text: str) -> str:
+    """As the beginning of a sentence."""
+    return text[0].upper() + text[1:]
 
 
 def said(entry: Entry) -> str:
@@ -99,7 +114,7 @@ def hacked(known: Known) -> list[Step]:
     if reward is None or judge is None or not direction(reward) > 0 > direction(judge):
         return []
     finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
-    return [Step("hacked", finding, f"Raise {known.kl_key}, or stop earlier: the reward model is being fooled.")]
+    return [Step("hacked", finding, f"{begin(known.nearer)}, or stop earlier: the reward model is being fooled.")]
 
 
 def best_snapshot(known: Known) -> list[Step]:
@@ -113,7 +128,7 @@ def best_snapshot(known: Known) -> list[Step]:
     fall = {**parting["heldout_change"], "name": JUDGES[judge][0]}
     finding = f"By {JUDGES[judge][1]} step {step} was best; from there to the end it changed by {said(fall)}."
     if step == 0:
-        return [Step("best_snapshot", finding, f"Raise {known.kl_key}: nothing that was trained beats the start.")]
+        return [Step("best_snapshot", finding, f"{begin(known.nearer)}: nothing that was trained beats the start.")]
     best = known.method != "ppo" or (known.recipe.get("ppo") or {}).get("keep") == "best"
     kept = "" if best else ", or set ppo.keep: best"
     return [Step("best_snapshot", finding, f"Take that snapshot (llm-rlhf evaluate {known.run}:step-{step}){kept}.")]
@@ -128,7 +143,7 @@ def side_lost(known: Known) -> list[Step]:
             continue
         finding = f"The policy lost on the {pairs} side: {measure_of(side.decides['name']).label} {said(side.decides)}."
         more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
-        remedy = f"{more}; raise {known.kl_key} if both sides fall."
+        remedy = f"{more}; {known.nearer} if both sides fall."
         steps.append(Step("side_lost", finding, remedy))
     return steps
 
@@ -150,7 +165,7 @@ def over_refusal(known: Known) -> list[Step]:
 def lost_language(known: Known) -> list[Step]:
     kl, change = known.of_policy("kl"), known.of_policy("token_logprob_change")
     before, after = (known.of_policy("perplexity", who=who) for who in ("start", "policy"))
-    remedy = f"Raise {known.kl_key}" + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
+    remedy = begin(known.nearer) + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
     forgot = change is not None and direction(change) < 0
     if forgot and before is not None and after is not None and after["estimate"] >= FORGOTTEN * before["estimate"]:
         finding = f"The perplexity of held-out replies went from {value_text(before)} to {said(after)}."
@@ -165,7 +180,7 @@ def longer(known: Known) -> list[Step]:
         before, after = (known.of_policy(name, who=who) for who in ("start", "policy"))
         if before is not None and after is not None and after["estimate"] > LONGER * before["estimate"]:
             finding = f"Replies grew from {value_text(before)} to {said(after)}: part of the gain may be length."
-            return [Step("longer", finding, f"Set reward.length_control: residual, or raise {known.kl_key}.")]
+            return [Step("longer", finding, f"Set reward.length_control: residual, or {known.nearer}.")]
     return []
 
 
@@ -206,7 +221,7 @@ def unmoved(known: Known) -> list[Step]:
     longer_ = (
         f", or raise {known.key('total_episodes')} or {known.key('learning_rate')}" if known.method == "ppo" else ""
     )
-    return [Step("unmoved", finding, f"Lower {known.kl_key}{longer_}.")]
+    return [Step("unmoved", finding, f"{begin(known.farther)}{longer_}.")]
 
 
 def unproven(known: Known) -> list[Step]:
