@@ -179,10 +179,10 @@ def inherited() -> Iterator[str]:
 
 
 def comments(section: type) -> dict[str, str]:
-    """What the comments at each field of a dataclass say, and of those that it inherits from."""
+    """What the comments at each field of a record say, and at those that it inherits."""
     found: dict[str, str] = {}
     for each in reversed(section.__mro__):
-        if dataclasses.is_dataclass(each):
+        if each is section or dataclasses.is_dataclass(each):
             found |= _own_comments(each)
     return found
 

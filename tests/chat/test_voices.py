@@ -82,6 +82,7 @@ def test_ctrl_c_ends_the_answer_and_leaves_the_adapters_as_they_were(loaded) -> 
     long = Sampling(response_length=60, seed=1)
     whole = Local(tuned.subject, tuned.base).answer(ASK, long, nothing)
     came: list[str] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as on a terminal; in the background it may be ignored
 
     def interrupt(thought: str, text: str) -> None:
         came.append(text)

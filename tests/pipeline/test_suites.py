@@ -200,7 +200,7 @@ def test_the_command_finds_what_the_recipe_finds(finished: Path, tmp_path) -> No
     for part in ("estimates", "overoptimization", "samples", "headline", "verdict"):
         assert command[part] == recipe[part], part
     replies = [(folder / "replies.jsonl").read_text() for folder in (run / "evaluate", tmp_path / "out")]
-    assert replies[0] == replies[1]
+    assert replies[0] == replies[1].replace(f"{run}/", "")  # a run says where in it a row came from
 
 
 def test_a_recipe_may_name_another_reference_and_other_pairs(finished: Path, tmp_path) -> None:

@@ -33,6 +33,9 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
     r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
+    r"^llm-rlhf init$": "asks; tests/cli/test_init.py answers",
+    r"--push": "asks the hub; tests/export/test_pushing.py has a stand-in",
+    r"^llm-rlhf serve": "answers until it is interrupted; tests/export/test_serving.py asks it",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
 }
 SHORTER = ["--limit", "20", "--response-length", "8"]  # what is added to evaluations of policies
@@ -44,7 +47,7 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("pages")
     run = copy(finished, folder)
     steps = sorted(int(path.name[5:]) for path in (run / "ppo" / "snapshots").glob("step-*"))
-    for name in ("hh", "quickstart", "looser", "seed-0", "seed-1", "seed-2"):
+    for name in ("hh", "quickstart", "looser", "released", "quickstart-dpo", "seed-0", "seed-1", "seed-2"):
         shutil.copytree(run, folder / "runs" / name)
         for step in (10, 40, 48):  # snapshots of longer runs
             source = folder / "runs" / name / "ppo" / "snapshots" / f"step-{steps[-1]}"
@@ -52,6 +55,11 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(run / "ppo" / "policy", folder / "path/to/adapter")
     shutil.copytree(run / "sft" / "model", folder / "path/to/model")
     shutil.copytree(run / "reward" / "joint", folder / "path/to/reward-model")
+    shutil.copytree(run / "ppo" / "policy", folder / "exported")
+    for name in ("path/to/adapter", "path/to/reward-model", "exported"):  # outside their run
+        config = json.loads((folder / name / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = str(folder / "path/to/model")
+        (folder / name / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.copytree(base_folder, folder / "Qwen/Qwen2.5-0.5B")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     asked = [f"What is {i} and {i}?" for i in range(40)]
@@ -127,6 +135,7 @@ def given(page: str) -> dict[str, Any]:
     }.get(page, {})  # fmt: skip
 
 
+OTHERS = {"inspect_ai": "tasks of another evaluation, which is not installed here"}
 WITH_PYTHON = [path for path in PAGES if any(language == "python" for language, _ in blocks(path))]
 
 
@@ -134,9 +143,12 @@ WITH_PYTHON = [path for path in PAGES if any(language == "python" for language, 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=named)
 def test_python_of_a_page_runs_from_top_to_bottom(path: Path, there: Path, served: str) -> None:
     names = given(named(path))
+    if named(path) == "docs/using.md":
+        shutil.copytree("exported", "exports/hh")
     for language, text in blocks(path):
-        if language == "python":
+        if language == "python" and not any(package in text for package in OTHERS):
             exec(compile(text.replace(SERVED, served), named(path), "exec"), names)
+    shutil.rmtree("exports", ignore_errors=True)  # the command that makes it is run, too
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -162,7 +174,9 @@ def test_a_command_of_a_page_runs(path: Path, line: str, there: Path, served: st
     if words[0] == "evaluate" and words[1][0] != "-":
         words += SHORTER
     done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output[-2000:] + str(done.exception)
+    ends = (0, 1) if words[0] in ("gate", "doctor") else (0,)  # a verdict on a tiny policy, and on this machine
+    assert done.exit_code in ends, done.output[-2000:] + str(done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
 
 
 # --- rows and recipes -----------------------------------------------------------------------------------------------
@@ -194,7 +208,10 @@ def test_rows_of_the_pages_are_pairs_and_demonstrations(text: str, tmp_path: Pat
     assert [row.messages[-1]["content"] for row in imitated.rows] == [pair.chosen for pair in pairs.rows]
 
 
-@pytest.mark.parametrize("text", YAMLS)
+OTHERS_YAML = ("uses: actions/", "dataset_kwargs:")  # a workflow's steps, a task of lm-eval
+
+
+@pytest.mark.parametrize("text", [given for given in YAMLS if not any(sign in given.values[0] for sign in OTHERS_YAML)])
 def test_yaml_of_the_pages_is_a_recipe_or_sections_of_one(text: str, tmp_path: Path) -> None:
     """A whole recipe is loaded; sections alone are laid over one that has all of them; so are lists of sources."""
     tree = yaml.safe_load(text)

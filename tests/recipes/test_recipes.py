@@ -50,7 +50,8 @@ def commands() -> list[Any]:
     ]
     for path in EXAMPLES:
         told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found += [(path, line.strip()) for line in told.splitlines() if line.strip().startswith("llm-rlhf ")]
+        ours = (line.strip() for line in told.splitlines() if line.strip().startswith("llm-rlhf "))
+        found += [(path, re.split(r"\s#\s", line)[0].strip()) for line in ours]
     return [pytest.param(path, line, id=f"{named(path)}: {line}") for path, line in found if line]
 
 

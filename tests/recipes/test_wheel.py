@@ -19,7 +19,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_its_data(tmp_path) -> Non
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("llm_rlhf", "data"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, "."],
@@ -36,5 +36,8 @@ def test_the_wheel_holds_every_file_of_the_package_and_its_data(tmp_path) -> Non
         for path in (source / "data" / kind).iterdir()
         if path.suffix in endings
     }
-    assert {"/".join(name.split("/")[-2:]) for name in names if ".data/data/share/llm-rlhf/" in name} == data
+    assert {"/".join(name.split("/")[-2:]) for name in names if ".data/data/share/llm-rlhf/" in name} == {
+        *data,
+        "llm-rlhf/constraints.txt",
+    }
     assert {"base/model.safetensors", "evaluation/harmful.jsonl"} <= data
