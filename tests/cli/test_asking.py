@@ -11,9 +11,12 @@ from typer.testing import CliRunner
 
 from llm_rlhf import pipeline
 from llm_rlhf.cli.evaluate import compare, evaluate
+from llm_rlhf.cli.exits import COVERS
+from llm_rlhf.cli.export import export
 from llm_rlhf.cli.run import run
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation import evaluate as driver
+from llm_rlhf.export.folder import Exported
 from llm_rlhf.recipe.sections import Benchmark, OwnSuite, Source
 
 REPORT = {"headline": {"text": "Overall: better"}, "verdict": ["Both sides gained."], "alarms": ["an alarm"]}
@@ -52,8 +55,35 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     text = ask(run, recipe, "--only", "sft").stdout
     assert asked[1][1:] == ("sft", None)
     page = tmp_path / "report.html"
-    assert text == f"\nOverall: better\n\nBoth sides gained.\nwarning: an alarm\n\nReport: {page}\n"
+    told = f"\nOverall: better\n\nBoth sides gained.\n{COVERS}\nwarning: an alarm\n\nReport: {page}\n"
+    assert text == told
     assert json.loads(ask(run, recipe, "--json").stdout) == REPORT | {"report": str(page)}
+
+
+def test_json_is_all_of_stdout(recipe, tmp_path, monkeypatch) -> None:
+    """Also where nothing is there to show, and where what is called says something on the way."""
+
+    def says(what: Any) -> Any:
+        def called(*arguments: object) -> Any:
+            print("a note")
+            return what
+
+        return called
+
+    monkeypatch.setattr(pipeline, "run_recipe", says(Folder(tmp_path)))
+    assert json.loads(ask(run, recipe, "--json").stdout) == {"report": None, "run": str(tmp_path)}
+    monkeypatch.setattr("llm_rlhf.export.folder.export", says(Exported(Path("exports/hh"), "model", [])))
+    made = ask(export, "runs/hh", "--json")
+    assert (json.loads(made.stdout)["folder"], made.stderr) == ("exports/hh", "a note\n")
+    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.compare_runs", says({"summary": [], "cautions": []}))
+    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.write_comparison", says(Path("page.html")))
+    assert json.loads(ask(compare, "runs/a", "runs/b", "--json").stdout)["page"] == "page.html"
+
+
+def test_how_many_prompts_is_no_file_of_prompts() -> None:
+    """The recipe's evaluate.prompts is a number; the option names files."""
+    done = ask(evaluate, "org/model", "--reference", "org/other", "--prompts", "8")
+    assert (done.exit_code, "--limit 8" in done.stderr) == (2, True)
 
 
 def test_a_run_that_cannot_be_asked_or_fails_ends_with_its_code(recipe, monkeypatch) -> None:
