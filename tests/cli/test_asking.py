@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import typer
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from llm_rlhf import pipeline
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.exits import COVERS
 from llm_rlhf.cli.export import export
+from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.run import run
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation import evaluate as driver
@@ -78,6 +80,19 @@ def test_json_is_all_of_stdout(recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.compare_runs", says({"summary": [], "cautions": []}))
     monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.write_comparison", says(Path("page.html")))
     assert json.loads(ask(compare, "runs/a", "runs/b", "--json").stdout)["page"] == "page.html"
+
+
+def test_a_mistyped_folder_is_told_with_the_one_beside_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    beside = "Did you mean 'runs/tiny'?\n"
+    for command, *arguments in ((gate, "runs/tny"), (compare, "runs/tiny", "runs/tny"), (export, "runs/tny")):
+        done = ask(command, *arguments)
+        assert done.exit_code == 2
+        assert done.stderr.endswith(beside) == (command is not compare), done.stderr  # of which the first has no report
+    assert ask(gate, "runs/other").stderr == "error: There is no folder runs/other.\n"
+    assert "runs/tiny holds no report.json" in ask(gate, "runs/tiny").stderr
 
 
 def test_how_many_prompts_is_no_file_of_prompts() -> None:
