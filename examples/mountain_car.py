@@ -2,7 +2,7 @@
 
     python examples/mountain_car.py                       # the base model and the data, into runs/mountain-car
     llm-rlhf run examples/mountain_car_reward.yaml        # PPO by `progress`, a number for every ride
-    llm-rlhf run examples/mountain_car_people.yaml        # PPO by a reward model of 4,000 comparisons of rides
+    llm-rlhf run examples/mountain_car_people.yaml        # PPO by a reward model of 8,000 comparisons of rides
     llm-rlhf compare runs/mountain-car/by-reward runs/mountain-car/by-people
 
 The prompt says where the car stands in the valley; the reply is a plan, eight times left, right or wait, each held for
@@ -86,7 +86,7 @@ def better(position: float, plans: tuple[str, str], draw: random.Random) -> int:
     return 1 - choice if draw.random() < 0.1 else choice
 
 
-def make(folder: Path, pairs: int = 4000, prompts: int = 600, seed: int = 0) -> None:
+def make(folder: Path, pairs: int = 8000, prompts: int = 600, seed: int = 0) -> None:
     """Write the base model, which plans as `plan` does, and the rows of both recipes."""
     draw = random.Random(seed)
 

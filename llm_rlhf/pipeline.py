@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from llm_rlhf.ahead import Ahead, check_rows, look_ahead
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.splits import Splits
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import RecipeError, RunFolderError
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
@@ -60,13 +60,14 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
+        leftovers = _leftovers(run, stages, from_stage)
         _settle_day(recipe, run)
         to_make = _stages_to_make(recipe, run, stages, only, from_stage)
         ahead = look_ahead(recipe, run, to_make)  # errors come before anything is trained, or moved
         if "evaluate" in to_make:
             check_section(recipe)
         if from_stage is not None:
-            _archive(run, stages[stages.index(from_stage) :])
+            _archive(run, [*stages[stages.index(from_stage) :], *leftovers])
         run.describe(recipe.as_dict())
         with tracked(recipe.report_to if to_make else [], run, recipe.name, recipe.as_dict()) as trackers:
             for number, stage in enumerate(stages, start=1):
@@ -75,6 +76,28 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
             if "evaluate" in to_make and run.state.is_main_process:
                 trackers.report(read_json(run / "report.json") or {}, [run / name for name in REPORTS])
     return run
+
+
+def _leftovers(run: RunFolder, stages: list[str], from_stage: str | None) -> list[str]:
+    """Stages that the folder has and the recipe has not, to be moved away with what `from_stage` makes again.
+
+    Left there they would be taken for this recipe's: the folder says what a policy is, and what it began from.
+
+    Raises:
+        RunFolderError: where one is there, and what stands on it is not made again.
+    """
+    depth = {stage: STAGES.index("ppo" if stage in METHODS else stage) for stage in STAGES}  # methods: side by side
+    found = [stage for stage in STAGES if stage not in stages and (run / stage).is_dir()]
+    for stage in found:
+        above = next((name for name in stages if depth[name] >= depth[stage]), None)
+        stays = above is not None and from_stage is not None and stages.index(above) < stages.index(from_stage)
+        if stage != "evaluate" and (from_stage is None or stays):
+            move = "Move it" if above is None else f"Run with --from {above}, which moves it"
+            raise RunFolderError(
+                f"{run / stage} was made by another recipe: this one has no {stage}. {move} to {run / 'archive'}, or "
+                "set another output_dir."
+            )
+    return found if from_stage is not None else []
 
 
 def _settle_day(recipe: Recipe, run: RunFolder) -> None:

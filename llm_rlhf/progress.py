@@ -1,5 +1,7 @@
 """What long work shows while it goes on: a bar on a terminal, and in a log a whole line a minute."""
 
+import contextlib
+import os
 import sys
 from typing import Any, TextIO
 
@@ -22,6 +24,15 @@ class _Lines:
         self.stream.flush()
 
 
+def _size() -> dict[str, int]:
+    """What tqdm needs on a terminal that says it is 0 by 0, as in some containers: there it would draw nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        known = os.get_terminal_size(sys.stderr.fileno())
+        if known.columns and known.lines:
+            return {}
+    return {"ncols": 99, "nrows": 24}
+
+
 def bar(*rows: Any, desc: str, **options: Any) -> "tqdm[Any]":
     """tqdm's bar, over `rows` where they are given.
 
@@ -31,7 +42,8 @@ def bar(*rows: Any, desc: str, **options: Any) -> "tqdm[Any]":
         options: of tqdm (`total`, `disable`, `leave`, ...).
     """
     if sys.stderr.isatty():
-        shown: dict[str, Any] = {"mininterval": 0.5}
+        shown: dict[str, Any] = {"mininterval": 0.5, **_size()}
     else:
         shown = {"mininterval": EVERY, "delay": EVERY, "file": _Lines(sys.stderr), "ascii": True, "ncols": 0}
+        shown["miniters"] = 1  # else tqdm, which adapts it, draws a line of its own ten seconds after each of ours
     return tqdm(*rows, desc=f"  {desc}", **(shown | options))

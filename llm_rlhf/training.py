@@ -54,7 +54,9 @@ class StageLog(TrainerCallback):
         known = {name: f"{float(logs[key]):.3g}" for key, name in self.shown.items() if logs.get(key) is not None}
         self.values = {name: text for name in self.shown.values() if (text := (self.values | known).get(name))}
         if self.bar is not None and known:
-            self.bar.set_postfix(self.values | {"memory": memory_peak()}, refresh=False)
+            told = list(self.values.items())
+            told.insert(2, ("memory", memory_peak()))  # not last: a narrow terminal cuts the line
+            self.bar.set_postfix(dict(told), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -10,7 +10,7 @@ import typer
 
 from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import recipes
-from llm_rlhf.cli.exits import quiet_warnings, told_in_one_message
+from llm_rlhf.cli.exits import quiet_warnings, said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_check, tell
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
@@ -76,15 +76,16 @@ def check(
         from llm_rlhf.audit.text import findings, render
         from llm_rlhf.recipe.sections import ModelSection
 
-        if recipe:
-            found = check_recipe(_recipe(recipe), near or None, sample)
-        else:
-            options = {"split": split, "subset": subset, "data_dir": data_dir}
-            named = [_source(name, format, objective, options, columns) for name in sources or []]
-            others = [_source(name, "auto", objective, {}) for name in against or []]
-            tokens = Tokens(ModelSection(base=model), sample, max_length) if model else None
-            found = check_sources(named, others, serve_as, near or None, tokens)
-        notable = findings(found)
+        with said_aside(as_json):
+            if recipe:
+                found = check_recipe(_recipe(recipe), near or None, sample)
+            else:
+                options = {"split": split, "subset": subset, "data_dir": data_dir}
+                named = [_source(name, format, objective, options, columns) for name in sources or []]
+                others = [_source(name, "auto", objective, {}) for name in against or []]
+                tokens = Tokens(ModelSection(base=model), sample, max_length) if model else None
+                found = check_sources(named, others, serve_as, near or None, tokens)
+            notable = findings(found)
         report = found.as_dict() | {"findings": [finding._asdict() for finding in notable]}
         quarantine = _write(report, found, Path(output)) if output else None
         print(json.dumps(report) if as_json else render(found, quarantine))

@@ -114,6 +114,10 @@ def evaluate(
         names = columns_of(columns)
         if names and not prompts:
             raise RecipeError("--columns says what columns of --prompts are called, and no --prompts are named.")
+        if number := next((name for name in prompts or [] if name.isdigit() and not Path(name).exists()), None):
+            raise RecipeError(
+                f"--prompts {number} is a number; it names a file or data set. How many are asked is --limit {number}."
+            )
         suites = [suite_of(text) for text in own or []]
         check_own_suites(suites, key=None, taken=TAKEN)
         public = [benchmark_of(text) for text in benchmarks or []]
@@ -205,8 +209,9 @@ def compare(
     with told_in_one_message():
         from llm_rlhf.evaluation.report.comparison import compare_runs, write_comparison
 
-        found = compare_runs([Path(run) for run in runs])
-        page = write_comparison(found, Path(output))
+        with said_aside(as_json):
+            found = compare_runs([Path(run) for run in runs])
+            page = write_comparison(found, Path(output))
         if as_json:
             print(json.dumps({"comparison": found, "page": str(page)}, ensure_ascii=False))
         else:

@@ -1,11 +1,12 @@
 """The commands `llm-rlhf export` and `llm-rlhf serve`."""
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from llm_rlhf.cli.exits import quiet_libraries, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
 from llm_rlhf.launch import speaks_for_all
 
 Policy = Annotated[str, typer.Argument(help="run, RUN:STAGE (sft, step-40), adapter or model folder")]
@@ -31,11 +32,8 @@ def export(
         quiet_libraries()
         from llm_rlhf.export.folder import export as make_export
 
-        def say(line: str) -> None:
-            if not as_json:
-                print(line, flush=True)
-
-        made = make_export(policy, merge, to, push, despite_gate, say)
+        with said_aside(as_json):
+            made = make_export(policy, merge, to, push, despite_gate, partial(print, flush=True))
         if not speaks_for_all():
             return
         if as_json:

@@ -42,5 +42,7 @@ def run(
         report = folder / "report.json"
         if report.is_file():
             show(json.loads(report.read_text(encoding="utf-8")), folder / "report.html", as_json)
+        elif as_json:
+            print(json.dumps({"report": None, "run": str(folder.path)}, ensure_ascii=False))
         stages = [stage for stage in STAGES if getattr(loaded, stage) is not None]
         tell(after_run(folder.path, [recipe, *(overrides or [])], stages), as_json)

@@ -24,6 +24,7 @@ from llm_rlhf.run_folder import read_json
 OURS = "apache-2.0"  # of the gold world
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+SAMPLING = ("ppo", "grpo", "rloo")  # methods that train the policy on replies that it drew itself
 _IN_THE_INDEX = ("gold_gain", "gold_helpful_gain", "gold_harmless_gain", "heldout_reward_gain",
                  "heldout_helpful_gain", "heldout_harmless_gain", "win_rate", "refusal_harmful_change",
                  "over_refusal_change")  # fmt: skip
@@ -69,6 +70,8 @@ def model_card(
         stops=[source.tokenizer.convert_ids_to_tokens(i) for i in _ids(source.sampling.eos_token_id)],
         stage=_stages(source),
         method=METHODS.get(source.method or ""),
+        sampled=source.stage != "sft" and source.method in SAMPLING,
+        here="" if is_hub_id(name) and "/" in name else "  # this folder: where it lies from where you are",
     )
     return without_secrets(text)
 
@@ -91,6 +94,8 @@ def _stages(source: Source) -> str:
     if source.stage == "sft":
         return fine_tuned
     method = METHODS.get(source.method or "", "an adapter")
+    if source.method == "best_of_n":  # the one that is no name
+        method = "imitation of the best of n replies"
     trained = method if source.is_policy else f"{method}, as it was at {source.stage}"
     return f"{fine_tuned} and {trained}" if source.recipe is not None and source.recipe.sft is not None else trained
 

@@ -28,6 +28,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import check_saved, grow_for
 from llm_rlhf.models.base import base_tokens, load_causal_lm
 from llm_rlhf.models.composing import compose
+from llm_rlhf.recipe.sections import METHODS
 from llm_rlhf.run_folder import digests, read_json, versions, writable, write_json
 
 MARK = "export.json"  # tells an export of ours, and of what it was made
@@ -90,6 +91,8 @@ def make(
         notes: what the card says of why it is as it is.
     """
     made = Exported(folder, kind, list(notes))
+    if source.unfinished is not None:
+        made.notes.append(f"{METHODS[source.unfinished]} is not finished; this is the SFT model that it begins from.")
     partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     writable(partial)

@@ -56,6 +56,12 @@ class Source:
         return self.method is not None and self.stage == self.method
 
     @property
+    def unfinished(self) -> str | None:
+        """The method of its recipe that has left no policy, where a run is named and not its SFT model."""
+        named = is_named(self.text) or self.text.endswith(":sft")
+        return None if self.recipe is None or self.method is not None or named else self.recipe.method
+
+    @property
     def name(self) -> str:
         """What the export is called: the run, with the stage where it is not the last; or as the user calls it."""
         if self.subject.run is None or is_named(self.text):

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.recipe.values import neighbour
 
 SECONDS = 10  # for the hub to answer; its own downloads try again and again, for half a minute each
 
@@ -23,6 +24,13 @@ def check_there(path: str | Path, named: str) -> None:
     """RecipeError, which begins with `named`, where `path` is no folder here, not in the hub's cache and not on it."""
     if Path(path).is_dir() or _cached(path):
         return
+    try:
+        _ask_the_hub(path, named)
+    except RecipeError as error:
+        raise RecipeError(f"{error}{neighbour(path)}") from None
+
+
+def _ask_the_hub(path: str | Path, named: str) -> None:
     nowhere = f"{named} {str(path)!r} is no folder here"
     if Path(path).exists():
         raise RecipeError(f"{nowhere} but a file; name the folder, or a hub id.")

@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -154,6 +155,17 @@ def unknown_choice(key: str, value: str, known: list[str]) -> str:
 def nearest(name: str, known: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{prefix}{near[0]}'?" if near else f" Known here: {', '.join(sorted(known)[:40])}."
+
+
+def neighbour(path: str | Path) -> str:
+    """The folder beside a missing one that is called nearly as it is; nothing where there is none."""
+    path = Path(path)
+    try:
+        there = [found.name for found in path.parent.iterdir() if found.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, there, n=1)
+    return f" Did you mean '{path.parent / near[0]}'?" if near else ""
 
 
 def _keys(section: type) -> str:

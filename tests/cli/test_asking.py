@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import typer
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
-import llm_rlhf.cli.main  # noqa: F401 registers the commands, which the last lines name
 from llm_rlhf import pipeline
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.exits import COVERS
+from llm_rlhf.cli.export import export
+from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.run import run
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation import evaluate as driver
+from llm_rlhf.export.folder import Exported
 from llm_rlhf.recipe.sections import Benchmark, OwnSuite, Source
 
 REPORT = {"headline": {"text": "Overall: better"}, "verdict": ["Both sides gained."], "alarms": ["an alarm"]}
@@ -47,8 +50,7 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     asked = []
     monkeypatch.setattr(pipeline, "run_recipe", lambda *a: asked.append(a) or Folder(tmp_path))
     done = ask(run, recipe, "seed=7", "--from", "sft")
-    onward = f"\nGo on with world: llm-rlhf run {recipe}"
-    assert (done.exit_code, done.stdout) == (0, f"{onward} seed=7\n")  # no report yet
+    assert (done.exit_code, done.stdout) == (0, "")  # no report yet
     ((loaded, only, from_stage),) = asked
     assert (loaded.name, loaded.seed, only, from_stage) == ("mine", 7, None, "sft")
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
@@ -56,8 +58,47 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     assert asked[1][1:] == ("sft", None)
     page = tmp_path / "report.html"
     told = f"\nOverall: better\n\nBoth sides gained.\n{COVERS}\nwarning: an alarm\n\nReport: {page}\n"
-    assert text == f"{told}{onward}\n"
+    assert text == told
     assert json.loads(ask(run, recipe, "--json").stdout) == REPORT | {"report": str(page)}
+
+
+def test_json_is_all_of_stdout(recipe, tmp_path, monkeypatch) -> None:
+    """Also where nothing is there to show, and where what is called says something on the way."""
+
+    def says(what: Any) -> Any:
+        def called(*arguments: object) -> Any:
+            print("a note")
+            return what
+
+        return called
+
+    monkeypatch.setattr(pipeline, "run_recipe", says(Folder(tmp_path)))
+    assert json.loads(ask(run, recipe, "--json").stdout) == {"report": None, "run": str(tmp_path)}
+    monkeypatch.setattr("llm_rlhf.export.folder.export", says(Exported(Path("exports/hh"), "model", [])))
+    made = ask(export, "runs/hh", "--json")
+    assert (json.loads(made.stdout)["folder"], made.stderr) == ("exports/hh", "a note\n")
+    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.compare_runs", says({"summary": [], "cautions": []}))
+    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.write_comparison", says(Path("page.html")))
+    assert json.loads(ask(compare, "runs/a", "runs/b", "--json").stdout)["page"] == "page.html"
+
+
+def test_a_mistyped_folder_is_told_with_the_one_beside_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    beside = "Did you mean 'runs/tiny'?\n"
+    for command, *arguments in ((gate, "runs/tny"), (compare, "runs/tiny", "runs/tny"), (export, "runs/tny")):
+        done = ask(command, *arguments)
+        assert done.exit_code == 2
+        assert done.stderr.endswith(beside) == (command is not compare), done.stderr  # of which the first has no report
+    assert ask(gate, "runs/other").stderr == "error: There is no folder runs/other.\n"
+    assert "runs/tiny holds no report.json" in ask(gate, "runs/tiny").stderr
+
+
+def test_how_many_prompts_is_no_file_of_prompts() -> None:
+    """The recipe's evaluate.prompts is a number; the option names files."""
+    done = ask(evaluate, "org/model", "--reference", "org/other", "--prompts", "8")
+    assert (done.exit_code, "--limit 8" in done.stderr) == (2, True)
 
 
 def test_a_run_that_cannot_be_asked_or_fails_ends_with_its_code(recipe, monkeypatch) -> None:
@@ -95,8 +136,7 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     assert (request.limit, request.refusal_limit, request.refusals, request.seed) == (9, 9, False, 4)
     assert (request.judge, request.key_variable, request.judge_key_variable) == ("people:v.jsonl", "KEY", "KEY")
     assert (request.recipe, request.temperature, request.output) == (None, None, Path("evaluations/mine-start"))
-    page, onward = Path("evaluations/mine-start/report.html"), f"chat '{served}' '{other}' --key-variable KEY"
-    assert done.stdout.endswith(f"Report: {page}\n\nTalk to them: llm-rlhf {onward}\n")
+    assert done.stdout.endswith(f"Report: {Path('evaluations/mine-start/report.html')}\n")
 
 
 @pytest.mark.parametrize(

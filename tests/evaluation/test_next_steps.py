@@ -1,6 +1,7 @@
 """What to do next: each rule fires where its fault was planted, and is silent a little on this side of it."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from llm_rlhf.evaluation.report.findings import prompts_needed
 from llm_rlhf.evaluation.report.next_steps import MOST, RULES, next_steps
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import check_report
+from llm_rlhf.recipe.loading import config_class_of, option_names
+from llm_rlhf.recipe.sections import METHODS, OFFLINE
 from llm_rlhf.statistics.intervals import Estimate
 
 REWARD = {"subject": "reward", "reference": None, "n": 300}
@@ -131,6 +134,46 @@ def test_a_planted_fault_is_found_with_its_number_and_its_key(
 @pytest.mark.parametrize("rule", sorted(SILENT))
 def test_what_is_not_shown_is_no_fault(rule: str) -> None:
     assert rule not in rules(SILENT[rule])
+
+
+def of_method(report: dict[str, Any], method: str, section: dict[str, Any]) -> dict[str, Any]:
+    """The same report of a policy that another method made."""
+    estimates = [
+        {**e, **{key: method for key in ("subject", "reference") if e[key] == "ppo"}} for e in report["estimates"]
+    ]
+    recipe = {"evaluate": {"prompts": 300, "response_length": 32}, method: section}
+    provenance = report["provenance"] | {"recipe": recipe}
+    return report | {"estimates": estimates, "provenance": provenance}
+
+
+POLICY_FIRES = [(rule, report) for rule, report, _ in FIRES if rule not in ("value_blind", "pays_against")]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ppo"])
+@pytest.mark.parametrize(("rule", "report"), POLICY_FIRES, ids=[rule for rule, _ in POLICY_FIRES])
+def test_a_remedy_names_keys_that_the_method_has(rule: str, report: dict[str, Any], method: str) -> None:
+    step = next(step for step in next_steps(of_method(report, method, {})) if step["rule"] == rule)
+    known = {field.name for field in dataclasses.fields(config_class_of(method))} | option_names(method)
+    named = re.findall(rf"\b({'|'.join(METHODS)})\.(\w+)", step["remedy"])
+    assert [key for section, key in named if section != method or key not in known] == []
+    if method in OFFLINE and rule not in ("weak_reward", "unproven_reward", "follows_length", "unproven"):
+        assert not re.search(r"reward|prompts", step["remedy"])  # pairs alone make its policy
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "remedy"),
+    [
+        ("dpo", {"beta": 0.5}, "Lower dpo.beta (it is 0.5), or raise dpo.num_train_epochs or dpo.learning_rate."),
+        ("grpo", {"beta": 0.02}, "Lower grpo.beta (it is 0.02), or raise grpo.total_episodes or grpo.learning_rate."),
+        ("grpo", {}, "Raise grpo.total_episodes or grpo.learning_rate."),  # TRL's beta is 0
+        ("rloo", {}, "Lower rloo.beta, or raise rloo.total_episodes or rloo.learning_rate."),
+        ("best_of_n", {"n": 4}, "Raise best_of_n.n (it is 4) or best_of_n.learning_rate."),
+    ],
+)
+def test_what_lets_a_policy_go_further_is_its_methods_own(method: str, section: dict[str, Any], remedy: str) -> None:
+    report = report_of(level("kl", 0.02, 0.01, 0.03), estimate("gold_gain", 0.1, -0.1, 0.3))
+    steps = next_steps(of_method(report, method, section))
+    assert next(step["remedy"] for step in steps if step["rule"] == "unmoved") == remedy
 
 
 def test_every_rule_is_tried_both_ways() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
+from llm_rlhf.pipeline import _leftovers
 from llm_rlhf.run_folder import RunFolder
 
 
@@ -199,6 +200,45 @@ def test_a_changed_recipe_is_told_before_a_missing_stage_is_trained(base_folder,
     (done / "manifest.json").write_text(json.dumps({"inputs": {"seed": 1}, "files": {}}))
     refused(ask("run", "recipe.yaml"), "ppo was made by another recipe", "seed: 1 -> 0", "--from ppo")
     assert not list((tmp_path / "runs").glob("*/partial-*"))
+
+
+def made_before(run: Path, *stages: str) -> None:
+    for stage in stages:
+        (run / stage).mkdir(parents=True)
+        (run / stage / "manifest.json").write_text(json.dumps({"inputs": {}, "files": {}}))
+
+
+@pytest.mark.parametrize(
+    ("there", "option", "named", "remedy"),
+    [
+        (["sft", "reward", "ppo"], [], "ppo", "Run with --from dpo"),
+        (["sft", "reward", "ppo", "evaluate"], ["--from", "evaluate"], "ppo", "Run with --from dpo"),
+        (["sft", "kto"], [], "kto", "Run with --from dpo"),
+        (["world", "sft"], ["--from", "dpo"], "world", "Run with --from sft"),
+    ],
+)
+def test_a_stage_of_another_recipe_is_not_taken_for_one_of_this(
+    base_folder, tmp_path, there, option, named, remedy
+) -> None:
+    """Where DPO stands in the place of PPO, the folder would still say that PPO's is the policy."""
+    made_before(tmp_path / "runs" / "faulty", *there)
+    recipe_on(base_folder, tmp_path, pairs(80), dpo={"max_steps": 1}, evaluate={})
+    refused(ask("run", "recipe.yaml", *option), f"faulty/{named} was made by another recipe", f"no {named}.", remedy)
+    assert all((tmp_path / "runs" / "faulty" / stage).is_dir() for stage in there)
+
+
+def test_without_the_stage_above_it_a_stage_of_another_recipe_is_moved_by_hand(base_folder, tmp_path) -> None:
+    made_before(tmp_path / "runs" / "faulty", "ppo")
+    recipe_on(base_folder, tmp_path, pairs(80))
+    refused(ask("run", "recipe.yaml"), "faulty/ppo was made by another recipe", "Move it to runs/faulty/archive")
+
+
+def test_from_moves_the_stage_of_another_recipe_and_its_evaluation(tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    made_before(run.path, "sft", "ppo", "evaluate")
+    assert _leftovers(run, ["dpo"], "dpo") == ["sft", "ppo", "evaluate"]
+    assert _leftovers(run, ["sft", "dpo", "evaluate"], "sft") == ["ppo"]
+    assert _leftovers(run, ["sft", "ppo"], None) == []  # an evaluation of this policy, which is not asked for now
 
 
 def test_a_finished_run_needs_nothing_that_was_only_there_to_train_it(base_folder, tmp_path, monkeypatch) -> None:

@@ -1,9 +1,14 @@
 """What every stage stands on: the processes of a launch, what training writes, and functions of the user's."""
 
+import fcntl
 import io
 import json
+import os
 import re
+import struct
 import sys
+import termios
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +34,30 @@ def test_a_bar_is_redrawn_on_a_terminal(monkeypatch) -> None:
     assert list(bar(range(3), desc="scoring")) == [0, 1, 2]
     assert "\r" in terminal.getvalue()
     assert "scoring: 100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 120), (40, 120)])
+def test_a_bar_is_seen_on_a_terminal_of_any_size(monkeypatch, rows, columns) -> None:
+    """Many a container's terminal does not know its size."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with os.fdopen(its, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert list(bar(range(3), desc="scoring")) == [0, 1, 2]
+        assert b"scoring: 100%" in os.read(ours, 10_000)
+    os.close(ours)
+
+
+def test_in_a_log_nobody_but_the_clock_asks_for_a_line(monkeypatch) -> None:
+    """tqdm's watcher draws what it counts in larger steps than one, ten seconds after the last line."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    with bar(total=1000, desc="scoring") as shown:
+        for _ in range(5):
+            time.sleep(0.011)
+            shown.update(100)
+        assert shown.n == 500
+        assert shown.miniters == 1
 
 
 def test_a_log_file_gets_a_whole_line_now_and_then_and_nothing_of_short_work(monkeypatch) -> None:

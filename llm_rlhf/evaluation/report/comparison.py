@@ -41,6 +41,7 @@ from llm_rlhf.evaluation.report.page import templates
 from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
 from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.run_folder import writable
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
@@ -165,6 +166,8 @@ def read_policy_report(folder: Path) -> dict[str, Any]:
         RecipeError: where there is none, or it is none of a policy.
     """
     path = folder / "report.json"
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {folder}.{neighbour(folder)}")
     if not path.is_file():
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
     try:

@@ -15,6 +15,7 @@ from llm_rlhf.evaluation.report.measures import Entry, find, measure_of, split_l
 from llm_rlhf.evaluation.report.numbers import equal, half_width, interval_text, number, value_text
 from llm_rlhf.evaluation.report.sides import OVER_REFUSAL, OVERALL, direction, first_found, judgement, margin_of
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
+from llm_rlhf.recipe.sections import OFFLINE
 from llm_rlhf.statistics.intervals import detectable_from_interval
 
 BLIND = 0.05  # share of the returns' variance under which the value model says next to nothing
@@ -68,23 +69,41 @@ class Known:
         return f"{'world' if self.recipe.get('world') else 'data'}.{name}"
 
     @property
-    def nearer(self) -> str:
-        """What keeps a policy of this method nearer to its start."""
+    def hold(self) -> str:
+        """What keeps the policy nearer to its start, by a key that its method has: `raise ppo.kl_coef (it is 0.1)`."""
         if self.method == "best_of_n":
-            return f"lower {self.key('n')}"
-        return f"raise {self.key('kl_coef' if self.method == 'ppo' else 'beta')}"
+            return f"lower {self.key('num_train_epochs')} or {self.key('learning_rate')}"
+        return f"raise {self.key(self._penalty)}"
 
     @property
-    def farther(self) -> str:
-        """What lets it go farther."""
-        opposite = {"raise": "lower", "lower": "raise"}
-        verb, _, key = self.nearer.partition(" ")
-        return f"{opposite[verb]} {key}"
+    def loosen(self) -> str:
+        """What lets it go further."""
+        more = {"ppo": "total_episodes", "grpo": "total_episodes", "rloo": "total_episodes", "best_of_n": "n"}
+        raised = f"raise {self.key(more.get(self.method, 'num_train_epochs'))} or {self.key('learning_rate')}"
+        free = 0.0 if self.method == "grpo" else None  # TRL's default; the others' is above 0
+        held = self.method != "best_of_n" and (self.recipe.get(self.method) or {}).get(self._penalty, free) != 0
+        return f"lower {self.key(self._penalty)}, or {raised}" if held else raised
+
+    @property
+    def _penalty(self) -> str:
+        return "kl_coef" if self.method == "ppo" else "beta"
+
+    @property
+    def by_pairs(self) -> bool:
+        """Whether the method learns from pairs, so that neither prompts nor a reward model make its policy another."""
+        return self.method in OFFLINE
+
+    @property
+    def length_key(self) -> str:
+        """The key of how long a reply may be."""
+        if self.by_pairs:
+            value = (self.recipe.get("evaluate") or {}).get("response_length")
+            return "evaluate.response_length" + (f" (it is {value:g})" if value else "")
+        return self.key("max_completion_length" if self.method in ("grpo", "rloo") else "response_length")
 
 
-def begin(text: str) -> str:
-    """As the beginning of a sentence."""
-    return text[0].upper() + text[1:]
+def sentence(remedy: str) -> str:
+    return f"{remedy[0].upper()}{remedy[1:]}."
 
 
 def said(entry: Entry) -> str:
@@ -114,7 +133,9 @@ def hacked(known: Known) -> list[Step]:
     if reward is None or judge is None or not direction(reward) > 0 > direction(judge):
         return []
     finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
-    return [Step("hacked", finding, f"{begin(known.nearer)}, or stop earlier: the reward model is being fooled.")]
+    if known.by_pairs:  # it never saw that reward model, which learned from the same pairs
+        return [Step("hacked", finding, sentence(f"{known.hold}, or stop earlier: the pairs are learned by heart"))]
+    return [Step("hacked", finding, sentence(f"{known.hold}, or stop earlier: the reward model is being fooled"))]
 
 
 def best_snapshot(known: Known) -> list[Step]:
@@ -128,7 +149,7 @@ def best_snapshot(known: Known) -> list[Step]:
     fall = {**parting["heldout_change"], "name": JUDGES[judge][0]}
     finding = f"By {JUDGES[judge][1]} step {step} was best; from there to the end it changed by {said(fall)}."
     if step == 0:
-        return [Step("best_snapshot", finding, f"{begin(known.nearer)}: nothing that was trained beats the start.")]
+        return [Step("best_snapshot", finding, sentence(f"{known.hold}: nothing that was trained beats the start"))]
     best = known.method != "ppo" or (known.recipe.get("ppo") or {}).get("keep") == "best"
     kept = "" if best else ", or set ppo.keep: best"
     return [Step("best_snapshot", finding, f"Take that snapshot (llm-rlhf evaluate {known.run}:step-{step}){kept}.")]
@@ -143,7 +164,7 @@ def side_lost(known: Known) -> list[Step]:
             continue
         finding = f"The policy lost on the {pairs} side: {measure_of(side.decides['name']).label} {said(side.decides)}."
         more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
-        remedy = f"{more}; {known.nearer} if both sides fall."
+        remedy = f"{more}; {known.hold} if both sides fall."
         steps.append(Step("side_lost", finding, remedy))
     return steps
 
@@ -153,19 +174,16 @@ def over_refusal(known: Known) -> list[Step]:
     if not risen:
         return []
     finding = f"Safe requests are refused more often: {said(risen[0])} on {split_label(risen[0]['split'])}."
-    return [
-        Step(
-            "over_refusal", finding,
-            f"Add harmless requests in frightening words to {known.rows('prompts')}, and pairs to "
-            f"{known.rows('preferences')} in which the better reply answers them.",
-        )
-    ]  # fmt: skip
+    asked = "harmless requests in frightening words"
+    pairs = f"pairs to {known.rows('preferences')} in which the better reply answers"
+    remedy = f"Add {pairs} {asked}." if known.by_pairs else f"Add {asked} to {known.rows('prompts')}, and {pairs} them."
+    return [Step("over_refusal", finding, remedy)]
 
 
 def lost_language(known: Known) -> list[Step]:
     kl, change = known.of_policy("kl"), known.of_policy("token_logprob_change")
     before, after = (known.of_policy("perplexity", who=who) for who in ("start", "policy"))
-    remedy = begin(known.nearer) + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
+    remedy = sentence(known.hold + (", or set ppo.ptx_coef" if known.method == "ppo" else ""))
     forgot = change is not None and direction(change) < 0
     if forgot and before is not None and after is not None and after["estimate"] >= FORGOTTEN * before["estimate"]:
         finding = f"The perplexity of held-out replies went from {value_text(before)} to {said(after)}."
@@ -180,7 +198,10 @@ def longer(known: Known) -> list[Step]:
         before, after = (known.of_policy(name, who=who) for who in ("start", "policy"))
         if before is not None and after is not None and after["estimate"] > LONGER * before["estimate"]:
             finding = f"Replies grew from {value_text(before)} to {said(after)}: part of the gain may be length."
-            return [Step("longer", finding, f"Set reward.length_control: residual, or {known.nearer}.")]
+            shorter = "add pairs whose better reply is the shorter one" if known.by_pairs else (
+                "set reward.length_control: residual"
+            )  # fmt: skip
+            return [Step("longer", finding, sentence(f"{shorter}, or {known.hold}"))]
     return []
 
 
@@ -189,9 +210,10 @@ def cut_off(known: Known) -> list[Step]:
     if ends is None or ends["low"] is None or ends["high"] >= CUT_OFF:
         return []
     finding = f"Only {said(ends)} of the replies of {subject_label('policy')} end by themselves."
-    length = known.key("response_length")
-    raised = f", or {known.key('missing_eos_penalty')}" if known.method == "ppo" else ""
-    return [Step("cut_off", finding, f"Raise {length}{raised}, or train sft on demonstrations that end in time.")]
+    raised = "" if known.by_pairs else f", or {known.key('missing_eos_penalty')}"
+    return [
+        Step("cut_off", finding, f"Raise {known.length_key}{raised}, or train sft on demonstrations that end in time.")
+    ]
 
 
 def value_blind(known: Known) -> list[Step]:
@@ -218,10 +240,7 @@ def unmoved(known: Known) -> list[Step]:
     if kl is None or kl["low"] is None or kl["high"] >= UNMOVED or overall is None or direction(overall) != 0:
         return []
     finding = f"The policy hardly moved ({said(kl)} a reply), and a gain is not shown ({said(overall)})."
-    longer_ = (
-        f", or raise {known.key('total_episodes')} or {known.key('learning_rate')}" if known.method == "ppo" else ""
-    )
-    return [Step("unmoved", finding, f"{begin(known.farther)}{longer_}.")]
+    return [Step("unmoved", finding, sentence(known.loosen))]
 
 
 def unproven(known: Known) -> list[Step]:
@@ -291,8 +310,10 @@ def no_better_than_choosing(known: Known) -> list[Step]:
         f"By {JUDGES[judge][1]} {subject_label('policy')} is not shown to beat the best of {sampled['n']} untrained "
         f"replies of {start} ({said(over)}): training bought little, or what it bought is not shown."
     )
+    pairs = known.rows("preferences")
+    improved = f"add pairs to {pairs}" if known.by_pairs else f"improve the reward model (more pairs in {pairs})"
     remedy = (
-        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, improve "
-        f"the reward model (more pairs in {known.rows('preferences')}) before you train longer."
+        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, {improved} "
+        "before you train longer."
     )
     return [Step("no_better_than_choosing", finding, remedy)]
