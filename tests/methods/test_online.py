@@ -1,5 +1,7 @@
 """GRPO and RLOO are paid what PPO is paid for the same reply."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import reply_of
 from llm_rlhf.recipe.sections import BestOfNOptions, OnlineOptions
 from llm_rlhf.reward.loading import Loading, load_whole
+from llm_rlhf.run_folder import read_json, write_json
 
 
 def length(completions: list[Any], thought: list[str], **kwargs: Any) -> list[float]:
@@ -65,6 +68,26 @@ def test_a_reply_cut_off_loses_the_penalty_and_one_column_is_returned(kind, base
     expected = [len(text[0]["content"]) - 3.0 * (i % 2) for i, text in enumerate(said(trainer, ids))]
     assert paid.squeeze(1).tolist() == expected
     assert trainer.reward_func_names == ["score"]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_reply_has_one_score_whatever_dropout_its_reward_adapter_and_the_base_were_made_with(
+    kind, base_folder, tokenizer, tmp_path
+) -> None:
+    """A finished reward adapter from elsewhere has some, mostly; TRL samples and scores in training mode."""
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    write_json(base / "config.json", read_json(base / "config.json") | {"attention_dropout": 0.5})
+    reward = random_reward_adapter(base, tmp_path / "joint")
+    known = read_json(reward / "adapter_config.json")
+    write_json(reward / "adapter_config.json", known | {"lora_dropout": 0.5})
+    ids = responses_of(tokenizer.eos_token_id)
+    trainer = make(kind, base, tmp_path, {"joint": reward})
+    trainer.model.train()
+    first, second = (trainer.score(rows_of(), ASKED, said(trainer, ids), ids) for _ in range(2))
+    assert torch.equal(first, second)
+    ppo = make_trainer(base, tmp_path, {"joint": reward})
+    fixed_responses(ppo, ids)
+    torch.testing.assert_close(first, rollout(ppo)[0].raw_scores, atol=1e-5, rtol=1e-5)  # as above
 
 
 def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:

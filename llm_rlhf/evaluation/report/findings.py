@@ -15,6 +15,7 @@ from llm_rlhf.evaluation.report.measures import Entry, find, measure_of, split_l
 from llm_rlhf.evaluation.report.numbers import equal, half_width, interval_text, number, value_text
 from llm_rlhf.evaluation.report.sides import OVER_REFUSAL, OVERALL, direction, first_found, judgement, margin_of
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
+from llm_rlhf.recipe.sections import OFFLINE
 from llm_rlhf.statistics.intervals import detectable_from_interval
 
 BLIND = 0.05  # share of the returns' variance under which the value model says next to nothing
@@ -22,6 +23,11 @@ LAST = 0.2  # of the logged steps: what is called the end of training
 CUT_OFF = 0.8  # share of replies that end by themselves, under which their length is no longer the policy's own
 UNMOVED = 0.1  # nats a reply under which the policy is nearly its start
 FAR = 50  # times as many prompts; more than that nobody asks
+PENALTIES = {"ppo": "kl_coef", "grpo": "beta", "rloo": "beta", "dpo": "beta", "kto": "beta"}  # of leaving the start
+UNHELD = {"grpo": 0.0}  # where the section says nothing: TRL's own
+SAMPLED = ("ppo", "grpo", "rloo")  # their budget is total_episodes
+LENGTHS = {"ppo": "response_length", "grpo": "max_completion_length", "rloo": "max_completion_length",
+           "best_of_n": "response_length"}  # fmt: skip
 JUDGES = {"gold": ("gold_gain", "the true score"), "heldout": ("heldout_reward_gain", "the held-out reward")}
 REFUSED = ("refusal_harmful_change", "over_refusal_change")
 
@@ -68,8 +74,30 @@ class Known:
         return f"{'world' if self.recipe.get('world') else 'data'}.{name}"
 
     @property
-    def kl_key(self) -> str:
-        return self.key("kl_coef" if self.method == "ppo" else "beta")
+    def learns_from_pairs(self) -> bool:
+        """Whether no reward model pays the policy."""
+        return self.method in OFFLINE
+
+    @property
+    def nearer(self) -> str:
+        """What keeps the policy nearer to its start, as the beginning of a sentence; a penalty where it has one."""
+        if (penalty := PENALTIES.get(self.method)) is not None:
+            return f"Raise {self.key(penalty)}"
+        return f"Lower {self.key('num_train_epochs')} or {self.key('learning_rate')}"
+
+    @property
+    def further(self) -> str:
+        """What lets it go further: a lower penalty, where there is one to lower, or more training."""
+        penalty = PENALTIES.get(self.method)
+        known = (self.recipe.get(self.method) or {}).get(penalty or "", UNHELD.get(self.method))
+        longer = "total_episodes" if self.method in SAMPLED else "num_train_epochs"
+        more = f"{self.key(longer)} or {self.key('learning_rate')}"
+        return f"Raise {more}" if penalty is None or known == 0 else f"Lower {self.key(penalty)}, or raise {more}"
+
+
+def _within(order: str) -> str:
+    """An order that begins a sentence, within one."""
+    return order[0].lower() + order[1:]
 
 
 def said(entry: Entry) -> str:
@@ -99,7 +127,8 @@ def hacked(known: Known) -> list[Step]:
     if reward is None or judge is None or not direction(reward) > 0 > direction(judge):
         return []
     finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
-    return [Step("hacked", finding, f"Raise {known.kl_key}, or stop earlier: the reward model is being fooled.")]
+    why = "the pairs teach what it does not like" if known.learns_from_pairs else "the reward model is being fooled"
+    return [Step("hacked", finding, f"{known.nearer}, or stop earlier: {why}.")]
 
 
 def best_snapshot(known: Known) -> list[Step]:
@@ -113,7 +142,7 @@ def best_snapshot(known: Known) -> list[Step]:
     fall = {**parting["heldout_change"], "name": JUDGES[judge][0]}
     finding = f"By {JUDGES[judge][1]} step {step} was best; from there to the end it changed by {said(fall)}."
     if step == 0:
-        return [Step("best_snapshot", finding, f"Raise {known.kl_key}: nothing that was trained beats the start.")]
+        return [Step("best_snapshot", finding, f"{known.nearer}: nothing that was trained beats the start.")]
     best = known.method != "ppo" or (known.recipe.get("ppo") or {}).get("keep") == "best"
     kept = "" if best else ", or set ppo.keep: best"
     return [Step("best_snapshot", finding, f"Take that snapshot (llm-rlhf evaluate {known.run}:step-{step}){kept}.")]
@@ -128,7 +157,7 @@ def side_lost(known: Known) -> list[Step]:
             continue
         finding = f"The policy lost on the {pairs} side: {measure_of(side.decides['name']).label} {said(side.decides)}."
         more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
-        remedy = f"{more}; raise {known.kl_key} if both sides fall."
+        remedy = f"{more}; if both sides fall: {_within(known.nearer)}."
         steps.append(Step("side_lost", finding, remedy))
     return steps
 
@@ -150,7 +179,7 @@ def over_refusal(known: Known) -> list[Step]:
 def lost_language(known: Known) -> list[Step]:
     kl, change = known.of_policy("kl"), known.of_policy("token_logprob_change")
     before, after = (known.of_policy("perplexity", who=who) for who in ("start", "policy"))
-    remedy = f"Raise {known.kl_key}" + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
+    remedy = known.nearer + (f", or set {known.method}.ptx_coef" if known.method == "ppo" else "") + "."
     forgot = change is not None and direction(change) < 0
     if forgot and before is not None and after is not None and after["estimate"] >= FORGOTTEN * before["estimate"]:
         finding = f"The perplexity of held-out replies went from {value_text(before)} to {said(after)}."
@@ -165,7 +194,10 @@ def longer(known: Known) -> list[Step]:
         before, after = (known.of_policy(name, who=who) for who in ("start", "policy"))
         if before is not None and after is not None and after["estimate"] > LONGER * before["estimate"]:
             finding = f"Replies grew from {value_text(before)} to {said(after)}: part of the gain may be length."
-            return [Step("longer", finding, f"Set reward.length_control: residual, or raise {known.kl_key}.")]
+            remedy = f"Set reward.length_control: residual, or {_within(known.nearer)}."
+            if known.learns_from_pairs:
+                remedy = f"{known.nearer}, or add pairs whose better reply is the shorter one."
+            return [Step("longer", finding, remedy)]
     return []
 
 
@@ -174,8 +206,9 @@ def cut_off(known: Known) -> list[Step]:
     if ends is None or ends["low"] is None or ends["high"] >= CUT_OFF:
         return []
     finding = f"Only {said(ends)} of the replies of {subject_label('policy')} end by themselves."
-    length = known.key("response_length")
-    raised = f", or {known.key('missing_eos_penalty')}" if known.method == "ppo" else ""
+    name = LENGTHS.get(known.method)
+    length = "evaluate.response_length" if name is None else known.key(name)
+    raised = "" if name is None else f", or {known.key('missing_eos_penalty')}"
     return [Step("cut_off", finding, f"Raise {length}{raised}, or train sft on demonstrations that end in time.")]
 
 
@@ -203,10 +236,7 @@ def unmoved(known: Known) -> list[Step]:
     if kl is None or kl["low"] is None or kl["high"] >= UNMOVED or overall is None or direction(overall) != 0:
         return []
     finding = f"The policy hardly moved ({said(kl)} a reply), and a gain is not shown ({said(overall)})."
-    longer_ = (
-        f", or raise {known.key('total_episodes')} or {known.key('learning_rate')}" if known.method == "ppo" else ""
-    )
-    return [Step("unmoved", finding, f"Lower {known.kl_key}{longer_}.")]
+    return [Step("unmoved", finding, f"{known.further}.")]
 
 
 def unproven(known: Known) -> list[Step]:
@@ -277,7 +307,8 @@ def no_better_than_choosing(known: Known) -> list[Step]:
         f"replies of {start} ({said(over)}): training bought little, or what it bought is not shown."
     )
     remedy = (
-        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, improve "
-        f"the reward model (more pairs in {known.rows('preferences')}) before you train longer."
+        f"{subject_label('policy')} costs one reply where choosing costs {sampled['n']}; to go beyond both, "
+        + ("give" if known.learns_from_pairs else "improve the reward model by")
+        + f" more pairs in {known.rows('preferences')} before you train longer."
     )
     return [Step("no_better_than_choosing", finding, remedy)]
