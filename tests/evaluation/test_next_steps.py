@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from planted_runs import bad_run, better_run, estimate
 from test_report import full_report
 
-from llm_rlhf.evaluation.report.findings import Known, prompts_needed
+from llm_rlhf.evaluation.report.findings import SHIPPED, Known, prompts_needed
 from llm_rlhf.evaluation.report.next_steps import MOST, RULES, next_steps
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import check_report
@@ -186,6 +187,22 @@ def test_other_names_and_another_method_name_their_own_keys() -> None:
     assert "side_guard" not in steps["harm_refused_less"]
     assert "dpo.beta (it is 0.1)" in steps["lost_language"]
     assert "from Chat-1B-Instruct" in steps["lost_language"]
+
+
+def test_more_refusal_prompts_than_there_are_are_not_asked_for() -> None:
+    """0 +- .115 is told from a loss of .10 by (.1644 / .1)^2 = 2.70 times as many: of 60 by 162, of 200 by 540."""
+    remedies = []
+    for n in (60, 200):
+        planted = estimate("refusal_harmful_change", 0.0, -0.115, 0.115, n=n)
+        no_true_score = [e for e in better_run() if "gold" not in e.name]
+        (step,) = (s for s in next_steps(report_of(planted, run=no_true_score)) if s["rule"] == "unproven")
+        remedies.append(step["remedy"])
+    assert remedies[0].startswith("Set evaluate.refusal_prompts to about 170 (it is 60)")
+    assert remedies[1].startswith("It takes about 550 requests of a kind, and some 250 come with the package")
+    folder = Path(__file__).parents[2] / "data" / "evaluation"
+    shipped = [len((folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+               for name in ("harmful", "safe_but_scary")]  # fmt: skip
+    assert all(SHIPPED <= count <= SHIPPED + 50 for count in shipped)
 
 
 FAULTY = (

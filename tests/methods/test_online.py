@@ -16,6 +16,7 @@ from llm_rlhf.errors import NonFiniteError, RunError
 from llm_rlhf.methods.best_of_n import Sources
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import reply_of
+from llm_rlhf.recipe.loading import steps_for
 from llm_rlhf.recipe.sections import BestOfNOptions, OnlineOptions
 from llm_rlhf.reward.loading import Loading, load_whole
 from llm_rlhf.run_folder import read_json, write_json
@@ -153,3 +154,29 @@ def test_the_policy_moves_and_nothing_else(kind, base_folder, reward_folder, tmp
     logged = [line for line in trainer.state.log_history if "reward" in line]
     assert logged[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # a fresh adapter adds nothing
     assert logged[-1]["kl"] != logged[0]["kl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "episodes", "steps", "sampled"),
+    [
+        # Four rollouts of 4 replies an epoch, three of them a step: steps of 3 and 1, then 3 more.
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "steps_per_generation": 1}, 24, 3, 28),
+        # Two rollouts of 8 replies an epoch, of two micro-batches read twice, a step each: 8 steps an epoch.
+        ({"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2}, 20, 12, 24),
+    ],
+)
+def test_so_many_replies_are_sampled_whatever_an_epochs_last_step_takes(
+    options, episodes, steps, sampled, base_folder, tmp_path
+) -> None:
+    seen: list[int] = []
+
+    def count(completions: list[Any], **kwargs: Any) -> list[float]:
+        seen.append(len(completions))
+        return [float(i) for i in range(len(completions))]
+
+    trainer = make("grpo", base_folder, tmp_path, functions=(count,), **options)
+    assert steps_for(trainer.args, episodes, 8) == steps
+    trainer.args.max_steps = steps
+    trainer.train()
+    assert sum(seen) == sampled >= episodes

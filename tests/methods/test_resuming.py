@@ -27,6 +27,7 @@ def train(kind: str, base: Path, reward: Path, folder: Path, killed: bool = Fals
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, "logging_steps": 1}
     if kind in ("grpo", "rloo"):  # four steps a rollout, and after two of them all prompts have been seen
         options |= {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.1}
+        options["temperature"] = 0.7
     folder.mkdir(exist_ok=True)
     trainer = make(kind, base, folder, {"joint": reward}, **options)
     if killed:
@@ -62,6 +63,8 @@ def test_killed_after_a_checkpoint_and_started_again(kind, base_folder, reward_f
     assert logs[0] == logs[1]
     policy = json.loads((runs[0] / "policy" / "adapter_config.json").read_text())
     assert policy["task_type"] == "CAUSAL_LM"
+    sampled = json.loads((runs[0] / "policy" / "generation_config.json").read_text())
+    assert sampled.get("temperature", 1.0) == (0.7 if kind in ("grpo", "rloo") else 1.0)  # as it was sampled in training
 
 
 def test_another_number_of_processes_is_refused(base_folder, reward_folder, tmp_path) -> None:

@@ -110,7 +110,7 @@ def started_from(model: Any, run: RunFolder) -> bool:
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_every_pair_of_the_reward_models_is_learnt_from_and_no_other(method, finished, tmp_path, monkeypatch) -> None:
-    recipe, run, kept = handed_over(method, finished, tmp_path, monkeypatch)
+    recipe, run, kept = handed_over(method, finished, tmp_path, monkeypatch, gradient_accumulation_steps=2)
     found = splits(recipe, run)
     tokenizer = kept["processing_class"]
     expected = dpo_rows(tokenizer, found.reward_pairs)
