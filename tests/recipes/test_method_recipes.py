@@ -95,7 +95,9 @@ def test_evaluation_samples_as_training_did(tmp_path) -> None:
 def test_a_recipe_of_ppo_leaves_no_trace_of_the_other_methods(tmp_path) -> None:
     """So that run folders of before mean what they meant, and their manifests compare."""
     known = load(tmp_path, reward={}, ppo={}).as_dict()
-    assert list(known) == ["name", "output_dir", "seed", "model", "data", "world", "sft", "reward", "ppo", "evaluate"]
+    assert list(known) == [
+        "name", "output_dir", "seed", "model", "data", "world", "sft", "reward", "ppo", "evaluate", "report_to", "gate",
+    ]  # fmt: skip
     assert load(tmp_path).as_dict().keys() == known.keys()
     recipe = load(tmp_path, reward={}, grpo={"max_steps": 3})
     assert recipe.as_dict()["grpo"] == {"max_steps": 3}
