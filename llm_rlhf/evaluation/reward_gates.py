@@ -35,8 +35,8 @@ def stop_at_gates(recipe: Recipe, run_folder: RunFolder) -> None:
     checks, called = read_checks(run_folder), METHODS[scored_method(recipe) or "ppo"]
     if checks is None:
         raise RunError(
-            f"{called} was not started: 'reward.gates' says stop, but {run_folder / 'reward'} was made by a version that "
-            "checked nothing. Run with --from reward to make it again, or with reward.gates=warn."
+            f"{called} was not started: 'reward.gates' says stop, but {run_folder / 'reward'} was made by a version "
+            "that checked nothing. Run with --from reward to make it again, or with reward.gates=warn."
         )
     faults = [check for check in checks if check.level == "warning" and _gate(recipe, check) == "stop"]
     if not faults:

@@ -178,7 +178,7 @@ def steps_per_rollout(config: Any) -> int:
 
 
 def steps_for(config: Any, total_episodes: int, prompts: int) -> int:
-    """Optimizer steps of GRPO or RLOO in which at least so many replies are sampled, to this many prompts over and over.
+    """Optimizer steps of GRPO or RLOO in which at least so many replies are sampled, to so many prompts over and over.
 
     An epoch's last step takes the micro-batches that are left, which may be fewer than `gradient_accumulation_steps`.
     """

@@ -47,7 +47,9 @@ def test_the_reply_with_the_highest_score_less_the_penalty_is_picked(model, toke
     assert len({tuple(row["scores"]) for row in rows}) > 1
 
 
-def test_replies_are_those_of_the_start_at_the_sections_temperature_and_the_runs_seed(model, tokenizer, tmp_path) -> None:
+def test_replies_are_those_of_the_start_at_the_sections_temperature_and_the_runs_seed(
+    model, tokenizer, tmp_path
+) -> None:
     """All n of them, also those that were not picked: what is picked is one of these."""
     drawn = {}
     for number, (temperature, seed) in enumerate(((1.0, 0), (0.3, 0), (0.3, 7))):
@@ -55,9 +57,7 @@ def test_replies_are_those_of_the_start_at_the_sections_temperature_and_the_runs
         sources = Sources({"joint": None}, [], options, seed=seed)
         rows = pick(model, tokenizer, PROMPTS, sources, options, ReplyCache(tmp_path / f"{number}" / "r.jsonl", {}))
         asked = [prompt.messages for prompt in PROMPTS for _ in range(3)]
-        replies = sample_replies(
-            model, tokenizer, asked, [], response_length=6, temperature=temperature, seed=seed
-        )
+        replies = sample_replies(model, tokenizer, asked, [], response_length=6, temperature=temperature, seed=seed)
         for i, row in enumerate(rows):
             assert row["reply_ids"] == replies[3 * i + int(np.argmax(row["scores"]))].ids
         drawn[temperature, seed] = [reply.ids for reply in replies]

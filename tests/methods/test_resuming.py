@@ -64,7 +64,9 @@ def test_killed_after_a_checkpoint_and_started_again(kind, base_folder, reward_f
     policy = json.loads((runs[0] / "policy" / "adapter_config.json").read_text())
     assert policy["task_type"] == "CAUSAL_LM"
     sampled = json.loads((runs[0] / "policy" / "generation_config.json").read_text())
-    assert sampled.get("temperature", 1.0) == (0.7 if kind in ("grpo", "rloo") else 1.0)  # as it was sampled in training
+    assert sampled.get("temperature", 1.0) == (
+        0.7 if kind in ("grpo", "rloo") else 1.0
+    )  # as it was sampled in training
 
 
 class KilledAtTheEnd(TrainerCallback):
@@ -74,7 +76,9 @@ class KilledAtTheEnd(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "dpo"])
-def test_killed_between_the_last_checkpoint_and_the_end(kind, base_folder, reward_folder, tmp_path, monkeypatch) -> None:
+def test_killed_between_the_last_checkpoint_and_the_end(
+    kind, base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
     """In the middle of an epoch, where transformers would take one more step."""
     monkeypatch.setattr(f"{__name__}.STEPS", 12 if kind == "grpo" else 6)  # of 8 and 4 an epoch
     train(kind, base_folder, reward_folder, tmp_path / "whole")

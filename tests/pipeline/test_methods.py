@@ -132,7 +132,7 @@ def test_prompts_scores_and_start_are_those_of_ppo(method, finished, tmp_path, m
     paid = {"eval_prompts": 5, "missing_eos_penalty": 0.25, "reward_weights": [2.0]}
     more = {"max_completion_length": 12, "total_episodes": 100} if method != "best_of_n" else {"temperature": 0.7}
     given = {"prompts": None, **paid, **more} if method == "best_of_n" else paid | more | {"max_steps": -1}
-    recipe, run, kept = handed_over(method, finished, tmp_path / "own", monkeypatch, **given)
+    _, run, kept = handed_over(method, finished, tmp_path / "own", monkeypatch, **given)
     as_ppo = {"eval_prompts": 5, "response_length": 12, "gradient_checkpointing": False}
     monkeypatch.setitem(SECTIONS, "ppo", as_ppo)
     _, _, of_ppo = handed_over("ppo", finished, tmp_path / "ppo", monkeypatch)

@@ -284,7 +284,8 @@ def _more_prompts(known: Known, entry: Entry, times: float) -> str:
     if of_refusals and wanted > SHIPPED:
         return (
             f"It takes about {wanted:,} requests of a kind, and some {SHIPPED} come with the package: set "
-            f"evaluate.refusal_prompts to {SHIPPED + 50} for all of them, and ask a public suite too (evaluate.benchmarks)."
+            f"evaluate.refusal_prompts to {SHIPPED + 50} for all of them, and ask a public suite too "
+            "(evaluate.benchmarks)."
         )
     key = "--limit" if "limit" in known.recipe else f"evaluate.{name}"
     also = " with world.evaluation_prompts" if known.recipe.get("world") else ""
