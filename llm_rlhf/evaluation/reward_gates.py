@@ -1,4 +1,4 @@
-"""What the checks of the reward stage found: told at its end, kept beside it, and able to stop the run before PPO."""
+"""What the checks of the reward stage found: told at its end, kept beside it, and able to stop what it would pay."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation.reward_checks import Check, gravest_first
-from llm_rlhf.recipe.sections import METHODS, REWARD_CHECKS, Recipe, stage_options
+from llm_rlhf.recipe.sections import METHODS, REWARD_CHECKS, Recipe, scored_method, stage_options
 from llm_rlhf.run_folder import RunFolder, read_json, write_json
 
 WARNINGS = "warnings.json"
@@ -24,9 +24,7 @@ def tell(recipe: Recipe, checks: Sequence[Check], folder: Path) -> None:
 
 
 def stop_at_gates(recipe: Recipe, run_folder: RunFolder) -> None:
-    """Before PPO, or what else is paid by the reward model: RunError where a check that is to stop it found a fault.
-
-    Nothing is changed.
+    """Before what is paid: RunError where a check that the recipe would stop at has found a fault. Nothing is changed.
 
     Raises:
         RunError: it names the faults and what can be done; the finished reward stage stays as it is.
@@ -34,10 +32,10 @@ def stop_at_gates(recipe: Recipe, run_folder: RunFolder) -> None:
     options = stage_options(recipe, "reward")
     if "stop" not in (options.gates.values() if isinstance(options.gates, dict) else (options.gates,)):
         return
-    checks, method = read_checks(run_folder), METHODS[recipe.method or "ppo"]
+    checks, called = read_checks(run_folder), METHODS[scored_method(recipe) or "ppo"]
     if checks is None:
         raise RunError(
-            f"{method} was not started: 'reward.gates' says stop, but {run_folder / 'reward'} was made by a version "
+            f"{called} was not started: 'reward.gates' says stop, but {run_folder / 'reward'} was made by a version "
             "that checked nothing. Run with --from reward to make it again, or with reward.gates=warn."
         )
     faults = [check for check in checks if check.level == "warning" and _gate(recipe, check) == "stop"]
@@ -45,7 +43,7 @@ def stop_at_gates(recipe: Recipe, run_folder: RunFolder) -> None:
         return
     told = "\n".join(f"  {check.name}: {check.text}" for check in faults)
     raise RunError(
-        f"{method} was not started: 'reward.gates' says stop, and the reward stage failed "
+        f"{called} was not started: 'reward.gates' says stop, and the reward stage failed "
         f"{len(faults)} of its checks.\n{told}\nThe reward stage itself is done and stays in {run_folder / 'reward'}. "
         "Make it again with other settings (--from reward), or train against it all the same: reward.gates=warn, or "
         f"{_but_for(options.gates, faults[0].name)} for one check, does not make it again."

@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llm_rlhf.data.checks import prompt_share
+from llm_rlhf.data.rows import Message
 from llm_rlhf.export.source import Source
 from llm_rlhf.launch import processes
 from llm_rlhf.models.base import load_causal_lm
-from llm_rlhf.models.encoding import encode_replies
+from llm_rlhf.models.encoding import encode_turns
+from llm_rlhf.models.thoughts import KEY
 
 REPLIES = 32  # read by both
 
@@ -44,10 +46,18 @@ class Read(NamedTuple):
 
 
 def rows_of(source: Source) -> list[tuple[list[int], int]]:
-    """Some of the replies, chosen by a hash of the prompt: token ids with the prompt's, and where the reply begins."""
+    """Some of the replies, chosen by a hash of the prompt: token ids with the prompt's, and where the reply begins.
+
+    A reply begins with its thought, and ends with the stop token only where it stopped by itself: nothing is read that
+    the policy did not say.
+    """
     replies = sorted(source.replies, key=lambda row: prompt_share(row["prompt"], "export"))[:REPLIES]
-    encoded = encode_replies(source.tokenizer, [r["prompt"] for r in replies], [r["reply"] for r in replies])
-    return [(row.ids, len(row.prompt_ids)) for row in encoded]
+    turns: list[Message] = [{"role": "assistant", "content": r["reply"], KEY: r.get("thought", "")} for r in replies]
+    encoded = encode_turns(source.tokenizer, [r["prompt"] for r in replies], turns)
+    return [
+        (row.ids if reply["stopped"] else row.ids[:-1], len(row.prompt_ids))
+        for row, reply in zip(encoded, replies, strict=True)
+    ]
 
 
 def as_trained(source: Source, rows: Sequence[tuple[list[int], int]]) -> Read:

@@ -2,7 +2,8 @@
 
 1. Prompts are encoded, and replies are sampled, as PPO's are: from the policy's own distribution, nothing else.
 2. A reply is scored as PPO scores it: by reward adapters on the same base in memory, and what `reward_funcs` add; a
-   thought before it is heard by nobody. A reply cut before it stopped loses `missing_eos_penalty`.
+   thought before it is heard by nobody. A reply cut before it stopped loses `missing_eos_penalty`. Dropout is off, of
+   the base and of every adapter, whatever `disable_dropout` says: one reply has one score, and one probability.
 3. What TRL makes of the scores is TRL's: advantages within the replies to one prompt, KL, clipping, the loss.
 
 Private methods of TRL's trainers that are overridden or called, guarded by tests/methods/test_methods_contract.py:
@@ -33,6 +34,7 @@ from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
 from llm_rlhf.ppo.sampling import merged_policy
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
+from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
 from llm_rlhf.recipe.sections import OnlineOptions
 
@@ -79,6 +81,7 @@ class ScoredReplies(TrainedPolicy):
         self.reward_func_names, self.reward_weights = ["score"], torch.ones(1)  # what `_calculate_rewards` returns
         for name, folder in adapters.items():
             add_reward_role(self.model, folder, name)
+        turn_off_noise(self.model.get_base_model())  # TRL samples and scores in training mode
         on_cpu = self.accelerator.device.type == "cpu"
         self._draws = on_cpu and not samples_with_bias(self.args) and not self.args.generation_kwargs
         whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -17,12 +17,14 @@ COMPLETE = "complete.json"
 class SealedCheckpoints:
     """Mixed into a trainer: its checkpoints count only when every process has written its part of one.
 
-    Overrides a private method of transformers' Trainer, `_save_checkpoint`, guarded by tests/ppo/test_trl_contract.py.
+    Overrides private methods of transformers' Trainer, guarded by tests/ppo/test_trl_contract.py (`_save_checkpoint`)
+    and tests/methods/test_methods_contract.py (`_run_epoch`).
     """
 
     args: Any
     accelerator: Any
     state: Any
+    control: Any
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go."""
@@ -37,6 +39,13 @@ class SealedCheckpoints:
             seal(folder / f"checkpoint-{self.state.global_step}", self._own_state())
             rotate(folder, limit)
         self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's; none where the checkpoint is of the last step: the parent counts only behind a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _own_state(self) -> dict[str, Any]:
         """What the trainer needs of a checkpoint besides its files."""

@@ -150,7 +150,17 @@ def default_weights(recipe: Recipe) -> list[float] | None:
 
 
 def _settle_length(config: Any, section: dict[str, Any], total_episodes: int | None) -> None:
-    """`total_episodes` as optimizer steps; and a line of metrics for every rollout, where nothing else is said."""
+    """`total_episodes` as optimizer steps; and a line of metrics for every rollout, where nothing else is said.
+
+    The steps are those of a single epoch; `steps_for` knows how many prompts there are.
+    """
+    rollout, accumulated = config.steps_per_generation * config.num_iterations, config.gradient_accumulation_steps
+    if rollout % accumulated and accumulated % rollout:
+        raise ValueError(
+            f"a rollout is steps_per_generation x num_iterations = {rollout} micro-batches, and "
+            f"gradient_accumulation_steps is {accumulated}; one of the two must be a multiple of the other, as steps "
+            "would end in the middle of a rollout, which no checkpoint holds."
+        )
     if total_episodes is not None:
         if config.max_steps > 0:
             raise ValueError("total_episodes and max_steps both say how long to train; set one of them.")
@@ -165,6 +175,17 @@ def steps_per_rollout(config: Any) -> int:
     """Optimizer steps of GRPO or RLOO after which a rollout is used up, or several are."""
     micro_batches: int = config.steps_per_generation * config.num_iterations
     return micro_batches // math.gcd(micro_batches, config.gradient_accumulation_steps)
+
+
+def steps_for(config: Any, total_episodes: int, prompts: int) -> int:
+    """Optimizer steps of GRPO or RLOO in which at least so many replies are sampled, to so many prompts over and over.
+
+    An epoch's last step takes the micro-batches that are left, which may be fewer than `gradient_accumulation_steps`.
+    """
+    rollout, accumulated = config.steps_per_generation * config.num_iterations, config.gradient_accumulation_steps
+    epoch = prompts // (config.generation_batch_size // config.num_generations) * rollout
+    wanted = -(-total_episodes // config.generation_batch_size) * rollout
+    return wanted // epoch * -(-epoch // accumulated) + -(-(wanted % epoch) // accumulated)
 
 
 UNTRAINED = (128, 1.0)  # tokens of a reply and temperature where no method samples in training

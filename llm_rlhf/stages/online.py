@@ -16,8 +16,8 @@ from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.ppo.scores import weighing
-from llm_rlhf.recipe.loading import trainer_config
-from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.loading import steps_for, trainer_config
+from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
@@ -37,6 +37,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     model = load_causal_lm(base, recipe.model, tokenizer)
     room = context_limit(recipe.model, model.config) - config.max_completion_length
     prompts, _ = training_prompts(recipe, run_folder, folder, tokenizer, room)
+    if (episodes := stage_options(recipe, stage).total_episodes) is not None:
+        config.max_steps = steps_for(config, episodes, len(prompts))
     functions, tokenizers = reward_functions(recipe)
     with constructing(stage):
         trainer = TRAINERS[stage](

@@ -1,8 +1,10 @@
 """The headline: which word, in which colour, and that neither side can be hidden. Runs are planted."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted_runs import bad_run, better_run, estimate
@@ -218,6 +220,33 @@ def test_together_equal_runs_say_what_each_of_them_says(tmp_path: Path, helpful,
         write_report(report_of(estimates), tmp_path / run)
     compared = compare_runs([tmp_path / "one", tmp_path / "two"])
     assert [known["word"] for known in (*compared["headlines"], compared["headline"])] == ["traded"] * 3
+
+
+def test_a_copy_of_a_run_is_no_repetition_of_it(tmp_path: Path) -> None:
+    """Gains of .44 and .24 by two seeds, and the first run's folder once more under another name."""
+    runs = {"one": (0.44, "a"), "two": (0.24, "b"), "copy": (0.44, "a")}
+    for run, (gain, weights) in runs.items():
+        known = [estimate("gold_helpful_gain", gain, gain - 0.1, gain + 0.1), estimate("gold_gain", 0.1, 0.05, 0.15),
+                 estimate("gold_harmless_gain", 0.1, 0.05, 0.15)]  # fmt: skip
+        report = report_of(known)
+        report["provenance"] = copy.deepcopy(report["provenance"])
+        report["provenance"]["hashes"]["ppo/policy/adapter_model.safetensors"] = weights
+        write_report(report, tmp_path / run)
+
+    def pooled(*names: str) -> Any:
+        found = compare_runs([tmp_path / name for name in names])
+        (row,) = (row for row in found["rows"] if row["name"] == "gold_helpful_gain")
+        return found, row["together"]
+
+    two, three = pooled("one", "two")[1], pooled("one", "two", "copy")[1]
+    assert two == three
+    assert (two["estimate"], two["n"]) == (pytest.approx(0.34), 2)
+    assert two["low"] == pytest.approx(0.34 - 12.7062 * 0.1, abs=1e-4)  # t of .975 with one degree of freedom
+    found, none = pooled("one", "copy")
+    assert (none, found["headline"], found["groups"][0]["headline"]) == (None, None, None)
+    assert "one repetition" in found["cautions"][0]
+    assert not [line for line in found["summary"] if "together" in line or "recipes" in line]
+    assert "The last row is the mean" not in render_comparison(found)
 
 
 def test_a_reward_model_worse_than_a_rule_on_one_objective_is_not_called_better() -> None:

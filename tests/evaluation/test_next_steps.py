@@ -2,18 +2,19 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from planted_runs import bad_run, better_run, estimate
 from test_report import full_report
 
-from llm_rlhf.evaluation.report.findings import prompts_needed
+from llm_rlhf.evaluation.report.findings import SHIPPED, Known, prompts_needed
 from llm_rlhf.evaluation.report.next_steps import MOST, RULES, next_steps
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import check_report
-from llm_rlhf.recipe.loading import config_class_of, option_names
-from llm_rlhf.recipe.sections import METHODS, OFFLINE
+from llm_rlhf.recipe.loading import config_class_of
+from llm_rlhf.recipe.sections import METHODS, OFFLINE, option_names
 from llm_rlhf.statistics.intervals import Estimate
 
 REWARD = {"subject": "reward", "reference": None, "n": 300}
@@ -226,6 +227,71 @@ def test_other_names_and_another_method_name_their_own_keys() -> None:
     assert "side_guard" not in steps["harm_refused_less"]
     assert "dpo.beta (it is 0.1)" in steps["lost_language"]
     assert "from Chat-1B-Instruct" in steps["lost_language"]
+
+
+def test_more_refusal_prompts_than_there_are_are_not_asked_for() -> None:
+    """0 +- .115 is told from a loss of .10 by (.1644 / .1)^2 = 2.70 times as many: of 60 by 162, of 200 by 540."""
+    remedies = []
+    for n in (60, 200):
+        planted = estimate("refusal_harmful_change", 0.0, -0.115, 0.115, n=n)
+        no_true_score = [e for e in better_run() if "gold" not in e.name]
+        (step,) = (s for s in next_steps(report_of(planted, run=no_true_score)) if s["rule"] == "unproven")
+        remedies.append(step["remedy"])
+    assert remedies[0].startswith("Set evaluate.refusal_prompts to about 170 (it is 60)")
+    assert remedies[1].startswith("It takes about 550 requests of a kind, and some 250 come with the package")
+    folder = Path(__file__).parents[2] / "data" / "evaluation"
+    shipped = [len((folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+               for name in ("harmful", "safe_but_scary")]  # fmt: skip
+    assert all(SHIPPED <= count <= SHIPPED + 50 for count in shipped)
+
+
+FAULTY = (
+    level("kl", 60.0, 55.0, 65.0), level("eos_rate", 0.4, 0.34, 0.46), level("response_length", 20, 19, 21, "sft"),
+    level("response_length", 31, 30, 32), estimate("gold_gain", -0.3, -0.5, -0.1),
+    estimate("gold_helpful_gain", -0.3, -0.4, -0.2),
+)  # fmt: skip
+STUCK = (level("kl", 0.02, 0.01, 0.03), estimate("gold_gain", 0.1, -0.1, 0.3))
+
+
+def of_method(method: str, *changed: Estimate, section: dict[str, Any] | None = None) -> dict[str, str]:
+    """Remedies by rule, all that see something, of a run whose policy was made by this method."""
+    report = report_of(*changed, overoptimization=snapshots(over=(-0.2, 0.2), checkpoint=0))
+    entries = [{**e, "subject": method if e["subject"] == "ppo" else e["subject"]} for e in report["estimates"]]
+    recipe = {"evaluate": {"prompts": 300}, method: section or {}}
+    report |= {"estimates": entries, "provenance": report["provenance"] | {"recipe": recipe}}
+    found = Known([{**e, "subject": "policy" if e["subject"] == method else e["subject"],
+                    "reference": "start" if e["reference"] == "sft" else e["reference"]} for e in entries],
+                  report, method)  # fmt: skip
+    for entry in found.estimates:
+        entry["subject"] = "start" if entry["subject"] == "sft" else entry["subject"]
+    return {step.rule: step.remedy for rule in RULES for step in rule(found)}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_key_that_is_named_is_one_of_the_methods_section(method: str) -> None:
+    steps = of_method(method, *FAULTY) | of_method(method, *STUCK)
+    assert {"hacked", "best_snapshot", "side_lost", "lost_language", "longer", "cut_off", "unmoved"} <= steps.keys()
+    known = {f.name for f in dataclasses.fields(config_class_of(method))} | option_names(method)
+    named = {rule: re.findall(rf"\b{method}\.(\w+)", remedy) for rule, remedy in steps.items()}
+    assert {rule: keys for rule, keys in named.items() if set(keys) - known} == {}
+    for rule in ("hacked", "best_snapshot", "side_lost", "lost_language", "unmoved"):
+        assert named[rule], rule
+
+
+def test_what_a_method_has_not_is_not_asked_of_it() -> None:
+    """TRL's GRPO holds nothing to the start, best of n has no penalty, DPO neither samples nor is paid by a model."""
+    grpo, dpo, best = (of_method(method, *FAULTY) for method in ("grpo", "dpo", "best_of_n"))
+    assert "Raise grpo.max_completion_length, or grpo.missing_eos_penalty" in grpo["cut_off"]
+    assert grpo["hacked"] == "Raise grpo.beta, or stop earlier: the reward model is being fooled."
+    assert of_method("grpo", *STUCK)["unmoved"] == "Raise grpo.total_episodes or grpo.learning_rate."
+    held = of_method("grpo", *STUCK, section={"beta": 0.1})["unmoved"]
+    assert held == "Lower grpo.beta (it is 0.1), or raise grpo.total_episodes or grpo.learning_rate."
+    assert of_method("rloo", *STUCK)["unmoved"].startswith("Lower rloo.beta, or raise")
+    assert of_method("kto", *STUCK)["unmoved"].endswith("or raise kto.num_train_epochs or kto.learning_rate.")
+    assert "reward model" not in dpo["hacked"] + dpo["no_better_than_choosing"]
+    assert dpo["longer"] == "Raise dpo.beta, or add pairs whose better reply is the shorter one."
+    assert dpo["cut_off"].startswith("Raise evaluate.response_length, or train sft")
+    assert best["hacked"].startswith("Lower best_of_n.num_train_epochs or best_of_n.learning_rate, or stop earlier")
 
 
 def test_a_world_has_rows_under_keys_of_its_own_and_an_evaluation_by_hand_its_options() -> None:

@@ -30,6 +30,13 @@ def asking(gates: object) -> Recipe:
     return Recipe("made up", reward={"gates": gates})
 
 
+@pytest.mark.parametrize(("method", "called"), [("grpo", "GRPO"), ("best_of_n", "Best of n, imitated"), ("ppo", "PPO")])
+def test_what_was_not_started_is_called_by_its_name(run, method: str, called: str) -> None:
+    recipe = Recipe("made up", reward={"gates": "stop"}, **{method: {}})  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=f"^{called} was not started"):
+        stop_at_gates(recipe, run)
+
+
 def test_every_check_is_kept_and_those_not_passed_are_told_the_gravest_first(run, capsys) -> None:
     tell(asking({"leaves_plateau": False}), CHECKS, run / "reward")
     assert capsys.readouterr().out.splitlines() == [

@@ -67,4 +67,7 @@ def test_all_save_and_resume_as_we_do(own, parent) -> None:
     for name, parameters in OF_TRAINER.items():
         assert list(inspect.signature(getattr(Trainer, name)).parameters) == parameters, name
         assert getattr(own, name) is not getattr(parent, name), name
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    assert own._run_epoch is not parent._run_epoch
+    assert loop.index("self._run_epoch(") < loop.index("if self.control.should_training_stop:")
     assert "self.create_model_card(" in inspect.getsource(parent._save_checkpoint)

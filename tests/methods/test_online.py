@@ -1,5 +1,7 @@
 """GRPO and RLOO are paid what PPO is paid for the same reply."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from llm_rlhf.errors import NonFiniteError, RunError
 from llm_rlhf.methods.best_of_n import Sources
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import reply_of
+from llm_rlhf.recipe.loading import steps_for
 from llm_rlhf.recipe.sections import BestOfNOptions, OnlineOptions
 from llm_rlhf.reward.loading import Loading, load_whole
+from llm_rlhf.run_folder import read_json, write_json
 
 
 def length(completions: list[Any], thought: list[str], **kwargs: Any) -> list[float]:
@@ -65,6 +69,26 @@ def test_a_reply_cut_off_loses_the_penalty_and_one_column_is_returned(kind, base
     expected = [len(text[0]["content"]) - 3.0 * (i % 2) for i, text in enumerate(said(trainer, ids))]
     assert paid.squeeze(1).tolist() == expected
     assert trainer.reward_func_names == ["score"]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_reply_has_one_score_whatever_dropout_its_reward_adapter_and_the_base_were_made_with(
+    kind, base_folder, tokenizer, tmp_path
+) -> None:
+    """A finished reward adapter from elsewhere has some, mostly; TRL samples and scores in training mode."""
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    write_json(base / "config.json", read_json(base / "config.json") | {"attention_dropout": 0.5})
+    reward = random_reward_adapter(base, tmp_path / "joint")
+    known = read_json(reward / "adapter_config.json")
+    write_json(reward / "adapter_config.json", known | {"lora_dropout": 0.5})
+    ids = responses_of(tokenizer.eos_token_id)
+    trainer = make(kind, base, tmp_path, {"joint": reward})
+    trainer.model.train()
+    first, second = (trainer.score(rows_of(), ASKED, said(trainer, ids), ids) for _ in range(2))
+    assert torch.equal(first, second)
+    ppo = make_trainer(base, tmp_path, {"joint": reward})
+    fixed_responses(ppo, ids)
+    torch.testing.assert_close(first, rollout(ppo)[0].raw_scores, atol=1e-5, rtol=1e-5)  # as above
 
 
 def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:
@@ -130,3 +154,29 @@ def test_the_policy_moves_and_nothing_else(kind, base_folder, reward_folder, tmp
     logged = [line for line in trainer.state.log_history if "reward" in line]
     assert logged[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # a fresh adapter adds nothing
     assert logged[-1]["kl"] != logged[0]["kl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "episodes", "steps", "sampled"),
+    [
+        # Four rollouts of 4 replies an epoch, three of them a step: steps of 3 and 1, then 3 more.
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "steps_per_generation": 1}, 24, 3, 28),
+        # Two rollouts of 8 replies an epoch, of two micro-batches read twice, a step each: 8 steps an epoch.
+        ({"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2}, 20, 12, 24),
+    ],
+)
+def test_so_many_replies_are_sampled_whatever_an_epochs_last_step_takes(
+    options, episodes, steps, sampled, base_folder, tmp_path
+) -> None:
+    seen: list[int] = []
+
+    def count(completions: list[Any], **kwargs: Any) -> list[float]:
+        seen.append(len(completions))
+        return [float(i) for i in range(len(completions))]
+
+    trainer = make("grpo", base_folder, tmp_path, functions=(count,), **options)
+    assert steps_for(trainer.args, episodes, 8) == steps
+    trainer.args.max_steps = steps
+    trainer.train()
+    assert sum(seen) == sampled >= episodes

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.methods import best_of_n
 from llm_rlhf.methods.best_of_n import Sources, chosen_prompts, pick, sft_rows
-from llm_rlhf.models.inference import ReplyCache, load_roles, score_ids
+from llm_rlhf.models.inference import ReplyCache, load_roles, sample_replies, score_ids
 from llm_rlhf.recipe.sections import BestOfNOptions, LoraSection, ModelSection
 
 PROMPTS = [Prompt([{"role": "user", "content": f"tell {i}"}], "helpful", Origin("here", i)) for i in range(4)]
@@ -45,6 +45,23 @@ def test_the_reply_with_the_highest_score_less_the_penalty_is_picked(model, toke
     again = pick(model, tokenizer, PROMPTS, sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
     assert again == rows  # from the replies that were kept
     assert len({tuple(row["scores"]) for row in rows}) > 1
+
+
+def test_replies_are_those_of_the_start_at_the_sections_temperature_and_the_runs_seed(
+    model, tokenizer, tmp_path
+) -> None:
+    """All n of them, also those that were not picked: what is picked is one of these."""
+    drawn = {}
+    for number, (temperature, seed) in enumerate(((1.0, 0), (0.3, 0), (0.3, 7))):
+        options = BestOfNOptions(n=3, response_length=6, temperature=temperature)
+        sources = Sources({"joint": None}, [], options, seed=seed)
+        rows = pick(model, tokenizer, PROMPTS, sources, options, ReplyCache(tmp_path / f"{number}" / "r.jsonl", {}))
+        asked = [prompt.messages for prompt in PROMPTS for _ in range(3)]
+        replies = sample_replies(model, tokenizer, asked, [], response_length=6, temperature=temperature, seed=seed)
+        for i, row in enumerate(rows):
+            assert row["reply_ids"] == replies[3 * i + int(np.argmax(row["scores"]))].ids
+        drawn[temperature, seed] = [reply.ids for reply in replies]
+    assert drawn[1.0, 0] != drawn[0.3, 0] != drawn[0.3, 7]
 
 
 def test_functions_score_too_and_one_that_answers_none_adds_nothing(model, tokenizer, tmp_path, monkeypatch) -> None:

@@ -23,14 +23,15 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def train(kind: str, base: Path, reward: Path, folder: Path, killed: bool = False) -> Any:
+def train(kind: str, base: Path, reward: Path, folder: Path, killed: TrainerCallback | None = None) -> Any:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, "logging_steps": 1}
     if kind in ("grpo", "rloo"):  # four steps a rollout, and after two of them all prompts have been seen
         options |= {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.1}
+        options["temperature"] = 0.7
     folder.mkdir(exist_ok=True)
     trainer = make(kind, base, folder, {"joint": reward}, **options)
-    if killed:
-        trainer.add_callback(Killed())
+    if killed is not None:
+        trainer.add_callback(killed)
     train_policy(trainer, RunFolder(folder.parent), folder, kind, {"loss": "loss"})
     return trainer
 
@@ -40,7 +41,7 @@ def train(kind: str, base: Path, reward: Path, folder: Path, killed: bool = Fals
 def test_killed_after_a_checkpoint_and_started_again(kind, base_folder, reward_folder, tmp_path, capsys) -> None:
     train(kind, base_folder, reward_folder, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(kind, base_folder, reward_folder, tmp_path / "killed", killed=True)
+        train(kind, base_folder, reward_folder, tmp_path / "killed", killed=Killed())
     found = checkpoint.latest(tmp_path / "killed")
     expected = 4 if kind in ("grpo", "rloo") else 6
     assert found is not None
@@ -62,11 +63,39 @@ def test_killed_after_a_checkpoint_and_started_again(kind, base_folder, reward_f
     assert logs[0] == logs[1]
     policy = json.loads((runs[0] / "policy" / "adapter_config.json").read_text())
     assert policy["task_type"] == "CAUSAL_LM"
+    sampled = json.loads((runs[0] / "policy" / "generation_config.json").read_text())
+    assert sampled.get("temperature", 1.0) == (
+        0.7 if kind in ("grpo", "rloo") else 1.0
+    )  # as it was sampled in training
+
+
+class KilledAtTheEnd(TrainerCallback):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpo", "dpo"])
+def test_killed_between_the_last_checkpoint_and_the_end(
+    kind, base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
+    """In the middle of an epoch, where transformers would take one more step."""
+    monkeypatch.setattr(f"{__name__}.STEPS", 12 if kind == "grpo" else 6)  # of 8 and 4 an epoch
+    train(kind, base_folder, reward_folder, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(kind, base_folder, reward_folder, tmp_path / "killed", killed=KilledAtTheEnd())
+    found = checkpoint.latest(tmp_path / "killed")
+    assert found is not None
+    assert checkpoint.step_of(found) == STEPS
+    trainer = train(kind, base_folder, reward_folder, tmp_path / "killed")
+    assert trainer.state.global_step == STEPS
+    whole, killed = ((tmp_path / run / "policy" / "adapter_model.safetensors") for run in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
 
 
 def test_another_number_of_processes_is_refused(base_folder, reward_folder, tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train("dpo", base_folder, reward_folder, tmp_path / "dpo", killed=True)
+        train("dpo", base_folder, reward_folder, tmp_path / "dpo", killed=Killed())
     found = checkpoint.latest(tmp_path / "dpo")
     assert found is not None
     seal = read_json(found / checkpoint.COMPLETE)

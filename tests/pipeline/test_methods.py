@@ -2,18 +2,27 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from chain_helpers import TINY, copy
+from launching import command, environment
+from safetensors.torch import load_file
 
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
 from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.methods.offline import dpo_rows, kto_rows
+from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.runs import splits
+from llm_rlhf.stages import best_of_n, offline, online, ppo
 
 COMMON = {"gradient_checkpointing": False, "learning_rate": 1e-3, "max_steps": 4, "per_device_train_batch_size": 8}
 ONLINE = COMMON | {"num_generations": 4, "max_completion_length": 12}
@@ -72,6 +81,100 @@ def test_a_chain_ends_in_a_report_of_its_policy(method, finished, tmp_path, caps
     assert compared["headline"] is None
     assert compared["groups"][1]["seconds"] == report["run"]["seconds"][method]
     assert "Where the recipes differ" in render_comparison(compared)
+
+
+class HandedOverError(Exception):
+    """Stops a stage where it would begin to train."""
+
+
+def handed_over(method: str, finished: Path, folder: Path, monkeypatch: Any, **section: Any) -> Any:
+    """The recipe of seed 3, its run, and what its stage gives the trainer (best of n: what it picks with)."""
+    kept: dict[str, Any] = {}
+
+    def keep(*args: Any, **kwargs: Any) -> None:
+        kept.update(kwargs, given=args)
+        raise HandedOverError
+
+    stage = {"ppo": ppo, "best_of_n": best_of_n, "dpo": offline, "kto": offline}.get(method, online)
+    if method in ("ppo", "best_of_n"):
+        monkeypatch.setattr(stage, "PPOTrainer" if method == "ppo" else "pick", keep)
+    else:
+        monkeypatch.setitem(stage.TRAINERS, method, keep)
+    recipe = recipe_of(finished, folder, method, "seed=3", **section)
+    run = RunFolder(recipe.folder)
+    (run / method).mkdir()
+    with pytest.raises(HandedOverError):  # the stage alone: those before it were made with another seed
+        stage.run(recipe, run, run / method)
+    return recipe, run, kept
+
+
+def started_from(model: Any, run: RunFolder) -> bool:
+    return Path(model.config._name_or_path) == run / "sft" / "model" and not hasattr(model, "peft_config")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_every_pair_of_the_reward_models_is_learnt_from_and_no_other(method, finished, tmp_path, monkeypatch) -> None:
+    recipe, run, kept = handed_over(method, finished, tmp_path, monkeypatch, gradient_accumulation_steps=2)
+    found = splits(recipe, run)
+    tokenizer = kept["processing_class"]
+    expected = dpo_rows(tokenizer, found.reward_pairs)
+    if method == "dpo":
+        assert kept["train_dataset"].to_list() == expected
+    else:
+        assert kept["train_dataset"].to_list() == kto_rows(tokenizer, found.reward_pairs, 8, 3, estimates_kl=True)
+    learnt = {tuple(row["prompt_ids"]) for row in expected}
+    kept_out = [*found.heldout_pairs, *found.evaluation_pairs]
+    assert kept_out
+    assert not learnt & {tuple(encode_prompt(tokenizer, pair.prompt)) for pair in kept_out}
+    assert started_from(kept["model"], run)
+    assert "ref_model" not in kept  # TRL's own: the base with the adapter off
+    assert kept["args"].seed == 3
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "best_of_n"])
+def test_prompts_scores_and_start_are_those_of_ppo(method, finished, tmp_path, monkeypatch) -> None:
+    paid = {"eval_prompts": 5, "missing_eos_penalty": 0.25, "reward_weights": [2.0]}
+    more = {"max_completion_length": 12, "total_episodes": 100} if method != "best_of_n" else {"temperature": 0.7}
+    given = {"prompts": None, **paid, **more} if method == "best_of_n" else paid | more | {"max_steps": -1}
+    _, run, kept = handed_over(method, finished, tmp_path / "own", monkeypatch, **given)
+    as_ppo = {"eval_prompts": 5, "response_length": 12, "gradient_checkpointing": False}
+    monkeypatch.setitem(SECTIONS, "ppo", as_ppo)
+    _, _, of_ppo = handed_over("ppo", finished, tmp_path / "ppo", monkeypatch)
+    prompts = of_ppo["train_dataset"].to_list()
+    assert len(of_ppo["eval_dataset"]) == 5
+    if method == "best_of_n":
+        model, _, asked, sources, options, _ = kept["given"]
+        assert [{"prompt": p.messages, "objective": p.objective} for p in asked] == prompts
+        assert (sources.seed, sources.weights, sources.adapters) == (3, [2.0], ["joint"])
+        assert (options.temperature, options.missing_eos_penalty, options.n) == (0.7, 0.25, 3)
+        assert Path(model.get_base_model().config._name_or_path) == run / "sft" / "model"
+        return
+    assert kept["train_dataset"].to_list() == prompts
+    assert kept["adapters"] == {"joint": run / "reward" / "joint"}
+    assert (kept["options"].reward_weights, kept["options"].missing_eos_penalty) == ([2.0], 0.25)
+    assert started_from(kept["model"], run)
+    # 100 replies, 8 a rollout: 13 rollouts, each one step
+    assert (kept["args"].generation_batch_size, kept["args"].max_steps, kept["args"].beta) == (
+        8, 13, SECTIONS[method].get("beta", 0.05),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_of_dpo_learn_what_one_does(finished, tmp_path) -> None:
+    """Four pairs a process in place of eight: the same steps, but for the order in which gradients are added."""
+    left = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        recipe = recipe_of(finished, folder, "dpo", per_device_train_batch_size=8 // processes)
+        if processes == 1:
+            run_recipe(recipe, only="dpo")
+        else:
+            asked = command("run", folder / "tiny.yaml", f"output_dir={recipe.folder}", "--only", "dpo", processes=2)
+            done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr[-2000:]
+        left.append(load_file(recipe.folder / "dpo" / "policy" / "adapter_model.safetensors"))
+    for name, weight in left[0].items():
+        torch.testing.assert_close(left[1][name], weight, atol=1e-5, rtol=0)  # of steps of 1e-3; 7e-7 was seen
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])

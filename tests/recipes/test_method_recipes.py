@@ -44,6 +44,14 @@ def test_pairs_alone_are_enough_for_the_others_and_then_none_is_held_out(tmp_pat
         load(tmp_path, **own | {"data": {"prompts": [{"source": "here.jsonl"}]}}, **{method: {}})
 
 
+def test_a_step_of_the_optimizer_never_ends_within_a_rollout(tmp_path) -> None:
+    """Two micro-batches a rollout: one, two, four or six may be a step, three may not."""
+    for accumulated in (1, 2, 4, 6):
+        load(tmp_path, reward={}, grpo={"steps_per_generation": 2, "gradient_accumulation_steps": accumulated})
+    with pytest.raises(RecipeError, match=r"'rloo' contradicts itself: a rollout is .* = 2 micro-batches.* is 3; one"):
+        load(tmp_path, reward={}, rloo={"steps_per_generation": 2, "gradient_accumulation_steps": 3})
+
+
 def test_each_section_takes_its_trainers_fields_and_its_own_by_name_and_type(tmp_path) -> None:
     with pytest.raises(RecipeError, match=r"'grpo.num_generation'.*num_generations"):
         load(tmp_path, reward={}, grpo={"num_generation": 4})
@@ -87,8 +95,9 @@ def test_evaluation_samples_as_training_did(tmp_path) -> None:
 def test_a_recipe_of_ppo_leaves_no_trace_of_the_other_methods(tmp_path) -> None:
     """So that run folders of before mean what they meant, and their manifests compare."""
     known = load(tmp_path, reward={}, ppo={}).as_dict()
-    assert list(known) == ["name", "output_dir", "seed", "model", "data", "world", "sft", "reward", "ppo", "evaluate",
-                           "report_to", "gate"]  # fmt: skip
+    assert list(known) == [
+        "name", "output_dir", "seed", "model", "data", "world", "sft", "reward", "ppo", "evaluate", "report_to", "gate",
+    ]  # fmt: skip
     assert load(tmp_path).as_dict().keys() == known.keys()
     recipe = load(tmp_path, reward={}, grpo={"max_steps": 3})
     assert recipe.as_dict()["grpo"] == {"max_steps": 3}

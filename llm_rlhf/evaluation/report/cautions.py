@@ -15,8 +15,8 @@ def cautions(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[st
         for j in range(i):
             if own and own == policies[j]:
                 lines.append(
-                    f"{names[j]} and {names[i]} are one and the same policy. The rows of all runs take them for two, "
-                    "so that their intervals are too narrow."
+                    f"{names[j]} and {names[i]} are one and the same policy. It is one repetition: no mean over runs "
+                    f"counts {names[i]} beside {names[j]}."
                 )
     for key, called in (("response_length", "tokens at most"), ("temperature", "as their temperature")):
         values = [report["provenance"]["decoding"].get(key) for report in reports]

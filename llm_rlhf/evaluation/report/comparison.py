@@ -19,7 +19,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.report.charts import Mark, Point
-from llm_rlhf.evaluation.report.groups import differing, groups_of
+from llm_rlhf.evaluation.report.groups import differing, groups_of, repetitions
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
     SPREADS,
@@ -96,18 +96,19 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     names = _distinct([str(report["run"]["name"]) for report in reports], folders)
     rows: list[dict[str, Any]] = []
     groups = groups_of(reports)
+    repeated = [repetitions(group["runs"], reports) for group in groups]
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
     for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
-            of_groups = [_together(name, split, [e for i in group["runs"] if (e := each[i])]) for group in groups]
+            of_groups = [_together(name, split, [e for i in runs if (e := each[i])]) for runs in repeated]
             together = of_groups[0] if len(groups) == 1 else None
             rows.append({"name": name, "split": split, "each": each, "together": together, "groups": of_groups})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
     for number, group in enumerate(groups):
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
-        of_group = [reports[i] for i in group["runs"]]
+        of_group = [reports[i] for i in repeated[number]]
         means += _means_beside(of_group) + _spreads(of_group)
         with alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
@@ -336,8 +337,8 @@ def _group(row: dict[str, Any], runs: list[str], pooled: list[str]) -> dict[str,
 
 
 def _entries(row: dict[str, Any]) -> list[Entry]:
-    """All that stands in a row of the table: of every run, and of all together."""
-    return [entry for entry in (*row["each"], row["together"]) if entry is not None]
+    """All that stands in a row of the table: of every run, and the mean of every group."""
+    return [entry for entry in (*row["each"], *row["groups"]) if entry is not None]
 
 
 def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
@@ -385,7 +386,7 @@ def _summary(found: dict[str, Any]) -> list[str]:
     lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
     if found["headline"] is not None:
         lines.append(f"all runs together: {found['headline']['text']}")
-    else:
+    elif len(found["groups"]) > 1:
         lines += _group_lines(found)
     for row in found["rows"][:6]:
         with alike(_entries(row)):

@@ -22,6 +22,7 @@ BLIND = 0.05  # share of the returns' variance under which the value model says 
 LAST = 0.2  # of the logged steps: what is called the end of training
 CUT_OFF = 0.8  # share of replies that end by themselves, under which their length is no longer the policy's own
 UNMOVED = 0.1  # nats a reply under which the policy is nearly its start
+SHIPPED = 250  # requests of a kind in data/evaluation, or a few more
 FAR = 50  # times as many prompts; more than that nobody asks
 JUDGES = {"gold": ("gold_gain", "the true score"), "heldout": ("heldout_reward_gain", "the held-out reward")}
 REFUSED = ("refusal_harmful_change", "over_refusal_change")
@@ -284,6 +285,12 @@ def _more_prompts(known: Known, entry: Entry, times: float) -> str:
     section, name = known.recipe.get("evaluate") or {}, "refusal_prompts" if of_refusals else "prompts"
     now = int(section.get(name) or known.recipe.get("limit") or entry["n"])
     wanted = _rounded_up(now * times)
+    if of_refusals and wanted > SHIPPED:
+        return (
+            f"It takes about {wanted:,} requests of a kind, and some {SHIPPED} come with the package: set "
+            f"evaluate.refusal_prompts to {SHIPPED + 50} for all of them, and ask a public suite too "
+            "(evaluate.benchmarks)."
+        )
     key = "--limit" if "limit" in known.recipe else f"evaluate.{name}"
     also = " with world.evaluation_prompts" if known.recipe.get("world") else ""
     wordings = f", in {times:.1f} times as many wordings" if entry["clusters"] is not None else ""

@@ -7,6 +7,7 @@ method or a key are not repetitions; they stand side by side, each group with it
 from collections.abc import Sequence
 from typing import Any
 
+from llm_rlhf.evaluation.report.cautions import policy_weights
 from llm_rlhf.methods.prompts import number_kept_back
 from llm_rlhf.recipe.sections import METHODS, BestOfNOptions
 
@@ -51,6 +52,12 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return groups
+
+
+def repetitions(runs: Sequence[int], reports: Sequence[dict[str, Any]]) -> list[int]:
+    """Those of a group's runs that are pooled: of several reports of one and the same policy, the first."""
+    weights = [policy_weights(report) for report in reports]
+    return [i for n, i in enumerate(runs) if not weights[i] or weights[i] not in [weights[j] for j in runs[:n]]]
 
 
 def differing(groups: Sequence[dict[str, Any]]) -> list[str]:
