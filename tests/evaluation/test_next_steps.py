@@ -253,7 +253,7 @@ FAULTY = (
 STUCK = (level("kl", 0.02, 0.01, 0.03), estimate("gold_gain", 0.1, -0.1, 0.3))
 
 
-def of_method(method: str, *changed: Estimate, section: dict[str, Any] | None = None) -> dict[str, str]:
+def remedies_of(method: str, *changed: Estimate, section: dict[str, Any] | None = None) -> dict[str, str]:
     """Remedies by rule, all that see something, of a run whose policy was made by this method."""
     report = report_of(*changed, overoptimization=snapshots(over=(-0.2, 0.2), checkpoint=0))
     entries = [{**e, "subject": method if e["subject"] == "ppo" else e["subject"]} for e in report["estimates"]]
@@ -269,7 +269,7 @@ def of_method(method: str, *changed: Estimate, section: dict[str, Any] | None = 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_key_that_is_named_is_one_of_the_methods_section(method: str) -> None:
-    steps = of_method(method, *FAULTY) | of_method(method, *STUCK)
+    steps = remedies_of(method, *FAULTY) | remedies_of(method, *STUCK)
     assert {"hacked", "best_snapshot", "side_lost", "lost_language", "longer", "cut_off", "unmoved"} <= steps.keys()
     known = {f.name for f in dataclasses.fields(config_class_of(method))} | option_names(method)
     named = {rule: re.findall(rf"\b{method}\.(\w+)", remedy) for rule, remedy in steps.items()}
@@ -280,16 +280,16 @@ def test_every_key_that_is_named_is_one_of_the_methods_section(method: str) -> N
 
 def test_what_a_method_has_not_is_not_asked_of_it() -> None:
     """TRL's GRPO holds nothing to the start, best of n has no penalty, DPO neither samples nor is paid by a model."""
-    grpo, dpo, best = (of_method(method, *FAULTY) for method in ("grpo", "dpo", "best_of_n"))
+    grpo, dpo, best = (remedies_of(method, *FAULTY) for method in ("grpo", "dpo", "best_of_n"))
     assert "Raise grpo.max_completion_length, or grpo.missing_eos_penalty" in grpo["cut_off"]
     assert grpo["hacked"] == "Raise grpo.beta, or stop earlier: the reward model is being fooled."
-    assert of_method("grpo", *STUCK)["unmoved"] == "Raise grpo.total_episodes or grpo.learning_rate."
-    held = of_method("grpo", *STUCK, section={"beta": 0.1})["unmoved"]
+    assert remedies_of("grpo", *STUCK)["unmoved"] == "Raise grpo.total_episodes or grpo.learning_rate."
+    held = remedies_of("grpo", *STUCK, section={"beta": 0.1})["unmoved"]
     assert held == "Lower grpo.beta (it is 0.1), or raise grpo.total_episodes or grpo.learning_rate."
-    assert of_method("rloo", *STUCK)["unmoved"].startswith("Lower rloo.beta, or raise")
-    assert of_method("kto", *STUCK)["unmoved"].endswith("or raise kto.num_train_epochs or kto.learning_rate.")
+    assert remedies_of("rloo", *STUCK)["unmoved"].startswith("Lower rloo.beta, or raise")
+    assert remedies_of("kto", *STUCK)["unmoved"].endswith("or raise kto.num_train_epochs or kto.learning_rate.")
     assert "reward model" not in dpo["hacked"] + dpo["no_better_than_choosing"]
-    assert dpo["longer"] == "Raise dpo.beta, or add pairs whose better reply is the shorter one."
+    assert dpo["longer"] == "Add pairs whose better reply is the shorter one, or raise dpo.beta."
     assert dpo["cut_off"].startswith("Raise evaluate.response_length, or train sft")
     assert best["hacked"].startswith("Lower best_of_n.num_train_epochs or best_of_n.learning_rate, or stop earlier")
 

@@ -1,9 +1,8 @@
 """A control task in words: drive a car with a weak engine up a hill, learned by a reward and learned from comparisons.
 
-    python examples/mountain_car.py                       # the base model and the data, into runs/mountain-car
-    llm-rlhf run examples/mountain_car_reward.yaml        # PPO by `progress`, a number for every ride
-    llm-rlhf run examples/mountain_car_people.yaml        # PPO by a reward model of 8,000 comparisons of rides
-    llm-rlhf compare runs/mountain-car/by-reward runs/mountain-car/by-people
+    python examples/mountain_car/car.py                   # the base model and the data, into runs/mountain-car
+    llm-rlhf run examples/mountain_car/reward.yaml        # PPO by `progress`, a number for every ride
+    llm-rlhf run examples/mountain_car/people.yaml        # PPO by a reward model of 8,000 comparisons of rides
 
 The prompt says where the car stands in the valley; the reply is a plan, eight times left, right or wait, each held for
 25 steps of the simulation. The engine is too weak to climb straight up: a good plan swings. The road and the car are
