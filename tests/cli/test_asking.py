@@ -10,6 +10,7 @@ import typer
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+import llm_rlhf.cli.main  # noqa: F401 registers the commands, which the last lines name
 from llm_rlhf import pipeline
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.exits import COVERS
@@ -50,7 +51,8 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     asked = []
     monkeypatch.setattr(pipeline, "run_recipe", lambda *a: asked.append(a) or Folder(tmp_path))
     done = ask(run, recipe, "seed=7", "--from", "sft")
-    assert (done.exit_code, done.stdout) == (0, "")  # no report yet
+    onward = f"\nGo on with world: llm-rlhf run {recipe}"
+    assert (done.exit_code, done.stdout) == (0, f"{onward} seed=7\n")  # no report yet
     ((loaded, only, from_stage),) = asked
     assert (loaded.name, loaded.seed, only, from_stage) == ("mine", 7, None, "sft")
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
@@ -58,7 +60,7 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     assert asked[1][1:] == ("sft", None)
     page = tmp_path / "report.html"
     told = f"\nOverall: better\n\nBoth sides gained.\n{COVERS}\nwarning: an alarm\n\nReport: {page}\n"
-    assert text == told
+    assert text == f"{told}{onward}\n"
     assert json.loads(ask(run, recipe, "--json").stdout) == REPORT | {"report": str(page)}
 
 
@@ -136,7 +138,8 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
     assert (request.limit, request.refusal_limit, request.refusals, request.seed) == (9, 9, False, 4)
     assert (request.judge, request.key_variable, request.judge_key_variable) == ("people:v.jsonl", "KEY", "KEY")
     assert (request.recipe, request.temperature, request.output) == (None, None, Path("evaluations/mine-start"))
-    assert done.stdout.endswith(f"Report: {Path('evaluations/mine-start/report.html')}\n")
+    page, onward = Path("evaluations/mine-start/report.html"), f"chat '{served}' '{other}' --key-variable KEY"
+    assert done.stdout.endswith(f"Report: {page}\n\nTalk to them: llm-rlhf {onward}\n")
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
             ["evaluate", "a", "--reference", "b", "--own", "kl=f.jsonl,m:f"],
             "'kl', as is a measure of the report's own",
         ),
-        (["compare", "./nowhere", "./there"], "holds no report.json"),
+        (["compare", "./nowhere", "./there"], "There is no folder nowhere"),
         (["compare", "./nowhere"], "at least two runs"),
     ],
 )

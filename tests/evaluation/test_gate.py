@@ -245,7 +245,7 @@ def test_the_command_passes_fails_and_refuses(tmp_path: Path) -> None:
         ((str(tmp_path),), "holds no report.json"),
         ((str(folder), "ppo.kl_coef=1"), "a gate takes gate.key=value alone"),
         ((str(folder), "gate.kl=much"), "Recipe key 'gate.kl'"),
-        ((str(folder), "--against", str(tmp_path / "none")), "holds no report.json"),
+        ((str(folder), "--against", str(tmp_path / "none")), "There is no folder"),
     ):
         code, said = run_gate(*arguments)
         assert (code, words in " ".join(said.split())) == (2, True)

@@ -96,7 +96,8 @@ def make_run(tmp_path) -> Callable[..., Path]:
         for stage in ("sft", "ppo"):
             make_movable(run / stage, run)
         (run / "evaluate").mkdir()
-        rows = [{"prompt": asked, "ppo": {"reply": f"it is {len(str(asked))}"}, "sft": {"reply": "no"}}
+        rows = [{"prompt": asked, "ppo": {"reply": f"it is {len(str(asked))}", "stopped": True},
+                 "sft": {"reply": "no", "stopped": True}}
                 for asked in QUESTIONS]  # fmt: skip
         (run / "evaluate" / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return run
