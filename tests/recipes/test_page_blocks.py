@@ -33,6 +33,7 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
     r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
+    r"^llm-rlhf doctor": "half a minute; tests/doctor looks at each of its findings",
     r"^llm-rlhf init$": "asks; tests/cli/test_init.py answers",
     r"--push": "asks the hub; tests/export/test_pushing.py has a stand-in",
     r"^llm-rlhf serve": "answers until it is interrupted; tests/export/test_serving.py asks it",
@@ -174,7 +175,7 @@ def test_a_command_of_a_page_runs(path: Path, line: str, there: Path, served: st
     if words[0] == "evaluate" and words[1][0] != "-":
         words += SHORTER
     done = CliRunner().invoke(app, words)
-    ends = (0, 1) if words[0] in ("gate", "doctor") else (0,)  # a verdict on a tiny policy, and on this machine
+    ends = (0, 1) if words[0] == "gate" else (0,)  # whatever a tiny policy's verdict is
     assert done.exit_code in ends, done.output[-2000:] + str(done.exception)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
 
