@@ -3,6 +3,7 @@
 A model may say anything, escape sequences too. Nothing that it says reaches the terminal but as text.
 """
 
+import abc
 import contextlib
 import json
 import re
@@ -83,13 +84,13 @@ class Screen(Protocol):
         ...
 
 
-class _Plain:
+class _Plain(abc.ABC):
     """What those that write plain lines have in common."""
 
     asks = False
 
-    def say(self, text: str) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def say(self, text: str) -> None: ...
 
     def explain(self, rows: Mapping[str, str]) -> None:
         width = max(map(len, rows)) + 2
