@@ -28,6 +28,7 @@ from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import METHODS
 
 SHARED = ("world", "data", "sft", "reward")
+PAID = METHODS.keys() - {"dpo", "kto"}  # by the reward model
 Rows = dict[str, list[dict[str, Any]]]
 TRIED = """## How the settings were chosen
 
@@ -86,7 +87,8 @@ def row_of(run: Path, seed: int, method: str, overrides: list[str]) -> dict[str,
     """One run as a row: `run_quickstart`'s, with the seconds and the budget of the method alone."""
     row = run_quickstart(run, seed, overrides, recipe=recipe_of(method))
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    row["method_seconds"] = report["run"]["seconds"][method]
+    seconds = report["run"]["seconds"]
+    row["method_seconds"], row["reward_seconds"] = seconds[method], seconds["reward"]
     row["budget"] = budget(flat(report["provenance"]["recipe"]), method, report)
     kl = next((e for e in report["estimates"] if e["name"] == "kl" and e["split"] == "all"), None)
     row["kl"] = None if kl is None else kl["estimate"]
@@ -107,13 +109,14 @@ def page_of(rows: Rows, development: bool) -> str:
     machine = ", ".join(sorted({f"{row['cpu']}, {row['kernels']}" for of in rows.values() for row in of}))
     seeds = sorted({row["seed"] for of in rows.values() for row in of})
     table = [
-        f"| method | {' | '.join(SHOWN)} | KL, nats a reply | seconds | budget | seeds |",
-        "|" + "---|" * (len(SHOWN) + 5),
+        f"| method | {' | '.join(SHOWN)} | KL, nats a reply | seconds | with the reward stage | budget | seeds |",
+        "|" + "---|" * (len(SHOWN) + 6),
     ]
     for method, found in rows.items():
         kls = [row["kl"] for row in found if row["kl"] is not None]
         cells = [mean_of([value(row, called) for row in found], digits_of(called)) for called in SHOWN]
-        cells += [f"{np.mean(kls):.1f}" if kls else "-", f"{np.mean([row['method_seconds'] for row in found]):.0f}"]
+        own, reward = (np.mean([row[key] for row in found]) for key in ("method_seconds", "reward_seconds"))
+        cells += [f"{np.mean(kls):.1f}" if kls else "-", f"{own:.0f}", f"{own + reward:.0f}" if method in PAID else "-"]
         table.append(f"| {METHODS[method]} | {' | '.join(cells)} | {found[0]['budget']} | {len(found)} |")
     against = [f"| less PPO of the same seed | {' | '.join(SHOWN)} |", "|" + "---|" * (len(SHOWN) + 1)]
     for method, found in rows.items():
@@ -132,7 +135,8 @@ What each policy gained over the SFT model it started from, by the true score, a
 refusals in percentage points. A cell is the mean over seeds with its 95 % interval (Student's t over seeds): a seed
 draws the data, the SFT model, the reward model and the policy anew, and within a seed all methods share all but the
 last. Prompts of one run share phrasings, so that they are not counted as repetitions here. Seconds are of the method's
-own stage; what it cost to train the reward model is not in them, and DPO and KTO do not need it.
+own stage, and with the reward stage, in which the model that pays is trained and the held-out one that judges; DPO
+and KTO need neither to train.
 
 {chr(10).join(table)}
 

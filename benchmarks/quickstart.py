@@ -101,6 +101,7 @@ def run_quickstart(
     made_by = report["provenance"]["recipe"]
     made_by["model"]["chat_template_date"] = None  # the day of the run, which no recipe here sets
     wanted = load_recipe(recipe, [f"seed={seed}", f"output_dir={run}", *overrides]).as_dict()
+    wanted.pop("output_dir")  # which a run folder does not say of itself: it can be moved
     if made_by != wanted:
         raise SystemExit(f"{run} was made by another recipe or version; remove it, or name another --folder.")
     row: dict[str, Any] = {"seed": seed, **report["provenance"]["machine"]}
