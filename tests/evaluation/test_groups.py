@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from llm_rlhf.evaluation.report.groups import budget, differing, flat, groups_of
+from llm_rlhf.evaluation.report.groups import budget, differing, flat, groups_of, same_seeds
 
 RECIPE: dict[str, Any] = {
     "name": "one", "output_dir": None, "seed": 0, "model": {"lora": {"r": 4}, "chat_template_date": "2026-01-01"},
@@ -80,3 +80,10 @@ def test_budgets_by_hand() -> None:
     assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs, 50 steps"
     assert budget({"grpo.max_steps": 50}, "grpo", report) == "not recorded"
     assert flat({"a": {"b": {"c": 1}}, "seed": 3, "ppo": {}, "d": None}) == {"a.b.c": 1, "ppo": {}}
+
+
+def test_runs_are_paired_by_a_seed_that_each_recipe_has_once() -> None:
+    reports = [report_of(seed=seed) for seed in (0, 1, 2, 2, 5, 1, 0, 2)]
+    assert same_seeds([0, 1, 2, 4], [5, 6, 7], reports) == [(0, 6), (1, 5), (2, 7)]
+    assert same_seeds([0, 1, 2, 3], [5, 6, 7], reports) == [(0, 6), (1, 5)]  # of two runs of seed 2 neither
+    assert same_seeds([0], [1], [report_of(seed="gone"), report_of(seed="gone")]) == []

@@ -11,10 +11,11 @@ from planted_runs import bad_run, better_run, estimate
 from test_report import Page, full_report
 
 from llm_rlhf.cli.exits import show
-from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
 from llm_rlhf.evaluation.report.headline import Headline, headline_of
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import write_report
+from llm_rlhf.evaluation.report.side_by_side import render_comparison
 from llm_rlhf.evaluation.report.sides import margin_of, margin_text, side_of
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.statistics.intervals import Estimate
@@ -247,6 +248,43 @@ def test_a_copy_of_a_run_is_no_repetition_of_it(tmp_path: Path) -> None:
     assert "one repetition" in found["cautions"][0]
     assert not [line for line in found["summary"] if "together" in line or "recipes" in line]
     assert "The last row is the mean" not in render_comparison(found)
+
+
+def test_of_recipes_that_ran_several_times_the_means_come_first_with_their_difference_by_seed(tmp_path: Path) -> None:
+    """Gains of .1, .2, .3 and, of the same seeds, .6, .7, 1.1: on the mean .6 more, with a deviation of .1732."""
+    gains = {"PPO": [0.1, 0.2, 0.3], "DPO": [0.6, 0.7, 1.1]}
+    for method, of in gains.items():
+        for seed, gain in enumerate(of):
+            known = [
+                estimate("gold_helpful_gain", gain, gain - 0.1, gain + 0.1),
+                estimate("win_rate", 0.6, 0.5, 0.7, "gold"),
+            ]
+            report = report_of([*known, estimate("gold_gain", 0.1, 0.05, 0.15)], alarms=["Mind this."] * (seed == 1))
+            recipe = {"seed": seed, method.lower(): {"learning_rate": 1e-3}}
+            report["provenance"] = copy.deepcopy(report["provenance"]) | {"recipe": recipe}
+            report["provenance"]["hashes"] = {"ppo/policy/adapter_model.safetensors": f"{method}{seed}"}
+            write_report(report, tmp_path / f"{method}-{seed}")
+    runs = [
+        tmp_path / f"{method}-{seed}" for method, seeds in (("PPO", (0, 1, 2)), ("DPO", (2, 0, 1))) for seed in seeds
+    ]
+    found = compare_runs(runs)
+    rows = {row["name"]: row["less_first"] for row in found["rows"]}
+    first, less = rows["gold_helpful_gain"]
+    assert first is None
+    assert (less["estimate"], less["n"]) == (pytest.approx(0.6), 3)
+    assert less["low"] == pytest.approx(0.6 - 4.3027 * 0.1732 / 3**0.5, abs=1e-4)  # t of .975, two degrees of freedom
+    assert rows["win_rate"] == [None, None]  # a share of wins over the start: its differences mean nothing of their own
+    assert not [line for line in found["summary"] if "Mind" in line or line.startswith("PPO-0")]
+    (told,) = (line for line in found["summary"] if "less PPO, seed by seed: +0.6" in line)
+    assert told.startswith("  DPO  +0.8")
+    html = render_comparison(found)
+    assert "2 recipes side by side" in html
+    assert html.count("alarms in 1 of 3 runs") == 2
+    assert html.count("<details>") == len(found["rows"])
+    assert Page(html).open == []
+    alone = render_comparison(compare_runs(runs[:4]))  # one recipe ran once
+    assert "4 runs side by side" in alone
+    assert "seed by seed" not in alone
 
 
 def test_a_reward_model_worse_than_a_rule_on_one_objective_is_not_called_better() -> None:

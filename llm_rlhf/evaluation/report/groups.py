@@ -60,6 +60,17 @@ def repetitions(runs: Sequence[int], reports: Sequence[dict[str, Any]]) -> list[
     return [i for n, i in enumerate(runs) if not weights[i] or weights[i] not in [weights[j] for j in runs[:n]]]
 
 
+def same_seeds(one: Sequence[int], other: Sequence[int], reports: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Pairs of a run of one group and a run of another with the same seed, where each group has it once."""
+
+    def by_seed(runs: Sequence[int]) -> dict[Any, int]:
+        seeds = [reports[i]["provenance"]["recipe"].get("seed") for i in runs]
+        return {seed: i for seed, i in zip(seeds, runs, strict=True) if seed is not None and seeds.count(seed) == 1}
+
+    first, second = by_seed(one), by_seed(other)
+    return [(first[seed], second[seed]) for seed in first if seed in second]
+
+
 def differing(groups: Sequence[dict[str, Any]]) -> list[str]:
     """Where the groups' recipes differ: a line for each key with its values, then one for each method's section."""
     lines: list[str] = []
