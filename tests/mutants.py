@@ -5,7 +5,7 @@ fault is a change of one line, made in a copy of the package; a fault counts as 
 name of its invariant fails, and fails as a test (an import error or an unknown option does not count).
 
 Tests run in the folder of that copy and with it first on the path, and so do the processes they start: `python -m
-llm_rlhf`, torchrun, accelerate. Each process writes down which package it imported; where one imported another than
+llm_rlhf`, accelerate, forks. Each process writes down which package it imported; where one imported another than
 the copy, nothing has been judged, and the exit code is 2 in place of 1.
 """
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIRING = "tests/parity/test_ppo_wiring.py"
 PROCESSES = "tests/parity/test_processes.py"
 RESUMED = "tests/pipeline/test_resume.py::test_a_resumed_trainer_ends_with_the_same_bits"
-KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[one process]"
+KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[whole]"
 
 
 class Fault(NamedTuple):
@@ -380,7 +380,8 @@ sys.meta_path.insert(0, NoteImports)
 def plant(fault: Fault | None, folder: Path) -> None:
     """A copy of the package with the fault in it, and beside it what notes imports as soon as Python starts."""
     shutil.copytree(ROOT / "llm_rlhf", folder / "llm_rlhf", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "data").symlink_to(ROOT / "data")  # what the package looks for in its own clone
+    for name in ("data", "pyproject.toml"):  # what the package looks for in its own clone
+        (folder / name).symlink_to(ROOT / name)
     (folder / "sitecustomize.py").write_text(NOTE_IMPORTS, encoding="utf-8")
     if fault is not None:
         path = folder / "llm_rlhf" / fault.file

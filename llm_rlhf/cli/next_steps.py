@@ -89,6 +89,14 @@ def after_init(path: Path) -> list[Step]:
     ]
 
 
+def after_recipes(quickstart: Path) -> list[Step]:
+    """What the recipes that ship lead to: the one that takes nothing but this machine."""
+    return [
+        ("Look at this machine", ["doctor"]),
+        ("From nothing to a report, in six minutes", ["run", str(quickstart)]),
+    ]
+
+
 def after_chat(subjects: Sequence[Any]) -> list[Step]:
     """What a chat leads to: handing on the last side that is part of a run.
 

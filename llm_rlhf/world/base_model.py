@@ -10,7 +10,6 @@ One ships with the project (`shipped_base`), so that every run starts from the s
 The same conversations and seed give the same weights, bit for bit, on the same machine and number of threads.
 """
 
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,7 @@ from transformers import (
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
-
-CLONE = Path(__file__).parents[2] / "data" / "base"
-INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "base"
+from llm_rlhf.shipped import shipped
 
 EOS, PAD = "<|end|>", "<|pad|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -123,7 +120,7 @@ def make_tiny_base(
 
 def shipped_base() -> Path:
     """The folder of the base model that ships: in the clone that this code is part of, else where the wheel put it."""
-    folder = CLONE if CLONE.is_dir() else INSTALLED
+    folder = shipped("base")
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"The gold world's base model is not in {folder}; install llm-rlhf from a clone or a wheel.")
     return folder

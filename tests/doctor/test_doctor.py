@@ -37,14 +37,6 @@ def test_versions_are_those_of_the_constraints(monkeypatch) -> None:
     assert "peft is missing" in packages.versions().found
 
 
-def test_the_constraints_go_with_the_wheel() -> None:
-    import tomllib
-
-    files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
-    assert files["share/llm-rlhf"] == ["constraints.txt"]
-    assert packages.INSTALLED.parts[-3:] == ("share", "llm-rlhf", "constraints.txt")
-
-
 @pytest.mark.parametrize("name", ["devices", "bfloat16", "attention", "compiler", "memory", "disk", "threads"])
 def test_a_machine_that_works_is_found_to(name) -> None:
     found = getattr(machine, name)()

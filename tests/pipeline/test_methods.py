@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import yaml
 from chain_helpers import TINY, copy
-from launching import command, environment
+from launching import start
 from safetensors.torch import load_file
 
 from llm_rlhf.errors import DataError, RecipeError
@@ -170,9 +169,8 @@ def test_two_processes_of_dpo_learn_what_one_does(finished, tmp_path) -> None:
         if processes == 1:
             run_recipe(recipe, only="dpo")
         else:
-            asked = command("run", folder / "tiny.yaml", f"output_dir={recipe.folder}", "--only", "dpo", processes=2)
-            done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr[-2000:]
+            asked = ["run", folder / "tiny.yaml", f"output_dir={recipe.folder}", "--only", "dpo"]
+            start(*asked, processes=2, folder=tmp_path / "said").finish()
         left.append(load_file(recipe.folder / "dpo" / "policy" / "adapter_model.safetensors"))
     for name, weight in left[0].items():
         torch.testing.assert_close(left[1][name], weight, atol=1e-5, rtol=0)  # of steps of 1e-3; 7e-7 was seen
