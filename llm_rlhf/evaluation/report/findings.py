@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.evaluation.report.alarms import FORGOTTEN, LARGE_KL, LONGER
-from llm_rlhf.evaluation.report.headline import headline_of
+from llm_rlhf.evaluation.report.headline import headline_of, own_gains
 from llm_rlhf.evaluation.report.measures import Entry, find, measure_of, split_label, subject_label
 from llm_rlhf.evaluation.report.numbers import equal, half_width, interval_text, number, value_text
 from llm_rlhf.evaluation.report.sides import OVER_REFUSAL, OVERALL, direction, first_found, judgement, margin_of
@@ -167,6 +167,20 @@ def side_lost(known: Known) -> list[Step]:
         more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
         remedy = f"{more}; {known.hold} if both sides fall."
         steps.append(Step("side_lost", finding, remedy))
+    return steps
+
+
+def own_lost(known: Known) -> list[Step]:
+    """A suite of the user's own by which the policy is shown worse."""
+    steps = []
+    for change in own_gains(known.estimates):
+        if judgement(change) != "worse":
+            continue
+        suite = str(change["name"]).removesuffix("_gain")
+        finding = f"By your suite {suite} the policy lost: {said(change)}."
+        paid = "" if known.by_pairs else f" or {known.method}.reward_funcs"
+        remedy = f"Read replies_{suite}.jsonl, and teach what it counts by {known.rows('preferences')}{paid}."
+        steps.append(Step("own_lost", finding, remedy))
     return steps
 
 
