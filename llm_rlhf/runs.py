@@ -18,7 +18,7 @@ def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
     return recipe.model.base
 
 
-def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
+def data_section(recipe: Recipe, run: RunFolder | Path) -> DataSection:
     """The recipe's sources; a gold world's are the files its stage wrote."""
     if recipe.data is not None:
         return recipe.data

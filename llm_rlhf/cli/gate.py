@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.exits import told_in_one_message
+from llm_rlhf.cli.next_steps import after_gate, tell
 from llm_rlhf.launch import speaks_for_all
 
 
@@ -47,5 +48,6 @@ def gate(
                 failed = sum(not line.passed for line in lines)
                 held = f"{run} against {against}" if against is not None else run
                 print(f"\n{held} {'passes' if passed else f'fails {failed} of {len(lines)} checks'}.")
+        tell(after_gate(folder, passed), as_json)
     if not passed:
         raise typer.Exit(1)

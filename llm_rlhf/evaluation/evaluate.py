@@ -84,7 +84,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     check_output(asked.output)
     found = measure(asked)
     report = assemble(
-        name=f"{asked.policy.name} against {asked.start.name}",
+        name=_title(asked),
         recipe=str(asked.run / "recipe.yaml") if asked.run else "none",
         base=asked.policy.url or asked.policy.base,
         seconds={"evaluate": round(time.time() - started, 3)},
@@ -110,6 +110,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         archive_report(asked.output)
         write(asked, found, report)
     return report
+
+
+def _title(asked: Evaluation) -> str:
+    run = asked.policy.run
+    return ("" if run is None else f"{run.resolve().name}: ") + f"{asked.policy.name} against {asked.start.name}"
 
 
 def measure(asked: Evaluation) -> Measured:

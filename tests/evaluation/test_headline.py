@@ -121,7 +121,13 @@ def test_its_own_judge_is_never_green() -> None:
 
 
 def own(good: str, **changes) -> dict[str, Any]:
-    return {"function": "m:f", "good": good, "unit": "score", "prompts": 60, "not_scored": {"ppo": 0, "sft": 0}} | changes
+    return {
+        "function": "m:f",
+        "good": good,
+        "unit": "score",
+        "prompts": 60,
+        "not_scored": {"ppo": 0, "sft": 0},
+    } | changes
 
 
 OWN = {"brevity": own("lower"), "flag": own("higher", unit="share")}

@@ -52,6 +52,8 @@ def benchmarks(estimates: list[Entry], known: dict[str, dict[str, Any]]) -> list
 
 def suite_lines(report: dict[str, Any]) -> list[str]:
     """A line for each measure of each whole suite, public or of the user's own: the levels, then the paired change."""
+    if not (report.get("benchmarks") or report.get("own")):
+        return []
     estimates = report["estimates"]
     with start_called(report), with_own(report["own"]), by_role(estimates) as roles, alike(estimates):
         found = [{**e, "subject": roles.get(e["subject"], e["subject"])} for e in estimates]

@@ -110,7 +110,10 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
         of_group = [reports[i] for i in repeated[number]]
         means += _means_beside(of_group) + _spreads(of_group)
-        with with_own(own), alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
+        with (
+            with_own(own),
+            alike([entry for row in rows for entry in _entries(row)]),
+        ):  # as many decimals as in the table below it
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
     found: dict[str, Any] = {
         "runs": names,

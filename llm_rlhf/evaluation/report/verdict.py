@@ -215,7 +215,9 @@ def _overall(estimates: list[Entry], word: str) -> str:
     missing = "no true score, reward model or judge compared the policy with its reference"
     line = _line(entry, "Overall", missing, word)
     if word == BY_OWN:
-        found = [f"{own_phrase(e)}, 95{NARROW}% interval {interval_text(e)}, {counted(e)}" for e in own_gains(estimates)]
+        found = [
+            f"{own_phrase(e)}, 95{NARROW}% interval {interval_text(e)}, {counted(e)}" for e in own_gains(estimates)
+        ]
         return f"{line} By suites of your own: {'; '.join(found)}."
     if entry is None or entry["name"] == "win_rate":
         return line
