@@ -20,7 +20,13 @@ def evaluate(
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="POLICY",
+            help="Compared with; else what the run started from.",
+            autocompletion=policies,
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_export, tell, while_serving
 from llm_rlhf.launch import speaks_for_all
 
-Policy = Annotated[str, typer.Argument(help="run, RUN:STAGE (sft, step-40), adapter or model folder")]
+Policy = Annotated[
+    str, typer.Argument(help="run, RUN:STAGE (sft, step-40), adapter or model folder", autocompletion=policies)
+]
 
 
 def export(

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from llm_rlhf.cli import next_steps
 from llm_rlhf.cli.app import commands
-from llm_rlhf.cli.completion import policies, recipes
-from llm_rlhf.cli.main import app
+from llm_rlhf.cli.completion import joined, policies, recipes
+from llm_rlhf.cli.main import app, main
 
 STAGES = ["sft", "reward", "ppo", "evaluate"]
 
@@ -187,6 +187,35 @@ def somewhere(tmp_path, monkeypatch) -> Path:
 )
 def test_runs_and_their_stages_are_offered(somewhere, typed, offered) -> None:
     assert policies(typed) == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("llm-rlhf\nchat\nruns/hh\n:", ["base", "sft", "ppo", "step-4"]),  # as bash cuts runs/hh:
+        ("llm-rlhf\nchat\nruns/hh\n:\ns", ["sft", "step-4"]),
+        ("llm-rlhf\nchat\nruns/hh:s", ["runs/hh:sft", "runs/hh:step-4"]),  # where COMP_WORDBREAKS has no colon
+        ("llm-rlhf\nchat\nruns/hh\n:\nsft\nruns/hh\n:\nb", ["base"]),
+        ("llm-rlhf\nchat\nruns/hh\n:\nsft\nru", ["runs/hh"]),
+        ("llm-rlhf\nchat\nru", ["runs/hh"]),
+        ("llm-rlhf\nexport\nru", ["runs/hh"]),
+        ("llm-rlhf\ngate\nruns/hh\n--against\nru", ["runs/hh"]),
+        ("llm-rlhf\nevaluate\nruns/hh\n--reference\nruns/hh\n:\nsf", ["sft"]),
+        ("llm-rlhf\ncha", ["chat"]),
+    ],
+)
+def test_bash_which_cuts_words_at_colons_is_offered_the_rest_of_them(somewhere, monkeypatch, capsys, words, offered):
+    monkeypatch.setenv("_LLM_RLHF_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count("\n")))
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.splitlines() == offered
+
+
+def test_a_word_behind_a_space_is_one_of_its_own() -> None:
+    assert joined(["chat", "runs/hh", ":", ""]) == ["chat", "runs/hh:", ""]
+    assert joined(["http", ":", "//localhost", ":", "8000"]) == ["http://localhost:8000"]
 
 
 def test_recipes_are_offered(somewhere) -> None:
