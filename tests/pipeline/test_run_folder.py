@@ -135,10 +135,10 @@ def test_differences_of_rows_and_sections_name_the_keys_that_differ() -> None:
 
 def test_more_changes_than_a_reader_takes_up_are_counted(tmp_path) -> None:
     run = RunFolder(tmp_path)
-    with run.making("sft", {name: 0 for name in "abcdefg"}):
+    with run.making("sft", dict.fromkeys("abcdefg", 0)):
         pass
     with pytest.raises(RunFolderError, match=r"recipe: a: 0 -> 1; .*; e: 0 -> 1; and 2 more\. Run with"):
-        run.finished("sft", {name: 1 for name in "abcdefg"})
+        run.finished("sft", dict.fromkeys("abcdefg", 1))
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
