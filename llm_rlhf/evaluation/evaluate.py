@@ -36,6 +36,7 @@ from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.reward_evaluation import of_the_run, preferences
 from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.evaluation.rewards import ROLES, Rewards
+from llm_rlhf.evaluation.subjects import trained_by
 from llm_rlhf.evaluation.suites import refusals as refusal_suite
 from llm_rlhf.evaluation.suites.best_of_n import best_of_n
 from llm_rlhf.evaluation.suites.gains import compare
@@ -96,7 +97,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         samples=found.samples,
         data={"prompts": len(found.material.prompts[OWN]), **found.material.counts},
         provenance={
-            "recipe": {"policy": asked.identities.policy, "reference": asked.identities.start, **_options(asked)},
+            "recipe": {
+                "policy": {**asked.identities.policy, "method": trained_by(asked.policy)},
+                "reference": asked.identities.start,
+                **_options(asked),
+            },
             "seed": asked.seed,
             "decoding": asked.decoding | SAMPLING,
             "instruments": found.instruments,

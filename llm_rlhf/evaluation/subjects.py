@@ -123,6 +123,15 @@ def method_of(run: Path) -> str | None:
     return next((name for name in METHODS if (run / name).is_dir()), None)
 
 
+def trained_by(policy: Subject) -> str | None:
+    """The recipe's section that made a policy of a run, a snapshot too; None for a base, and where nobody knows."""
+    if policy.run is None:
+        return None
+    if policy.adapter is None:
+        return "sft" if Path(policy.base) == policy.run / "sft" / "model" else None
+    return method_of(policy.run)
+
+
 def _of_run(run: Path, stage: str, name: str | None) -> Subject:
     tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     section = read_section(ModelSection, tree.get("model") or {}, "model.")

@@ -329,6 +329,21 @@ def test_a_world_has_rows_under_keys_of_its_own_and_an_evaluation_by_hand_its_op
     assert "Set --limit to about 1,700 (it is 200)" in steps["unproven"]  # 200 * 8.17 = 1,635
 
 
+@pytest.mark.parametrize(("method", "key"), [("rloo", "rloo.beta"), ("sft", "sft.num_train_epochs")])
+def test_a_snapshot_or_the_sft_model_evaluated_by_hand_has_the_keys_of_what_made_it(method: str, key: str) -> None:
+    report = report_of(*FAULTY, LESS_HARM, estimate("over_refusal_change", 0.2, 0.1, 0.3, "scary"))
+    for entry in report["estimates"]:
+        entry["subject"] = "step-4" if entry["subject"] == "ppo" else entry["subject"]
+    report["provenance"]["recipe"] = {"policy": {"kind": "model", "method": method}, "reference": {}, "limit": 200}
+    steps = {step["rule"]: step["remedy"] for step in next_steps(report)}
+    assert key in steps["lost_language"]
+    assert ("hacked" in steps) is (method != "sft")
+    said = " ".join(steps.values())
+    assert "ppo." not in said
+    assert ("pair" in said) is (method != "sft")  # of which it knows nothing
+    assert ("demonstrations" in steps["harm_refused_less"]) is (method == "sft")
+
+
 def test_the_page_and_the_markdown_say_it() -> None:
     report = report_of(LESS_HARM)
     report["next"] = next_steps(report)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.subjects import folder_name, start_of, subject_of
+from llm_rlhf.evaluation.subjects import folder_name, start_of, subject_of, trained_by
 from llm_rlhf.recipe.sections import ModelSection
 
 
@@ -48,6 +48,14 @@ def test_the_folder_of_an_evaluation_tells_run_and_policy(run, policy, reference
     judged = subject_of(policy)
     compared = subject_of(reference) if reference else start_of(judged)
     assert folder_name((policy, judged), (reference, compared)) == name
+
+
+def test_what_made_a_policy_is_known_of_snapshots_too(run, tmp_path) -> None:
+    made = [trained_by(subject_of(f"{run}{stage}")) for stage in ("", ":step-4", ":sft", ":base")]
+    assert made == ["ppo", "ppo", "sft", None]
+    (run / "ppo").rename(run / "rloo")
+    assert trained_by(subject_of(f"tuned={run}:step-4")) == "rloo"
+    assert trained_by(subject_of("http://h/v1#m")) is None
 
 
 def test_a_run_is_its_last_policy_on_its_sft_model(run) -> None:

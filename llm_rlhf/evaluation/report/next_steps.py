@@ -4,7 +4,6 @@ The order of RULES is that of gravity. Where no rule sees anything, the one step
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from llm_rlhf.evaluation.report import findings, reward_findings
@@ -13,7 +12,7 @@ from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of
 from llm_rlhf.evaluation.report.measures import by_role, contest, start_called, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.verdict import has_policy
-from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.sections import METHODS
 
 MOST = 5  # steps; a reader does not take up more
 
@@ -57,10 +56,11 @@ def next_steps(report: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _method(report: dict[str, Any], policy: str) -> str:
-    """The recipe's section that made the policy: by its name, which of a run's own policy is that of the stage."""
+    """The recipe's section that made the policy: as it is recorded, else by the policy's name, which is the stage's."""
     recipe = report["provenance"]["recipe"]
-    of_the_run = "policy" not in recipe and isinstance(recipe.get(policy), dict)
-    return policy if of_the_run or policy in {field.name for field in fields(Recipe)} else "ppo"
+    if isinstance(recipe.get("policy"), dict) and (method := recipe["policy"].get("method")):  # of `llm-rlhf evaluate`
+        return str(method)
+    return policy if policy in ("sft", *METHODS) else "ppo"
 
 
 def _onward(known: Known) -> Step:
