@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import recipes
 from llm_rlhf.cli.exits import quiet_warnings, said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_check, after_show, tell
+from llm_rlhf.cli.options import columns_of
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, columns_of
 
 
 def evaluate(
@@ -90,13 +90,9 @@ def evaluate(
         int | None, typer.Option("--batch-size", min=1, help="Replies sampled at once; else as the recipe, or 32.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else the run's, or 0.")] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")
-    ] = "float32",
-    quantization: Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")] = "none",
-    key_variable: Annotated[
-        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
-    ] = None,
+    dtype: Dtype = "float32",
+    quantization: Quantization = "none",
+    key_variable: KeyVariable = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
 ) -> None:
     """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
