@@ -32,12 +32,12 @@ from llm_rlhf.launch import processes
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
+from llm_rlhf.models.base import context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_logged_in, check_there, find_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
-from llm_rlhf.ppo.prompts import small_rollout
+from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import (
@@ -105,8 +105,8 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
     _check_base(ahead)
     if scored_method(recipe) in ahead.configs:
         _check_reward_models(recipe, ahead.base)
-    if "ppo" in ahead.configs and (note := small_rollout(ahead.configs["ppo"])):
-        announce(note)
+    if "ppo" in ahead.configs:
+        tell_small_rollout(ahead.configs["ppo"])
     return ahead
 
 

@@ -116,11 +116,15 @@ def findings(monkeypatch, *found: Finding) -> None:
     monkeypatch.setattr(examine, "examine", lambda: iter(found))
 
 
-def test_the_command_tells_each_in_a_line_and_ends_with_1_where_one_is_broken(monkeypatch) -> None:
+def test_the_command_tells_each_in_a_line_and_ends_with_1_where_one_is_broken(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
     good, bad = Finding("Python", "good", "3.11"), Finding("disk", "broken", "full", "Delete something.")
     findings(monkeypatch, good)
     done = CliRunner().invoke(app, ["doctor"])
-    assert (done.exit_code, done.stdout) == (0, "✓ Python: 3.11\n\nNothing is broken.\n")
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "✓ Python: 3.11\n\nNothing is broken.\n\nWrite a recipe for your data: llm-rlhf init\n",
+    )
     findings(monkeypatch, good, bad)
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1

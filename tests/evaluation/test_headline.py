@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_runs import bad_run, better_run, estimate
+from planted_runs import bad_run, better_run, estimate, pair
 from test_report import Page, full_report
 
 from llm_rlhf.cli.exits import show
@@ -116,6 +116,72 @@ def test_the_margin_of_a_reward_is_a_tenth_of_the_spread_of_the_starts_scores() 
 def test_its_own_judge_is_never_green() -> None:
     head = found([estimate("reward_gain", 1.0, 0.8, 1.2, split) for split in ("all", "helpful", "harmless")])
     assert (head.word, head.tone) == ("higher, says its own judge", "warn")
+
+
+# ---- suites of the user's own --------------------------------------------------------------------------------------
+
+
+def own(good: str, **changes) -> dict[str, Any]:
+    return {
+        "function": "m:f",
+        "good": good,
+        "unit": "score",
+        "prompts": 60,
+        "not_scored": {"ppo": 0, "sft": 0},
+    } | changes
+
+
+OWN = {"brevity": own("lower"), "flag": own("higher", unit="share")}
+BY_OWN = [
+    *pair("brevity", "brevity_gain", 20.0, (4.0, 2.0, 6.0)), *pair("flag", "flag_gain", 0.2, (0.4, 0.2, 0.6)),
+    estimate("response_length_change", 4.0, 2.0, 6.0),
+]  # fmt: skip
+
+
+def test_where_a_suite_of_the_users_alone_was_measured_the_headline_says_what_it_found() -> None:
+    report = report_of(BY_OWN, own=OWN)
+    head = report["headline"]
+    assert plain(head["text"]) == (
+        "BY OWN SUITES ALONE: brevity +4.0, a loss, flag +40 points, a gain, helpfulness not measured, harmlessness "
+        "not measured"
+    )
+    assert head["tone"] == "warn"
+    assert head["sides"] == {"helpful": "not measured", "harmless": "not measured"}
+    assert plain(report["verdict"][0]) == (
+        "Overall: not measured. No true score, reward model or judge compared the policy with its reference. By suites "
+        "of your own: brevity +4.0, a loss, 95 % interval [+2.0, +6.0], n = 60; flag +40 points, a gain, 95 % "
+        "interval [+20, +60], n = 60."
+    )
+    html = render_html(report)
+    assert '<p class="word warn">by own suites alone</p>' in html
+    assert "60 prompts were asked" in html
+
+
+def test_a_suite_of_the_users_is_never_green_and_stands_back_where_a_side_was_judged() -> None:
+    gained = report_of([e for e in BY_OWN if not e.name.startswith("brevity")], own=OWN)["headline"]
+    assert (gained["word"], gained["tone"]) == ("by own suites alone", "flat")
+    assert "better" not in gained["text"]
+    unsure = [*pair("flag", "flag_gain", 0.2, (0.1, -0.1, 0.3)), estimate("response_length_change", 0.0, -1.0, 1.0)]
+    assert "flag +10\u202fpoints, difference not shown," in report_of(unsure, own=OWN)["headline"]["text"]
+    judged = report_of([*gold(UP, UP, UP), *BY_OWN], own=OWN)["headline"]
+    assert judged["text"] == "BETTER: more helpful +0.40, more harmless +0.40"
+    refusing = [estimate("refusal_harmful_change", 0.3, 0.1, 0.5), *BY_OWN]
+    assert report_of(refusing, own=OWN)["headline"]["word"] == "no average measured"
+
+
+def test_the_terminal_has_a_line_for_each_suite_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report_of([*gold(UP, UP, UP), *BY_OWN], own=OWN), Path("report.html"), as_json=False)
+    out = plain(capsys.readouterr().out)
+    assert "Suite of your own, flag: SFT 20 % [10, 30], PPO 60 % [50, 70]; +40 points [+20, +60], better." in out
+    assert "Suite of your own, brevity: SFT 20.0 [19.0, 21.0], PPO 24.0 [23.0, 25.0]; +4.0 [+2.0, +6.0], worse." in out
+
+
+def test_runs_that_a_suite_of_the_users_alone_measured_are_told_together(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        write_report(report_of(BY_OWN, own=OWN), tmp_path / run)
+    compared = compare_runs([tmp_path / "one", tmp_path / "two"])
+    assert compared["headline"]["word"] == "by own suites alone"
+    assert "flag +40\u202fpoints, a gain" in compared["headline"]["text"]
 
 
 # ---- where it is read ----------------------------------------------------------------------------------------------

@@ -44,6 +44,9 @@ def test_an_adapter_on_the_hubs_base_holds_both_stages(hub, make_run, tmp_path) 
     run = make_run()
     made = export(str(run), to=str(tmp_path / "out"), say=silent)
     assert made.kind == "adapter"
+    (made.folder / "new").touch()
+    modes = {path.stat().st_mode for path in made.folder.iterdir()}
+    assert len(modes) == 1  # weights as well: another account's server reads what it reads
     assert made.notes == []
     model = AutoPeftModelForCausalLM.from_pretrained(made.folder)
     assert model.peft_config["default"].base_model_name_or_path == "tiny-org/tiny-base"

@@ -102,7 +102,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
         of_group = [reports[i] for i in repeated[number]]
         means += _means_beside(of_group) + _spreads(of_group)
-        with alike([entry for row in rows for entry in entries_of(row)]):  # as many decimals as in the table below it
+        # As many decimals as in the table below it.
+        with with_own(own), alike([entry for row in rows for entry in entries_of(row)]):
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
         group["level"] = _mean_level([_levels(report["estimates"]) for report in of_group])
     found: dict[str, Any] = {

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, Literal, TypeAlias
 
 from llm_rlhf.recipe.sections import METHODS
+from llm_rlhf.runs import BASES
 
 Entry: TypeAlias = dict[str, Any]  # Estimate.as_dict()
 
@@ -302,7 +303,7 @@ SUBJECTS = {
     "baseline": "No model",
 }
 # What `Run.base` says where the base was made by a run: no name that a reader knows.
-WORLDS_BASE, MADE_HERE = "the gold world's own", (("sft", "model"), ("world", "base"))
+WORLDS_BASE = "the gold world's own"
 # The standard deviation of the start's scores: the unit of the margins by which a side may not have lost (sides.py).
 SPREADS = {"heldout_reward": "heldout_reward_spread", "reward": "reward_spread"}
 SPLITS = {
@@ -404,7 +405,7 @@ _base: ContextVar[str | None] = ContextVar("base", default=None)
 def start_called(report: dict[str, Any]) -> Iterator[None]:
     """While the report is made or printed, a start that the run did not train is called by its own name."""
     known = PurePath(report.get("run", {}).get("base", "")).parts
-    made = "sft" in {e["subject"] for e in report["estimates"]} or known[-2:] in MADE_HERE or known == (WORLDS_BASE,)
+    made = "sft" in {e["subject"] for e in report["estimates"]} or known[-2:] in BASES or known == (WORLDS_BASE,)
     token = _base.set(None if made or not known else known[-1].partition("#")[0])
     try:
         yield
