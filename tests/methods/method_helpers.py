@@ -51,7 +51,7 @@ def make(
     pairs = [Preference(asked, f"yes {i}", f"no {i}", "helpful", Origin("here", i)) for i, asked in enumerate(ASKED)]
     rows: Any = {
         "dpo": lambda: dpo_rows(tokenizer, pairs),
-        "kto": lambda: kto_rows(tokenizer, pairs, 2, 0, True),
+        "kto": lambda: kto_rows(tokenizer, pairs, [], 2, 0, True),
         "best_of_n": lambda: sft_rows(
             [{"prompt_ids": row["prompt_ids"], "reply_ids": row["chosen_ids"]} for row in dpo_rows(tokenizer, pairs)]
         ),

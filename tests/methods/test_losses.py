@@ -59,7 +59,7 @@ def test_kto_is_one_less_the_sigmoid_of_what_lies_above_the_kl_of_mismatched_rep
     base_folder, tokenizer, tmp_path
 ) -> None:
     trainer = moved(make("kto", base_folder, tmp_path, beta=BETA))
-    rows = kto_rows(tokenizer, pairs(2), batch_size=4, seed=0, estimates_kl=True)
+    rows = kto_rows(tokenizer, pairs(2), [], batch_size=4, seed=0, estimates_kl=True)
     model = trainer.model
     kl = (
         torch.stack([log_ratio(model, row["prompt_ids"], row["KL_completion_ids"]) for row in rows]).mean().clamp(min=0)

@@ -121,7 +121,7 @@ def test_every_pair_of_the_reward_models_is_learnt_from_and_no_other(method, fin
     if method == "dpo":
         assert kept["train_dataset"].to_list() == expected
     else:
-        assert kept["train_dataset"].to_list() == kto_rows(tokenizer, found.reward_pairs, 8, 3, estimates_kl=True)
+        assert kept["train_dataset"].to_list() == kto_rows(tokenizer, found.reward_pairs, [], 8, 3, estimates_kl=True)
     learnt = {tuple(row["prompt_ids"]) for row in expected}
     kept_out = [*found.heldout_pairs, *found.evaluation_pairs]
     assert kept_out

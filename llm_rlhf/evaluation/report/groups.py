@@ -97,7 +97,8 @@ def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -
     if pairs := lengths.get("pairs"):
         epochs = recipe.get(f"{method}.num_train_epochs", 3)  # as transformers has it
         steps = recipe.get(f"{method}.max_steps", -1)
-        return f"{pairs['kept']:,} pairs, " + (
+        ratings = sum((lengths.get(name) or {"kept": 0})["kept"] for name in ("good ratings", "bad ratings"))
+        return f"{pairs['kept']:,} pairs{f' and {ratings:,} ratings' if ratings else ''}, " + (
             f"{steps:,} steps" if steps > 0 else "once each" if epochs == 1 else f"{epochs:g} times each"
         )
     if method == "best_of_n" and (prompts := lengths.get("prompts")):
