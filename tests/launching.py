@@ -1,7 +1,11 @@
-"""The command line in processes of its own, as a user starts it."""
+"""The command line and scripts in processes of their own, as a user starts them."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
@@ -14,3 +18,15 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
 def environment() -> dict[str, str]:
     """Of such processes: CPUs alone, one thread each."""
     return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(processes: int, script: Path, arguments: list[str]) -> subprocess.CompletedProcess:
+    """`accelerate launch --cpu --num_processes 2` silently starts one process, so torchrun starts them here."""
+    paths = [os.environ.get("PYTHONPATH", ""), str(TESTS), str(TESTS.parent)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    done = subprocess.run(
+        [*command, str(script), *arguments], env=environment() | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

@@ -26,7 +26,7 @@ from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.loading import length_key, sampling, trainer_config
-from llm_rlhf.recipe.sections import ModelSection, Recipe, Source
+from llm_rlhf.recipe.sections import OFFLINE, ModelSection, Recipe, Source
 
 EVALUATION = ("evaluation_pairs", "evaluation_prompts")
 AnyRow = Preference | Rating | Demonstration | Prompt
@@ -224,7 +224,9 @@ def _recipe_lengths(recipe: Recipe, splits: Any, tokens: Tokens) -> list[Lengths
     """The lists against the limits of the stages that read them, as the stages compute these."""
     context = tokens.limit
     found = []
-    for stage, lists in (("sft", ("demonstrations",)), ("reward", ("reward_pairs", "evaluation_pairs"))):
+    read = {"sft": ("demonstrations",), "reward": ("reward_pairs", "evaluation_pairs")}
+    read |= dict.fromkeys(OFFLINE, ("reward_pairs", "ratings"))
+    for stage, lists in read.items():
         if getattr(recipe, stage) is not None:
             longest = trainer_config(recipe, stage, recipe.folder / stage).max_length
             name, limit = f"{stage}.max_length", longest

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from ppo_helpers import LORA, PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,3 +68,12 @@ def make(
         model=AutoModelForCausalLM.from_pretrained(base), args=config(**defaults | options),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=LORA, **more,
     )  # fmt: skip
+
+
+def moved(trainer: Any) -> Any:
+    """A policy that differs from its start."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return trainer

@@ -1,10 +1,12 @@
 """KTO on single rated replies: rows of their own beside those of pairs, and how good and bad ones are weighed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from method_helpers import ASKED, make
@@ -18,7 +20,7 @@ from llm_rlhf.methods.offline import Balance, ReplyKTOTrainer, balance, kto_rows
 from llm_rlhf.models.encoding import encode_turn
 from llm_rlhf.models.fitting import Fitted, fit_ratings
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.run_folder import RunFolder, read_json, write_json
 from llm_rlhf.stages import offline
 
 
@@ -168,6 +170,16 @@ def test_ratings_alone_are_enough_and_weights_of_the_recipe_are_kept(
     assert "good and" not in capsys.readouterr().out  # 2 x 1.5 against 3: as advised
 
 
+@pytest.mark.parametrize("off", [True, False])
+def test_dropout_of_the_base_is_off_unless_it_is_asked_for(off, base_folder, tmp_path, monkeypatch) -> None:
+    """Also what attention reads in the configuration, which TRL's own `disable_dropout` leaves on."""
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    write_json(base / "config.json", read_json(base / "config.json") | {"attention_dropout": 0.5})
+    model = staged(base, tmp_path, THUMBS, 0, monkeypatch, disable_dropout=off)["model"].train()
+    first, second = (model(input_ids=torch.arange(12)[None]).logits for _ in range(2))
+    assert torch.equal(first, second) == off
+
+
 def test_good_replies_alone_are_refused(base_folder, tmp_path, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"all good ones.*add bad ones to 'data.ratings'"):
         staged(base_folder, tmp_path, THUMBS[:2], 0, monkeypatch)
@@ -181,7 +193,7 @@ def test_a_recipe_with_ratings_is_one_of_kto(tmp_path) -> None:
 
     thumbs = {"ratings": [{"source": "thumbs.jsonl"}]}
     assert load(data=thumbs, kto={}).data.ratings[0].source == "thumbs.jsonl"
-    with pytest.raises(RecipeError, match="'data.ratings' names single rated replies, from which 'kto' alone learns"):
+    with pytest.raises(RecipeError, match=r"'data.ratings' names single rated replies, from which 'kto' alone learns"):
         load(data=thumbs | {"preferences": [{"source": "pairs.jsonl"}]}, dpo={})
     with pytest.raises(RecipeError, match=r"'kto' learns from pairs, or name single rated replies in 'data.ratings'"):
         load(data={}, kto={})

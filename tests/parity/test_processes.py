@@ -1,33 +1,16 @@
 """One process or two: the same rollout gives the same loss, gradients and statistics."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ddp_gradients import measure
+from launching import torchrun
 from ppo_helpers import responses_of
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
-
-
-def torchrun(processes: int, script: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    """`accelerate launch --cpu --num_processes 2` silently starts one process, so torchrun starts them here."""
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(HERE.parent), str(HERE.parents[1])]),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    done = subprocess.run(
-        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
