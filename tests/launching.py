@@ -18,7 +18,7 @@ from typing import Any
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # CPUs alone, one thread each
 IMPORTED = [
     *("llm_rlhf.cli.main", "llm_rlhf.pipeline", "llm_rlhf.evaluation.evaluate"),
-    *(f"llm_rlhf.stages.{stage}" for stage in ("world", "sft", "reward", "ppo", "offline", "evaluate")),
+    *(f"llm_rlhf.stages.{stage}" for stage in ("world", "sft", "reward", "ppo", "online", "offline", "evaluate")),
 ]
 
 

@@ -26,7 +26,7 @@ Columns = Annotated[
     list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help="prompt=goal: columns of other names")
 ]
 Kind = Annotated[
-    str | None, typer.Option("--as", help="preferences, demonstrations or prompts; else as the rows allow")
+    str | None, typer.Option("--as", help="preferences, demonstrations, prompts or ratings; else as the rows allow")
 ]
 RecipePath = Annotated[
     str | None,

@@ -78,6 +78,8 @@ def test_budgets_by_hand() -> None:
         == "540 replies sampled, 4 to a prompt"
     )
     assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs, 50 steps"
+    lengths["lengths in kto"] |= {"good ratings": {"kept": 20}, "bad ratings": {"kept": 5}}
+    assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs and 25 ratings, 50 steps"
     assert budget({"grpo.max_steps": 50}, "grpo", report) == "not recorded"
     assert flat({"a": {"b": {"c": 1}}, "seed": 3, "ppo": {}, "d": None}) == {"a.b.c": 1, "ppo": {}}
 

@@ -105,11 +105,13 @@ def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -
     if (episodes := recipe.get(f"{method}.total_episodes")) is not None:
         return f"{episodes:,} replies sampled"
     lengths = report["data"].get(f"lengths in {method}") or {}
-    if pairs := lengths.get("pairs"):
+    kept = {name: counts["kept"] for name, counts in lengths.items()}
+    learnt = {"pairs": kept.get("pairs", 0), "ratings": kept.get("good ratings", 0) + kept.get("bad ratings", 0)}
+    if any(learnt.values()):
         epochs = recipe.get(f"{method}.num_train_epochs", 3)  # as transformers has it
         steps = recipe.get(f"{method}.max_steps", -1)
-        return f"{pairs['kept']:,} pairs, " + (
-            f"{steps:,} steps" if steps > 0 else "once each" if epochs == 1 else f"{epochs:g} times each"
+        return " and ".join(f"{count:,} {what}" for what, count in learnt.items() if count) + (
+            f", {steps:,} steps" if steps > 0 else ", once each" if epochs == 1 else f", {epochs:g} times each"
         )
     if method == "best_of_n" and (prompts := lengths.get("prompts")):
         known = {name: recipe.get(f"best_of_n.{name}") for name in ("n", "prompts", "eval_prompts")}
