@@ -218,7 +218,8 @@ def compare(
     Example: llm-rlhf compare runs/seed-0 runs/seed-1 runs/seed-2 --output comparison
     """
     with told_in_one_message():
-        from llm_rlhf.evaluation.report.comparison import compare_runs, write_comparison
+        from llm_rlhf.evaluation.report.comparison import compare_runs
+        from llm_rlhf.evaluation.report.comparison_page import write_comparison
 
         with said_aside(as_json):
             found = compare_runs([Path(run) for run in runs])

@@ -82,7 +82,7 @@ def test_json_is_all_of_stdout(recipe, tmp_path, monkeypatch) -> None:
     made = ask(export, "runs/hh", "--json")
     assert (json.loads(made.stdout)["folder"], made.stderr) == ("exports/hh", "a note\n")
     monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.compare_runs", says({"summary": [], "cautions": []}))
-    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.write_comparison", says(Path("page.html")))
+    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison_page.write_comparison", says(Path("page.html")))
     assert json.loads(ask(compare, "runs/a", "runs/b", "--json").stdout)["page"] == "page.html"
 
 

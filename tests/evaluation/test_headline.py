@@ -11,7 +11,8 @@ from planted_runs import bad_run, better_run, estimate, pair
 from test_report import Page, full_report
 
 from llm_rlhf.cli.exits import show
-from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
+from llm_rlhf.evaluation.report.comparison_page import render_comparison
 from llm_rlhf.evaluation.report.headline import Headline, headline_of
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import write_report

@@ -14,7 +14,8 @@ from launching import command, environment
 from safetensors.torch import load_file
 
 from llm_rlhf.errors import DataError, RecipeError
-from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
+from llm_rlhf.evaluation.report.comparison_page import render_comparison
 from llm_rlhf.evaluation.subjects import subject_of
 from llm_rlhf.methods.offline import dpo_rows, kto_rows
 from llm_rlhf.models.encoding import encode_prompt
