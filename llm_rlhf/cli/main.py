@@ -1,8 +1,9 @@
 """`llm-rlhf`: the commands, each in a module of its own, which imports what it needs when it is called."""
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.init import init
 from llm_rlhf.cli.run import run
 
-LISTED = {  # what the list of commands says of each, on one line of a terminal
+LISTED: dict[Callable[..., Any], str] = {  # what the list of commands says of each, on one line of a terminal
     init: "Write a commented recipe for your model, data and machine.",
     run: "Run a recipe's stages, or go on after the last that was finished.",
     evaluate: "Compare any policy with any other, or test reward models.",
