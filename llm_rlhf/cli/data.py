@@ -35,7 +35,7 @@ RecipePath = Annotated[
 Model = Annotated[str | None, typer.Option("--model", help="hub id or folder: its tokenizer, template and context")]
 
 
-@data_app.command()
+@data_app.command(short_help="Count what is in data: rows, lengths, repeats, leaks.")
 def check(
     sources: Sources = None,
     recipe: RecipePath = None,
@@ -100,7 +100,7 @@ def check(
             raise typer.Exit(1)
 
 
-@data_app.command()
+@data_app.command(short_help="Print rows as the model will see them.")
 def show(
     sources: Sources = None,
     rows: Annotated[str, typer.Option("--rows", "--row", help="numbers in the source: 7, 1-5 or 2,4,9-12")] = "1-3",

@@ -56,7 +56,7 @@ def export(
 def serve(
     policy: Policy,
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0: on every network.")] = "localhost",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Likewise.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port there.")] = 8000,
 ) -> None:
     """Serve a policy with an API as OpenAI's, by `transformers serve`.
 

@@ -160,6 +160,8 @@ def test_without_a_command_there_is_help() -> None:
     out = CliRunner().invoke(app, []).output
     assert "Begin: llm-rlhf init" in out
     assert "  chat " in out
+    assert "..." not in out.partition("Commands:")[2]  # each is told in whole
+    assert "..." not in CliRunner().invoke(app, ["data"]).output.partition("Commands:")[2]
 
 
 @pytest.fixture

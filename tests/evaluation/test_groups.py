@@ -28,6 +28,7 @@ def test_runs_that_differ_by_seed_name_and_day_are_one_group() -> None:
             "seconds": 15.0,
             "budget": "1,600 replies sampled",
             "differs": {},
+            "by_hand": False,
         }
     ]
 
@@ -68,6 +69,25 @@ def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -
         ("b", [1], None),
     ]
     assert differing(found) == []
+
+
+def test_options_of_an_evaluation_are_no_keys_of_a_recipe() -> None:
+    """`--best-of-n` is called as a method's section is; and a recipe is not told apart by options key by key."""
+
+    def asked(limit: int) -> dict[str, Any]:
+        recipe = {"policy": {"model": "a", "method": "ppo"}, "reference": {}, "limit": limit, "best_of_n": 0, "own": []}
+        return {"run": {"name": "hh: ppo against sft", "seconds": {"evaluate": 1.0}},
+                "provenance": {"recipe": recipe}, "data": {}}  # fmt: skip
+
+    found = groups_of([report_of(), asked(16)])
+    assert [(group["name"], group["method"], group["by_hand"]) for group in found] == [
+        ("PPO", "ppo", False), ("hh: ppo against sft", None, True),
+    ]  # fmt: skip
+    assert differing(found) == ["evaluated by hand, so that no recipe is known: hh: ppo against sft"]
+    other = report_of(ppo={"kl_coef": 0.2, "total_episodes": 1600})
+    found = groups_of([report_of(), other, asked(16), asked(32)])
+    assert found[3]["name"] == "hh: ppo against sft, limit=32"
+    assert differing(found)[:2] == ["ppo.kl_coef: 0.1 | 0.2", "limit: 16 | 32"]
 
 
 def test_budgets_by_hand() -> None:

@@ -22,7 +22,7 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         {"name", "method": its section or None, "runs": numbers of its runs, "seconds": mean of the stage that made the
         policy, or None where that is not recorded, "budget": what it learned from, in words, "differs": {KEY: value as
-        text}} each.
+        text}, "by_hand": whether `llm-rlhf evaluate` made the report, which knows options and no recipe} each.
     """
     recipes = [flat(report["provenance"]["recipe"]) for report in reports]
     distinct: list[dict[str, Any]] = []
@@ -32,12 +32,18 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             distinct.append(recipe)
             members.append([])
         members[distinct.index(recipe)].append(number)
-    keys = [key for key in dict.fromkeys(key for recipe in distinct for key in recipe) if _differs(key, distinct)]
+    by_hand = [isinstance(reports[runs[0]]["provenance"]["recipe"].get("policy"), dict) for runs in members]
+    keys: dict[bool, list[str]] = {}  # options of an evaluation are no keys of a recipe
+    for kind in set(by_hand):
+        comparable = [recipe for recipe, of in zip(distinct, by_hand, strict=True) if of == kind]
+        named = dict.fromkeys(key for recipe in comparable for key in recipe)
+        keys[kind] = [key for key in named if _differs(key, comparable)]
     methods = [_method(recipe) for recipe in distinct]
     groups = []
-    for recipe, runs, method in zip(distinct, members, methods, strict=True):
-        own = [key for key in keys if key in recipe and not key.startswith(("policy.", "reference."))]
-        alike = [other for other, of in zip(distinct, methods, strict=True) if of == method]
+    for recipe, runs, method, kind in zip(distinct, members, methods, by_hand, strict=True):
+        own = [key for key in keys[kind] if key in recipe and not key.startswith(("policy.", "reference."))]
+        like = zip(distinct, methods, by_hand, strict=True)
+        alike = [other for other, *of in like if of == [method, kind]]
         telling = [f"{key}={recipe[key]}" for key in own if _differs(key, alike)]
         called = METHODS.get(method or "", str(reports[runs[0]]["run"]["name"]))
         seconds = [known for i in runs if (known := reports[i]["run"]["seconds"].get(method)) is not None]
@@ -49,6 +55,7 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seconds": sum(seconds) / len(seconds) if seconds else None,
                 "budget": budget(recipe, method, reports[runs[0]]),
                 "differs": {key: str(recipe[key]) for key in own},
+                "by_hand": kind,
             }
         )
     return groups
@@ -75,15 +82,21 @@ def differing(groups: Sequence[dict[str, Any]]) -> list[str]:
     """Where the groups' recipes differ: a line for each key with its values, then one for each method's section."""
     lines: list[str] = []
     sections: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for group in groups for key in group["differs"]):
-        section, _, name = key.partition(".")
-        of = [group for group in groups if group["method"] == section] if section in METHODS else groups
+    for key, by_hand in dict.fromkeys((key, group["by_hand"]) for group in groups for key in group["differs"]):
+        section, dot, name = key.partition(".")
+        of_method = bool(dot) and section in METHODS
+        of = [group for group in groups if group["by_hand"] == by_hand]
+        of = [group for group in of if group["method"] == section] if of_method else of
         values = [group["differs"].get(key, "not set") for group in of]
-        if section in METHODS and len(set(values)) == 1:
+        if of_method and len(set(values)) == 1:
             sections.setdefault(section, []).append(f"{name}={values[0]}")
         else:
             lines.append(f"{key}: {' | '.join(values)}")
-    return lines + [f"{section}: {', '.join(known)}" for section, known in sections.items()]
+    lines += [f"{section}: {', '.join(known)}" for section, known in sections.items()]
+    hands = [group["name"] for group in groups if group["by_hand"]]
+    if hands and len(hands) < len(groups):
+        lines.append(f"evaluated by hand, so that no recipe is known: {'; '.join(hands)}")
+    return lines
 
 
 def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,7 +136,8 @@ def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -
 
 
 def _method(recipe: dict[str, Any]) -> str | None:
-    return next((name for name in METHODS if any(key == name or key.startswith(f"{name}.") for key in recipe)), None)
+    sections = (name for name in METHODS if recipe.get(name) == {} or any(key.startswith(f"{name}.") for key in recipe))
+    return next(sections, None)
 
 
 def _differs(key: str, recipes: Sequence[dict[str, Any]]) -> bool:

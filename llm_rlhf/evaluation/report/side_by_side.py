@@ -10,9 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.called import split_label
 from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.groups import differing
-from llm_rlhf.evaluation.report.measures import Entry, is_difference, measure_of, split_label, with_own
+from llm_rlhf.evaluation.report.measures import Entry, is_difference, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import NARROW, alike, interval_text, value_text
 from llm_rlhf.evaluation.report.page import templates
 from llm_rlhf.run_folder import writable

@@ -8,17 +8,9 @@ What the whole is called, headline.py decides, from both sides.
 
 from typing import Any
 
+from llm_rlhf.evaluation.report.called import split_label, start_called, subject_label
 from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains, own_phrase
-from llm_rlhf.evaluation.report.measures import (
-    Entry,
-    contest,
-    find,
-    measure_of,
-    split_label,
-    start_called,
-    subject_label,
-    with_own,
-)
+from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import (
     HARD,
     NARROW,
