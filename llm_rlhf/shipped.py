@@ -16,12 +16,13 @@ PLACES = {
     "recipes": "recipes",
     "constraints.txt": "constraints.txt",
 }
+CLONE = "data/base/make.py"  # in no wheel
 SHARE = Path("share", "llm-rlhf")
 
 
 def shipped(name: str) -> Path:
     """The file or folder of this name, a key of PLACES; where it is nowhere, the path where pip usually puts it."""
-    if (ROOT / "pyproject.toml").is_file():  # without one, ROOT / "recipes" may be another package's
+    if (ROOT / CLONE).is_file():  # in site-packages, a folder `recipes` is another package's
         return ROOT / PLACES[name]
     usual = Path(sysconfig.get_path("data")) / SHARE / name
     return next((path for folder in _installed() if (path := folder / name).exists()), usual)

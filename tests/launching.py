@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class Launch:
             context.Process(target=_run, args=(function, arguments, said, _told(rank, processes, port)), daemon=True)
             for rank, said in enumerate(self._said)
         ]
+        for path in (path for said in self._said for path in said):
+            path.write_text("")
         with _importable():
             for process in self._processes:
                 process.start()
@@ -59,14 +63,16 @@ class Launch:
             process.join(60)
             assert process.exitcode == -signal.SIGKILL, self.errors
 
-    def finish(self, seconds: float = 300) -> str:
-        """What was printed, of all processes; they must end in time and without an error."""
-        for process in self._processes:
-            process.join(seconds)
-        codes = [process.exitcode for process in self._processes]
+    def finish(self, seconds: float = 600) -> str:
+        """What was printed, of all processes; they must end in time. Where one fails, none waits for it any longer."""
+        end, codes = time.monotonic() + seconds, [None]
+        while None in codes and set(codes) <= {None, 0} and time.monotonic() < end:
+            running = [process.sentinel for process in self._processes if process.is_alive()]
+            wait(running, timeout=max(end - time.monotonic(), 0))
+            codes = [process.exitcode for process in self._processes]
         for process in self._processes:
             process.kill()
-        assert codes == [0] * len(codes), (codes, self.errors)
+        assert set(codes) == {0}, (codes, self.errors)
         return "".join(out.read_text() for out, _ in self._said)
 
     @property

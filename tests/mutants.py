@@ -380,8 +380,7 @@ sys.meta_path.insert(0, NoteImports)
 def plant(fault: Fault | None, folder: Path) -> None:
     """A copy of the package with the fault in it, and beside it what notes imports as soon as Python starts."""
     shutil.copytree(ROOT / "llm_rlhf", folder / "llm_rlhf", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data", "pyproject.toml"):  # what the package looks for in its own clone
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "data").symlink_to(ROOT / "data")  # what the package looks for in its own clone
     (folder / "sitecustomize.py").write_text(NOTE_IMPORTS, encoding="utf-8")
     if fault is not None:
         path = folder / "llm_rlhf" / fault.file

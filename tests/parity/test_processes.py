@@ -1,6 +1,8 @@
 """One process or two: the same rollout gives the same loss, gradients and statistics."""
 
 import math
+import os
+import time
 
 import ddp_gradients
 import ddp_without_gradient
@@ -76,3 +78,16 @@ def test_invariant_14_processes_do_not_share_their_random_numbers(shared) -> Non
 def test_two_processes_do_not_wait_for_gradients_that_never_come(base_folder, tmp_path) -> None:
     said = Launch(ddp_without_gradient.main, (base_folder, tmp_path), 2, tmp_path / "said").finish()
     assert "note: 4 parameters get no gradient and stay as they are" in said
+
+
+def second_fails() -> None:
+    if os.environ["RANK"] == "1":
+        raise SystemExit(7)
+    time.sleep(600)
+
+
+def test_a_launch_of_which_one_process_fails_ends_at_once(tmp_path) -> None:
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match=r"\[None, 7\]"):
+        Launch(second_fails, (), 2, tmp_path).finish()
+    assert time.monotonic() - began < 300

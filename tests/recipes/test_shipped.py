@@ -41,9 +41,10 @@ def test_a_clone_is_found_beside_the_package() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Another user's environment: a site-packages in which a stranger has put a folder `recipes`."""
+    """Another user's environment: a site-packages in which strangers have put `recipes` and a `pyproject.toml`."""
     site = tmp_path / "lib" / "python" / "site-packages"
     (site / "recipes").mkdir(parents=True)
+    (site / "pyproject.toml").write_text("")
     (site / "recipes" / "quickstart.yaml").write_text("theirs")
     monkeypatch.setattr(shipped, "ROOT", site)
     monkeypatch.setattr(shipped.sysconfig, "get_path", lambda name: str(tmp_path / "usual"))
