@@ -89,7 +89,8 @@ def _kto_rows(tokenizer: Any, found: Splits, limit: int, config: Any, recipe: Re
     pairs = fit_preferences(tokenizer, found.reward_pairs, account, encode_whole_replies)
     single = not_in_pairs(found.ratings, found.reward_pairs)
     if len(single) < len(found.ratings):
-        announce(f"{len(found.ratings) - len(single):,} ratings are of replies that pairs hold, and are taken once.")
+        held = f"{len(found.ratings) - len(single):,} of {len(found.ratings):,} ratings"
+        announce(f"{held} are of replies that pairs hold, and are taken once.")
     kinds = {True: Fitted(limit, "good ratings"), False: Fitted(limit, "bad ratings")}
     ratings = [fitted for row in single for fitted in fit_ratings(tokenizer, [row], kinds[row.good])]
     good, bad = (len(pairs) + account.kept for account in kinds.values())

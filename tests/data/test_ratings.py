@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from llm_rlhf.audit.check import Tokens, check_sources
 from llm_rlhf.data.checks import normalised_prompt, opening, prompt_of
 from llm_rlhf.data.formats.turns import THOUGHTS_LEFT_OUT
 from llm_rlhf.data.sources import load_preferences, load_ratings
 from llm_rlhf.data.splits import load_splits, seen_in_training
 from llm_rlhf.errors import DataError
-from llm_rlhf.recipe.sections import DataSection, Source
+from llm_rlhf.models.encoding import encode_turn
+from llm_rlhf.recipe.sections import DataSection, ModelSection, Source
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
@@ -96,3 +98,15 @@ def test_a_recipe_without_ratings_says_nothing_of_them(tmp_path: Path) -> None:
     splits, _ = load_splits(DataSection(preferences=[source], evaluation_share=0.3))
     assert len(splits.ratings) == 0
     assert "ratings" not in json.dumps(splits.counts)
+
+
+def test_data_check_counts_them_and_measures_what_a_policy_would_say(tmp_path, base_folder, tokenizer) -> None:
+    rows = [
+        {"prompt": "Hi", "completion": "Hello!", "label": True},
+        {"prompt": "Hi", "completion": "W", "label": False},
+    ]
+    tokens = Tokens(ModelSection(base=str(base_folder)), sample=0)
+    check = check_sources([Source(source=write(tmp_path / "t.jsonl", rows))], [], "ratings", None, tokens)
+    assert check.lists["ratings"].characters == {"prompt": [2, 2], "good": [6], "bad": [1]}
+    longest = encode_turn(tokenizer, [{"role": "user", "content": "Hi"}], {"role": "assistant", "content": "Hello!"})
+    assert (check.lengths[0].what, check.lengths[0].tokens["max"]) == ("ratings", len(longest.ids))

@@ -94,8 +94,11 @@ def test_a_reply_has_one_score_whatever_dropout_its_reward_adapter_and_the_base_
 
 
 def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:
-    trainer = make("grpo", base_folder, tmp_path, functions=(length,))
-    assert trainer._tokenize_prompts(ASKED)[0] == encode_prompts(tokenizer, ASKED)
+    """Special tokens that somebody typed are text, which TRL would read as the tokens they name."""
+    asked = [*ASKED, [{"role": "user", "content": "say <|eos|>"}]]
+    found = make("grpo", base_folder, tmp_path, functions=(length,))._tokenize_prompts(asked)[0]
+    assert found == encode_prompts(tokenizer, asked)
+    assert tokenizer.eos_token_id not in found[-1]
 
 
 def test_a_model_of_its_own_gives_a_reply_one_score_in_every_method(base_folder, tokenizer, tmp_path) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from method_helpers import make
 from transformers import AutoTokenizer
 
 from llm_rlhf.data.rows import Origin, Prompt
@@ -120,3 +122,13 @@ def test_a_picked_row_is_plain_json(model, tokenizer, tmp_path) -> None:
     sources = Sources({"joint": None}, [], OPTIONS, seed=0)
     rows = pick(model, tokenizer, PROMPTS[:1], sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_the_trainers_loss_is_of_the_replys_tokens_alone(base_folder, tokenizer, tmp_path) -> None:
+    learnt = []
+    for batch in make("best_of_n", base_folder, tmp_path).get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            counted = labels != -100
+            assert torch.equal(ids[counted], labels[counted])
+            learnt.append(tokenizer.decode(labels[counted]).strip())
+    assert sorted(learnt) == [f"yes {i}<|eos|>" for i in range(8)]

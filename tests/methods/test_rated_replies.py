@@ -157,7 +157,7 @@ def test_the_stage_takes_ratings_beside_pairs_accounts_for_both_and_weighs_them(
         "pairs": 2, "good ratings": 1, "bad ratings": 3,
     }  # fmt: skip
     out = capsys.readouterr().out
-    assert "1 ratings are of replies that pairs hold, and are taken once" in out
+    assert "1 of 5 ratings are of replies that pairs hold, and are taken once" in out
     assert "kto learns from 3 good and 5 bad replies; the rarer ones weigh more (kto.desirable_weight: 1.67)" in out
 
 
