@@ -78,6 +78,8 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
         folder / "test.jsonl", [{"prompt": "Name a river in Asia.", "chosen": "The Mekong.", "rejected": "The Rhine."}]
     )
     write(folder / "asked.jsonl", [{"prompt": f"Is {i} odd?", "objective": "helpful"} for i in range(24)])
+    (folder / "asked").mkdir()
+    shutil.copy(run / "evaluate" / "replies.jsonl", folder / "asked")  # what a command of human-feedback.md writes
     (folder / "goals.csv").write_text("goal\nName a river.\nName a sea.\n", encoding="utf-8")
     (folder / "my_rewards.py").write_text(
         "def brevity(prompts, completions, **columns):\n"
@@ -226,5 +228,5 @@ def test_yaml_of_the_pages_is_a_recipe_or_sections_of_one(text: str, tmp_path: P
         tree = whole | tree | {"data": whole["data"] | tree.get("data", {})}
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     for name, section in (("data", DataSection), ("evaluate", EvaluateSection)):
-        read_section(section, tree[name], f"{name}.")
+        read_section(section, tree.get(name, {}), f"{name}.")
     load_recipe(tmp_path / "page.yaml")

@@ -22,6 +22,7 @@ from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.groups import differing, groups_of, repetitions
 from llm_rlhf.evaluation.report.headline import headline_of
 from llm_rlhf.evaluation.report.measures import (
+    MEASURES,
     SPREADS,
     Entry,
     contest,
@@ -40,18 +41,20 @@ from llm_rlhf.evaluation.report.numbers import (
 from llm_rlhf.evaluation.report.page import templates
 from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
-from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.evaluation.report.verdict import has_policy, own_verdict
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.run_folder import writable
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
 
-# What a comparison shows, in this order, where it was measured.
-SHOWN = (
+# What a comparison shows, in this order, where it was measured; suites of the user's own between the two.
+BY_TRUTH = (
     ("gold_gain", "all"),
     ("gold_helpful_gain", "all"),
     ("gold_harmless_gain", "all"),
+)
+BY_OTHERS = (
     ("heldout_reward_gain", "all"),
     ("heldout_reward_gain", "helpful"),
     ("heldout_reward_gain", "harmless"),
@@ -69,6 +72,7 @@ SHOWN = (
     ("response_words_change", "all"),
     ("kl", "all"),
 )
+SHOWN = (*BY_TRUTH, *BY_OTHERS)
 PLANE = (("gold_helpful", "gold_harmless", "all", "all"), ("heldout_reward", "heldout_reward", "helpful", "harmless"))
 
 
@@ -80,7 +84,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         where there are several groups, "verdicts": [line ...], "groups": as `groups_of` says, with the "headline" of
         each one's means, "rows": [{"name", "split", "each": [estimate or None ...], "together": the mean of all where
         they are one group, "groups": [mean of each group, None where one run measured it]}],
-        "own": {SUITE: as in a report},
+        "own": {SUITE: as in a report}, "own_verdicts": for each run [{"tone", "text"} of each of its suites],
         "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
@@ -98,12 +102,15 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     groups = groups_of(reports)
     repeated = [repetitions(group["runs"], reports) for group in groups]
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
-    for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
+    asked = [(f"{name}_gain", "all") for name in own]
+    for name, split in (*BY_TRUTH, *asked, *BY_OTHERS):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
             of_groups = [_together(name, split, [e for i in runs if (e := each[i])]) for runs in repeated]
             together = of_groups[0] if len(groups) == 1 else None
-            rows.append({"name": name, "split": split, "each": each, "together": together, "groups": of_groups})
+            levels = [_moved(report["estimates"], name, split) for report in reports]
+            row = {"name": name, "split": split, "each": each, "levels": levels}
+            rows.append(row | {"together": together, "groups": of_groups})
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
     for number, group in enumerate(groups):
@@ -127,6 +134,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "ratings": _ratings(folders, reports, names),
     }
     with with_own(own):
+        own_gains = [[e for name, split in asked if (e := _of_policy(r["estimates"], name, split))] for r in reports]
+        found["own_verdicts"] = [[own_verdict(entry) for entry in of_run] for of_run in own_gains]
         return found | {"summary": _summary(found)}
 
 
@@ -191,6 +200,14 @@ def _distinct(names: list[str], folders: Sequence[Path]) -> list[str]:
 
 def _of_policy(estimates: list[Entry], name: str, split: str) -> Entry | None:
     return find(estimates, name, contest(estimates)[0], [split])
+
+
+def _moved(estimates: list[Entry], name: str, split: str) -> list[Entry] | None:
+    """The levels of the reference and of the policy that a difference is of, where the report has both."""
+    level = next((n for n, m in MEASURES.items() if m.difference == name), name.removesuffix("_gain"))
+    policy, reference = contest(estimates)
+    found = [entry for who in (reference, policy) if (entry := find(estimates, level, who, [split])) is not None]
+    return found if len(found) == 2 and level != name else None
 
 
 def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
@@ -311,16 +328,17 @@ def _group(row: dict[str, Any], runs: list[str], pooled: list[str]) -> dict[str,
     if len(pooled) > 1:
         entries += [(f"mean: {name}", mean) for name, mean in zip(pooled, row["groups"], strict=True) if mean]
     shown: list[dict[str, Any]] = []
+    moved = dict(zip(runs, row["levels"], strict=True))
     for run, entry in entries:
         if entry is None:
-            shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None})
+            shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None, "levels": ""})
             continue
         kind = "policy" if run == "all runs" or run.startswith("mean: ") else "other"
         label = f"{run}: {value_text(entry)} {interval_text(entry)}"
         mark = Mark(kind, label, entry["estimate"], entry["low"], entry["high"])
-        shown.append(
-            {"run": run, "mark": mark, "text": value_text(entry), "interval": interval_text(entry), "n": entry["n"]}
-        )
+        levels = " to ".join(value_text(level) for level in moved.get(run) or [])
+        numbers = {"text": value_text(entry), "interval": interval_text(entry), "n": entry["n"], "levels": levels}
+        shown.append({"run": run, "mark": mark, **numbers})
     middle = 0.5 if row["name"].endswith("win_rate") else 0.0
     extent = charts.spread([item["mark"] for item in shown if item["mark"]], include=[middle])
     for item in shown:
