@@ -29,6 +29,7 @@ from llm_rlhf.recipe.values import read_section
 SERVED = "http://localhost:8000/v1"
 NOT_RUN = {  # commands that match, and why they are not run here; that they would be understood is tested for all
     r"^make |^\. |^python -m pip |^python benchmarks/": "sets up the machine",
+    r"mountain.car": "its runs are not there; tests/recipes/test_mountain_car.py makes one",
     r"^(ACCELERATE_\S+ )?accelerate launch": "asks for GPUs; tests/parity/test_processes.py starts processes",
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
