@@ -66,6 +66,7 @@ def make_tiny_base(
     epochs: float = 2,
     batch_size: int = 16,
     learning_rate: float = 5e-3,
+    initializer_range: float = 0.05,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
     """Learn a tokenizer and pretrain a small Llama on the conversations; both are saved in `folder`.
@@ -74,6 +75,9 @@ def make_tiny_base(
         vocabulary: tokens of the tokenizer, its five special ones and the 256 bytes included.
         context: the most tokens the model can read.
         batch_size: conversations a step; those of a batch are of like length.
+        initializer_range: standard deviation of the first weights; 0.05, as the usual 0.02 is for wider models and
+            starts these slowly. How far apart it leaves the embeddings of words bounds how sure adapters can make the
+            model of one of them, as they train no embedding: where a reply is to become certain, take 0.2.
         callbacks: for example one that shows progress in place of the trainer's own bar.
 
     Raises:
@@ -84,7 +88,7 @@ def make_tiny_base(
     folder = Path(folder)
     set_seed(seed)
     tokenizer = train_tokenizer(conversations, vocabulary, context)
-    model = _new_model(tokenizer, layers, width, context)
+    model = _new_model(tokenizer, layers, width, context, initializer_range)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         seed=seed,
@@ -151,7 +155,9 @@ def train_tokenizer(conversations: list[Conversation], vocabulary: int, context:
     return tokenizer
 
 
-def _new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, context: int) -> LlamaForCausalLM:
+def _new_model(
+    tokenizer: PreTrainedTokenizerFast, layers: int, width: int, context: int, initializer_range: float
+) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -160,7 +166,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, cont
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=context,
-        initializer_range=0.05,  # the usual 0.02 is for wider models and starts this one slowly
+        initializer_range=initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -58,6 +58,21 @@ def test_methods_are_called_by_their_names_and_every_key_apart_is_listed() -> No
     ]  # fmt: skip
 
 
+def test_where_many_keys_differ_groups_are_called_by_their_runs() -> None:
+    """Four keys: the first three would say less than the names that their author gave them."""
+    ppo = {"kl_coef": 0.2, "total_episodes": 3200}
+    other = report_of(name="two", ppo=ppo, world={"entities": 4}, model={"lora": {"r": 8}})
+    assert [group["name"] for group in groups_of([report_of(), other])] == ["PPO, one", "PPO, two"]
+    other["run"]["name"] = "one"
+    assert groups_of([report_of(), other])[1]["name"] == "PPO, model.lora.r=8, world.entities=4, ppo.kl_coef=0.2"
+
+
+def test_of_sources_what_is_not_the_default_is_told() -> None:
+    sources = [{"source": "pairs.jsonl", "from": None, "format": "auto", "weight": 1.0, "limit": 20}]
+    found = groups_of([report_of(data={"preferences": sources}), report_of(data={"preferences": []})])
+    assert differing(found) == ["data.preferences: source=pairs.jsonl limit=20 | none"]
+
+
 def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -> None:
     def asked(name: str, weights: str) -> dict[str, Any]:
         recipe = {"policy": {"model": name, "weights": {"a": weights}}, "reference": {"model": "start"}}

@@ -264,6 +264,30 @@ def test_a_comparison_gives_every_run_its_headline_and_the_means_theirs(tmp_path
     assert Page(html).open == []
 
 
+def test_a_comparison_opens_with_the_suites_of_the_user_s_own(tmp_path: Path) -> None:
+    """The verdict knows nothing of them; .21 to .96 is a gain of .75, and .21 to .30 none that is shown."""
+    for run, level, low in (("one", 0.96, 0.62), ("two", 0.30, -0.02)):
+        estimates = [
+            estimate("kl", 1.0, 0.9, 1.1),
+            estimate("flag", 0.21, 0.14, 0.30, subject="sft", reference=None),
+            estimate("flag", level, level - 0.1, level + 0.02, reference=None),
+            estimate("flag_gain", level - 0.21, low, level - 0.1),
+        ]
+        report = report_of(estimates)
+        report["run"]["name"] = run
+        report["own"] = {"flag": {"function": "car:flag", "good": "higher", "unit": "share", "prompts": 100,
+                                  "not_scored": {}}}  # fmt: skip
+        write_report(report, tmp_path / run)
+    compared = compare_runs([tmp_path / "one", tmp_path / "two"])
+    assert compared["rows"][0]["name"] == "flag_gain"
+    moved = [[level["estimate"] for level in levels] for levels in compared["rows"][0]["levels"]]
+    assert moved == [[0.21, 0.96], [0.21, 0.30]]
+    assert [own["tone"] for (own,) in compared["own_verdicts"]] == ["good", "flat"]
+    text = plain(Page(render_comparison(compared)).text)
+    assert "Flag: better. +75 points against SFT, 95 % interval [+62, +86]" in text
+    assert "from 21 % to 96 %" in text
+
+
 @pytest.mark.parametrize(
     ("helpful", "harmless"),
     [

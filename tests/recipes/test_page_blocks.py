@@ -29,6 +29,7 @@ from llm_rlhf.recipe.values import read_section
 SERVED = "http://localhost:8000/v1"
 NOT_RUN = {  # commands that match, and why they are not run here; that they would be understood is tested for all
     r"^make |^\. |^python -m pip |^python benchmarks/": "sets up the machine",
+    r"mountain.car": "its runs are not there; tests/recipes/test_mountain_car.py makes one",
     r"^(ACCELERATE_\S+ )?accelerate launch": "asks for GPUs; tests/parity/test_processes.py starts processes",
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
@@ -78,6 +79,8 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
         folder / "test.jsonl", [{"prompt": "Name a river in Asia.", "chosen": "The Mekong.", "rejected": "The Rhine."}]
     )
     write(folder / "asked.jsonl", [{"prompt": f"Is {i} odd?", "objective": "helpful"} for i in range(24)])
+    (folder / "asked").mkdir()
+    shutil.copy(run / "evaluate" / "replies.jsonl", folder / "asked")  # what a command of human-feedback.md writes
     (folder / "goals.csv").write_text("goal\nName a river.\nName a sea.\n", encoding="utf-8")
     (folder / "my_rewards.py").write_text(
         "def brevity(prompts, completions, **columns):\n"
@@ -226,5 +229,5 @@ def test_yaml_of_the_pages_is_a_recipe_or_sections_of_one(text: str, tmp_path: P
         tree = whole | tree | {"data": whole["data"] | tree.get("data", {})}
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     for name, section in (("data", DataSection), ("evaluate", EvaluateSection)):
-        read_section(section, tree[name], f"{name}.")
+        read_section(section, tree.get(name, {}), f"{name}.")
     load_recipe(tmp_path / "page.yaml")

@@ -18,22 +18,24 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.report.groups import groups_of, repetitions, same_seeds
 from llm_rlhf.evaluation.report.headline import headline_of
-from llm_rlhf.evaluation.report.measures import SPREADS, Entry, contest, find, is_difference, with_own
+from llm_rlhf.evaluation.report.measures import MEASURES, SPREADS, Entry, contest, find, is_difference, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.side_by_side import entries_of, summary
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
-from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.evaluation.report.verdict import has_policy, own_verdict
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
 
-# What a comparison shows, in this order, where it was measured.
-SHOWN = (
+# What a comparison shows, in this order, where it was measured; suites of the user's own between the two.
+BY_TRUTH = (
     ("gold_gain", "all"),
     ("gold_helpful_gain", "all"),
     ("gold_harmless_gain", "all"),
+)
+BY_OTHERS = (
     ("heldout_reward_gain", "all"),
     ("heldout_reward_gain", "helpful"),
     ("heldout_reward_gain", "harmless"),
@@ -51,6 +53,7 @@ SHOWN = (
     ("response_words_change", "all"),
     ("kl", "all"),
 )
+SHOWN = (*BY_TRUTH, *BY_OTHERS)
 PLANE = (("gold_helpful", "gold_harmless", "all", "all"), ("heldout_reward", "heldout_reward", "helpful", "harmless"))
 
 
@@ -61,9 +64,10 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means, None
         where there are several groups, "verdicts": [line ...], "groups": as `groups_of` says, with the "headline" of
         each one's means and the mean "level" of starts and policies, "rows": [{"name", "split", "each": [estimate or
-        None ...], "together": the mean of all where they are one group, "groups": [mean of each group, None where one
-        run measured it], "less_first": [each group's gain less the first one's, of runs of one seed, or None]}],
-        "own": {SUITE: as in a report},
+        None ...], "levels": of each run what the reference and the policy had, or None, "together": the mean of all
+        where they are one group, "groups": [mean of each group, None where one run measured it], "less_first": [each
+        group's gain less the first one's, of runs of one seed, or None]}],
+        "own": {SUITE: as in a report}, "own_verdicts": for each run [{"tone", "text"} of each of its suites],
         "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
@@ -82,7 +86,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     repeated = [repetitions(group["runs"], reports) for group in groups]
     paired = [[], *(same_seeds(repeated[0], runs, reports) for runs in repeated[1:])]
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
-    for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
+    asked = [(f"{name}_gain", "all") for name in own]
+    for name, split in (*BY_TRUTH, *asked, *BY_OTHERS):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
             of_groups = [_together(name, split, [e for i in runs if (e := each[i])]) for runs in repeated]
@@ -91,6 +96,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
                     "name": name,
                     "split": split,
                     "each": each,
+                    "levels": [_moved(report["estimates"], name, split) for report in reports],
                     "together": of_groups[0] if len(groups) == 1 else None,
                     "groups": of_groups,
                     "less_first": [_less_first(name, split, each, pairs) for pairs in paired],
@@ -121,6 +127,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "ratings": _ratings(folders, reports, names),
     }
     with with_own(own):
+        own_gains = [[e for name, split in asked if (e := _of_policy(r["estimates"], name, split))] for r in reports]
+        found["own_verdicts"] = [[own_verdict(entry) for entry in of_run] for of_run in own_gains]
         return found | {"summary": summary(found)}
 
 
@@ -155,6 +163,14 @@ def _distinct(names: list[str], folders: Sequence[Path]) -> list[str]:
 
 def _of_policy(estimates: list[Entry], name: str, split: str) -> Entry | None:
     return find(estimates, name, contest(estimates)[0], [split])
+
+
+def _moved(estimates: list[Entry], name: str, split: str) -> list[Entry] | None:
+    """The levels of the reference and of the policy that a difference is of, where the report has both."""
+    level = next((n for n, m in MEASURES.items() if m.difference == name), name.removesuffix("_gain"))
+    policy, reference = contest(estimates)
+    found = [entry for who in (reference, policy) if (entry := find(estimates, level, who, [split])) is not None]
+    return found if len(found) == 2 and level != name else None
 
 
 def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:

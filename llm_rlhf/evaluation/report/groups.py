@@ -4,16 +4,18 @@ Runs of one recipe differ by what was drawn, so that their spread says how sure 
 method or a key are not repetitions; they stand side by side, each group with its mean, its time and its budget.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from llm_rlhf.evaluation.report.cautions import policy_weights
 from llm_rlhf.methods.prompts import number_kept_back
-from llm_rlhf.recipe.sections import METHODS, BestOfNOptions
+from llm_rlhf.recipe.sections import METHODS, BestOfNOptions, Source
 
 # What repetitions may differ by: names, the draw, and what decides no number.
 NAMES_AND_DRAWS = ("name", "output_dir", "seed", "model.chat_template_date", "report_to", "gate")
 NAMED_KEYS = 3  # differing keys in a group's name; all of them are listed beside
+USUAL = {name: value for name, value in dataclasses.asdict(Source()).items() if value is not None}
 
 
 def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,8 +46,11 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [key for key in keys[kind] if key in recipe and not key.startswith(("policy.", "reference."))]
         like = zip(distinct, methods, by_hand, strict=True)
         alike = [other for other, *of in like if of == [method, kind]]
-        telling = [f"{key}={recipe[key]}" for key in own if _differs(key, alike)]
-        called = METHODS.get(method or "", str(reports[runs[0]]["run"]["name"]))
+        telling = [f"{key}={_said(recipe[key])}" for key in own if _differs(key, alike)]
+        run = str(reports[runs[0]]["run"]["name"])
+        if len(telling) > NAMED_KEYS and run not in [reports[of[0]]["run"]["name"] for of in members if of != runs]:
+            telling = [run]  # the first three of many keys would say less
+        called = METHODS.get(method or "", run)
         seconds = [known for i in runs if (known := reports[i]["run"]["seconds"].get(method)) is not None]
         groups.append(
             {
@@ -54,7 +59,7 @@ def groups_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "runs": runs,
                 "seconds": sum(seconds) / len(seconds) if seconds else None,
                 "budget": budget(recipe, method, reports[runs[0]]),
-                "differs": {key: str(recipe[key]) for key in own},
+                "differs": {key: _said(recipe[key]) for key in own},
                 "by_hand": kind,
             }
         )
@@ -111,6 +116,16 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             found[key] = value
     return found
+
+
+def _said(value: Any) -> str:
+    """A key's value as text; of sources what is not the default."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return str(value)
+    own = [
+        {key: known for key, known in item.items() if known is not None and USUAL.get(key) != known} for item in value
+    ]
+    return ", ".join(" ".join(f"{key}={known}" for key, known in item.items()) for item in own) or "none"
 
 
 def budget(recipe: dict[str, Any], method: str | None, report: dict[str, Any]) -> str:

@@ -143,7 +143,10 @@ def _measure(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": f"{measure.label}{change}{where}",
         "meaning": measure.meaning,
-        "runs": [_strip(*of_run, "other", extent, middle) for of_run in zip(found["runs"], row["each"], strict=True)],
+        "runs": [
+            _strip(name, entry, "other", extent, middle) | {"levels": " to ".join(map(value_text, levels or []))}
+            for name, entry, levels in zip(found["runs"], row["each"], row["levels"], strict=True)
+        ],
         "means": means,
         "axis": charts.strip_axis(extent, 100 if measure.unit == "share" else 1),
     }
@@ -151,7 +154,8 @@ def _measure(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def _strip(name: str, entry: Entry | None, kind: str, extent: charts.Range, middle: float) -> dict[str, Any]:
     """A row of a chart: a run, or the mean of several."""
-    shown = {"name": name, "strip": Markup(""), "text": "not measured", "interval": "", "n": None, "less": ""}
+    shown = {"name": name, "strip": Markup(""), "text": "not measured", "interval": "", "n": None}
+    shown |= {"less": "", "levels": ""}
     if entry is None:
         return shown
     text, interval = value_text(entry), interval_text(entry)

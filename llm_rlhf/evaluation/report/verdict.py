@@ -244,6 +244,12 @@ def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = N
     return line
 
 
+def own_verdict(entry: Entry) -> dict[str, str]:
+    """Of a suite of the user's own, by its paired difference: a line as those of the verdict, and its colour."""
+    tone = {"better": "good", "worse": "bad"}.get(judgement(entry), "flat")
+    return {"tone": tone, "text": _line(entry, measure_of(entry["name"]).label, "")}
+
+
 def counted(entry: Entry) -> str:
     """`n = 200`, and in how many wordings where prompts share them."""
     words = f"n{HARD}={HARD}{entry['n']:,}"
