@@ -1,5 +1,7 @@
 """What a command lets the libraries say on a user's screen."""
 
+from logging import getLogger
+
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
@@ -25,6 +27,14 @@ def test_downloads_are_seen_once_and_the_loading_of_weights_is_not(monkeypatch, 
     quiet_libraries()
     assert not logging.is_progress_bar_enabled()
     assert are_progress_bars_disabled() is not shown
+
+
+def test_a_kernel_that_a_library_does_without_is_not_told(caplog) -> None:
+    log = getLogger("bitsandbytes.backends.cpu.ops")
+    quiet_libraries()
+    log.warning("Failed to load CPU gemm_4bit_forward")
+    log.error("broken")
+    assert [record.message for record in caplog.records] == ["broken"]
 
 
 def test_who_wants_no_bars_gets_none() -> None:
