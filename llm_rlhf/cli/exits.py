@@ -71,9 +71,8 @@ def say_error(message: str) -> None:
 
 def quiet_warnings() -> None:
     """Keep the libraries' warnings to developers off a user's screen."""
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # says on some CPUs that a kernel of the hub's is not there
+    # Says on some CPUs that a kernel of the hub's is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for module in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
