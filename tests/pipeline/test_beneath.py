@@ -4,8 +4,8 @@ import fcntl
 import io
 import json
 import os
-import select
 import re
+import select
 import struct
 import sys
 import termios
