@@ -142,14 +142,14 @@ def test_where_a_suite_of_the_users_alone_was_measured_the_headline_says_what_it
     report = report_of(BY_OWN, own=OWN)
     head = report["headline"]
     assert plain(head["text"]) == (
-        "BY OWN SUITES ALONE: brevity +4.0, a loss, flag +40 points, a gain, helpfulness not measured, harmlessness "
+        "BY OWN SUITES ALONE: brevity +4.0 (a loss), flag +40 points (a gain), helpfulness not measured, harmlessness "
         "not measured"
     )
     assert head["tone"] == "warn"
     assert head["sides"] == {"helpful": "not measured", "harmless": "not measured"}
     assert plain(report["verdict"][0]) == (
         "Overall: not measured. No true score, reward model or judge compared the policy with its reference. By suites "
-        "of your own: brevity +4.0, a loss, 95 % interval [+2.0, +6.0], n = 60; flag +40 points, a gain, 95 % "
+        "of your own: brevity +4.0 (a loss), 95 % interval [+2.0, +6.0], n = 60; flag +40 points (a gain), 95 % "
         "interval [+20, +60], n = 60."
     )
     html = render_html(report)
@@ -162,7 +162,7 @@ def test_a_suite_of_the_users_is_never_green_and_stands_back_where_a_side_was_ju
     assert (gained["word"], gained["tone"]) == ("by own suites alone", "flat")
     assert "better" not in gained["text"]
     unsure = [*pair("flag", "flag_gain", 0.2, (0.1, -0.1, 0.3)), estimate("response_length_change", 0.0, -1.0, 1.0)]
-    assert "flag +10\u202fpoints, difference not shown," in report_of(unsure, own=OWN)["headline"]["text"]
+    assert "flag +10\u202fpoints (difference not shown)," in report_of(unsure, own=OWN)["headline"]["text"]
     judged = report_of([*gold(UP, UP, UP), *BY_OWN], own=OWN)["headline"]
     assert judged["text"] == "BETTER: more helpful +0.40, more harmless +0.40"
     refusing = [estimate("refusal_harmful_change", 0.3, 0.1, 0.5), *BY_OWN]
@@ -181,7 +181,7 @@ def test_runs_that_a_suite_of_the_users_alone_measured_are_told_together(tmp_pat
         write_report(report_of(BY_OWN, own=OWN), tmp_path / run)
     compared = compare_runs([tmp_path / "one", tmp_path / "two"])
     assert compared["headline"]["word"] == "by own suites alone"
-    assert "flag +40\u202fpoints, a gain" in compared["headline"]["text"]
+    assert "flag +40\u202fpoints (a gain)" in compared["headline"]["text"]
 
 
 # ---- where it is read ----------------------------------------------------------------------------------------------

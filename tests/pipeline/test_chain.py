@@ -149,7 +149,7 @@ def test_a_missing_stage_alone_is_made_again(finished: Path, tmp_path) -> None:
 
 def test_a_changed_recipe_says_what_changed_and_from_redoes_it(finished: Path, tmp_path) -> None:
     run = copy(finished, tmp_path)
-    with pytest.raises(RunFolderError, match=r"ppo.kl_coef: None -> 0.2.*--from ppo"):
+    with pytest.raises(RunFolderError, match=r"ppo.kl_coef: not set -> 0.2.*--from ppo"):
         again(run, "ppo.kl_coef=0.2")
     again(run, "ppo.kl_coef=0.2", from_stage="ppo")
     assert yaml.safe_load((run / "recipe.yaml").read_text())["ppo"]["kl_coef"] == 0.2

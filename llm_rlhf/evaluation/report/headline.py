@@ -70,9 +70,9 @@ def own_gains(estimates: Sequence[Entry]) -> list[Entry]:
 
 
 def own_phrase(entry: Entry) -> str:
-    """A few words of a suite, such as `brevity −3.2, a loss`; what is good, the suite's own `good` says."""
+    """A few words of a suite, such as `brevity −3.2 (a loss)`; what is good, the suite's own `good` says."""
     found = judgement(entry)
-    return f"{within(measure_of(entry['name']).label)} {value_text(entry)}, {SHOWN_BY_OWN.get(found, found)}"
+    return f"{within(measure_of(entry['name']).label)} {value_text(entry)} ({SHOWN_BY_OWN.get(found, found)})"
 
 
 def _word(overall: Entry | None, helpful: Side, harmless: Side) -> tuple[str, Tone]:
