@@ -103,7 +103,6 @@ OF_METHODS = [
      "prompts, _ = training_prompts(", "_, prompts = training_prompts(", CHAIN),
     ("start_are_those_of_ppo", "best of n starts before SFT", "stages/best_of_n.py",
      'before="best_of_n")', 'before="sft")', CHAIN),
-    ("two_processes_learn", "the KL's replies depend on the number of processes", "stages/offline.py",
-     "config.per_device_train_batch_size * processes().num_processes", "config.per_device_train_batch_size",
-     f"{CHAIN}::test_two_processes_learn_what_one_does[kto]"),
+    ("batch_of_all_processes", "the KL's replies depend on the number of processes", "stages/offline.py",
+     "config.per_device_train_batch_size * processes().num_processes", "config.per_device_train_batch_size", RATED),
 ]  # fmt: skip

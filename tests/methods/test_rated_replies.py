@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +160,17 @@ def test_the_stage_takes_ratings_beside_pairs_accounts_for_both_and_weighs_them(
     out = capsys.readouterr().out
     assert "1 of 5 ratings are of replies that pairs hold, and are taken once" in out
     assert "kto learns from 3 good and 5 bad replies; the rarer ones weigh more (kto.desirable_weight: 1.67)" in out
+
+
+def test_the_replies_for_the_kl_are_of_the_batch_of_all_processes(base_folder, tmp_path, monkeypatch) -> None:
+    """Two processes of two rows lay the same ones beside each other as one of four."""
+    monkeypatch.setattr(offline, "processes", lambda: SimpleNamespace(num_processes=2))
+    kept = staged(base_folder, tmp_path, THUMBS, 2, monkeypatch, per_device_train_batch_size=2)
+    rows = kept["train_dataset"].to_list()
+    assert len(rows) == 8
+    for batch in (rows[:4], rows[4:]):
+        ids = [row["completion_ids"] for row in batch]
+        assert [row["KL_completion_ids"] for row in batch] == [ids[-1], *ids[:-1]]
 
 
 def test_ratings_alone_are_enough_and_weights_of_the_recipe_are_kept(

@@ -224,7 +224,7 @@ def test_yaml_of_the_pages_is_a_recipe_or_sections_of_one(text: str, tmp_path: P
         tree = {"data": tree} if lists else tree
         whole = {
             "name": "page", "model": {"base": "some/model"}, "data": {"preferences": [{"source": "pairs.jsonl"}]},
-            "sft": {}, "reward": {}, "ppo": {}, "evaluate": {},
+            "sft": {}, "reward": {}, "evaluate": {}, "kto" if "ratings" in tree.get("data", {}) else "ppo": {},
         }  # fmt: skip
         tree = whole | tree | {"data": whole["data"] | tree.get("data", {})}
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
