@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_rlhf.recipe.sections import ModelSection, Recipe
-from llm_rlhf.runs import data_section
 
 
 @contextlib.contextmanager
@@ -20,6 +19,7 @@ def readable(recipe: Recipe) -> Iterator[Recipe]:
     if recipe.world is None:
         yield recipe
         return
+    from llm_rlhf.runs import data_section
     from llm_rlhf.world.files import write_files
     from llm_rlhf.world.gold import GoldWorld
 

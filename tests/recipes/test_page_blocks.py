@@ -35,7 +35,7 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"bench-llm/or-bench": "its subset is the hub's",
     r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
     r"^llm-rlhf doctor": "half a minute; tests/doctor looks at each of its findings",
-    r"^llm-rlhf init$": "asks; tests/cli/test_init.py answers",
+    r"^llm-rlhf init( --recipes)?$": "asks, or finds the recipes here already; tests/cli/test_init.py has both",
     r"--push": "asks the hub; tests/export/test_pushing.py has a stand-in",
     r"^llm-rlhf serve": "answers until it is interrupted; tests/export/test_serving.py asks it",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
