@@ -10,7 +10,6 @@ Private methods of TRL's trainers that are overridden or called, guarded by test
 `_calculate_rewards`, `_generate_single_turn`, `_tokenize_prompts`, `_get_train_sampler`.
 """
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,15 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from llm_rlhf.methods.training import TrainedPolicy
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
-from llm_rlhf.models.random_draws import drawing
 from llm_rlhf.models.roles import add_reward_role, role_scores
+from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.config import samples_with_bias
 from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
-from llm_rlhf.ppo.sampling import merged_policy
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
@@ -82,10 +81,7 @@ class ScoredReplies(TrainedPolicy):
         for name, folder in adapters.items():
             add_reward_role(self.model, folder, name)
         turn_off_noise(self.model.get_base_model())  # TRL samples and scores in training mode
-        on_cpu = self.accelerator.device.type == "cpu"
-        self._draws = on_cpu and not samples_with_bias(self.args) and not self.args.generation_kwargs
-        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
+        self._sampler = self._own_sampler()
         self.add_callback(_BetweenRollouts())
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -93,15 +89,21 @@ class ScoredReplies(TrainedPolicy):
         return encode_prompts(self._tokenizer, prompts), None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, from the policy's own distribution; on a CPU drawn and merged as PPO does."""
-        base = self.model.get_base_model()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(plain_decoding(base))
-            if self._draws:
-                stack.enter_context(drawing(base, self.args.temperature))
-            if self._merges:
-                stack.enter_context(merged_policy(base))
+        """The parent's, from the policy's own distribution, by the loop that PPO samples by."""
+        own = self._sampler
+        with plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def _own_sampler(self) -> PolicySampler | None:
+        """As PPO's, but for weights that are rounded, and for compiling."""
+        args = self.args
+        engine = args.use_vllm or args.use_transformers_continuous_batching or args.cache_implementation
+        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if engine or not whole or samples_with_bias(args) or args.generation_kwargs:
+            return None
+        base = self.model.get_base_model()
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else base.dtype
+        return PolicySampler(base, dtype, args.temperature, POLICY, rounds=False)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]

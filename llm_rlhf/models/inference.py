@@ -23,10 +23,10 @@ from llm_rlhf.data.rows import Conversation, Message
 from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
-from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
-from llm_rlhf.models.random_draws import drawing, prompt_uniforms
+from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
+from llm_rlhf.models.sampler import Loop, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
@@ -157,11 +157,9 @@ def sample_replies(
             eos_token_id=stops,
             pad_token_id=tokenizer.pad_token_id,
         )
-        with torch.no_grad(), active_adapters(model, adapters), contextlib.ExitStack() as stack:
-            stack.enter_context(plain_decoding(model))
-            if temperature > 0:
-                uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
-                stack.enter_context(drawing(model, temperature, torch.from_numpy(np.stack(uniforms))))
+        uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
+        loop = Loop(temperature, torch.from_numpy(np.stack(uniforms)))
+        with torch.no_grad(), active_adapters(model, adapters), sampling(model, loop):
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=decoding)
         sampled = [until_stop(row, stops) for row in out[:, ids.size(1) :].tolist()]
         if known is not None:

@@ -3,62 +3,58 @@
 Layout: B rows, S sampling steps, V vocabulary.
 """
 
-import contextlib
-import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
+
+
+def draw_tokens(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One token a row from the softmax of logits / temperature, and its log-probability; (B,) each, float32.
+
+    On a CPU torch.multinomial draws an exponential for every entry of the vocabulary, in more time than the model
+    takes; one uniform number a row is enough: the token where the cumulated probability passes it.
+
+    Args:
+        temperature: 0 takes the most likely token, with its probability at temperature 1.
+        uniforms_B: numbers in [0, 1) to draw by; None: an exponential race from the device's generator, which waits for
+            nothing on a GPU (torch.multinomial first asks whether the probabilities are valid).
+    """
+    scores_BV = logits_BV.float()
+    if temperature not in (0, 1):
+        scores_BV = scores_BV / temperature
+    probabilities_BV = scores_BV.softmax(-1)
+    if temperature == 0:
+        drawn_B1 = scores_BV.argmax(-1, keepdim=True)
+    elif uniforms_B is None:
+        drawn_B1 = (probabilities_BV / torch.empty_like(probabilities_BV).exponential_()).argmax(-1, keepdim=True)
+    else:
+        # float64: in float32 the tail of a large vocabulary would vanish in the rounding of the sum
+        cumulated_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
+        passed = uniforms_B.unsqueeze(1).to(cumulated_BV) * cumulated_BV[:, -1:]
+        drawn_B1 = torch.searchsorted(cumulated_BV, passed, right=True).clamp(max=scores_BV.size(1) - 1)
+    return drawn_B1.squeeze(1), probabilities_BV.gather(1, drawn_B1).log().squeeze(1)
 
 
 class Draw(LogitsProcessor):
-    """Draws each row's token by itself and leaves it the only one possible, so that greedy decoding takes it.
-
-    torch.multinomial draws an exponential for every entry of the vocabulary, on a CPU in more time than the model
-    takes; this needs one uniform number a row: the token where the cumulated probability passes it.
+    """`draw_tokens` within transformers' own loop: leaves the drawn token the only one, for greedy decoding to take.
 
     Args:
-        uniforms_BS: the numbers to use, in [0, 1), one a row and step; None: new ones from torch's generator.
+        uniforms_BS: the numbers to use, in [0, 1), one a row and step.
     """
 
-    def __init__(self, temperature: float, uniforms_BS: Tensor | None = None) -> None:
+    def __init__(self, temperature: float, uniforms_BS: Tensor) -> None:
         self.temperature, self.uniforms_BS = temperature, uniforms_BS
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        probabilities = scores.float() if self.temperature == 1 else scores.float() / self.temperature
-        # float64: in float32 the tail of a large vocabulary would vanish in the rounding of the sum
-        cumulated = probabilities.softmax(-1).cumsum(-1, dtype=torch.float64)
-        if self.uniforms_BS is None:
-            uniform = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device)
-        else:
-            uniform = self.uniforms_BS[:, self.step : self.step + 1].to(scores.device)
-            self.step += 1
-        drawn = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).clamp(max=scores.size(1) - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
-
-
-@contextlib.contextmanager
-def drawing(base: Any, temperature: float, uniforms_BS: Tensor | None = None) -> Iterator[None]:
-    """Let `base.generate` sample from the whole distribution by Draw, until the block ends."""
-    generate = base.generate
-
-    def generate_with_draw(*args: Any, generation_config: Any, **kwargs: Any) -> Any:
-        greedy = copy.deepcopy(generation_config)
-        greedy.do_sample, greedy.temperature, greedy.top_k, greedy.top_p = False, None, None, None
-        processors = LogitsProcessorList([Draw(temperature, uniforms_BS)])
-        return generate(*args, generation_config=greedy, logits_processor=processors, **kwargs)
-
-    base.generate = generate_with_draw
-    try:
-        yield
-    finally:
-        del base.generate
+        drawn_B, _ = draw_tokens(scores, self.temperature, self.uniforms_BS[:, self.step])
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn_B.unsqueeze(1), 0.0)
 
 
 def prompt_uniforms(seed: int, prompt_ids: Sequence[int], occurrence: int, steps: int) -> NDArray[np.float64]:

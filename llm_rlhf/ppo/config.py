@@ -166,7 +166,22 @@ class PPOConfig(RLOOConfig):
         default=2.0,
         metadata={
             "help": "Cap of the importance weights old policy / sampling engine, per token, where an engine of its own "
-            "(vLLM, continuous batching) sampled the responses."
+            "(vLLM, continuous batching), or the policy merged in bfloat16, sampled the responses."
+        },
+    )
+    decoding: Literal["auto", "plain", "compiled"] = field(
+        default="auto",
+        metadata={
+            "help": "How transformers' generate decodes: 'plain' with a cache that grows, finished rows leaving the "
+            "batch; 'compiled' with one of fixed size and the step compiled. 'auto': compiled on CUDA in runs of 2,000 "
+            "decoding steps (rollouts times response_length) or more, else plain."
+        },
+    )
+    merge_for_sampling: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Sample from a copy of the adapted layers with the policy's LoRA merged into it; in bfloat16 with "
+            "importance weights. Default: where the copy takes at most a third of the free memory."
         },
     )
 
@@ -340,7 +355,7 @@ class PPOConfig(RLOOConfig):
                 "'k1'; objective/kl_k3 is logged beside."
             )
         for name in ("value", "kl_estimator", "score_combination", "score_normalization",
-                     "score_normalization_by", "old_logprobs", "keep", "side_guard"):  # fmt: skip
+                     "score_normalization_by", "old_logprobs", "decoding", "keep", "side_guard"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -369,11 +384,13 @@ class PPOConfig(RLOOConfig):
             )
         if self.cache_implementation is not None:
             GenerationConfig(cache_implementation=self.cache_implementation)  # refuses one that it does not know
-        if self.old_logprobs == "rollout" and self.cache_implementation:
+        compiles = "decoding" if self.decoding == "compiled" else "cache_implementation"
+        if self.old_logprobs == "rollout" and getattr(self, compiles) not in (None, "auto"):
             raise ValueError(
-                f"old_logprobs is 'rollout', and cache_implementation {self.cache_implementation!r} compiles the model "
-                "for sampling: what watches it would be compiled anew at every token. Leave old_logprobs 'rescored'."
+                f"old_logprobs is 'rollout', and {compiles} {getattr(self, compiles)!r} compiles the model for "
+                "sampling: what watches it would be compiled anew at every token. Leave old_logprobs 'rescored'."
             )
+        self._check_decoding()
         if self.micro_batch_tokens is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "micro_batch_tokens and gradient_accumulation_steps both cut a mini-batch into micro-batches; leave "
@@ -384,6 +401,20 @@ class PPOConfig(RLOOConfig):
                 "keep is 'best', but nothing is evaluated in training; set eval_rollouts (in a recipe, give "
                 "ppo.eval_prompts more than 0)."
             )
+
+    def _check_decoding(self) -> None:
+        """`decoding` and `merge_for_sampling` are of our own loop; what is sampled without it does not know them."""
+        others = {
+            "use_vllm": self.use_vllm,
+            "use_transformers_continuous_batching": self.use_transformers_continuous_batching,
+            "cache_implementation": self.cache_implementation,
+            "generation_kwargs": self.generation_kwargs,
+            "top_p, top_k, min_p or repetition_penalty": self.samples_with_bias,
+        }
+        asked = {"decoding": self.decoding != "auto", "merge_for_sampling": self.merge_for_sampling}
+        for mine in (name for name, there in asked.items() if there):
+            for other in (name for name, there in others.items() if there):
+                raise ValueError(f"{mine} and {other} both say how responses are sampled; set one of them.")
 
     def _check_ranges(self) -> None:
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value", "ptx_coef",

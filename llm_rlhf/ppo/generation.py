@@ -1,4 +1,4 @@
-"""Generation inside PPO: TRL's, with what it computes on the way kept, and drawn or merged where that is faster.
+"""Generation inside PPO: TRL's, by a loop of our own where that is faster, with what it computes on the way kept.
 
 Private methods of RLOOTrainer that are overridden, guarded by tests/ppo/test_trl_contract.py: `_tokenize_prompts`,
 `_generate_single_turn`.
@@ -7,22 +7,27 @@ Private methods of RLOOTrainer that are overridden, guarded by tests/ppo/test_tr
 import contextlib
 from typing import Any
 
-from accelerate.utils import DistributedType
+import torch
+from accelerate.utils import DistributedType, is_peft_model
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
-from llm_rlhf.models.random_draws import drawing
-from llm_rlhf.ppo.sampling import Sampled, continuous_batches, merged_policy, watch_generate
+from llm_rlhf.models.sampler import PolicySampler
+from llm_rlhf.ppo.sampling import Sampled, continuous_batches, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
+
+WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
 
 
 class GeneratedResponses(SavedRoles):
     """The part of PPOTrainer that samples."""
 
     _sampled: Sampled | None  # what the newest rollout's sampling computed; None where nothing was kept
+    _sampler: PolicySampler | None  # None: TRL samples, by transformers' own loop or by an engine
 
     def _ready_to_sample(self) -> None:
         """Once the roles are there: settle with the engine, and on what may be taken in place of its own drawing."""
@@ -40,11 +45,36 @@ class GeneratedResponses(SavedRoles):
                 f"  note: the model's generation config has {settings}; PPO samples without, as it learns from what "
                 "the policy itself would say. The saved model keeps it."
             )
-        # On a CPU torch.multinomial takes longer than the model; Draw knows the plain distribution only.
-        on_cpu = self.accelerator.device.type == "cpu" and not self.use_vllm
-        self._draws = on_cpu and not self.args.samples_with_bias and not self.args.generation_kwargs
-        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self._merges = on_cpu and whole and self.accelerator.mixed_precision == "no"
+        self._sampler = self._own_sampler()
+
+    def _own_sampler(self) -> PolicySampler | None:
+        """Our own loop (models/sampler.py), where nothing is asked for that it does not know."""
+        args, accelerator = self.args, self.accelerator
+        engine = args.use_vllm or args.use_transformers_continuous_batching or args.cache_implementation
+        whole = accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if engine or not whole or args.samples_with_bias or args.generation_kwargs:
+            return None
+        base = self.base_model()
+        compiled = args.decoding == "compiled" or (args.decoding == "auto" and self._pays_to_compile())
+        sampler = PolicySampler(
+            base,
+            torch.bfloat16 if accelerator.mixed_precision == "bf16" else base.dtype,
+            args.temperature,
+            POLICY if is_peft_model(self.model) else None,
+            rounds=args.old_logprobs == "rescored",
+            merge=args.merge_for_sampling,
+            rows=args.generation_batch_size // accelerator.num_processes if compiled else None,
+        )
+        if compiled or sampler.rounds:
+            how = ["with its decoding step compiled (the first rollout takes a minute more)"] * compiled
+            how += ["with the policy's adapter merged in bfloat16; importance weights make up for it"] * sampler.rounds
+            accelerator.print(f"  note: replies are sampled {', and '.join(how)}.")
+        return sampler
+
+    def _pays_to_compile(self) -> bool:
+        """On CUDA compiling takes a minute, and then saves some 30 ms a step (see benchmarks/GPU.md)."""
+        steps = self.args.max_steps / self.args.steps_per_rollout * self.args.response_length
+        return self.accelerator.device.type == "cuda" and self.args.old_logprobs == "rescored" and steps >= WORTH_IT
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The parent's; conversations as every stage encodes them (models/encoding.py)."""
@@ -65,17 +95,20 @@ class GeneratedResponses(SavedRoles):
             self.model.train(was_training)  # the engine turns it to evaluation
             return response_ids
         with contextlib.ExitStack() as stack:
-            stack.enter_context(plain_decoding(self.base_model()))
-            watch = None
-            if self.args.old_logprobs == "rollout":
-                watch = stack.enter_context(watch_generate(self.base_model(), self.args.temperature))
-            if self._draws:
-                stack.enter_context(drawing(self.base_model(), self.args.temperature))
-            if self._merges:
-                stack.enter_context(merged_policy(self.base_model()))
+            watched, watch, loop = self.args.old_logprobs == "rollout", None, None
+            model = self.base_model()
+            if self._sampler is None:
+                stack.enter_context(plain_decoding(model))
+            else:
+                loop, model = stack.enter_context(self._sampler(seed=self.state.global_step, leave=not watched))
+            if watched:
+                watch = stack.enter_context(watch_generate(model, self.base_model().value_head, self.args.temperature))
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         if watch is not None:
             self._sampled = watch.rows(response_ids)
+        elif loop is not None and loop.logprobs_BS is not None and self._sampler and self._sampler.rounds:
+            rows = zip(response_ids, loop.logprobs_BS.tolist(), strict=True)
+            self._sampled = Sampled([logprobs[: len(ids)] for ids, logprobs in rows])
         return response_ids
 
     def _keep_engine_logprobs(self, rows: list[list[float]]) -> None:

@@ -11,16 +11,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
-from llm_rlhf.errors import RunError
-from llm_rlhf.models.adapters import POLICY, active_adapters, adapters_of, switches
 from llm_rlhf.models.roles import apply_head
-
-
-class SamplingError(RunError):
-    """An engine did not return what it was asked for."""
+from llm_rlhf.models.sampler import SamplingError
 
 
 class Sampled(NamedTuple):
@@ -69,49 +63,18 @@ class GenerateWatch:
 
 
 @contextlib.contextmanager
-def watch_generate(base: Any, temperature: float) -> Iterator[GenerateWatch]:
-    """Watch one `generate` of a causal language model with a `value_head`."""
-    watch = GenerateWatch(base.value_head, temperature)
+def watch_generate(model: Any, value_head: Any, temperature: float) -> Iterator[GenerateWatch]:
+    """Watch one `generate` of a causal language model, whose batch keeps its rows."""
+    watch = GenerateWatch(value_head, temperature)
     hooks = [
-        base.base_model.register_forward_hook(watch.see_hidden),
-        base.register_forward_hook(watch.see_logits, with_kwargs=True),
+        model.base_model.register_forward_hook(watch.see_hidden),
+        model.register_forward_hook(watch.see_logits, with_kwargs=True),
     ]
     try:
         yield watch
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def merged_policy(base: Any) -> Iterator[None]:
-    """Sample with the policy's LoRA added to the base's matrices, until the block ends; then the very same base again.
-
-    Two small products beside each of the base's are a third of the time of a small model's decoding. The sums are new
-    tensors that stand in for the base's own, so that nothing is rounded into the base, and with it the reference; they
-    take as much memory as the adapted layers. Only float32 layers are merged: the sum is then as exact as the two
-    products (log-probabilities move by 1e-6), while bfloat16 would round small adapters away. A model with any other
-    adapter layer of the policy's (quantised, DoRA, experts, a whole copy of a module) is sampled as it is.
-    """
-    adapted = [layer for layer in switches(base) if POLICY in adapters_of(layer)]
-    if not all(_can_merge(layer) for layer in adapted):
-        yield
-        return
-    kept = [(layer.get_base_layer().weight, layer.get_base_layer().weight.data) for layer in adapted]
-    try:
-        with torch.no_grad():
-            for (weight, own), layer in zip(kept, adapted, strict=True):
-                weight.data = own + layer.get_delta_weight(POLICY)
-        with active_adapters(base, []):
-            yield
-    finally:
-        for weight, own in kept:
-            weight.data = own
-
-
-def _can_merge(layer: Any) -> bool:
-    plain = type(layer) is LoraLinear and POLICY not in layer.lora_variant and not layer.lora_bias.get(POLICY)
-    return plain and layer.get_base_layer().weight.dtype == torch.float32
 
 
 def continuous_batches(

@@ -1,0 +1,279 @@
+"""Sampling many replies at once: transformers' `generate` around a decoding loop of our own.
+
+`generate` prepares inputs and cache as the architecture wants them; the loop (its `custom_generate`) draws tokens,
+keeps their log-probabilities, and lets rows that have finished leave the batch, so that one long reply does not hold up
+all others. Compiled, the batch keeps its shape, so that one graph serves the whole run.
+
+Private methods of transformers that are called, as its own guide to `custom_generate` does, guarded by
+tests/models/test_sampler.py: `_prefill`, `_update_model_kwargs_for_generation`; and `_can_compile_fullgraph` is read.
+
+Layout: B rows of `generate`, N rows that are still in the batch, T tokens of prompts, S sampling steps, V vocabulary.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+
+from llm_rlhf.errors import RunError
+from llm_rlhf.models.decoding import plain_decoding
+from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes
+from llm_rlhf.models.random_draws import draw_tokens
+
+FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
+ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
+CANNOT_MERGE = (
+    "merge_for_sampling is True, but the policy's adapter is not plain LoRA on linear layers (DoRA, a bias, experts, "
+    "modules_to_save and trainable_token_indices are not), or what learns from its samples has no importance weights "
+    "for rounded ones; leave it out."
+)
+
+
+class SamplingError(RunError):
+    """Sampling did not do what it was asked for."""
+
+
+class Loop:
+    """The decoding loop: `model.generate(..., custom_generate=loop)`; greedy but for the draws of its own.
+
+    Args:
+        temperature: 0 takes the most likely token.
+        uniforms_BS: numbers in [0, 1) to draw by, one a row and step; None: new ones from torch's generator, the same
+            for every row whatever others have finished.
+        rows: how many of the B count; the others only fill the batch.
+        forward: what computes a step in the model's place (a compiled one); rows then stay in the batch.
+        leave: whether finished rows leave the batch. They stay where the cache cannot do without them.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        uniforms_BS: Tensor | None = None,
+        rows: int | None = None,
+        forward: Any = None,
+        leave: bool = True,
+    ) -> None:
+        self.temperature, self.uniforms_BS, self.rows = temperature, uniforms_BS, rows
+        self.forward, self.leave = forward, leave
+        self.logprobs_BS: Tensor | None = None  # of the sampled tokens, 0 behind a reply's end
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Prompts and replies, (B, T + S) for the S steps that were needed; pad tokens behind a reply's end."""
+        if len(logits_processor) or synced_gpus or streamer is not None:
+            raise SamplingError(
+                f"This loop draws from the model's own distribution; it was given {[*logits_processor]}, synced_gpus "
+                f"{synced_gpus} and a streamer {streamer}. Sample with transformers' own."
+            )
+        device, B = input_ids.device, len(input_ids)
+        steps = generation_config.max_length - input_ids.size(1)
+        stops = generation_config.eos_token_id
+        stops_K = torch.tensor([] if stops is None else [stops] if isinstance(stops, int) else stops, device=device)
+        pad = generation_config.pad_token_id
+        tokens_BS = input_ids.new_full((B, steps), pad)
+        logprobs_BS = torch.zeros(B, steps, device=device)
+        rows_N = torch.arange(B, device=device)
+        alive_N = rows_N < (B if self.rows is None else self.rows)
+        ids, forward, step = input_ids, self.forward or model, 0
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        for step in range(steps):
+            numbers_B = self._numbers(step, B, device)
+            drawn_N, logprobs_N = draw_tokens(
+                outputs.logits[:, -1], self.temperature, None if numbers_B is None else numbers_B[rows_N]
+            )
+            drawn_N = drawn_N.masked_fill(~alive_N, pad)
+            tokens_BS[rows_N, step] = drawn_N
+            logprobs_BS[rows_N, step] = logprobs_N.masked_fill(~alive_N, 0.0)
+            alive_N = alive_N & ~torch.isin(drawn_N, stops_K)
+            if step + 1 == steps:
+                break
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            ids = torch.cat([ids, drawn_N.unsqueeze(1)], 1)
+            if self.forward is None or step % ASKED_EVERY == ASKED_EVERY - 1:
+                left = int(alive_N.sum())
+                if left == 0:
+                    break
+                if left <= FEWER * len(rows_N) and self._may_leave(model_kwargs, len(rows_N)):
+                    stay = alive_N.nonzero().squeeze(1)
+                    model_kwargs["past_key_values"].batch_select_indices(stay)
+                    model_kwargs = {k: v[stay] if isinstance(v, Tensor) else v for k, v in model_kwargs.items()}
+                    ids, rows_N, alive_N = ids[stay], rows_N[stay], alive_N[stay]
+            inputs = model.prepare_inputs_for_generation(
+                ids, next_sequence_length=1 if model_kwargs["use_cache"] else None, **model_kwargs
+            )
+            outputs = forward(**inputs, return_dict=True)
+        self.logprobs_BS = logprobs_BS[:, : step + 1]
+        return torch.cat([input_ids, tokens_BS[:, : step + 1]], 1)
+
+    def _numbers(self, step: int, B: int, device: Any) -> Tensor | None:
+        """The step's numbers to draw by, (B,); None where the device draws better by itself."""
+        if self.temperature == 0:
+            return None
+        if self.uniforms_BS is not None:
+            return self.uniforms_BS[:, step].to(device)
+        return torch.rand(B, dtype=torch.float64) if device.type == "cpu" else None
+
+    def _may_leave(self, model_kwargs: dict[str, Any], rows: int) -> bool:
+        """Whether a batch can be cut to some of its rows: all that it carries is one row beside the other."""
+        cache = model_kwargs.get("past_key_values")
+        plain = (
+            cache is not None
+            and type(cache) is DynamicCache
+            and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        )
+        others = [value for value in model_kwargs.values() if isinstance(value, Tensor)]
+        return self.leave and self.forward is None and plain and all(len(value) == rows for value in others)
+
+
+@contextlib.contextmanager
+def sampling(base: Any, loop: Loop, generate: Any = None) -> Iterator[None]:
+    """Let `base.generate` sample by a loop, until the block ends, and by nothing that its generation config asks for.
+
+    Args:
+        generate: called in place of the base's own, with the loop as `custom_generate`.
+    """
+    generate = generate or base.generate
+
+    def generate_by_loop(*args: Any, generation_config: Any, **kwargs: Any) -> Any:
+        greedy = copy.deepcopy(generation_config)
+        greedy.do_sample, greedy.temperature, greedy.top_k, greedy.top_p = False, None, None, None
+        return generate(*args, generation_config=greedy, custom_generate=loop, **kwargs)
+
+    with plain_decoding(base):
+        base.generate = generate_by_loop
+        try:
+            yield
+        finally:
+            del base.generate
+
+
+class Compiled:
+    """A model's decoding step as one compiled graph (on CUDA a recorded one), for batches of few shapes.
+
+    A cache is kept for each shape, since a recorded graph knows its tensors by their addresses. Compiling the first
+    shape takes about a minute on a GPU; a step then takes a quarter of the time or less.
+
+    Args:
+        rows: the batch that all smaller ones are filled up to.
+    """
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.model, self.rows = model, rows
+        self.forward = torch.compile(model.__call__, mode="reduce-overhead", dynamic=False)
+        self._caches: dict[tuple[int, int], StaticCache] = {}
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: Loop
+    ) -> Tensor:
+        """`model.generate` by a loop: prompts and replies, (B, T + S)."""
+        B, T = input_ids.shape
+        filled_N = torch.arange(max(B, self.rows), device=input_ids.device).clamp(max=B - 1)
+        shape = len(filled_N), 2 ** math.ceil(math.log2(max(T, 64))) + generation_config.max_new_tokens
+        if shape not in self._caches:
+            self._caches[shape] = fixed_cache(self.model, shape[1])
+        self._caches[shape].reset()
+        custom_generate.rows, custom_generate.forward = B, self.forward
+        out: Tensor = self.model.generate(
+            input_ids=input_ids[filled_N],
+            attention_mask=attention_mask[filled_N],
+            generation_config=generation_config,
+            custom_generate=custom_generate,
+            past_key_values=self._caches[shape],
+        )
+        return out[:B]
+
+
+def fixed_cache(model: Any, length: int) -> StaticCache:
+    """A cache of `length` tokens whose layers all hold the whole of it.
+
+    transformers' own for sliding windows counts its tokens in Python, so that each step would be compiled anew. The
+    mask keeps the window.
+    """
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
+    cache.layers = [
+        StaticLayer(max_cache_len=length) if type(layer) is StaticSlidingWindowLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+def can_compile(model: Any) -> bool:
+    """Whether a model's cache can be of fixed size, keys and values alone."""
+    return bool(model._can_compile_fullgraph) and all(type(x) is StaticLayer for x in fixed_cache(model, 1).layers)
+
+
+class PolicySampler:
+    """How the policy of an online method is sampled, settled once: merged into a plain model or not, compiled or not.
+
+    Args:
+        base: the causal language model under its adapters.
+        dtype: what it computes in.
+        adapter: the policy's; None: the model is trained whole.
+        rounds: whether the samples may come of weights that are rounded (see merged.py): whoever learns from them then
+            corrects by `Loop.logprobs_BS`.
+        merge: None: where it can be, and the copy takes at most a third of the free memory.
+        rows: compile, for batches filled up to so many rows; None: do not.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        dtype: torch.dtype,
+        temperature: float,
+        adapter: str | None,
+        rounds: bool,
+        merge: bool | None = None,
+        rows: int | None = None,
+    ) -> None:
+        self.base, self.temperature = base, temperature
+        self.copy: MergedCopy | None = None
+        needed = copied_bytes(base, adapter, dtype)
+        mergeable = can_merge(base, adapter) and (rounds or dtype == torch.float32)
+        if merge is None:
+            merge = mergeable and needed > 0 and needed <= free_bytes(base.device) / 3
+        elif merge and not mergeable:
+            raise ValueError(CANNOT_MERGE)
+        if merge:
+            self.copy = MergedCopy(base, adapter, dtype)
+        self.compiled = None if rows is None else Compiled(self.copy.model if self.copy else base, rows)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what samples is not exactly the policy."""
+        return self.copy is not None and not self.copy.exact
+
+    @contextlib.contextmanager
+    def __call__(self, seed: int, leave: bool = True) -> Iterator[tuple[Loop, Any]]:
+        """Let `base.generate` sample the policy, until the block ends.
+
+        Yields:
+            The loop, and the model that samples.
+        """
+        loop, model = Loop(self.temperature, leave=leave), self.base
+        with contextlib.ExitStack() as stack:
+            if self.copy is not None:
+                model = stack.enter_context(self.copy.refreshed(seed, keep=self.compiled is not None))
+                stack.enter_context(plain_decoding(model))
+            generate = self.compiled.generate if self.compiled is not None else model.generate
+            stack.enter_context(sampling(self.base, loop, generate))
+            yield loop, model
+
+
+def free_bytes(device: Any) -> float:
+    """Free memory of a device; without end where a copy lives during sampling only, which is not when memory peaks."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else math.inf
