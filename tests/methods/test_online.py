@@ -124,11 +124,11 @@ def test_a_model_of_its_own_gives_a_reply_one_score_in_every_method(base_folder,
     assert sources.is_model == trainer.scores.is_model == [True]
 
 
-def test_what_draw_does_not_know_is_left_to_the_parent(base_folder, tmp_path) -> None:
+def test_what_our_loop_does_not_know_is_left_to_the_parent(base_folder, tmp_path) -> None:
     """It draws from the whole distribution, whatever top_k or generation_kwargs say."""
-    assert make("grpo", base_folder, tmp_path, functions=(length,))._draws
+    assert make("grpo", base_folder, tmp_path, functions=(length,))._sampler is not None
     for biased in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"generation_kwargs": {"no_repeat_ngram_size": 2}}):
-        assert not make("rloo", base_folder, tmp_path, functions=(length,), **biased)._draws
+        assert make("rloo", base_folder, tmp_path, functions=(length,), **biased)._sampler is None
 
 
 def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_names_the_function(

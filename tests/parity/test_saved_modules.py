@@ -18,7 +18,7 @@ from llm_rlhf.models import roles
 from llm_rlhf.models.adapters import POLICY, active_adapters, load_beside
 from llm_rlhf.models.base import make_room_for
 from llm_rlhf.models.roles import HELDOUT, VALUE, add_reward_role, hidden_states, role_scores
-from llm_rlhf.ppo.sampling import merged_policy
+from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.soundness import check_trainable
 
 IDS = torch.arange(24).view(2, 12) * 7 % 250 + 5
@@ -125,8 +125,8 @@ def test_what_is_sampled_from_is_the_policy(base_folder, more) -> None:
     base = policy.get_base_model()
     expected = own_logprobs(policy)
     assert (expected - reference).abs().max() > 0.01
-    with merged_policy(base):
-        torch.testing.assert_close(own_logprobs(base), expected, rtol=0, atol=1e-5)  # a sum in another order
+    with PolicySampler(base, torch.float32, 1.0, "default", rounds=False)(seed=0) as (_, sampled_from):
+        torch.testing.assert_close(own_logprobs(sampled_from), expected, rtol=0, atol=1e-5)  # a sum in another order
     with active_adapters(base, []):
         assert torch.equal(own_logprobs(base), reference)
 
