@@ -24,6 +24,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
+from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
 from llm_rlhf.models.sampler import Loop, sampling
@@ -277,8 +278,14 @@ def in_batches(
     by_length = sorted(mine, key=lambda i: length(items[i]), reverse=True)  # the largest first: memory fails early
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     found: list[tuple[int, Result]] = []
+    portion = Portion("reading", "evaluate.batch_size, ppo.response_length or model.context_length")
+
+    def read(rows: Sequence[int]) -> list[tuple[int, Result]]:
+        return list(zip(rows, function([items[i] for i in rows]), strict=True))
+
     for batch in _shown(batches, progress if state.is_main_process else None):
-        found += zip(batch, function([items[i] for i in batch]), strict=True)
+        for part in portion.run(read, batch, max(length(items[i]) for i in batch)):
+            found += part
     everything = dict(gather_object(found))
     return [everything[i] for i in range(len(items))]
 

@@ -177,6 +177,12 @@ class Compiled:
         self.forward = torch.compile(model.__call__, mode="reduce-overhead", dynamic=False)
         self._caches: dict[tuple[int, int], StaticCache] = {}
 
+    def shrink(self, rows: int) -> None:
+        """Fill batches up to so many rows only: memory ran out over more."""
+        if rows < self.rows:
+            self.rows = rows
+            self._caches.clear()
+
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: Loop
     ) -> Tensor:

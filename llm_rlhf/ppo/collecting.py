@@ -7,6 +7,7 @@ Layout: B rows, F reward functions and models of their own.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from trl.data_utils import is_conversational
 
 from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.inference import Reply, ids_to_score, reply_of, right_padded
+from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import HELDOUT, role_scores
 from llm_rlhf.models.thoughts import KEY
 from llm_rlhf.ppo import objectives
@@ -33,6 +35,8 @@ from llm_rlhf.ppo.rollout import (
     pad_rows,
     pad_tokens,
     rollout_statistics,
+    rows_of,
+    rows_together,
     stopped_by_itself,
 )
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
@@ -48,6 +52,7 @@ class CollectedRollouts(GeneratedResponses):
     reference_adapters: list[str]
     _replies: list[Reply]  # the newest rollout's, of this process
     _heard_ids: list[list[int]] | None  # its prompts and replies as reward models read them; None: as sampled
+    _scoring: Portion  # what goes through the model at once while a rollout is scored
     _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
     _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
 
@@ -78,21 +83,21 @@ class CollectedRollouts(GeneratedResponses):
                 self.args.gradient_accumulation_steps,
                 self.args.micro_batch_tokens,
             )
-            rows_of = [rows for step in steps for rows in step]
-            numbers = iter(range(len(rows_of)))
+            together = [rows for step in steps for rows in step]
+            numbers = iter(range(len(together)))
             self._steps = [[next(numbers) for _ in step] for step in steps]
         else:
-            rows_of = [list(range(len(prompts)))]
+            together = [list(range(len(prompts)))]
         scored = []
-        for rows in rows_of:
+        for rows in together:
             padded = pad_rows(
                 [prompt_ids[i] for i in rows],
                 [response_ids[i] for i in rows],
                 self._tokenizer.pad_token_id,
                 self.accelerator.device,
             )
-            scored.append(self._score(padded, function_scores[rows], rows))
-        order = [i for rows in rows_of for i in rows]
+            scored.append(self._score_in_portions(padded, function_scores[rows], rows))
+        order = [i for rows in together for i in rows]
         prompts, responses = [prompts[i] for i in order], [self._shown(i, responses[i]) for i in order]
         scores = torch.cat([b.raw_scores for b in scored])
         check_scores(scores, prompts, responses)
@@ -159,6 +164,12 @@ class CollectedRollouts(GeneratedResponses):
                 f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
                 f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
             )
+
+    def _score_in_portions(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
+        def score(part: Sequence[int]) -> ScoredRows:
+            return self._score(rows_of(padded, part), function_scores_BF[list(part)], [rows[i] for i in part])
+
+        return rows_together(self._scoring.run(score, range(len(rows)), padded.input_ids.size(1)))
 
     def _score(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
         """What the rollout's weights say of one micro-batch: old log-probabilities and values, reference, scores."""

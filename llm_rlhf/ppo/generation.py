@@ -15,6 +15,7 @@ from trl.models import unwrap_model_for_generation
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
+from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
@@ -46,6 +47,7 @@ class GeneratedResponses(SavedRoles):
                 "the policy itself would say. The saved model keeps it."
             )
         self._sampler = self._own_sampler()
+        self._sampling = Portion("sampling", "ppo.response_length or model.context_length")
 
     def _own_sampler(self) -> PolicySampler | None:
         """Our own loop (models/sampler.py), where nothing is asked for that it does not know."""
@@ -94,6 +96,25 @@ class GeneratedResponses(SavedRoles):
                 )
             self.model.train(was_training)  # the engine turns it to evaluation
             return response_ids
+        sampler = self._sampler
+        if sampler is None:
+            return self._generate_part(prompt_ids, images, multimodal_fields)
+        width = max(len(ids) for ids in prompt_ids) + self.args.response_length
+
+        def sample(part: Any) -> tuple[list[list[int]], Sampled | None]:
+            if sampler.compiled is not None and self._sampling.tokens is not None:
+                sampler.compiled.shrink(len(part))
+            self._sampled = None
+            return self._generate_part(part, None, {}), self._sampled
+
+        parts = self._sampling.run(sample, prompt_ids, width)
+        kept = [sampled for _, sampled in parts if sampled is not None]
+        self._sampled = Sampled.together(kept) if kept else None
+        return [ids for part, _ in parts for ids in part]
+
+    def _generate_part(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
+        """Responses to some of a rollout's prompts."""
+        response_ids: list[list[int]]
         with contextlib.ExitStack() as stack:
             watched, watch, loop = self.args.old_logprobs == "rollout", None, None
             model = self.base_model()

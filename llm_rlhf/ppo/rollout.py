@@ -8,8 +8,8 @@ Layout: B rows, P prompt tokens, R response tokens, T both; S tokens of the long
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class PaddedRows:
             "attention_mask": self.attention_mask,
             "response_mask": self.response_mask,
         }
+
+
+Batch = TypeVar("Batch", bound=PaddedRows | Any)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,6 +155,34 @@ def pad_rows(
     mask = [[0] * (P - len(p)) + [1] * (len(p) + len(r)) + [0] * (R - len(r)) for p, r in rows]
     attention_mask = torch.tensor(mask, device=device)
     return PaddedRows(torch.tensor(ids, device=device), attention_mask, attention_mask[:, P:].bool())
+
+
+def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch, as wide as it is: what a model says of them does not change."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[list(rows)] if value.dim() else value
+        if isinstance(value, Mapping):
+            return {name: cut(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [value[i] for i in rows]
+        return rows_of(value, rows) if is_dataclass(value) else value
+
+    return replace(batch, **{field.name: cut(getattr(batch, field.name)) for field in fields(batch)})
+
+
+def rows_together(parts: Sequence[ScoredRows]) -> ScoredRows:
+    """Rows of one width as one batch, in the order of the parts."""
+
+    def join(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        if isinstance(values[0], Mapping):
+            return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+        return None if values[0] is None else [row for value in values for row in value]
+
+    return ScoredRows(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(parts[0])})
 
 
 def pad_tokens(rows: list[list[float]], like_BR: Tensor) -> Tensor:

@@ -24,6 +24,14 @@ class Sampled(NamedTuple):
     entropies: list[list[float]] | None = None
     values: list[list[float]] | None = None  # of the state before each token
 
+    @staticmethod
+    def together(parts: "list[Sampled]") -> "Sampled":
+        """What was computed part by part, as one."""
+        columns = [
+            None if rows[0] is None else [row for part in rows for row in part] for rows in zip(*parts, strict=True)
+        ]
+        return Sampled(*columns)  # type: ignore[arg-type]  # the first column is always there
+
 
 class GenerateWatch:
     """Collects, step by step, what a policy's `generate` computes anyway: no second forward, no (B, S, V) logits."""

@@ -19,6 +19,7 @@ Private methods of the parents that are overridden, each guarded by tests/ppo/te
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,9 +32,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_rlhf.errors import RunError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
+from llm_rlhf.models.memory import Portion, make_room, ran_out
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
@@ -57,11 +60,13 @@ from llm_rlhf.ppo.preparation import (
     reference_of_the_parents,
 )
 from llm_rlhf.ppo.prompts import check_lengths
-from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
+from llm_rlhf.ppo.rollout import MicroBatch, rows_of, shuffled_steps
 from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
 from llm_rlhf.training import check_loss
+
+LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -179,6 +184,10 @@ class PPOTrainer(WatchedEvaluation):
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
         self._ready_to_sample()
+        self._scoring = Portion("scoring a rollout", LOWER)
+        self._update = Portion("the update", LOWER)
+        self._largest_piece = (0, 0)  # rows and tokens of each, of the newest step's pieces
+        self._prepared = -1  # the step whose micro-batches were handed out last
         self._micro_batches: list[MicroBatch] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
@@ -250,12 +259,15 @@ class PPOTrainer(WatchedEvaluation):
         No dictionary, as the parents' own is: they hand it to `_compute_loss` without a look inside.
         """
         steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or not self._micro_batches:
+        if self._prepared == self._step:  # the same step once more: memory ran out
+            pass
+        elif self._step % (steps * self.num_iterations) == 0 or not self._micro_batches:
             self.guard.new_rollout()
             self._micro_batches = []  # the old rollout's memory is free before the new one is sampled
             self._micro_batches = self._rollout(generation_batch)
         elif self._step % steps == 0:
             self._steps = shuffled_steps(len(self._micro_batches), steps, self.args.seed + self._step)
+        self._prepared = self._step
         return [self._micro_batches[i] for i in self._steps[self._step % steps]]
 
     # ---- the update --------------------------------------------------------------------------------------------
@@ -266,11 +278,53 @@ class PPOTrainer(WatchedEvaluation):
         if self.guard.rest_is_skipped and not starts_rollout:
             self._step += 1
             return torch.zeros((), device=self.accelerator.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        again = False
+        while True:
+            failed: Exception | None = None
+            try:
+                if again:
+                    self._redo_accumulated(model)
+                return super().training_step(model, inputs, num_items_in_batch)
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                failed = error.with_traceback(None)  # whose frames hold activations
+            self._halve_pieces(failed)
+            again = True
+
+    def _halve_pieces(self, error: Exception) -> None:
+        """Memory ran out in an optimizer step: begin it again, in smaller pieces.
+
+        Raises:
+            RunError: where that cannot help.
+        """
+        if self.accelerator.num_processes > 1:
+            raise RunError(
+                "Memory ran out in the update of one of several processes, which the others' gradients wait for; "
+                f"lower {LOWER}. ({str(error).splitlines()[0]})"
+            ) from error
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._step_sums = None
+        make_room()
+        self._update.halve(*self._largest_piece, error)
+        self._largest_piece = (0, 0)
+
+    def _redo_accumulated(self, model: Any) -> None:
+        """The gradients of the optimizer step's earlier micro-batches, which went with the step that is begun again."""
+        accumulated = self._step % self.current_gradient_accumulation_steps
+        for step in range(self._step - accumulated, self._step):
+            batches = [self._micro_batches[i] for i in self._steps[step % self.args.steps_per_generation]]
+            with self.compute_loss_context_manager():
+                loss = self._compute_loss(model, batches)
+            self.accelerator.backward(loss)
 
     def _compute_loss(self, model: Any, inputs: list[MicroBatch]) -> Tensor:
-        """The loss of a step's micro-batches: of the last one, with the others' gradients already taken."""
-        *others, last = inputs
+        """The loss of a step's micro-batches: of the last piece, with the others' gradients already taken.
+
+        A micro-batch is one piece, or, once memory ran out, several of its width, so that the first ratios stay 1.
+        """
+        *others, last = [piece for batch in inputs for piece in self._pieces(batch)]
         known = torch.zeros((), device=self.accelerator.device)
         for batch in others:
             with self.accelerator.no_sync(model):
@@ -278,6 +332,14 @@ class PPOTrainer(WatchedEvaluation):
                 self.accelerator.backward(loss)
             known += loss.detach()
         return self._micro_batch_loss(model, last) + known
+
+    def _pieces(self, batch: MicroBatch) -> list[MicroBatch]:
+        rows, width = batch.input_ids.shape
+        size = self._update.rows(width) or rows
+        self._largest_piece = max(self._largest_piece, (min(size, rows), width), key=math.prod)
+        if size >= rows:
+            return [batch]
+        return [rows_of(batch, range(start, min(start + size, rows))) for start in range(0, rows, size)]
 
     def _micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""

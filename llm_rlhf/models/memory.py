@@ -1,0 +1,86 @@
+"""When memory runs out: the work is done again in halves, and what cannot be halved says what to lower.
+
+transformers' `auto_find_batch_size` begins a training anew with smaller batches; here only the piece that failed is
+done again, and the sizes that were asked for still say what is learned.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from llm_rlhf.errors import RunError
+
+Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+
+class Portion:
+    """How much goes through a model at once: everything, until memory runs out; from then on half as much.
+
+    Args:
+        what: the work, as a note and an error call it: "sampling".
+        lower: the keys to lower where not even one row fits, as a sentence goes on with them.
+        say: tells a note.
+    """
+
+    def __init__(self, what: str, lower: str, say: Callable[[str], None] = print) -> None:
+        self.what, self.lower, self.say = what, lower, say
+        self.tokens: int | None = None  # that a portion may hold, padding counted; None: any number
+
+    def rows(self, width: int) -> int | None:
+        """How many rows of so many tokens go together; None: any number."""
+        return None if self.tokens is None else max(1, self.tokens // width)
+
+    def halve(self, rows: int, width: int, error: Exception) -> None:
+        """Memory ran out over so many rows of so many tokens.
+
+        Raises:
+            RunError: where it was one row.
+        """
+        if rows == 1:
+            raise RunError(
+                f"Memory ran out in {self.what}, at a single row of {width} tokens; lower {self.lower}. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        self.tokens = -(-rows // 2) * width
+        self.say(
+            f"  note: memory ran out in {self.what}, over {rows} rows of {width} tokens; from here on it takes "
+            f"at most {self.tokens:,} tokens at once."
+        )
+
+    def run(self, work: Callable[[Sequence[Row]], Found], rows: Sequence[Row], width: int) -> list[Found]:
+        """`work` over all rows in as few portions as fit into memory: one result for each."""
+        found: list[Found] = []
+        done = 0
+        while done < len(rows):
+            part = rows[done : done + (self.rows(width) or len(rows))]
+            failed: Exception | None = None
+            try:
+                found.append(work(part))
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                failed = error.with_traceback(None)  # whose frames hold what was computed
+            if failed is None:
+                done += len(part)
+            else:
+                make_room()
+                self.halve(len(part), width, failed)
+        return found
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the CPU's, is full."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
+
+
+def make_room() -> None:
+    """Give back what a failed attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
