@@ -69,6 +69,8 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
         if from_stage is not None:
             _archive(run, [*stages[stages.index(from_stage) :], *leftovers])
         run.describe(recipe.as_dict())
+        if run.state.device.type == "cuda":
+            run.state.print(f"On {torch.cuda.get_device_name()}, in {recipe.model.dtype} (model.dtype).")
         with tracked(recipe.report_to if to_make else [], run, recipe.name, recipe.as_dict()) as trackers:
             for number, stage in enumerate(stages, start=1):
                 if only is None or stage == only:

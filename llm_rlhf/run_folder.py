@@ -210,7 +210,8 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+        found["float32_products"] = torch.get_float32_matmul_precision()  # "highest" is float32, "high" TF32
     return found
 
 

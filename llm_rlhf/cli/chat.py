@@ -40,7 +40,7 @@ def chat(
         int | None, typer.Option("--response-length", help="Tokens of an answer; else as the run, or 128.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else 0; the same gives the same answers.")] = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     quantization: Quantization = "none",
     key_variable: KeyVariable = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each answer.")] = False,

@@ -90,7 +90,7 @@ def evaluate(
         int | None, typer.Option("--batch-size", min=1, help="Replies sampled at once; else as the recipe, or 32.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else the run's, or 0.")] = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     quantization: Quantization = "none",
     key_variable: KeyVariable = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,

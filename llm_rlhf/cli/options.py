@@ -4,7 +4,12 @@ from typing import Annotated
 
 import typer
 
-Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="auto, float32 or bfloat16, of models that are no run's. auto: bfloat16 on a GPU that has it."
+    ),
+]
 Quantization = Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")]
 KeyVariable = Annotated[
     str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")

@@ -6,7 +6,7 @@ done again, and the sizes that were asked for still say what is learned.
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -15,6 +15,27 @@ from llm_rlhf.errors import RunError
 
 Row = TypeVar("Row")
 Found = TypeVar("Found")
+
+
+ENOUGH = 16_384  # tokens that keep any GPU busy: more at once take more memory and no less time
+
+
+def token_budget(config: Any, checkpointing: bool, free_bytes: float) -> int:
+    """Tokens of one forward and backward whose activations take about half of the free memory, 16,384 at most.
+
+    Counted for a decoder of gated layers in a type of two bytes: a layer keeps some ten states as wide as the model and
+    four as wide as its inner layer for each token; with checkpointing, one state a layer and two layers' worth while
+    they are recomputed. It is a start, not a promise: what it gets wrong is halved.
+
+    Args:
+        config: a model's configuration.
+    """
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    layer = 2 * (10 * hidden + 4 * inner)
+    each = 2 * hidden * text.num_hidden_layers + 2 * layer if checkpointing else (text.num_hidden_layers + 1) * layer
+    return max(1, min(ENOUGH, int(free_bytes / 2 / each)))
 
 
 class Portion:

@@ -52,6 +52,7 @@ class CollectedRollouts(GeneratedResponses):
     reference_adapters: list[str]
     _replies: list[Reply]  # the newest rollout's, of this process
     _heard_ids: list[list[int]] | None  # its prompts and replies as reward models read them; None: as sampled
+    _micro_batch_tokens: int | None  # that a micro-batch holds at most; None: it has a fixed number of rows
     _scoring: Portion  # what goes through the model at once while a rollout is scored
     _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
     _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
@@ -81,7 +82,7 @@ class CollectedRollouts(GeneratedResponses):
                 [len(ids) for ids in response_ids],
                 self.args.num_mini_batches,
                 self.args.gradient_accumulation_steps,
-                self.args.micro_batch_tokens,
+                self._micro_batch_tokens,
             )
             together = [rows for step in steps for rows in step]
             numbers = iter(range(len(together)))

@@ -36,7 +36,7 @@ from llm_rlhf.errors import RunError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
-from llm_rlhf.models.memory import Portion, make_room, ran_out
+from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
@@ -55,6 +55,7 @@ from llm_rlhf.ppo.preparation import (
     copy_for_reference,
     given_adapter,
     is_deepspeed_zero3,
+    is_sharded,
     load_reward_models,
     objectives_of,
     reference_of_the_parents,
@@ -184,6 +185,7 @@ class PPOTrainer(WatchedEvaluation):
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)
             self.add_callback(self.snapshots)
         self._ready_to_sample()
+        self._micro_batch_tokens = args.micro_batch_tokens or self._budget()
         self._scoring = Portion("scoring a rollout", LOWER)
         self._update = Portion("the update", LOWER)
         self._largest_piece = (0, 0)  # rows and tokens of each, of the newest step's pieces
@@ -241,6 +243,16 @@ class PPOTrainer(WatchedEvaluation):
         add_role_forward(base, self.temperature)
         if self.ref_model is not None:
             add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
+
+    def _budget(self) -> int | None:
+        """Tokens of a micro-batch on CUDA, where nothing else is said; None: a mini-batch is one micro-batch."""
+        device, args = self.accelerator.device, self.args
+        if device.type != "cuda" or args.gradient_accumulation_steps > 1:
+            return None
+        if is_sharded(self.accelerator.distributed_type, args):
+            return None
+        free = torch.cuda.mem_get_info(device)[0]
+        return token_budget(self.base_model().config, args.gradient_checkpointing, free)
 
     # ---- what each step learns from ----------------------------------------------------------------------------
 

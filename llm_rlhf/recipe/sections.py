@@ -1,6 +1,7 @@
 """The sections of a recipe: every key of ours, what it means, and its default, which stands here and nowhere else."""
 
 import datetime
+import functools
 import glob
 import os
 import typing
@@ -18,10 +19,20 @@ class LoraSection:
     target_modules: str | list[str] = "all-linear"  # which layers get an adapter; the LM head never does
 
 
+@functools.cache
+def sensible_dtype() -> Literal["float32", "bfloat16"]:
+    """The compute type that `auto` stands for on this machine."""
+    import torch  # which takes a second that a look at the command's help does not have
+
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
+
+
 @dataclass
 class ModelSection:
     base: str | None = None  # hub id or folder of a causal language model; with `world` it is made by the run
-    dtype: Literal["float32", "bfloat16"] = "float32"  # compute type of the base; bfloat16 also turns on autocast
+    # compute type of the base; bfloat16 also turns on autocast; auto: bfloat16 on a GPU that computes in it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
     lora: LoraSection = field(default_factory=LoraSection)
     chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
@@ -29,6 +40,10 @@ class ModelSection:
     chat_template_date: datetime.date | None = None  # what it takes for today; None: the day the run began
     context_length: int | None = None  # tokens of prompt and reply together; None: the model's own limit
     trust_remote_code: bool = False  # run Python that the model's repository ships
+
+    def __post_init__(self) -> None:
+        if self.dtype == "auto":
+            self.dtype = sensible_dtype()
 
 
 @dataclass

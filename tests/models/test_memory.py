@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, Qwen2Config
 
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.inference import in_batches
-from llm_rlhf.models.memory import Portion, ran_out
+from llm_rlhf.models.memory import Portion, ran_out, token_budget
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -50,6 +51,16 @@ def test_other_errors_are_not_taken_for_it() -> None:
         Portion("sampling", "this").run(broken, range(2), width=7)
     assert ran_out(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     assert not ran_out(MemoryError())
+
+
+def test_the_token_budget_by_hand() -> None:
+    """Qwen2.5 0.5B: a layer keeps 2 x (10 x 896 + 4 x 4,864) = 56,832 bytes a token; checkpointed 43,008 + 113,664."""
+    config = Qwen2Config(hidden_size=896, intermediate_size=4864, num_hidden_layers=24)
+    assert token_budget(config, True, 2 * 156_672 * 1000) == 1000
+    assert token_budget(config, False, 2 * 25 * 56_832 * 1000) == 1000
+    assert token_budget(config, True, 2**40) == 16_384
+    assert token_budget(config, True, 0) == 1
+    assert token_budget(GPT2Config(n_embd=8, n_layer=1), True, 2 * (16 + 2 * 416) * 7) == 7
 
 
 def test_what_an_evaluation_reads_keeps_its_order(capsys) -> None:
