@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -177,6 +178,7 @@ def adapters_in_float32(model: Any, copies: bool = True) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    leave_casts_to_autocast(model)
     if copies:
         return
     for module in model.modules():
@@ -184,6 +186,28 @@ def adapters_in_float32(model: Any, copies: bool = True) -> None:
             own = next((p.dtype for p in module.original_module.parameters() if p.is_floating_point()), torch.float32)
             for parameter in module.modules_to_save.parameters():
                 parameter.data = parameter.data.to(own)
+
+
+class _OutsideAutocast:
+    """True outside autocast: what PEFT's `cast_input_dtype_enabled` is set to."""
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+
+    def __bool__(self) -> bool:
+        return not torch.is_autocast_enabled(self.device_type)
+
+
+def leave_casts_to_autocast(model: Any) -> None:
+    """Under autocast, let no adapter copy its layer's input into float32, of which autocast makes bfloat16 again.
+
+    PEFT casts inputs to the type of the adapter's weights, which is needed outside autocast alone. Under it these are
+    two copies of all activations a linear layer, and two more backwards, that change no bit of the result
+    (tests/parity/test_casts.py).
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = _OutsideAutocast(next(module.parameters()).device.type)
 
 
 def quantization_config(section: ModelSection) -> BitsAndBytesConfig:
