@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens from hidden states, never holding the logits of more than a tile of rows.
 
 TRL's fused head does this with Triton on GPUs; on CPUs its fallback makes several passes over wide tiles. This one is
-for CPUs: a tile that stays in the cache, worked on in place, and, where the head is frozen, its gradient taken at once,
-so that the backward needs no second product with the vocabulary.
+for CPUs: tiles high enough for the product with the vocabulary, worked on in place in strips that stay in the cache,
+and, where the head is frozen, the gradient taken at once, so that the backward needs no second product with it.
 
 Layout: N tokens, H hidden size, V vocabulary.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 2**21  # numbers a tile may hold: 8 MB in float32
+TILE = 2**21  # logits of a tile: 8 MB in float32
+WIDE_TILE = 2**24  # at most, where a tile of that size would have less than 256 rows
+STRIP = 2**18  # of which so many are worked on at a time: 1 MB
 
 
 def token_logprobs(
@@ -43,18 +45,23 @@ class _TokenLogprobs(torch.autograd.Function):
         entropies_N = torch.zeros_like(logprobs_N)
         at_once = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
         slope_NH = torch.empty_like(hidden_NH) if at_once else None  # of each log-probability by its own hidden state
+        totals_N = torch.empty_like(logprobs_N)
         for rows in _tiles(len(hidden_NH), len(weight_VH)):
-            logits = _logits(hidden_NH[rows], weight_VH, bias_V, temperature)
-            chosen = logits.gather(1, labels_N[rows, None]).squeeze(1)
-            largest = logits.amax(1, keepdim=True)
-            logits.sub_(largest)
-            exponents = logits.exp() if with_entropy else logits.exp_()
-            totals = exponents.sum(1)
-            logprobs_N[rows] = chosen - largest.squeeze(1) - totals.log()
-            if with_entropy:
-                entropies_N[rows] = totals.log() - torch.linalg.vecdot(exponents, logits) / totals
+            tile = _logits(hidden_NH[rows], weight_VH, bias_V, temperature)
+            for some in _strips(rows, len(weight_VH)):  # which stay in the cache through the passes over them
+                logits = tile[some.start - rows.start : some.stop - rows.start]
+                chosen = logits.gather(1, labels_N[some, None]).squeeze(1)
+                largest = logits.amax(1, keepdim=True)
+                logits.sub_(largest)
+                exponents = logits.exp() if with_entropy else logits.exp_()
+                totals = totals_N[some] = exponents.sum(1)
+                logprobs_N[some] = chosen - largest.squeeze(1) - totals.log()
+                if with_entropy:
+                    entropies_N[some] = totals.log() - torch.linalg.vecdot(exponents, logits) / totals
+                    if slope_NH is not None:
+                        logits.copy_(exponents)
             if slope_NH is not None:
-                expected = exponents.to(weight_VH.dtype) @ weight_VH / totals.unsqueeze(1)
+                expected = tile.to(weight_VH.dtype) @ weight_VH / totals_N[rows].unsqueeze(1)
                 slope_NH[rows] = ((weight_VH[labels_N[rows]] - expected) / temperature).to(slope_NH.dtype)
         ctx.temperature, ctx.at_once = temperature, at_once
         ctx.save_for_backward(*((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, logprobs_N)))
@@ -92,5 +99,13 @@ def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperatur
 
 
 def _tiles(rows: int, vocabulary: int) -> list[slice]:
-    step = max(16, TILE // vocabulary)
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    """Rows whose product with the vocabulary is taken at once: over fewer than 256 it waits for the head's weights."""
+    return _cut(0, rows, max(16, TILE // vocabulary, min(256, WIDE_TILE // vocabulary)))
+
+
+def _strips(rows: slice, vocabulary: int) -> list[slice]:
+    return _cut(rows.start, rows.stop, max(1, STRIP // vocabulary))
+
+
+def _cut(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
