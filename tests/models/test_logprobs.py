@@ -12,7 +12,8 @@ from llm_rlhf.models.roles import apply_head
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 16, 37])  # tiles of 16 rows: less than one, one, and two and a part
 def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows) -> None:
-    monkeypatch.setattr(logprobs, "TILE", 16 * 11)
+    for name, rows_of_it in (("TILE", 16), ("WIDE_TILE", 16), ("STRIP", 5)):
+        monkeypatch.setattr(logprobs, name, rows_of_it * 11)
     torch.manual_seed(0)
     head = torch.nn.Linear(7, 11, bias=bias, dtype=torch.float64).requires_grad_(trained != "hidden states")
     hidden = torch.randn(rows, 7, dtype=torch.float64, requires_grad=True)
