@@ -58,8 +58,9 @@ class Launch:
 
     def kill(self) -> None:
         """SIGKILL to every process."""
-        for process in self._processes:
+        for process in self._processes:  # all before any is waited for: the others would see that one is gone
             process.kill()
+        for process in self._processes:
             process.join(60)
             assert process.exitcode == -signal.SIGKILL, self.errors
 

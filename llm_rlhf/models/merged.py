@@ -20,7 +20,6 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -38,11 +37,13 @@ class MergedCopy:
         dtype: what all weights of the copy are.
 
     Attributes:
+        exact: whether it is the policy but for the last bits.
         model: in evaluation mode. Its weights are the policy's within `refreshed` only.
     """
 
     def __init__(self, base: Any, adapter: str | None, dtype: torch.dtype) -> None:
         self.base, self.adapter, self.dtype = base, adapter, dtype
+        self.exact = is_exact(base, dtype)
         config = copy.deepcopy(base.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -70,11 +71,6 @@ class MergedCopy:
                 module._buffers[part] = source._buffers.get(part)
         self._generator = torch.Generator(device=base.device)
 
-    @property
-    def exact(self) -> bool:
-        """Whether it is the policy but for the last bits."""
-        return self.dtype == torch.float32
-
     @contextlib.contextmanager
     def refreshed(self, seed: int, keep: bool = False) -> Iterator[Any]:
         """The model, with the weights that the policy has now.
@@ -101,12 +97,12 @@ class MergedCopy:
             mine.data = torch.empty(shape_of(source, part), dtype=self.dtype, device=own.device)
         elif adapted is None and not own.requires_grad:
             return  # neither trains
-        whole = dequantize_module_weight(source).detach() if type(own).__name__ in QUANTIZED else own.detach()
+        whole = dequantized(source) if type(own).__name__ in QUANTIZED else own.detach()
         if adapted is None:
             mine.copy_(whole)
             return
         delta = adapted.get_delta_weight(self.adapter)
-        if self.exact:
+        if self.dtype == torch.float32:
             torch.add(whole, delta, out=mine.data)
         else:
             mine.copy_(rounded_at_random(whole.float() + delta.float(), self.dtype, self._generator))
@@ -147,6 +143,22 @@ def shape_of(module: Any, part: str) -> tuple[int, ...]:
     if part == "weight" and type(module.weight).__name__ in QUANTIZED:
         return module.out_features, module.in_features
     return tuple(getattr(module, part).shape)
+
+
+def is_exact(base: Any, dtype: torch.dtype) -> bool:
+    """Whether a MergedCopy would be the policy but for the last bits: in float32; int8 rounds states as well."""
+    return dtype == torch.float32 and not any(type(p).__name__ == "Int8Params" for p in base.parameters())
+
+
+def dequantized(module: Any) -> Tensor:
+    """The weight of one of bitsandbytes' linear layers, (out, in). PEFT's own function takes the layer its scale."""
+    import bitsandbytes
+
+    weight = module.weight
+    if type(weight).__name__ == "Params4bit":
+        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    scale = module.state.SCB if module.state.SCB is not None else weight.SCB
+    return bitsandbytes.functional.int8_vectorwise_dequant(weight.data, scale)
 
 
 def copied_bytes(base: Any, adapter: str | None, dtype: torch.dtype) -> int:

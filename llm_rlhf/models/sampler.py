@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes
+from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
 from llm_rlhf.models.random_draws import draw_tokens
 
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
@@ -249,7 +249,7 @@ class PolicySampler:
         self.base, self.temperature = base, temperature
         self.copy: MergedCopy | None = None
         needed = copied_bytes(base, adapter, dtype)
-        mergeable = can_merge(base, adapter) and (rounds or dtype == torch.float32)
+        mergeable = can_merge(base, adapter) and (rounds or is_exact(base, dtype))
         if merge is None:
             merge = mergeable and needed > 0 and needed <= free_bytes(base.device) / 3
         elif merge and not mergeable:

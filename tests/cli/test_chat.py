@@ -84,7 +84,7 @@ def test_an_endpoint_beside_a_model(base_folder, reward_folder) -> None:
         (["a", "b", "c"], "two sides at most"),
         (["http://localhost:1/v1"], "lacks the model's name"),
         (["http://localhost:1/v1#m", "--key-variable", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
-        (["a", "--dtype", "float8"], "must be one of 'float32', 'bfloat16'"),
+        (["a", "--dtype", "float8"], "must be one of 'auto', 'float32', 'bfloat16'"),
     ],
 )
 def test_wrong_requests_are_told_before_anything_is_loaded(arguments, told) -> None:

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma3TextConfig,
     GemmaConfig,
     GenerationConfig,
@@ -19,8 +20,10 @@ from transformers import (
 )
 
 from llm_rlhf.models.adapters import active_adapters
+from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
 from llm_rlhf.models.sampler import Compiled, Loop, PolicySampler, SamplingError, sampling
+from llm_rlhf.recipe.sections import ModelSection
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8,
@@ -291,3 +294,31 @@ def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, traced)
             if "lora_B.default" in name:
                 p.data.mul_(0.9)  # an update between two rollouts
         assert traced["stats"]["unique_graphs"] == 1, round_
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("before", [True, False], ids=["first forward made", "not yet"])
+def test_the_copy_of_a_quantized_base_is_its_policy(base_folder, kind, before) -> None:
+    section = ModelSection(dtype="float32", quantization=kind)
+    base = load_causal_lm(base_folder, section, AutoTokenizer.from_pretrained(base_folder))
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    base = get_peft_model(base, lora).eval().get_base_model()
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
+    with torch.no_grad():
+        if before:
+            base(ids)
+        assert can_merge(base, "default")
+        made = MergedCopy(base, "default", torch.float32)
+        with made.refreshed(0) as plain:
+            merged = plain(ids).logits
+            if kind == "int8":  # by hand: a scale a row
+                layer = base.model.layers[0].mlp.down_proj
+                own = layer.get_base_layer()
+                scale = own.state.SCB if own.state.SCB is not None else own.weight.SCB
+                by_hand = own.weight.data.float() * scale[:, None] / 127 + layer.get_delta_weight("default")
+                torch.testing.assert_close(plain.model.layers[0].mlp.down_proj.weight, by_hand, rtol=1e-5, atol=1e-6)
+        policy = base(ids).logits
+    assert made.exact == (kind == "nf4")
+    # NF4: float32, one product for three; int8: bitsandbytes' own product rounds states to 8 bits
+    torch.testing.assert_close(merged, policy, rtol=0, atol=1e-4 if kind == "nf4" else 0.2 * float(policy.std()))
+    assert not any(type(p).__name__ in ("Params4bit", "Int8Params") for p in plain.parameters())
