@@ -14,9 +14,10 @@ from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.init import init
+from llm_rlhf.cli.plan import plan
 from llm_rlhf.cli.run import run
 
-for command in (init, run, evaluate, compare, gate, chat, export, serve, doctor):
+for command in (init, plan, run, evaluate, compare, gate, chat, export, serve, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

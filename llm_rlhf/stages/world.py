@@ -21,26 +21,31 @@ from llm_rlhf.world.gold import GoldWorld
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Write the world's data and its base model, in float32. `folder` becomes `world/`."""
-    assert recipe.world is not None
-    world = GoldWorld(recipe.world, recipe.seed)
     if run_folder.state.is_main_process:
-        _write(folder / "demonstrations.jsonl", ({"messages": row.messages} for row in world.demonstrations()))
-        _write(
-            folder / "preferences.jsonl",
-            (
-                {
-                    "prompt": row.prompt,
-                    "chosen": _reply(row.chosen),
-                    "rejected": _reply(row.rejected),
-                    "objective": row.objective,
-                }
-                for row in world.preferences()
-            ),
-        )
-        _write(folder / "prompts.jsonl", map(_prompt, world.prompts()))
-        _write(folder / "evaluation_prompts.jsonl", map(_prompt, world.evaluation_prompts()))
+        write_rows(recipe, folder)
         AutoModelForCausalLM.from_pretrained(shipped_base(), dtype="float32").save_pretrained(folder / "base")
         AutoTokenizer.from_pretrained(shipped_base()).save_pretrained(folder / "base")
+
+
+def write_rows(recipe: Recipe, folder: Path) -> None:
+    """Write the world's data alone."""
+    assert recipe.world is not None
+    world = GoldWorld(recipe.world, recipe.seed)
+    _write(folder / "demonstrations.jsonl", ({"messages": row.messages} for row in world.demonstrations()))
+    _write(
+        folder / "preferences.jsonl",
+        (
+            {
+                "prompt": row.prompt,
+                "chosen": _reply(row.chosen),
+                "rejected": _reply(row.rejected),
+                "objective": row.objective,
+            }
+            for row in world.preferences()
+        ),
+    )
+    _write(folder / "prompts.jsonl", map(_prompt, world.prompts()))
+    _write(folder / "evaluation_prompts.jsonl", map(_prompt, world.evaluation_prompts()))
 
 
 def _reply(text: str) -> Conversation:

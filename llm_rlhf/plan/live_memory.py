@@ -1,0 +1,121 @@
+"""Counts the bytes of tensors that are alive while code runs, on tensors with data and on those without alike.
+
+Every operation that torch dispatches is seen, those of the backward pass too. What a kernel takes for itself and gives
+back before it returns is not: on CPUs that is little, but for what the allocator keeps.
+"""
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llm_rlhf.plan.heap import Heap
+
+ACTIVATIONS, LOGITS, GRADIENTS = "activations", "logits", "gradients"
+KEPT = "kept by the allocator"
+
+
+class LiveMemory(TorchDispatchMode):
+    """Bytes that are alive, by kind, now and when most were.
+
+    A storage counts once, however many tensors look at it, until the last of them is gone.
+
+    Args:
+        vocabulary: a new tensor whose last dimension has this size is logits; others are activations.
+        heap: where the tensors lie, so that what an allocator keeps besides counts, too; None: it keeps nothing.
+    """
+
+    def __init__(self, vocabulary: int | None = None, heap: Heap | None = None) -> None:
+        super().__init__()
+        self.heap = heap
+        self.vocabulary = vocabulary
+        self.kind: str | None = None  # of everything that is made now; None: by its shape
+        self.now: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
+        self.total = self.peak = 0
+        self._sizes: dict[int, tuple[int, str]] = {}  # of storages, by address: bytes, kind
+        self._blocks: dict[int, tuple[int | None, int]] = {}  # of storages, by address: where they lie in the heap
+
+    def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count tensors that were there before, or that are of another kind than their shape says."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._sizes:
+                self._change_kind(storage._cdata, kind)
+            else:
+                self._add(storage, kind)
+
+    @contextlib.contextmanager
+    def called(self, kind: str) -> Iterator[None]:
+        """While it lasts, what is made is of this kind."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
+
+    def start_again(self) -> None:
+        """Forget the peak: the largest from here on counts."""
+        self.peak = 0
+        self._see_peak()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    wide = self.vocabulary is not None and tensor.dim() > 0 and tensor.shape[-1] == self.vocabulary
+                    self._add(storage, self.kind or (LOGITS if wide else ACTIVATIONS))
+        return out
+
+    def _add(self, storage: Any, kind: str) -> None:
+        size = storage.nbytes()
+        self._sizes[storage._cdata] = size, kind
+        self.now[kind] += size
+        self.total += size
+        if self.heap is not None:
+            self._blocks[storage._cdata] = self.heap.take(size)
+        self._see_peak()
+        weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, address: int) -> None:
+        size, kind = self._sizes.pop(address)
+        self.now[kind] -= size
+        self.total -= size
+        if self.heap is not None:
+            self.heap.give(self._blocks.pop(address))
+
+    def _see_peak(self) -> None:
+        held = self.total if self.heap is None else self.heap.held
+        if held > self.peak:
+            self.peak, self.at_peak = held, Counter(self.now)
+            if held > self.total:
+                self.at_peak[KEPT] = held - self.total
+
+    def _change_kind(self, address: int, kind: str) -> None:
+        size, old = self._sizes[address]
+        self._sizes[address] = size, kind
+        self.now[old] -= size
+        self.now[kind] += size
+
+
+def watch_gradients(model: Any, memory: LiveMemory) -> list[Any]:
+    """Let the gradients of what is trained be called so; the hooks' handles, to be removed."""
+
+    def rename(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            memory.hold([parameter.grad], GRADIENTS)
+
+    return [p.register_post_accumulate_grad_hook(rename) for p in model.parameters() if p.requires_grad]
+
+
+def tensors_of(module: torch.nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
