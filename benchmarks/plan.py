@@ -2,7 +2,8 @@
 
     python benchmarks/plan.py FOLDER [CASE ...]
 
-Each stage runs in a process of its own, and its peak is what the system says the process held at most (VmHWM, Linux).
+Each stage runs in a process of its own, and its peak is what the system says the process held at most (VmHWM, Linux),
+with glibc told to give blocks of a megabyte or more back when they are freed (docs/planning.md says why).
 The models have random weights and the rows are noise: only sizes matter. Prints a line for each stage, and a table in
 Markdown at the end; FOLDER keeps models, rows and runs, and what was measured there is not measured again.
 """
@@ -12,9 +13,9 @@ import importlib
 import json
 import os
 import random
-import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,31 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_rlhf.pipeline import MODULES, STAGES, run_recipe
+from llm_rlhf.plan.forecast import Forecast
+from llm_rlhf.plan.machine import process_bytes
+from llm_rlhf.plan.text import as_dict
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.world.base_model import shipped_base
 
 GIB = 2**30
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", str(2**20))  # docs/planning.md
 LLAMA = {
     "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
     "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 32000, "tie_word_embeddings": True,
 }  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 32000, "n_positions": 1024}
 QWEN = LLAMA | {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
-SFT: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1}
-REWARD = SFT | {"reference_samples": 16, "reference_length": 32}
+SFT: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1}
+REWARD = SFT | {"reference_samples": 8, "reference_length": 32}
 PPO: dict[str, Any] = {
     "total_episodes": 16, "per_device_train_batch_size": 8, "num_mini_batches": 2, "num_ppo_epochs": 1,
-    "response_length": 48, "eval_prompts": 0,
+    "response_length": 32, "eval_prompts": 0,
 }  # fmt: skip
 GRPO: dict[str, Any] = {
     "total_episodes": 16, "per_device_train_batch_size": 8, "steps_per_generation": 2, "num_generations": 4,
-    "max_completion_length": 48, "eval_prompts": 0, "reward_funcs": ["plan:brevity"],
+    "max_completion_length": 32, "eval_prompts": 0, "reward_funcs": ["plan:brevity"],
 }  # fmt: skip
-EVALUATE: dict[str, Any] = {"prompts": 16, "batch_size": 16, "suites": [], "perplexity_rows": 16}
+EVALUATE: dict[str, Any] = {"prompts": 16, "batch_size": 16, "response_length": 32, "suites": [], "perplexity_rows": 16}
 OFF = {"gradient_checkpointing": False}
 CASES: dict[str, dict[str, Any]] = {  # name: model, what else the recipe says
     "llama, float32": {"config": LLAMA, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE},
@@ -64,7 +69,7 @@ def main(folder: Path, names: list[str]) -> None:
     table = []
     for name in names or CASES:
         path = _recipe(folder, name, rows)
-        planned = _plan(folder, path)
+        planned = _plan(folder, name, path)
         for stage in (s for s in ("sft", "reward", "ppo", "grpo", "dpo", "evaluate") if s in CASES[name]):
             held = _measured(folder, name, path, stage)
             told = planned["stages"][stage]["memory"]
@@ -81,31 +86,45 @@ def _line(name: str, stage: str, predicted: int, held: int, process: int) -> str
 
 
 def _measured(folder: Path, name: str, recipe: Path, stage: str) -> int:
-    """Bytes that a process of this stage's own held at most: forked from this one, which has imported everything."""
+    """Bytes that the process of a stage held at most."""
     kept = folder / "measured" / f"{name}-{stage}"
-    if not kept.is_file():
-        kept.parent.mkdir(exist_ok=True)
-        for each in STAGES:
-            importlib.import_module(f"llm_rlhf.stages.{MODULES.get(each, each)}")
-        gc.collect()
-        if (child := os.fork()) == 0:
-            try:
-                run_recipe(load_recipe(recipe), only=stage)
-                lines = Path("/proc/self/status").read_text().splitlines()
-                kept.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+
+    def run() -> None:
+        run_recipe(load_recipe(recipe), only=stage)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kept.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+    _alone(kept, run)
     return int(kept.read_text()) * 1024
 
 
-def _plan(folder: Path, recipe: Path) -> dict[str, Any]:
-    said = subprocess.run(
-        [sys.executable, "-m", "llm_rlhf", "plan", str(recipe), "--json"], check=True, capture_output=True, text=True
-    )
-    found: dict[str, Any] = json.loads(said.stdout)
+def _alone(kept: Path, function: Callable[[], None]) -> None:
+    """Call what writes a file in a process of its own, forked from this one, which has imported everything."""
+    if kept.is_file():
+        return
+    kept.parent.mkdir(exist_ok=True)
+    for stage in STAGES:
+        importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
+    gc.collect()
+    if (child := os.fork()) == 0:
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _plan(folder: Path, name: str, recipe: Path) -> dict[str, Any]:
+    kept = folder / "planned" / f"{name}.json"
+
+    def plan() -> None:
+        forecast = Forecast(load_recipe(recipe), "cpu")
+        kept.write_text(json.dumps(as_dict(forecast.plan(), process_bytes(), None, "cpu")))
+
+    _alone(kept, plan)
+    found: dict[str, Any] = json.loads(kept.read_text())
     return found
 
 
@@ -131,18 +150,20 @@ def _recipe(folder: Path, name: str, rows: Path) -> Path:
 
 
 def _rows(path: Path) -> Path:
-    """Pairs of noise, of some 60 to 250 tokens."""
+    """Pairs of noise, of like length, so that a run's first step is about as large as any."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         draw = random.Random(0)
 
-        def words(most: int) -> str:
-            return " ".join(f"{draw.randrange(1000)}" for _ in range(draw.randint(most // 3, most)))
+        def words(count: int) -> str:
+            return " ".join(f"{draw.randrange(100, 1000)}" for _ in range(count))
 
-        pairs = [{"prompt": words(25), "chosen": words(50), "rejected": words(50)} for _ in range(400)]
+        pairs = [{"prompt": words(12), "chosen": words(32), "rejected": words(32)} for _ in range(120)]
         path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return path
 
 
 if __name__ == "__main__":
+    if ALLOCATOR[0] not in os.environ:  # read by glibc when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict([ALLOCATOR]))
     main(Path(sys.argv[1]), sys.argv[2:])

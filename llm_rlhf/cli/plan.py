@@ -17,7 +17,8 @@ def plan(
         typer.Option("--memory", metavar="GIB", help="Memory that there is; default: that of this machine's device."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="cpu or cuda: where the run will compute; default: as on this machine.")
+        str | None,
+        typer.Option("--device", help="cpu or cuda: where the run will compute; default: as on this machine."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:

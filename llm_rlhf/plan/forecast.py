@@ -6,7 +6,6 @@ Nothing is loaded but the base's configuration and its tokenizer.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,14 @@ from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
-from llm_rlhf.plan.heap import Heap
 from llm_rlhf.plan.kernels import on_cuda
 from llm_rlhf.plan.live_memory import LiveMemory
 from llm_rlhf.plan.models import Blueprint, causal_lm, reward_model, weight_bytes, without_data
 from llm_rlhf.plan.rows import Lists, Measured, Measuring, optimizer_steps
 from llm_rlhf.plan.steps import Simulation
+from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
-from llm_rlhf.recipe.sections import OFFLINE, Recipe, scored_method, stage_options, trains_reward
+from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import read_data
@@ -84,7 +83,7 @@ class Forecast:
             if recipe.world is not None:
                 (run / "world").mkdir()
                 write_rows(recipe, run / "world")
-            splits, self.set_aside = read_data(recipe, run)
+            splits, _ = read_data(recipe, run)
             check_rows(ahead, splits)
             self.config = find_config(ahead.base, recipe.model.trust_remote_code, "Recipe key 'model.base':")
             self.tokens = len(ahead.tokenizer)
@@ -118,7 +117,7 @@ class _Stage:
         self.on_cpu = forecast.device == "cpu"
         self.blueprint = Blueprint(forecast.config, recipe.model, forecast.tokens)
         trains = stage in TRAINED and (stage != "reward" or trains_reward(recipe))
-        self.config = trainer_config(recipe, stage, recipe.folder / stage) if trains else None
+        self.config: Any = trainer_config(recipe, stage, recipe.folder / stage) if trains else None
         self.found = StagePlan(stage)
         self.context = forecast.context
 
@@ -172,9 +171,10 @@ class _Stage:
         self._keep(simulation)
 
     def _ppo(self) -> None:
-        config, options = self.config, stage_options(self.recipe, "ppo")
-        prompts, P, R = self._prompts(), 0, config.response_length
-        P = prompts.longest
+        config, options, prompts = self.config, stage_options(self.recipe, "ppo"), self._prompts()
+        P, R = prompts.longest, config.response_length
+        if config.gradient_checkpointing and config.value == "adapter":
+            checkpoint_with_adapters(config)
         B, rollout = config.per_device_train_batch_size, self._rollout()
         rows = B if config.micro_batch_tokens is None else max(1, min(B, config.micro_batch_tokens // (P + R)))
         rewards = self._rewards()
@@ -274,7 +274,7 @@ class _Stage:
         return Simulation(model, self._memory(), tiled=plain)
 
     def _memory(self) -> LiveMemory:
-        return LiveMemory(self.blueprint.vocabulary, Heap() if self.on_cpu else None)
+        return LiveMemory(self.blueprint.vocabulary)
 
     def _train(self, simulation: Simulation, *rows: int) -> None:
         """Settle what training adds, and count the steps of trainings on so many rows each."""
@@ -308,7 +308,7 @@ class _Stage:
     def _rewards(self) -> list[str]:
         """Names of the reward adapters on the policy's base."""
         recipe = self.recipe
-        if recipe.reward is None or scored_method(recipe) is None and not trains_reward(recipe):
+        if recipe.reward is None:
             return []
         return [] if whole_rewards(recipe) else list(stage_options(recipe, "reward").adapters)
 
@@ -323,6 +323,7 @@ class _Stage:
         for name in whole_rewards(self.recipe):
             config = find_config(name, trust, "Recipe key 'reward.model':")
             found += weight_bytes(config, self.blueprint.dtype, trust, classifier=True)
+            self.found.notes.append(f"the reward model {name} is counted by its weights alone")
         return found
 
     def _adapter_bytes(self, simulation: Simulation) -> int:
@@ -353,8 +354,10 @@ def with_value(recipe: Recipe, key: str, value: Any) -> Recipe:
     """The recipe with another value of `section.key`."""
     section, _, name = key.partition(".")
     known = getattr(recipe, section)
-    changed = {**known, name: value} if isinstance(known, dict) else replace(known, **{name: value})
-    return replace(recipe, **{section: changed})
+    changed: dict[str, Any] = {
+        section: {**known, name: value} if isinstance(known, dict) else replace(known, **{name: value})
+    }
+    return replace(recipe, **changed)
 
 
 def compute_device() -> str:

@@ -15,10 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_rlhf.plan.heap import Heap
-
 ACTIVATIONS, LOGITS, GRADIENTS = "activations", "logits", "gradients"
-KEPT = "kept by the allocator"
 
 
 class LiveMemory(TorchDispatchMode):
@@ -28,19 +25,16 @@ class LiveMemory(TorchDispatchMode):
 
     Args:
         vocabulary: a new tensor whose last dimension has this size is logits; others are activations.
-        heap: where the tensors lie, so that what an allocator keeps besides counts, too; None: it keeps nothing.
     """
 
-    def __init__(self, vocabulary: int | None = None, heap: Heap | None = None) -> None:
+    def __init__(self, vocabulary: int | None = None) -> None:
         super().__init__()
-        self.heap = heap
         self.vocabulary = vocabulary
         self.kind: str | None = None  # of everything that is made now; None: by its shape
         self.now: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
         self.total = self.peak = 0
         self._sizes: dict[int, tuple[int, str]] = {}  # of storages, by address: bytes, kind
-        self._blocks: dict[int, tuple[int | None, int]] = {}  # of storages, by address: where they lie in the heap
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count tensors that were there before, or that are of another kind than their shape says."""
@@ -62,8 +56,7 @@ class LiveMemory(TorchDispatchMode):
 
     def start_again(self) -> None:
         """Forget the peak: the largest from here on counts."""
-        self.peak = 0
-        self._see_peak()
+        self.peak, self.at_peak = self.total, Counter(self.now)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -80,24 +73,14 @@ class LiveMemory(TorchDispatchMode):
         self._sizes[storage._cdata] = size, kind
         self.now[kind] += size
         self.total += size
-        if self.heap is not None:
-            self._blocks[storage._cdata] = self.heap.take(size)
-        self._see_peak()
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, Counter(self.now)
         weakref.finalize(storage, self._forget, storage._cdata)
 
     def _forget(self, address: int) -> None:
         size, kind = self._sizes.pop(address)
         self.now[kind] -= size
         self.total -= size
-        if self.heap is not None:
-            self.heap.give(self._blocks.pop(address))
-
-    def _see_peak(self) -> None:
-        held = self.total if self.heap is None else self.heap.held
-        if held > self.peak:
-            self.peak, self.at_peak = held, Counter(self.now)
-            if held > self.total:
-                self.at_peak[KEPT] = held - self.total
 
     def _change_kind(self, address: int, kind: str) -> None:
         size, old = self._sizes[address]

@@ -1,5 +1,8 @@
 """The memory that there is, and what a process takes before a model is in it."""
 
+import os
+import platform
+
 import psutil
 import torch
 
@@ -19,3 +22,8 @@ def memory_there(device: str) -> int | None:
 def process_bytes() -> int:
     """Bytes that a run's process holds beside its models: this one's, which has the same libraries and rows."""
     return psutil.Process().memory_info().rss + WORKING
+
+
+def keeps_freed_memory() -> bool:
+    """Whether this system's allocator keeps what freed tensors of a few megabytes took (docs/planning.md)."""
+    return platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ

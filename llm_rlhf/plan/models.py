@@ -37,7 +37,7 @@ NF4_BLOCK, SCALE_BLOCK = 64, 256  # weights with one scale, and scales with one,
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a model is built from: its configuration, the recipe's section, and how many tokens it must have rows for."""
+    """What a model is built from: its configuration, the recipe's section, and how many tokens it has rows for."""
 
     config: Any
     section: ModelSection
@@ -117,9 +117,7 @@ def _base(kind: Any, blueprint: Blueprint) -> Any:
         config.num_labels = 1
         config.pad_token_id = config.get_text_config().pad_token_id = 0  # by which it finds a row's end
     with no_init_weights():
-        model = kind.from_config(
-            config, dtype=blueprint.dtype, trust_remote_code=blueprint.section.trust_remote_code
-        )
+        model = kind.from_config(config, dtype=blueprint.dtype, trust_remote_code=blueprint.section.trust_remote_code)
     model.tie_weights()
     if blueprint.tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(blueprint.tokens, mean_resizing=False)

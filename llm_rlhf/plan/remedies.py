@@ -20,7 +20,9 @@ class Remedy:
 
     @property
     def told(self) -> str:
-        return " ".join(f"{key}={str(value).lower() if value is True else value}" for key, value in self.changes.items())
+        return " ".join(
+            f"{key}={str(value).lower() if value is True else value}" for key, value in self.changes.items()
+        )
 
 
 def remedies(forecast: Forecast, plan: StagePlan) -> list[Remedy]:

@@ -124,7 +124,9 @@ class Measuring:
             if whole:
                 both = encode_whole_replies(self.tokenizer, [pair.prompt] * 2, [pair.chosen, pair.rejected])
                 return max(len(each.ids) for each in both)
-            return max(len(encode_reply(self.tokenizer, pair.prompt, text).ids) for text in (pair.chosen, pair.rejected))
+            return max(
+                len(encode_reply(self.tokenizer, pair.prompt, text).ids) for text in (pair.chosen, pair.rejected)
+            )
 
         return measured(rows, fit, length, limit)
 

@@ -90,8 +90,10 @@ class Simulation:
 
 
 def rows_of(B: int, T: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (B, T) each; the first row is taken to be padded, so that a mask is made."""
-    return torch.zeros(B, T, dtype=torch.long), torch.ones(B, T, dtype=torch.long)
+    """Ids and mask, (B, T) each; one row is padded, as without padding attention makes itself no mask."""
+    mask = torch.ones(B, T, dtype=torch.long)
+    mask[0, : min(1, T - 1)] = 0
+    return torch.zeros(B, T, dtype=torch.long), mask
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -154,7 +156,9 @@ def update_policy(simulation: Simulation, B: int, P: int, R: int, cliprange: flo
 # ---- reading and sampling ------------------------------------------------------------------------------------------
 
 
-def score_rollout(simulation: Simulation, B: int, P: int, R: int, rewards: Sequence[str], name: str = "scoring") -> None:
+def score_rollout(
+    simulation: Simulation, B: int, P: int, R: int, rewards: Sequence[str], name: str = "scoring"
+) -> None:
     """A micro-batch of PPO's rollout: policy and value, reference, reward models, one after the other."""
     ids, mask = rows_of(B, P + R)
     with simulation.step(name, autocast=True), torch.no_grad():
@@ -279,4 +283,3 @@ def _joint(
         with active_adapters(base, [VALUE]):
             hidden = hidden_states(base, ids, mask)[:, before]
     return logprobs, entropies, apply_head(base.value_head, hidden)
-

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_rlhf.plan.forecast import StagePlan
+from llm_rlhf.plan.machine import keeps_freed_memory
 from llm_rlhf.plan.remedies import Remedy
 from llm_rlhf.plan.rows import Measured
 
 GIB = 2**30
+KEEPS = (
+    "glibc may keep several times as much of tensors under 32 MiB when they are freed; with\n"
+    "MALLOC_MMAP_THRESHOLD_=1048576 in its environment, a run holds what is said here (docs/planning.md)."
+)
 
 
 def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: str) -> list[str]:
@@ -17,17 +22,17 @@ def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: 
         process: bytes that the process holds before a model is in it; 0 where the device holds nothing of it.
         memory: bytes that there are; None: nobody knows.
     """
-    table = [("stage", "rows", "longest", "steps", "memory", "disk")]
+    table = [("stage", "rows", "longest", "tokens", "steps", "memory", "disk")]
     for plan in plans:
         steps = "" if plan.optimizer_steps is None else f"{plan.optimizer_steps:,}"
-        held = size(plan.bytes + process) if plan.memory else ""
-        first = True
-        for name, rows in plan.rows.items() or [("", None)]:
-            told = f"{rows.rows:,} {name}" if rows is not None else ""
-            longest = f"{rows.longest:,}" if rows is not None else ""
-            ends = (steps, held, size(plan.disk) if plan.disk else "") if first else ("", "", "")
-            table.append((plan.stage if first else "", told, longest, *ends))
-            first = False
+        held, disk = size(plan.bytes + process) if plan.memory else "", size(plan.disk) if plan.disk else ""
+        lists = [
+            (f"{'' if rows.exact else 'about '}{rows.rows:,} {name}", f"{rows.longest:,}", f"{rows.tokens:,}")
+            for name, rows in plan.rows.items()
+        ]
+        first, *others = lists or [("", "", "")]
+        table.append((plan.stage, *first, steps, held, disk))
+        table += [("", *other, "", "", "") for other in others]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     told = [
         "  ".join(
@@ -43,12 +48,12 @@ def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: 
         told += [f"  note: {plan.stage}: {note}" for note in plan.notes]
     if process:
         told.append(f"The process itself, its libraries and the rows: {size(process)}, counted in each stage's memory.")
+        told += [KEEPS] if keeps_freed_memory() else []
     largest = max(plans, key=lambda plan: plan.bytes)
     there = "" if memory is None else f", of {size(memory)}"
     where_held = "of the machine" if device == "cpu" else "of the GPU, for one process"
-    told.append(
-        f"At most {size(largest.bytes + process)}{there} {where_held} ({largest.stage}); {size(sum(p.disk for p in plans))} on disk."
-    )
+    held, disk = size(largest.bytes + process), size(sum(plan.disk for plan in plans))
+    told.append(f"At most {held}{there} {where_held} ({largest.stage}); {disk} on disk.")
     return told
 
 

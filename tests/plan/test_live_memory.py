@@ -83,9 +83,9 @@ def real(model: Any) -> Any:
     """A model of tensors with data, from one without."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
+        for held in (module._parameters, module._buffers, vars(module)):
             for name, tensor in held.items():
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     if id(tensor) not in made:
                         empty = torch.zeros(tensor.shape, dtype=tensor.dtype)
                         parameter = isinstance(tensor, nn.Parameter)

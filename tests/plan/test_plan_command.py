@@ -113,7 +113,9 @@ def test_the_largest_step_and_where_it_goes() -> None:
 def test_the_refusal_names_section_value_rule_and_remedy() -> None:
     found = [Remedy({"sft.gradient_checkpointing": True}, 200 * MIB), Remedy({"sft.max_length": 512}, 390 * MIB)]
     told = refusal(PLAN, 0, 256 * MIB, found)
-    assert told.startswith("Recipe section 'sft' would hold 0.4 GiB at its largest step (update), and there are 0.2 GiB")
+    assert told.startswith(
+        "Recipe section 'sft' would hold 0.4 GiB at its largest step (update), and there are 0.2 GiB"
+    )
     assert "sft.gradient_checkpointing=true (0.2 GiB); sft.max_length=512 (0.4 GiB)" in told
     assert told.endswith("Each that fits does by itself.")
     assert refusal(PLAN, 0, 10 * MIB, found).endswith("None is enough by itself; put several together.")
