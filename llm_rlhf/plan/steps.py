@@ -205,16 +205,27 @@ def sample(
         if merges:
             with simulation.step(name), called:
                 stack.enter_context(merged_policy(model))
-        cache = DynamicCache(config=model.config)
+        cache = _CountedCache(simulation)
         with simulation.step(f"{name}, first token"):
-            _next_tokens(simulation, _forward(model, *rows_of(B, P), cache), draws)
-        del cache
-        cache = DynamicCache(config=model.config)
+            _next_tokens(_forward(model, *rows_of(B, P), cache), draws)
+        cache = _CountedCache(simulation)  # the first one is gone
         _forward(model, *rows_of(B, P + R - 1), cache)  # uncounted: it makes the cache as it is at the last token
         simulation.memory.hold(_tensors_in(cache), CACHE)
         ids, mask = rows_of(B, P + R)
         with simulation.step(f"{name}, last token"):
-            _next_tokens(simulation, _forward(model, ids[:, :1], mask, cache), draws)
+            _next_tokens(_forward(model, ids[:, :1], mask, cache), draws)
+
+
+class _CountedCache(DynamicCache):
+    """A cache whose keys and values count as one's."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(config=simulation.base.config)
+        self.memory = simulation.memory
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        with self.memory.called(CACHE):
+            return super().update(*args, **kwargs)
 
 
 def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -229,7 +240,7 @@ def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     return logits[:, -1]
 
 
-def _next_tokens(simulation: Simulation, logits_BV: Tensor, draws: bool) -> Tensor:
+def _next_tokens(logits_BV: Tensor, draws: bool) -> Tensor:
     scores = logits_BV.to(copy=True, dtype=torch.float32)
     if draws:
         ids = torch.zeros(len(scores), 1, dtype=torch.long)

@@ -143,10 +143,15 @@ def test_weights_adapters_and_optimizer_by_hand() -> None:
 
 
 def test_the_cache_by_hand() -> None:
-    """At the last of 6 tokens after 10: keys and values of 15 tokens, 2 heads of 4 numbers, 2 layers, 3 rows."""
+    """At the last of 6 tokens after 10: keys and values of 16 tokens, 2 heads of 4 numbers, 2 layers, 3 rows.
+
+    They grow by a token then, so that one of the four may be there twice.
+    """
     with without_data():
         steps = peaks(causal_lm(blueprint()), lambda s: sample(s, 3, 10, 6, draws=True), None)
-    assert steps["sampling, last token"][CACHE] == 4 * 2 * 15 * 2 * 4 * 2 * 3
+    of_token = 4 * 2 * 4 * 3
+    assert 4 * of_token * 15 <= steps["sampling, last token"][CACHE] <= 4 * of_token * 16 + of_token * 15
+    assert steps["sampling, first token"][CACHE] == 4 * of_token * 10
 
 
 @pytest.mark.parametrize(("quantization", "size"), [("nf4", 64 * 32 // 2 + 32 + 4), ("int8", 64 * 32 + 4 * 64)])

@@ -52,7 +52,7 @@ def test_the_command(recipe: Path) -> None:
     assert list(stages) == ["sft", "reward", "ppo", "evaluate"]
     assert stages["sft"]["optimizer_steps"] == 3
     assert stages["reward"]["optimizer_steps"] == 6  # the reward model and the held-out one
-    assert stages["ppo"]["optimizer_steps"] == 4  # 8 replies, 4 a rollout, 2 epochs of 2 mini-batches... by PPOConfig
+    assert stages["ppo"]["optimizer_steps"] == 8  # two rollouts of 4 replies, 2 epochs of 2 mini-batches each
     for stage in stages.values():
         steps = stage["memory"]["steps"]
         largest = max(sum(step.values()) for step in steps.values())
