@@ -17,7 +17,7 @@ test: $(READY)  ## everything
 test-fast: $(READY)  ## without whole chains and the slow ones
 	$(BIN)/python -m pytest $(SHARED) --ignore=tests/pipeline -m "not slow"
 
-mutants: $(READY)  ## plant faults in PPO, one at a time; each must be caught by the test of its invariant (long: tests run for each)
+mutants: $(READY)  ## plant faults in PPO and the other methods, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py
 
 bench: $(READY)  ## PPO against trl 1.12.0's, in an environment of its own: benchmarks/RESULTS.md; scoring: REWARD.md

@@ -22,8 +22,9 @@ import numpy as np
 from quickstart import HERE, RECIPE, SHOWN, run_quickstart, seeds_of
 from scipy import stats
 
-from llm_rlhf.evaluation.report.comparison import compare_runs, write_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
 from llm_rlhf.evaluation.report.groups import budget, flat
+from llm_rlhf.evaluation.report.side_by_side import write_comparison
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import METHODS
 

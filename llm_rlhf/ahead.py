@@ -32,12 +32,19 @@ from llm_rlhf.launch import processes
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import announce, context_limit, load_tokenizer, lora_config
+from llm_rlhf.models.base import context_limit, load_tokenizer, lora_config
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_logged_in, check_there, find_config
-from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, how_many_fit
+from llm_rlhf.models.fitting import (
+    Fitted,
+    fit_demonstrations,
+    fit_preferences,
+    fit_prompts,
+    fit_ratings,
+    how_many_fit,
+)
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
-from llm_rlhf.ppo.prompts import small_rollout
+from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import (
@@ -54,7 +61,7 @@ from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
-from llm_rlhf.stages.offline import no_pair_fits
+from llm_rlhf.stages.offline import nothing_fits, one_sided
 from llm_rlhf.stages.ppo import nothing_to_imitate
 from llm_rlhf.stages.reward import none_fits
 from llm_rlhf.user_code import FUNCTION
@@ -106,8 +113,8 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     _check_base(ahead)
     if load_models and scored_method(recipe) in ahead.configs:
         _check_reward_models(recipe, ahead.base)
-    if "ppo" in ahead.configs and (note := small_rollout(ahead.configs["ppo"])):
-        announce(note)
+    if "ppo" in ahead.configs:
+        tell_small_rollout(ahead.configs["ppo"])
     return ahead
 
 
@@ -121,7 +128,7 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
         _check_pairs(ahead, splits)
     method = ahead.recipe.method
     if method in OFFLINE and method in ahead.configs:
-        _check_policy_pairs(ahead, splits)
+        _check_policy_replies(ahead, splits)
     elif method in ahead.configs:
         _check_prompts(ahead, splits)
     if "evaluate" in ahead.stages and method is not None:
@@ -317,14 +324,26 @@ def _check_pairs(ahead: Ahead, splits: Splits) -> None:
             raise DataError(nowhere_to_reply(options.reference_length, account))
 
 
-def _check_policy_pairs(ahead: Ahead, splits: Splits) -> None:
-    """As the stage of a method that learns from pairs will ask: more than a batch of one."""
+def _check_policy_replies(ahead: Ahead, splits: Splits) -> None:
+    """As DPO or KTO will ask: more than a batch of one, and of rated replies both kinds."""
     method, config = str(ahead.recipe.method), ahead.configs[str(ahead.recipe.method)]
     account = Fitted(min(config.max_length or 2**30, ahead.context), "pairs")
     fit = functools.partial(fit_preferences, encode=encode_whole_replies)
     found = how_many_fit(fit, ahead.tokenizer, splits.reward_pairs, account, 2)
+    if splits.ratings:
+        accounts = [account, *(Fitted(account.limit, "ratings") for _ in range(2))]
+        good, bad = (
+            found
+            + how_many_fit(fit_ratings, ahead.tokenizer, (r for r in splits.ratings if r.good == kind), of_kind, 1)
+            for kind, of_kind in zip((True, False), accounts[1:], strict=True)
+        )
+        if not good + bad:
+            raise DataError(nothing_fits(method, accounts))
+        if not (good and bad):
+            raise DataError(one_sided(good=bool(good)))
+        return
     if not found:
-        raise DataError(no_pair_fits(method, account))
+        raise DataError(nothing_fits(method, [account]))
     if found < 2:
         raise DataError(f"There is one pair for {method} that fits; add sources to 'data.preferences'.")
 

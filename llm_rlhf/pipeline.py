@@ -171,7 +171,7 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     if inputs.get("model") is not None:
         found["model"] = plain(ModelSection()) | inputs["model"]
     if inputs.get("data") is not None:
-        found["data"] = renamed(DataSection, inputs["data"], "data.", quiet=True)
+        found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
     if inputs.get("evaluate") is not None:  # what it had no key for, it did as their defaults say
         found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
     return found

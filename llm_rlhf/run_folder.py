@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from llm_rlhf.launch import processes
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
+CHANGES_SHOWN, KEYS_SHOWN = 5, 3  # of a recipe that is another; of a row or section that one of two lacks
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
 
 
@@ -103,8 +105,10 @@ class RunFolder:
             raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
         changes = differences(self.as_today(manifest["inputs"]), _plain(inputs))
         if changes:
+            more = f"; and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
             raise RunFolderError(
-                f"{folder} was made by another recipe: {'; '.join(changes[:5])}. {again}, or set another output_dir."
+                f"{folder} was made by another recipe: {'; '.join(changes[:CHANGES_SHOWN])}{more}. {again}, or set "
+                "another output_dir."
             )
         return True
 
@@ -127,6 +131,7 @@ class RunFolder:
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             (partial / INPUTS).unlink()
+            open_to_readers(partial)
             manifest = {
                 "stage": stage,
                 "seconds": round(time.time() - started, 3),
@@ -233,13 +238,25 @@ def git_state() -> str | None:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """What differs between two trees of plain values, one "key: old -> new" each."""
+    """What differs between two trees of plain values, one "key: old -> new" each; rows of a list by their numbers."""
+    if isinstance(old, list) and isinstance(new, list) and any(isinstance(row, dict) for row in (*old, *new)):
+        old, new = (dict(enumerate(rows)) for rows in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in [*old, *(k for k in new if k not in old)]:
             found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
         return found
-    return [] if old == new else [f"{prefix.rstrip('.')}: {old!r} -> {new!r}"]
+    return [] if old == new else [f"{prefix.rstrip('.')}: {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words: of a row or a section that only one of two has, the first keys that say something."""
+    if value is None:
+        return "not set"
+    if not isinstance(value, dict):
+        return repr(value)
+    telling = [f"{key}: {_shown(of)}" for key, of in value.items() if of not in (None, [], {})]
+    return f"{{{', '.join(telling[:KEYS_SHOWN])}{', ...' if len(telling) > KEYS_SHOWN else ''}}}"
 
 
 def read_json(path: Path) -> Any:
@@ -267,6 +284,24 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give every file under the folder at least the mode that the umask gives a new one.
+
+    safetensors and others write through temporary files, which nobody but their owner may read, and rename these: a
+    server with an account of its own could not load such weights.
+    """
+    probe = folder / f".mode-{os.getpid()}"
+    probe.touch()
+    wanted = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.is_symlink():
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode | wanted != mode:
+            path.chmod(mode | wanted)
 
 
 def writable(folder: Path) -> None:

@@ -7,6 +7,8 @@ from llm_rlhf.data.splits import Splits, load_splits
 from llm_rlhf.recipe.sections import OFFLINE, DataSection, Recipe, Source, trains_reward
 from llm_rlhf.run_folder import RunFolder
 
+BASES = (("sft", "model"), ("world", "base"))  # folders of a run on which its adapters stand
+
 
 def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
     """The base of the stage called `before`: the merged SFT model where there is one, else the recipe's base."""
@@ -18,7 +20,7 @@ def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
     return recipe.model.base
 
 
-def data_section(recipe: Recipe, run: RunFolder) -> DataSection:
+def data_section(recipe: Recipe, run: RunFolder | Path) -> DataSection:
     """The recipe's sources; a gold world's are the files its stage wrote."""
     if recipe.data is not None:
         return recipe.data

@@ -1,4 +1,4 @@
-"""The first recipe for somebody's base model, data and machine: commented, and one that loads.
+"""The first recipe for somebody's base model, data and machine: commented, and one that loads; or those that ship.
 
 What a local file holds is told by the rules that a run reads it by. Pairs make the whole chain; conversations alone
 make supervised fine-tuning, as there is nothing to learn a reward from.
@@ -6,6 +6,7 @@ make supervised fine-tuning, as there is nothing to learn a reward from.
 
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llm_rlhf.data.formats.recognition import PAIRS, recognise
 from llm_rlhf.data.formats.table import FORMATS
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.recipe.sections import Source, expanded, local_files
+from llm_rlhf.shipped import shipped
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)(\.gz)?$")
@@ -88,6 +90,28 @@ def _other(opened: object, source: Source, of_pairs: DataError) -> str:
         raise DataError(
             f"{of_pairs}\nA recipe needs pairs of replies of which one is better, or conversations to imitate."
         ) from None
+
+
+def copy_recipes(to: Path) -> list[Path]:
+    """The recipes that ship, copied into the folder, which is made; returns them as they lie there.
+
+    Raises:
+        RecipeError: where the folder has one of these files already (then none is written), or cannot be written to.
+    """
+    recipes = shipped("recipes")
+    names = sorted(path.relative_to(recipes) for path in recipes.rglob("*.yaml"))
+    if not names:
+        raise RecipeError(f"The recipes that ship are not in {recipes}; install llm-rlhf from a clone or a wheel.")
+    there = [to / name for name in names if (to / name).exists()]
+    if there:
+        raise RecipeError(f"{there[0]} is there already, and nothing is written over it; name another folder: --to.")
+    try:
+        for name in names:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(recipes / name, to / name)
+    except OSError as error:
+        raise RecipeError(f"{to} cannot be written to: {error}; name another folder: --to.") from None
+    return [to / name for name in names]
 
 
 def recipe_name(base: str, data: str) -> str:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also of subprocesses: as many processes as cores run at once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # not the user's; also for subprocesses

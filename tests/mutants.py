@@ -1,11 +1,12 @@
 """Faults planted in the code, one at a time: each must be caught by a test of the invariant that it breaks.
 
-`make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name or file holds one of the words. Every
-fault is a change of one line, made in a copy of the package; a fault counts as caught only if a test that carries the
-name of its invariant fails, and fails as a test (an import error or an unknown option does not count).
+`make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name, file or test holds one of the words.
+Those of the methods beside PPO stand in method_mutants.py. Every fault is a change of one line, made in a copy of the
+package; a fault counts as caught only if a test that carries the name of its invariant fails, and fails as a test (an
+import error or an unknown option does not count).
 
 Tests run in the folder of that copy and with it first on the path, and so do the processes they start: `python -m
-llm_rlhf`, torchrun, accelerate. Each process writes down which package it imported; where one imported another than
+llm_rlhf`, accelerate, forks. Each process writes down which package it imported; where one imported another than
 the copy, nothing has been judged, and the exit code is 2 in place of 1.
 """
 
@@ -19,11 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from method_mutants import OF_METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 WIRING = "tests/parity/test_ppo_wiring.py"
 PROCESSES = "tests/parity/test_processes.py"
 RESUMED = "tests/pipeline/test_resume.py::test_a_resumed_trainer_ends_with_the_same_bits"
-KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[one process]"
+KILLED = "tests/pipeline/test_resume.py::test_killed_after_a_checkpoint[whole]"
 
 
 class Fault(NamedTuple):
@@ -351,6 +354,7 @@ FAULTS = [
           "begin = [] if opened else", "begin =", "tests/models/test_thoughts.py"),
     Fault("every_turn_of_a_conversation", "a rewritten turn is context alone", "models/encoding.py",
           "rows.insert(0, row)", "rows or rows.insert(0, row)", "tests/models/test_thoughts.py"),
+    *(Fault(*fault) for fault in OF_METHODS),
 ]  # fmt: skip
 
 
@@ -435,9 +439,9 @@ def judge(fault: Fault) -> str | WrongPackageError | None:
 
 def main(words: list[str]) -> int:
     """0 where every fault is caught, 1 where one is missed, 2 where something else than the planted package ran."""
-    chosen = [f for f in FAULTS if not words or any(w in f"{f.invariant} {f.what} {f.file}" for w in words)]
+    chosen = [f for f in FAULTS if not words or any(w in f"{f.invariant} {f.what} {f.file} {f.tests}" for w in words)]
     if not chosen:
-        print(f"No fault's name or file holds {' or '.join(words)}.")
+        print(f"No fault's name, file or test holds {' or '.join(words)}.")
         return 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()

@@ -8,6 +8,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+# Of the tests' own base: a reply with its thought before it.
+THINKING = (
+    "{%- for m in messages -%}"
+    "{%- if m['role'] == 'assistant' -%}"
+    "<|assistant|>{{ '<think>' + (m.get('reasoning_content') or '') + '</think>' + m['content'] + eos_token }}"
+    "{%- else -%}{{ '<|' + m['role'] + '|>' + m['content'] }}{%- endif -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
 
 
 class Family(NamedTuple):

@@ -97,7 +97,8 @@ def make(folder: Path, pairs: int = 8000, prompts: int = 600, seed: int = 0) -> 
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = [[*question(start()), {"role": "assistant", "content": plan(draw)}] for _ in range(2000)]
-    make_tiny_base(shown, folder / "base", seed, vocabulary=320, layers=2, width=64, context=64, epochs=3)
+    sizes = {"vocabulary": 320, "layers": 2, "width": 64, "context": 64}
+    make_tiny_base(shown, folder / "base", seed, **sizes, epochs=3, initializer_range=0.2)
     compared = []
     for _ in range(pairs):
         position, plans = start(), (plan(draw), plan(draw))

@@ -19,17 +19,17 @@ from llm_rlhf.audit.counts import Account, Listed, opening_text, quantiles
 from llm_rlhf.data.checks import SetAside, key_of, normalised_prompt, prompt_of
 from llm_rlhf.data.formats.recognition import SERVES
 from llm_rlhf.data.near_duplicates import near_matches
-from llm_rlhf.data.rows import Demonstration, Preference, Prompt
-from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating
+from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, load_ratings
 from llm_rlhf.data.splits import TRAINING, load_splits
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.loading import length_key, sampling, trainer_config
-from llm_rlhf.recipe.sections import ModelSection, Recipe, Source
+from llm_rlhf.recipe.sections import OFFLINE, ModelSection, Recipe, Source
 
 EVALUATION = ("evaluation_pairs", "evaluation_prompts")
-AnyRow = Preference | Demonstration | Prompt
+AnyRow = Preference | Rating | Demonstration | Prompt
 
 
 @dataclass
@@ -96,7 +96,7 @@ def check_sources(
     """Sources by themselves, and, with `against`, compared with sources of evaluation.
 
     Args:
-        serve_as: preferences, demonstrations or prompts; None: the first of these that the formats can serve as.
+        serve_as: preferences, demonstrations, prompts or ratings; None: the first that the formats can serve as.
         near: similarity of near-duplicates; None: not looked for.
     """
     check = DataCheck([source.source or "" for source in sources])
@@ -127,7 +127,8 @@ def check_recipe(recipe: Recipe, near: float | None, sample: int) -> DataCheck:
     pairs = [*_nonempty(splits, "reward_pairs", "heldout_pairs", "evaluation_pairs")]
     if pairs:
         check.lists["preferences"] = _account(_chained(rows for _, rows in pairs), "preferences", near)
-    for name, reused in (("demonstrations", data.demonstrations), ("prompts", data.prompts)):
+    for name in ("ratings", "demonstrations", "prompts"):
+        reused = getattr(data, name)
         if len(getattr(splits, name)) and any(source.from_ is None for source in reused):
             check.lists[name] = _account(getattr(splits, name), name, near)
     if recipe.model.base is not None:
@@ -154,7 +155,7 @@ class Tokens:
 
     def measure(self, rows: Sequence[Any], what: str, limit_name: str, limit: int | None) -> Lengths:
         """Lengths as encoded by the stages; rows over the limit are cut by the stages' own functions, and counted."""
-        from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
+        from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, fit_ratings
         from llm_rlhf.models.rendering import RefusedByTemplateError
 
         chosen = _spread(rows, self.sample)
@@ -164,6 +165,7 @@ class Tokens:
         for row in _progress(chosen, f"tokens of {what}"):
             fit = fit_preferences if isinstance(row, Preference) else fit_prompts
             fit = fit_demonstrations if isinstance(row, Demonstration) else fit
+            fit = fit_ratings if isinstance(row, Rating) else fit
             fit(self.tokenizer, [row], account)
             with contextlib.suppress(RefusedByTemplateError):  # counted just now
                 lengths.append(self._length(row))
@@ -190,6 +192,8 @@ class Tokens:
             return False
         if isinstance(row, Preference):
             turns = [{"role": "assistant", "content": text} for text in (row.chosen, row.rejected)]
+        elif isinstance(row, Rating):
+            turns = [{"role": "assistant", "content": row.reply}]
         else:
             turns = [turn for turn in row.messages if turn["role"] == "assistant"]
         return any(thought_of(turn, thought_marks(self.tokenizer)) for turn in turns)
@@ -211,6 +215,8 @@ class Tokens:
             return len(encode_prompt(self.tokenizer, row.messages))
         if isinstance(row, Demonstration):
             return len(encode_turn(self.tokenizer, row.messages[:-1], row.messages[-1]).ids)
+        if isinstance(row, Rating):
+            return len(encode_turn(self.tokenizer, row.prompt, {"role": "assistant", "content": row.reply}).ids)
         return max(len(encode_reply(self.tokenizer, row.prompt, text).ids) for text in (row.chosen, row.rejected))
 
 
@@ -218,7 +224,9 @@ def _recipe_lengths(recipe: Recipe, splits: Any, tokens: Tokens) -> list[Lengths
     """The lists against the limits of the stages that read them, as the stages compute these."""
     context = tokens.limit
     found = []
-    for stage, lists in (("sft", ("demonstrations",)), ("reward", ("reward_pairs", "evaluation_pairs"))):
+    read = {"sft": ("demonstrations",), "reward": ("reward_pairs", "evaluation_pairs")}
+    read |= dict.fromkeys(OFFLINE, ("reward_pairs", "ratings"))
+    for stage, lists in read.items():
         if getattr(recipe, stage) is not None:
             longest = trainer_config(recipe, stage, recipe.folder / stage).max_length
             name, limit = f"{stage}.max_length", longest
@@ -260,8 +268,8 @@ def load_as(sources: list[Source], serve_as: str | None) -> tuple[str, Loaded[An
 
 
 def _load(sources: list[Source], kind: str) -> Loaded[Any]:
-    if kind == "preferences":
-        return load_preferences(sources)
+    if kind in ("preferences", "ratings"):
+        return load_preferences(sources) if kind == "preferences" else load_ratings(sources)
     return load_demonstrations(sources, Rows()) if kind == "demonstrations" else load_prompts(sources, Rows())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from llm_rlhf.audit.personal import masked, suspicions
 from llm_rlhf.data.checks import normalised_prompt, opening, prompt_of
 from llm_rlhf.data.near_duplicates import near_pairs
-from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt, Rating
 
 ROWS_NAMED = 20  # rows that a list of rows names at most
 
@@ -70,7 +70,7 @@ class Account:
     _row_keys: set[int] = field(default_factory=set, repr=False)
     _prompt_keys: set[int] = field(default_factory=set, repr=False)
 
-    def add(self, row: Preference | Demonstration | Prompt) -> None:
+    def add(self, row: Preference | Rating | Demonstration | Prompt) -> None:
         prompt = prompt_of(row)
         self.rows += 1
         self.user_turns[sum(turn["role"] == "user" for turn in prompt)] += 1
@@ -78,7 +78,7 @@ class Account:
         self._count_repeats(row, prompt, list(replies.values()))
         for name, text in {"prompt": "\n".join(turn["content"] for turn in prompt), **replies}.items():
             self.characters.setdefault(name, []).append(len(text))
-        if isinstance(row, (Preference, Prompt)):
+        if isinstance(row, (Preference, Rating, Prompt)):
             self.objectives[row.objective] += 1
         if isinstance(row, Preference):
             self._count_balance(row)
@@ -169,9 +169,11 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     return dict(zip(("median", "p95", "max"), (round(float(value)) for value in values), strict=True))
 
 
-def _replies(row: Preference | Demonstration | Prompt) -> dict[str, str]:
+def _replies(row: Preference | Rating | Demonstration | Prompt) -> dict[str, str]:
     if isinstance(row, Preference):
         return {"chosen": row.chosen, "rejected": row.rejected}
+    if isinstance(row, Rating):
+        return {"good" if row.good else "bad": row.reply}
     if isinstance(row, Demonstration):
         thoughts = row.messages[-1].get("reasoning_content")
         return {"reply": row.messages[-1]["content"]} | ({"thoughts": thoughts} if thoughts else {})

@@ -10,6 +10,7 @@ import typer
 from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, say_error, told_in_one_message
 from llm_rlhf.cli.next_steps import after_chat, tell
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization
 
 
 def chat(
@@ -39,13 +40,9 @@ def chat(
         int | None, typer.Option("--response-length", help="Tokens of an answer; else as the run, or 128.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else 0; the same gives the same answers.")] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")
-    ] = "float32",
-    quantization: Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")] = "none",
-    key_variable: Annotated[
-        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
-    ] = None,
+    dtype: Dtype = "float32",
+    quantization: Quantization = "none",
+    key_variable: KeyVariable = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each answer.")] = False,
 ) -> None:
     """Talk to a policy: beside what its training started from, or to any two models beside each other.

@@ -1,9 +1,48 @@
 """What the shell offers after a key: recipes, run folders and their stages. It reads names of files, nothing else."""
 
-from collections.abc import Callable
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm_rlhf.recipe.sections import METHODS
+
+ASKED = "_LLM_RLHF_COMPLETE"  # by typer's script for the shell, with the words typed in COMP_WORDS, one a line
+
+
+@contextlib.contextmanager
+def colons_whole() -> Iterator[None]:
+    """Within, bash's completion of RUN:STAGE: bash cuts words at colons, and replaces the last piece alone.
+
+    The pieces are put together before they are completed, and what stands before the last colon is taken off what is
+    offered, as bash-completion's `__ltrim_colon_completions` does. Where COMP_WORDBREAKS has no colon, nothing is cut.
+    """
+    if os.environ.get(ASKED) != "complete_bash":
+        yield
+        return
+    words = os.environ.get("COMP_WORDS", "").split("\n")[: int(os.environ.get("COMP_CWORD", 0)) + 1]
+    whole = joined(words)
+    os.environ |= {"COMP_WORDS": "\n".join(whole), "COMP_CWORD": str(len(whole) - 1)}
+    offered = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(offered):
+            yield
+    finally:
+        cut = "" if whole[-1:] == words[-1:] else whole[-1].rpartition(":")[0] + ":"
+        print("\n".join(line.removeprefix(cut) for line in offered.getvalue().splitlines()))
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """The words, those that bash cut at colons put together again."""
+    whole: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        of_the_last = set(word) == {":"} or (set(before) == {":"} and word)  # an empty word stands behind a space
+        if of_the_last and whole:
+            whole[-1] += word
+        else:
+            whole.append(word)
+    return whole
 
 
 def recipes(incomplete: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The commands `llm-rlhf data check` and `llm-rlhf data show`."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import recipes
 from llm_rlhf.cli.exits import quiet_warnings, said_aside, told_in_one_message
-from llm_rlhf.cli.next_steps import after_check, tell
+from llm_rlhf.cli.next_steps import after_check, after_show, tell
+from llm_rlhf.cli.options import columns_of
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Read, check and print data before training.")
 
@@ -25,7 +26,7 @@ Columns = Annotated[
     list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help="prompt=goal: columns of other names")
 ]
 Kind = Annotated[
-    str | None, typer.Option("--as", help="preferences, demonstrations or prompts; else as the rows allow")
+    str | None, typer.Option("--as", help="preferences, demonstrations, prompts or ratings; else as the rows allow")
 ]
 RecipePath = Annotated[
     str | None,
@@ -34,7 +35,7 @@ RecipePath = Annotated[
 Model = Annotated[str | None, typer.Option("--model", help="hub id or folder: its tokenizer, template and context")]
 
 
-@data_app.command()
+@data_app.command(short_help="Count what is in data: rows, lengths, repeats, leaks.")
 def check(
     sources: Sources = None,
     recipe: RecipePath = None,
@@ -73,12 +74,15 @@ def check(
         )
     with told_in_one_message(), _Reading(sources or []):
         from llm_rlhf.audit.check import Tokens, check_recipe, check_sources
+        from llm_rlhf.audit.readable import readable
         from llm_rlhf.audit.text import findings, render
+        from llm_rlhf.recipe.loading import load_recipe
         from llm_rlhf.recipe.sections import ModelSection
 
         with said_aside(as_json):
             if recipe:
-                found = check_recipe(_recipe(recipe), near or None, sample)
+                with readable(load_recipe(recipe)) as read:
+                    found = check_recipe(read, near or None, sample)
             else:
                 options = {"split": split, "subset": subset, "data_dir": data_dir}
                 named = [_source(name, format, objective, options, columns) for name in sources or []]
@@ -90,16 +94,13 @@ def check(
         quarantine = _write(report, found, Path(output)) if output else None
         print(json.dumps(report) if as_json else render(found, quarantine))
         stops = any(finding.stops for finding in notable)
-        shared = {"--format": (format, "auto"), "--split": (split, "train"), "--subset": (subset, None),
-                  "--data-dir": (data_dir, None), "--model": (model, None)}  # fmt: skip
-        given = [f"{name}={value}" for name, (value, default) in shared.items() if value not in (default, None)]
-        given += [f"--columns={column}" for column in columns or []]
+        given = _given(format, split, subset, data_dir, model, columns)
         tell(after_check(sources or [], given, recipe, stops), as_json)
         if stops:
             raise typer.Exit(1)
 
 
-@data_app.command()
+@data_app.command(short_help="Print rows as the model will see them.")
 def show(
     sources: Sources = None,
     rows: Annotated[str, typer.Option("--rows", "--row", help="numbers in the source: 7, 1-5 or 2,4,9-12")] = "1-3",
@@ -123,20 +124,33 @@ def show(
     if not sources and not recipe:
         raise typer.BadParameter("name a source, or a recipe whose sources are to be shown.")
     with told_in_one_message(), _Reading(sources or []):
+        from llm_rlhf.audit.readable import model_of, readable
         from llm_rlhf.audit.show import numbers, show_rows
+        from llm_rlhf.recipe.loading import load_recipe
         from llm_rlhf.recipe.sections import ModelSection
 
         section = ModelSection(base=model) if model else None
         options = {"split": split, "subset": subset, "data_dir": data_dir}
         named = [_source(name, format, objective, options, columns) for name in sources or []]
-        if recipe:
-            read = _recipe(recipe)
-            section = read.model
-            assert read.data is not None
-            named = named or [source for source in (*read.data.preferences, *read.data.demonstrations) if source.source]
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        for text in show_rows(named, numbers(rows), section, stage, colour):
-            print(text)
+        loaded = load_recipe(recipe) if recipe else None
+        section = model_of(loaded) if loaded else section
+        with readable(loaded) if loaded and not named else contextlib.nullcontext() as read:
+            if read is not None and read.data is not None:
+                named = [source for source in (*read.data.preferences, *read.data.demonstrations) if source.source]
+            for text in show_rows(named, numbers(rows), section, stage, colour):
+                print(text)
+        tell(after_show(sources or [], _given(format, split, subset, data_dir, model, columns), recipe))
+
+
+def _given(
+    format: str, split: str, subset: str | None, data_dir: str | None, model: str | None, columns: list[str] | None
+) -> list[str]:
+    """Options that both commands have, as they were given, less those that say what is so anyway."""
+    shared = {"--format": (format, "auto"), "--split": (split, "train"), "--subset": (subset, None),
+              "--data-dir": (data_dir, None), "--model": (model, None)}  # fmt: skip
+    given = [f"{name}={value}" for name, (value, default) in shared.items() if value not in (default, None)]
+    return given + [f"--columns={column}" for column in columns or []]
 
 
 def _one_of_both(sources: list[str] | None, recipe: str | None) -> None:
@@ -154,18 +168,6 @@ def _source(name: str, format: str, objective: str, options: dict[str, Any], col
     values = {key: value for key, value in options.items() if value is not None}
     named = {"source": name, "format": format, "objective": objective, "columns": columns_of(columns), **values}
     return read_section(Source, named, "")
-
-
-def _recipe(path: str) -> Any:
-    from llm_rlhf.errors import RecipeError
-    from llm_rlhf.recipe.loading import load_recipe
-
-    recipe = load_recipe(path)
-    if recipe.data is None:
-        raise RecipeError(
-            f"The recipe {path} makes its data itself ('world'); there is nothing to read before the run."
-        )
-    return recipe
 
 
 class _Reading:

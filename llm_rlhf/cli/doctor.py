@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.exits import quiet_warnings, told_in_one_message
+from llm_rlhf.cli.next_steps import after_doctor, tell
 
 MARKS = {"good": ("✓", "ok"), "note": ("!", "note"), "broken": ("✗", "BROKEN")}
 
@@ -38,5 +39,6 @@ def doctor(
             print(json.dumps({"findings": [f._asdict() for f in findings], "broken": broken}, ensure_ascii=False))
         else:
             print(f"\n{'Broken: ' + ', '.join(broken) if broken else 'Nothing is broken.'}")
+        tell(after_doctor(bool(broken)), as_json)
         if broken:
             raise typer.Exit(1)

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_rlhf.cli.columns import columns_of
 from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, columns_of
 
 
 def evaluate(
@@ -20,7 +20,13 @@ def evaluate(
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="POLICY", help="Compared with; else what the run started from.")
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="POLICY",
+            help="Compared with; else what the run started from.",
+            autocompletion=policies,
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,
@@ -67,7 +73,9 @@ def evaluate(
     best_of_n: Annotated[
         int, typer.Option("--best-of-n", min=0, help="Replies of the base to each of these; the best by the reward.")
     ] = 0,
-    output: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="FOLDER", help="Where the report goes; else evaluations/NAMES.")
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Prompts, of each kind, at most; else as the run's recipe, or 300."),
@@ -82,13 +90,9 @@ def evaluate(
         int | None, typer.Option("--batch-size", min=1, help="Replies sampled at once; else as the recipe, or 32.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else the run's, or 0.")] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")
-    ] = "float32",
-    quantization: Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")] = "none",
-    key_variable: Annotated[
-        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
-    ] = None,
+    dtype: Dtype = "float32",
+    quantization: Quantization = "none",
+    key_variable: KeyVariable = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
 ) -> None:
     """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
@@ -102,7 +106,7 @@ def evaluate(
         from llm_rlhf.errors import RecipeError
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
         from llm_rlhf.evaluation.request import Evaluation
-        from llm_rlhf.evaluation.subjects import start_of, subject_of
+        from llm_rlhf.evaluation.subjects import folder_name, start_of, subject_of
         from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks
         from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
@@ -137,7 +141,8 @@ def evaluate(
         if reference is None and judged.run is None:
             raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
         compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
-        folder = Path(output) if output is not None else Path("evaluations") / f"{judged.name}-{compared.name}"
+        default = Path("evaluations") / folder_name((policy, judged), (reference, compared))
+        folder = Path(output) if output is not None else default
         run = judged.run or compared.run
         recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
         asked = Evaluation(
@@ -165,7 +170,7 @@ def evaluate(
         with said_aside(as_json):
             report = run_evaluation(asked)
         show(report, folder / "report.html", as_json)
-        tell(after_evaluation(policy, reference, key_variable), as_json)
+        tell(after_evaluation(policy, reference, key_variable, folder), as_json)
 
 
 def _evaluate_rewards(
@@ -187,12 +192,18 @@ def _evaluate_rewards(
             "Name a policy to evaluate, or a reward model and labelled pairs to test it on: --reward MODEL --pairs "
             "SOURCE, or --benchmarks rm_bench=SOURCE."
         )
-    folder = Path(output) if output is not None else Path("evaluations") / Path(reward[0]).name
+    folder = Path(output) if output is not None else Path("evaluations") / _reward_name(Path(reward[0]).resolve())
     rewards = Rewards({"reward": reward, "heldout": heldout}, how)
     with said_aside(as_json):
         report = evaluate_rewards(rewards, pairs, folder, public, seed=seed)
     show(report, folder / "report.html", as_json)
     tell([("Look at pairs", ["data", "show", str(source.source)]) for source in pairs[:1]], as_json)
+
+
+def _reward_name(folder: Path) -> str:
+    """What tells a reward model from those of other runs: `hh-joint` of runs/hh/reward/joint."""
+    run = folder.parents[1] if len(folder.parents) > 1 else folder
+    return f"{run.name}-{folder.name}" if (run / "recipe.yaml").is_file() else folder.name
 
 
 def compare(
@@ -207,7 +218,8 @@ def compare(
     Example: llm-rlhf compare runs/seed-0 runs/seed-1 runs/seed-2 --output comparison
     """
     with told_in_one_message():
-        from llm_rlhf.evaluation.report.comparison import compare_runs, write_comparison
+        from llm_rlhf.evaluation.report.comparison import compare_runs
+        from llm_rlhf.evaluation.report.side_by_side import write_comparison
 
         with said_aside(as_json):
             found = compare_runs([Path(run) for run in runs])

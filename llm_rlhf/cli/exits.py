@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ def quiet_warnings() -> None:
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for module in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it fetches for some CPUs alone
 
 
 def quiet_libraries() -> None:

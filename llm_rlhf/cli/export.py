@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
+from llm_rlhf.cli.next_steps import after_export, tell, while_serving
 from llm_rlhf.launch import speaks_for_all
 
-Policy = Annotated[str, typer.Argument(help="run, RUN:STAGE (sft, step-40), adapter or model folder")]
+Policy = Annotated[
+    str, typer.Argument(help="run, RUN:STAGE (sft, step-40), adapter or model folder", autocompletion=policies)
+]
 
 
 def export(
@@ -46,12 +50,13 @@ def export(
         print(f"\n{made.kind.capitalize()}: {made.folder} (its README.md says how to load it)")
         if made.url is not None:
             print(f"On the hub, private: {made.url}")
+        tell(after_export(made.folder))
 
 
 def serve(
     policy: Policy,
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0: on every network.")] = "localhost",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Likewise.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port there.")] = 8000,
 ) -> None:
     """Serve a policy with an API as OpenAI's, by `transformers serve`.
 
@@ -69,7 +74,8 @@ def serve(
         print(
             f"{name} answers at {address} until you press Ctrl+C; nobody is asked for a key.\n\n"
             f"  curl {address}/chat/completions -H 'Content-Type: application/json' -d '{ask}'\n"
-            f"  llm-rlhf evaluate RUN --reference {address}#{name}\n",
+            f"  llm-rlhf evaluate RUN --reference {address}#{name}",
             flush=True,
         )
+        tell(while_serving(address, name))
         answer(folder, host, port)

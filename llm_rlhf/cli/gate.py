@@ -6,15 +6,23 @@ from typing import Annotated
 
 import typer
 
+from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import told_in_one_message
+from llm_rlhf.cli.next_steps import after_gate, tell
 from llm_rlhf.launch import speaks_for_all
 
 
 def gate(
-    run: Annotated[str, typer.Argument(help="run folder, or a folder that evaluate wrote")],
+    run: Annotated[str, typer.Argument(help="run folder, or a folder that evaluate wrote", autocompletion=policies)],
     overrides: Annotated[list[str] | None, typer.Argument(help="gate.key=value, laid over the recipe")] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="RUN", help="Hold the policy against this run's, not its start.")
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="RUN",
+            help="Hold the policy against this run's, not its start.",
+            autocompletion=policies,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every check as JSON.")] = False,
 ) -> None:
@@ -47,5 +55,6 @@ def gate(
                 failed = sum(not line.passed for line in lines)
                 held = f"{run} against {against}" if against is not None else run
                 print(f"\n{held} {'passes' if passed else f'fails {failed} of {len(lines)} checks'}.")
+        tell(after_gate(folder, passed), as_json)
     if not passed:
         raise typer.Exit(1)

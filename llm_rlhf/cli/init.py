@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from llm_rlhf.cli.exits import say_error, told_in_one_message
-from llm_rlhf.cli.next_steps import after_init, tell
+from llm_rlhf.cli.next_steps import after_init, after_recipes, tell
 
 T = TypeVar("T")
 
@@ -23,11 +23,19 @@ def init(
     to: Annotated[
         str | None, typer.Option("--to", metavar="FILE.yaml", help="Else the name of model and data.")
     ] = None,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="Copy the recipes that ship instead, to ./recipes or the folder of --to.")
+    ] = False,
 ) -> None:
     """Write a recipe for your model, data and machine, with a comment at every key; what is not said is asked.
 
     Example: llm-rlhf init --base Qwen/Qwen2.5-0.5B --data pairs.jsonl --gpu 24 --to mine.yaml
     """
+    if recipes:
+        if any((base, data, gpu)):
+            raise typer.BadParameter("--recipes copies recipes as they are; leave out --base, --data and --gpu.")
+        _copy_recipes(Path(to or "recipes"))
+        return
     with told_in_one_message("interrupted; nothing is written."):
         from llm_rlhf.errors import RecipeError
         from llm_rlhf.starter import HARDWARE, check_base, look_at, recipe_name, recipe_text
@@ -54,6 +62,14 @@ def init(
             raise RecipeError(f"{path} cannot be written: {error}; name another: --to.") from None
         print(f"{path} written. {data}: {seen.told}")
         tell(after_init(path))
+
+
+def _copy_recipes(folder: Path) -> None:
+    with told_in_one_message("interrupted; some recipes may be missing."):
+        from llm_rlhf.starter import copy_recipes
+
+        print("\n".join(f"{path} written." for path in copy_recipes(folder)))
+        tell(after_recipes(folder / "quickstart.yaml"))
 
 
 def _settled(

@@ -1,13 +1,15 @@
 """`llm-rlhf`: the commands, each in a module of its own, which imports what it needs when it is called."""
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llm_rlhf.cli.app import app
 from llm_rlhf.cli.chat import chat
+from llm_rlhf.cli.completion import colons_whole
 from llm_rlhf.cli.data import data_app
 from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
@@ -17,8 +19,20 @@ from llm_rlhf.cli.init import init
 from llm_rlhf.cli.plan import plan
 from llm_rlhf.cli.run import run
 
-for command in (init, plan, run, evaluate, compare, gate, chat, export, serve, doctor):
-    app.command()(command)
+LISTED: dict[Callable[..., Any], str] = {  # what the list of commands says of each, on one line of a terminal
+    init: "Write a commented recipe for your model, data and machine.",
+    plan: "Tell what a recipe would take: steps, memory, disk.",
+    run: "Run a recipe's stages, or go on after the last that was finished.",
+    evaluate: "Compare any policy with any other, or test reward models.",
+    compare: "Put several runs on one page.",
+    gate: "Hold an evaluated policy to thresholds: exit code 0 or 1.",
+    chat: "Talk to one policy, or to two beside each other.",
+    export: "Make a folder that others load, with a model card.",
+    serve: "Serve a policy with an API as OpenAI's.",
+    doctor: "Look at this machine: is it fit for a run?",
+}
+for command, listed in LISTED.items():
+    app.command(short_help=listed)(command)
 app.add_typer(data_app, name="data")
 
 
@@ -51,4 +65,5 @@ def _commands(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="llm-rlhf")  # also as `python -m llm_rlhf`: completion is installed for this name
+    with colons_whole():
+        app(prog_name="llm-rlhf")  # also as `python -m llm_rlhf`: completion is installed for this name

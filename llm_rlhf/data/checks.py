@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_rlhf.data.rows import Conversation, Demonstration, Message, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Demonstration, Message, Origin, Preference, Prompt, Rating
 
 JOINED_TURNS = "turns of one role in a row joined"
 EMPTY_SYSTEM_REMOVED = "empty system message removed"
@@ -22,7 +22,7 @@ EMPTY_SYSTEM_REMOVED = "empty system message removed"
 # quadratic time, and a million of them would take a quarter of an hour.
 _PIECES = re.compile(r"(?s).{1,4000}(?:\s|\Z)|.{1,4000}")
 
-AnyRow = TypeVar("AnyRow", bound=Preference | Demonstration | Prompt)
+AnyRow = TypeVar("AnyRow", bound=Preference | Rating | Demonstration | Prompt)
 
 
 class BadRow(Exception):  # noqa: N818 - caught row by row and turned into a SetAside; it never leaves the package
@@ -152,9 +152,9 @@ def key_of(text: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}\n{text}".encode()).digest()[:8])
 
 
-def prompt_of(row: Preference | Demonstration | Prompt) -> Conversation:
+def prompt_of(row: Preference | Rating | Demonstration | Prompt) -> Conversation:
     """What the assistant was asked: everything before the reply."""
-    if isinstance(row, Preference):
+    if isinstance(row, (Preference, Rating)):
         return row.prompt
     if isinstance(row, Demonstration):
         return row.messages[:-1]

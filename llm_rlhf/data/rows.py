@@ -39,6 +39,17 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Rating:
+    """A reply that somebody found good or bad by itself, thumbs up or down."""
+
+    prompt: Conversation  # ends with the user's turn
+    reply: str
+    good: bool
+    objective: str  # as in Preference
+    origin: Origin
+
+
+@dataclass(frozen=True)
 class Demonstration:
     """A conversation to imitate. Only the assistant's replies are trained on."""
 

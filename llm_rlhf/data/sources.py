@@ -18,7 +18,7 @@ from llm_rlhf.data.files import open_source
 from llm_rlhf.data.formats.conversations import demonstration_of, prompt_of_pair
 from llm_rlhf.data.formats.recognition import nothing_left, recognise
 from llm_rlhf.data.formats.trees import Kind
-from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt, Rating
 from llm_rlhf.data.storage import Part, Rows, Table, table_of
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
@@ -27,7 +27,7 @@ BEYOND_LIMIT = "beyond the source's limit"
 DUPLICATE_PROMPT = "duplicate prompt"
 UNBALANCED = "left out to balance positions"
 
-Row = TypeVar("Row", Preference, Demonstration, Prompt)
+Row = TypeVar("Row", Preference, Rating, Demonstration, Prompt)
 
 
 @dataclass
@@ -87,6 +87,14 @@ def load_preferences(sources: list[Source]) -> Loaded[Preference]:
     loaded: Loaded[Preference] = Loaded()
     for source in sources:
         loaded.add(_wanted(_load(source, "preferences"), source))
+    return loaded
+
+
+def load_ratings(sources: list[Source]) -> Loaded[Rating]:
+    """All rated replies of the sources, in their order."""
+    loaded: Loaded[Rating] = Loaded()
+    for source in sources:
+        loaded.add(_wanted(_load(source, "ratings"), source))
     return loaded
 
 

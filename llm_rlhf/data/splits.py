@@ -5,27 +5,28 @@
    The first user turn, not the whole prompt: conversations are often cut into several rows, one a turn, and the prompt
    of one row then holds the reply that another is asked for. Rows with the same opening stay together. Where
    `evaluation_preferences` are named, these are evaluated on, and nothing is held out unless `evaluation_share` is set.
-2. `from: preferences` gives training stages the pairs of the training side and evaluation those of the other.
+2. `from: preferences` gives training stages the pairs of the training side and evaluation those of the other. Ratings
+   are trained on beside the pairs of the reward model: none opens as a pair of evaluation or of the held-out model.
 3. A training row that asks what a named evaluation source asks is a leak, and an error unless `leaks` says otherwise.
    A row from elsewhere that shares its opening with the held-out pairs falls to neither side, and is counted.
 4. Duplicates are counted, and weights applied, within each list to train on.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from llm_rlhf.data.checks import SetAside, key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.near_duplicates import near_matches
-from llm_rlhf.data.rows import Demonstration, Preference, Prompt
-from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, shares
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating
+from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, load_ratings, shares
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import DataSection
 
-TRAINING = ("reward_pairs", "heldout_pairs", "demonstrations", "prompts")
+TRAINING = ("reward_pairs", "heldout_pairs", "ratings", "demonstrations", "prompts")
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Splits:
     prompts: Sequence[Prompt]  # what PPO samples replies to
     evaluation_prompts: Sequence[Prompt]
     counts: dict[str, Any]  # plain values: rows read, kept and set aside by kind, sizes of splits, leaks, duplicates
+    ratings: Sequence[Rating] = field(default_factory=Rows)  # train KTO's policy, beside the reward model's pairs
 
 
 def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
@@ -52,8 +54,7 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
         loaded["evaluation_preferences"] = load_preferences(data.evaluation_preferences)
     named_pairs = loaded["evaluation_preferences"].rows if data.evaluation_preferences else Rows()
     pairs = divide_pairs(loaded["preferences"].rows, data.share_for_evaluation, data.heldout_share)
-    held_out = pairs["evaluation_pairs"]
-    evaluation_pairs = held_out + named_pairs
+    evaluation_pairs = pairs["evaluation_pairs"] + named_pairs
     training_pairs = pairs["reward_pairs"] + pairs["heldout_pairs"]
     _refuse_empty(data, {name: len(rows) for name, rows in (pairs | {"evaluation_pairs": evaluation_pairs}).items()})
 
@@ -69,12 +70,16 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
         "demonstrations": loaded["demonstrations"].rows,
         "prompts": loaded["prompts"].rows,
     }
-    training, leaks = _without_leaks(data, training, held_out, [named_pairs, named_prompts])
+    if data.ratings:
+        loaded["ratings"] = load_ratings(data.ratings)
+        training["ratings"] = loaded["ratings"].rows
+    training, leaks = _without_leaks(data, training, pairs, [named_pairs, named_prompts])
     training, trained_on = _weighted(data, training)
     splits = Splits(**training, evaluation_pairs=evaluation_pairs, evaluation_prompts=evaluation_prompts, counts={})
+    silent = {"counts"} if data.ratings else {"counts", "ratings"}
     splits.counts = {
         **{name: of_list.counts() for name, of_list in loaded.items()},
-        "splits": {f.name: len(getattr(splits, f.name)) for f in fields(Splits) if f.name != "counts"},
+        "splits": {f.name: len(getattr(splits, f.name)) for f in fields(Splits) if f.name not in silent},
         **leaks,
         **trained_on,
     }
@@ -101,14 +106,14 @@ def seen_in_training(splits: Splits, rows: Iterable[Preference | Prompt]) -> int
 
 
 def _without_leaks(
-    data: DataSection, training: dict[str, Rows[Any]], held_out: Rows[Any], named: list[Rows[Any]]
+    data: DataSection, training: dict[str, Rows[Any]], pairs: dict[str, Rows[Preference]], named: list[Rows[Any]]
 ) -> tuple[dict[str, Rows[Any]], dict[str, Any]]:
     """The lists to train on without what evaluation holds, and the counts.
 
     Raises:
         DataError: for a row that a named source of evaluation holds, where `data.leaks` is "error".
     """
-    held = held_out.column("opening")
+    held, heldout = (pairs[name].column("opening") for name in ("evaluation_pairs", "heldout_pairs"))
     openings, prompts = (np.concatenate([rows.column(name) for rows in named]) for name in ("opening", "prompt"))
     near = _near(data, training, named)
     kept, found, removed, first = {}, {}, {}, None
@@ -125,6 +130,8 @@ def _without_leaks(
         if leak.any() and first is None:
             first = rows[int(np.flatnonzero(leak)[0])]
         away = np.isin(of_row, held) | (leak if data.leaks != "allow" else False)
+        if name == "ratings":
+            away |= np.isin(of_row, heldout)
         removed[name] = int(away.sum())
         kept[name] = rows.select(~away) if away.any() else rows
     if first is not None and data.leaks == "error":
@@ -224,6 +231,7 @@ def _refuse_empty(data: DataSection, sizes: dict[str, int], leaks: dict[str, int
             pairs_read and data.heldout_share > 0,
             f"raise {heldout_share}, set it to 0, or lower {evaluation_share}",
         ),
+        "ratings": (bool(data.ratings), "name another source in 'data.ratings'"),
         "demonstrations": (bool(data.demonstrations), "name another source in 'data.demonstrations'"),
         "prompts": (bool(data.prompts), "name another source in 'data.prompts'"),
         "evaluation_prompts": (bool(data.evaluation_prompts), "name another source in 'data.evaluation_prompts'"),

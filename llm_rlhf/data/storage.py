@@ -22,10 +22,10 @@ from llm_rlhf.data.files import Opened
 from llm_rlhf.data.formats.parsing import Entry, parse
 from llm_rlhf.data.formats.transcripts import stray_marker
 from llm_rlhf.data.formats.trees import Kind
-from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt, Rating
 from llm_rlhf.recipe.sections import Source
 
-_TYPES = {"preferences": Preference, "demonstrations": Demonstration, "prompts": Prompt}
+_TYPES = {"preferences": Preference, "ratings": Rating, "demonstrations": Demonstration, "prompts": Prompt}
 # Keys of a row's prompt (see checks.key_of): equal where these are the same but for case and space. The split goes by
 # `opening`, the limit of a source by `prompt`. Then of the row, and of its prompt with the reply to imitate.
 KEYS = ("opening", "prompt", "content", "imitated")
@@ -37,8 +37,8 @@ COLUMNS: dict[str, type] = (
 )
 _BATCH = 500  # rows decoded at once
 
-Row = TypeVar("Row", Preference, Demonstration, Prompt)
-Other = TypeVar("Other", Preference, Demonstration, Prompt)
+Row = TypeVar("Row", Preference, Rating, Demonstration, Prompt)
+Other = TypeVar("Other", Preference, Rating, Demonstration, Prompt)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """Python and the packages: whether they are in the ranges of the package, and which versions it was tested with."""
 
 import platform
-import sysconfig
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from llm_rlhf.doctor.findings import Finding
+from llm_rlhf.shipped import shipped
 
-CLONE = Path(__file__).parents[2] / "constraints.txt"
-INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "constraints.txt"
+PINS = "constraints.txt"
 UPGRADE = "pip install --upgrade"
 
 
@@ -43,7 +41,7 @@ def versions() -> Finding:
         elif pinned is not None and found.partition("+")[0] != pinned:  # "+cpu" names a build
             other.append(f"{requirement.name} {found} (tested: {pinned})")
     if wrong:
-        return Finding("versions", "broken", "; ".join(wrong), f"{UPGRADE} llm-rlhf, or {CLONE.name} has what fits.")
+        return Finding("versions", "broken", "; ".join(wrong), f"{UPGRADE} llm-rlhf, or {PINS} has what fits.")
     if other:
         remedy = "They are in range. Where something is odd, install the tested ones: pip install -c constraints.txt."
         return Finding("versions", "note", ", ".join(other), remedy)
@@ -53,7 +51,7 @@ def versions() -> Finding:
 
 def tested_versions() -> dict[str, str]:
     """What the tests and the measurements were run with, by the package's canonical name."""
-    path = CLONE if CLONE.is_file() else INSTALLED
+    path = shipped(PINS)
     if not path.is_file():
         return {}
     pins = (line.split("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line)

@@ -10,7 +10,7 @@ from llm_rlhf.data.rows import Preference, Prompt
 from llm_rlhf.evaluation.refusal_detector import detect_all
 from llm_rlhf.models.inference import Reply
 from llm_rlhf.run_folder import text_digest
-from llm_rlhf.world.gold import judge
+from llm_rlhf.world.judge import judge
 
 FACTS = ("kind", "phrasing")  # of a prompt that is written beside it, where they are known
 MEASURED = ("reward", "heldout", "gold", "refused")  # the fields of `Answers` that may be written beside a reply

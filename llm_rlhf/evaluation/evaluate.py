@@ -36,6 +36,7 @@ from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.reward_evaluation import of_the_run, preferences
 from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.evaluation.rewards import ROLES, Rewards
+from llm_rlhf.evaluation.subjects import trained_by
 from llm_rlhf.evaluation.suites import refusals as refusal_suite
 from llm_rlhf.evaluation.suites.best_of_n import best_of_n
 from llm_rlhf.evaluation.suites.gains import compare
@@ -84,7 +85,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     check_output(asked.output)
     found = measure(asked)
     report = assemble(
-        name=f"{asked.policy.name} against {asked.start.name}",
+        name=_title(asked),
         recipe=str(asked.run / "recipe.yaml") if asked.run else "none",
         base=asked.policy.url or asked.policy.base,
         seconds={"evaluate": round(time.time() - started, 3)},
@@ -96,7 +97,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         samples=found.samples,
         data={"prompts": len(found.material.prompts[OWN]), **found.material.counts},
         provenance={
-            "recipe": {"policy": asked.identities.policy, "reference": asked.identities.start, **_options(asked)},
+            "recipe": {
+                "policy": {**asked.identities.policy, "method": trained_by(asked.policy)},
+                "reference": asked.identities.start,
+                **_options(asked),
+            },
             "seed": asked.seed,
             "decoding": asked.decoding | SAMPLING,
             "instruments": found.instruments,
@@ -110,6 +115,11 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         archive_report(asked.output)
         write(asked, found, report)
     return report
+
+
+def _title(asked: Evaluation) -> str:
+    run = asked.policy.run
+    return ("" if run is None else f"{run.resolve().name}: ") + f"{asked.policy.name} against {asked.start.name}"
 
 
 def measure(asked: Evaluation) -> Measured:

@@ -91,6 +91,24 @@ def is_named(text: str) -> bool:
     return _NAMED.match(text) is not None
 
 
+def folder_name(policy: tuple[str, Subject], reference: tuple[str | None, Subject]) -> str:
+    """The folder of an evaluation: `hh-ppo-sft` within the run `hh`, else `hh-ppo-other-ppo`.
+
+    Args:
+        policy, reference: as each was named, None where it follows from the policy, and what that is.
+    """
+    (_, judged), (_, compared) = policy, reference
+    same_run = judged.run is not None and compared.run is not None and judged.run.resolve() == compared.run.resolve()
+    return f"{_called(*policy)}-{compared.name if same_run else _called(*reference)}"
+
+
+def _called(text: str | None, subject: Subject) -> str:
+    """What tells it from policies of other runs: the run with the stage; or as the user calls it."""
+    if subject.run is None or (text is not None and is_named(text)):
+        return subject.name
+    return f"{subject.run.resolve().name}-{subject.name}"
+
+
 def start_of(policy: Subject) -> Subject:
     """What a policy of a run is compared with where nothing else is named: the model that its training started from."""
     assert policy.run is not None
@@ -103,6 +121,15 @@ def start_of(policy: Subject) -> Subject:
 def method_of(run: Path) -> str | None:
     """The method whose stage is done in a run's folder, as its section is called; None where none is."""
     return next((name for name in METHODS if (run / name).is_dir()), None)
+
+
+def trained_by(policy: Subject) -> str | None:
+    """The recipe's section that made a policy of a run, a snapshot too; None for a base, and where nobody knows."""
+    if policy.run is None:
+        return None
+    if policy.adapter is None:
+        return "sft" if Path(policy.base) == policy.run / "sft" / "model" else None
+    return method_of(policy.run)
 
 
 def _of_run(run: Path, stage: str, name: str | None) -> Subject:

@@ -29,7 +29,7 @@ from llm_rlhf.models.adapters import check_saved, grow_for
 from llm_rlhf.models.base import base_tokens, load_causal_lm
 from llm_rlhf.models.composing import compose
 from llm_rlhf.recipe.sections import METHODS
-from llm_rlhf.run_folder import digests, read_json, versions, writable, write_json
+from llm_rlhf.run_folder import digests, open_to_readers, read_json, versions, writable, write_json
 
 MARK = "export.json"  # tells an export of ours, and of what it was made
 
@@ -109,6 +109,7 @@ def make(
         (partial / "README.md").write_text(card, encoding="utf-8")
         mark = {"made_of": text_of(source), "kind": kind, "weights": weights_of(source), "versions": versions()}
         write_json(partial / MARK, mark | {"files": digests(partial)})
+        open_to_readers(partial)
         _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Learning from the pairs themselves: DPO and KTO, TRL's trainers on this project's token ids.
+"""Learning from what people said of replies: DPO and KTO, TRL's trainers on this project's token ids.
 
-The reference is the base, the policy with its adapter off. A pair's replies are encoded as SFT encodes them, each with
-the thought that it may begin with.
+The reference is the base, the policy with its adapter off. Replies are encoded as SFT encodes them, each with the
+thought that it may begin with.
 
 Private methods of TRL's trainers that are overridden, guarded by tests/methods/test_methods_contract.py:
 `_prepare_dataset`.
@@ -9,13 +9,13 @@ Private methods of TRL's trainers that are overridden, guarded by tests/methods/
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl import DPOTrainer, KTOTrainer
 
-from llm_rlhf.data.rows import Preference
+from llm_rlhf.data.rows import Conversation, Preference, Rating
 from llm_rlhf.methods.training import TrainedPolicy
-from llm_rlhf.models.encoding import Encoded, encode_whole_replies
+from llm_rlhf.models.encoding import encode_whole_replies
 
 Rows = list[dict[str, Any]]
 
@@ -39,17 +39,29 @@ class ReplyKTOTrainer(_ReadsTokenIds, KTOTrainer):
     stage_name = "kto"
 
 
-def _both(tokenizer: Any, pairs: Sequence[Preference]) -> list[tuple[Encoded, Encoded]]:
-    """Each pair's chosen and rejected reply behind their prompt."""
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    encoded = encode_whole_replies(
-        tokenizer, prompts, [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    )
-    return list(zip(encoded[::2], encoded[1::2], strict=True))
+class Said(NamedTuple):
+    """A reply to a prompt, and whether it is a good one."""
+
+    prompt: Conversation
+    text: str
+    good: bool
+
+
+def replies_of(pairs: Sequence[Preference]) -> list[Said]:
+    """Both replies of every pair, the chosen one first."""
+    return [Said(pair.prompt, *side) for pair in pairs for side in ((pair.chosen, True), (pair.rejected, False))]
+
+
+def not_in_pairs(ratings: Sequence[Rating], pairs: Sequence[Preference]) -> list[Rating]:
+    """The ratings but for those that a pair holds already: one file may serve both lists."""
+    known = {repr(said) for said in replies_of(pairs)}
+    return [row for row in ratings if repr(Said(row.prompt, row.reply, row.good)) not in known]
 
 
 def dpo_rows(tokenizer: Any, pairs: Sequence[Preference]) -> Rows:
     """What DPOTrainer's collator takes; `length` is what `train_sampling_strategy: group_by_length` goes by."""
+    replies = replies_of(pairs)
+    encoded = encode_whole_replies(tokenizer, [said.prompt for said in replies], [said.text for said in replies])
     return [
         {
             "prompt_ids": chosen.prompt_ids,
@@ -57,24 +69,32 @@ def dpo_rows(tokenizer: Any, pairs: Sequence[Preference]) -> Rows:
             "rejected_ids": rejected.reply_ids,
             "length": max(len(chosen.ids), len(rejected.ids)),
         }
-        for chosen, rejected in _both(tokenizer, pairs)
+        for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)
     ]
 
 
-def kto_rows(tokenizer: Any, pairs: Sequence[Preference], batch_size: int, seed: int, estimates_kl: bool) -> Rows:
+def kto_rows(
+    tokenizer: Any,
+    pairs: Sequence[Preference],
+    ratings: Sequence[Rating],
+    batch_size: int,
+    seed: int,
+    estimates_kl: bool,
+) -> Rows:
     """What KTOTrainer's collator takes: every reply by itself, desirable or not, in the order it is trained in.
 
     TRL goes through the rows in order, as each has the reply of another row of its batch beside it, by which the KL is
     estimated: (x_1, y_n), (x_2, y_1), ... So they are shuffled here, once.
 
     Args:
-        batch_size: of one process; the last batch may be smaller.
+        batch_size: of all processes together, so that their number changes nothing; the last batch may be smaller.
         estimates_kl: whether the loss does (`kto`), or not (`apo_zero_unpaired`).
     """
+    replies = replies_of(pairs) + [Said(row.prompt, row.reply, row.good) for row in ratings]
+    encoded = encode_whole_replies(tokenizer, [said.prompt for said in replies], [said.text for said in replies])
     rows: Rows = [
-        {"prompt_ids": reply.prompt_ids, "completion_ids": reply.reply_ids, "label": reply is chosen}
-        for chosen, rejected in _both(tokenizer, pairs)
-        for reply in (chosen, rejected)
+        {"prompt_ids": ids.prompt_ids, "completion_ids": ids.reply_ids, "label": said.good, "length": len(ids.ids)}
+        for ids, said in zip(encoded, replies, strict=True)
     ]
     random.Random(seed).shuffle(rows)
     if estimates_kl:
@@ -83,3 +103,39 @@ def kto_rows(tokenizer: Any, pairs: Sequence[Preference], batch_size: int, seed:
             for row, other in zip(batch, [batch[-1], *batch[:-1]], strict=True):
                 row["KL_completion_ids"] = other["completion_ids"]
     return rows
+
+
+class Balance(NamedTuple):
+    """How KTO weighs good and bad replies, and a sentence on it; empty where both weigh 1."""
+
+    desirable: float
+    undesirable: float
+    note: str = ""
+
+
+def balance(good: int, bad: int, desirable: float | None, undesirable: float | None) -> Balance:
+    """Weights under which good replies count in all as much as bad ones, up to a third more.
+
+    Ethayarajh et al. 2024 (arXiv:2402.01306), equation 8: desirable x good / (undesirable x bad) in [1, 4/3]. Weights
+    that the recipe sets are kept; without them the rarer kind weighs so much that the quotient is 1.
+
+    Args:
+        good, bad: replies of either kind, over 0.
+        desirable, undesirable: what the recipe sets; None: nothing.
+    """
+    told = f"kto learns from {good:,} good and {bad:,} bad replies"
+    if desirable is None and undesirable is None:
+        desirable, undesirable = max(bad / good, 1.0), max(good / bad, 1.0)
+        if good == bad:
+            return Balance(desirable, undesirable)
+        rarer = f"kto.desirable_weight: {desirable:.3g}" if good < bad else f"kto.undesirable_weight: {undesirable:.3g}"
+        return Balance(desirable, undesirable, f"{told}; the rarer ones weigh more ({rarer}).")
+    desirable, undesirable = 1.0 if desirable is None else desirable, 1.0 if undesirable is None else undesirable
+    low = undesirable * bad / good
+    if low * (1 - 1e-6) <= desirable <= low * 4 / 3 * (1 + 1e-6):
+        return Balance(desirable, undesirable)
+    note = (
+        f"{told}, and kto.undesirable_weight is {undesirable:g}: its authors advise a kto.desirable_weight of "
+        f"{low:.3g} to {low * 4 / 3:.3g}, and it is {desirable:g}. Leave both keys out to have them balanced."
+    )
+    return Balance(desirable, undesirable, note)

@@ -35,15 +35,16 @@ def training_prompts(
     if not prompts:
         raise DataError(no_room(recipe, account))
     if run_folder.state.is_main_process:
-        write_account(account, folder)
+        write_accounts(folder, account)
     return keep_back(prompts, method_options(recipe).eval_prompts)
 
 
-def write_account(account: Fitted, folder: Path) -> None:
-    """The account in place of what an interrupted launch wrote of it."""
+def write_accounts(folder: Path, *accounts: Fitted) -> None:
+    """The accounts in place of what an interrupted launch wrote of them."""
     for name in ("lengths.json", "too_long.jsonl", "refused_by_template.jsonl"):
         (folder / name).unlink(missing_ok=True)
-    account.write(folder)
+    for account in accounts:
+        account.write(folder)
 
 
 def no_room(recipe: Recipe, account: Fitted) -> str:

@@ -8,13 +8,15 @@ from llm_rlhf.reward.loading import Loading, load_whole
 from llm_rlhf.user_code import FUNCTION
 
 
-def reward_functions(recipe: Recipe) -> tuple[list[Any], list[Any]]:
-    """What scores beside adapters: functions by name and models of their own, and the tokenizer of each, if it has one.
+def paying_beside_adapters(recipe: Recipe) -> list[str]:
+    """Names of functions and of models: one that stands in for trained adapters first, as the weights expect."""
+    named: list[str] = method_options(recipe).reward_funcs
+    return named if recipe.reward is None else [*whole_rewards(recipe), *named]
 
-    A model that stands in for trained adapters comes first, as the weights expect.
-    """
-    named = method_options(recipe).reward_funcs
-    names = named if recipe.reward is None else [*whole_rewards(recipe), *named]
+
+def reward_functions(recipe: Recipe) -> tuple[list[Any], list[Any]]:
+    """`paying_beside_adapters` as TRL takes it, functions by name and models loaded, and the tokenizers of these."""
+    names = paying_beside_adapters(recipe)
     loading = Loading(dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     loaded = [None if FUNCTION.match(name) else load_whole(name, None, loading) for name in names]
     return (

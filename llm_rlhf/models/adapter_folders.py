@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.run_folder import read_json, write_json, write_text
+from llm_rlhf.runs import BASES
 
 CONFIG = "adapter_config.json"
 _BASE = "base_model_name_or_path"
@@ -32,14 +33,14 @@ def recorded_base(folder: str | Path) -> str:
 def places_of_base(folder: str | Path) -> list[Path]:
     """Folders where the base of an adapter may be, the likeliest first.
 
-    From the adapter's own folder, where it is named so; else in its own run, as a copied run stands on its own files;
-    from the working directory; and from the adapter's folder.
+    From the adapter's own folder, where it is named so; else, where it is one that runs make, in the adapter's own run,
+    as a copied run stands on its own files; from the working directory; and from the adapter's folder.
     """
     folder, recorded = Path(folder), Path(recorded_base(folder))
     from_here = Path(os.path.normpath(folder / recorded))
     if recorded.parts and recorded.parts[0] in (".", ".."):
         return [from_here, recorded]
-    runs = list(folder.absolute().parents)[:_LEVELS]
+    runs = list(folder.absolute().parents)[:_LEVELS] if recorded.parts[-2:] in BASES else []
     return [*(run / Path(*recorded.parts[-2:]) for run in runs), recorded, from_here]
 
 

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.data.checks import fit_conversation
-from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt
-from llm_rlhf.models.encoding import Encoded, encode_demonstration, encode_prompt, encode_replies, encode_turn
+from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt, Rating
+from llm_rlhf.models.encoding import (
+    Encoded,
+    encode_demonstration,
+    encode_prompt,
+    encode_replies,
+    encode_turn,
+    encode_whole_replies,
+)
 from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.models.thoughts import KEY, split_thought, thought_marks
 
@@ -158,6 +165,21 @@ def fit_preferences(
             return max(len(each.ids) for each in encode(tokenizer, [prompt] * 2, [row.chosen, row.rejected]))
 
         prompt = account.fit(row.prompt, longest, row.origin)
+        if prompt is not None:
+            fitted.append(replace(row, prompt=prompt))
+    return fitted
+
+
+def fit_ratings(tokenizer: Any, rows: Sequence[Rating], account: Fitted) -> list[Rating]:
+    """The rated replies that fit behind their prompt, which may be shortened, as a policy says them."""
+    fitted = []
+    for row in rows:
+
+        def length(prompt: Conversation, row: Rating = row) -> int:
+            _check_thoughts(tokenizer, row.reply)
+            return len(encode_whole_replies(tokenizer, [prompt], [row.reply])[0].ids)
+
+        prompt = account.fit(row.prompt, length, row.origin)
         if prompt is not None:
             fitted.append(replace(row, prompt=prompt))
     return fitted

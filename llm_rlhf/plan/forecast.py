@@ -27,7 +27,8 @@ from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_rewa
 from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import read_data
-from llm_rlhf.stages.world import write_rows
+from llm_rlhf.world.files import write_files
+from llm_rlhf.world.gold import GoldWorld
 
 SCORED_AT_ONCE = 32  # rows, where a stage does not say (models/inference.py)
 # Bytes of optimizer state for each trained number; those not named are taken for AdamW's two float32.
@@ -82,7 +83,7 @@ class Forecast:
             ahead = look_ahead(recipe, run, self.stages, load_models=False)
             if recipe.world is not None:
                 (run / "world").mkdir()
-                write_rows(recipe, run / "world")
+                write_files(GoldWorld(recipe.world, recipe.seed), run / "world")
             splits, _ = read_data(recipe, run)
             check_rows(ahead, splits)
             self.config = find_config(ahead.base, recipe.model.trust_remote_code, "Recipe key 'model.base':")

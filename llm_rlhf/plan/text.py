@@ -11,7 +11,7 @@ from llm_rlhf.plan.rows import Measured
 GIB = 2**30
 KEEPS = (
     "glibc may keep several times as much of tensors under 32 MiB when they are freed; with\n"
-    "MALLOC_MMAP_THRESHOLD_=1048576 in its environment, a run holds what is said here (docs/planning.md)."
+    "MALLOC_MMAP_THRESHOLD_=1048576 in its environment, a run holds about what is said here (docs/planning.md)."
 )
 
 

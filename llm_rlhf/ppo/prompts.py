@@ -37,8 +37,18 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: PPOConfig) -> No
             f"There are {len(train_dataset)} prompts, but one rollout takes {needed}; lower "
             "per_device_train_batch_size or num_mini_batches, or give more prompts."
         )
-    if note := small_rollout(args):
+    tell_small_rollout(args)
+
+
+def tell_small_rollout(args: PPOConfig) -> None:
+    """Say it where a rollout is too small to learn from: ahead of a run, or as a trainer is made."""
+    note = small_rollout(args)
+    if note and note not in _told:
+        _told.add(note)
         announce(note)
+
+
+_told: set[str] = set()  # notes of this process
 
 
 def small_rollout(args: PPOConfig) -> str | None:

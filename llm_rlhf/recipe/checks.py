@@ -210,10 +210,16 @@ def _check_data(recipe: Recipe) -> None:
     if trains_reward(recipe) and not data.preferences:
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
     if recipe.method in OFFLINE:
-        if not data.preferences:
-            raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs.")
+        if not (data.preferences or data.ratings):
+            more = ", or name single rated replies in 'data.ratings'" if recipe.method == "kto" else ""
+            raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs{more}.")
         if not trains_reward(recipe):
             data.heldout_share = 0.0  # no held-out model is trained: the policy learns from its pairs too
+    if data.ratings and recipe.method != "kto":
+        raise RecipeError(
+            "Recipe key 'data.ratings' names single rated replies, from which 'kto' alone learns here; remove it, or "
+            "name its sources in 'data.preferences' (a prompt with a good and a bad reply makes a pair)."
+        )
     _leave_out_unused(recipe, data)
     for name in SOURCE_LISTS:
         for i, source in enumerate(getattr(data, name)):
@@ -278,6 +284,8 @@ def _check_source(data: DataSection, name: str, source: Source, key: str) -> Non
         raise RecipeError(f"Recipe key '{key}' must have exactly one of 'source' and 'from'.")
     if source.from_ is not None and name.endswith("preferences"):
         raise RecipeError(f"Recipe key '{key}.from' is 'preferences'; preferences need a 'source'.")
+    if source.from_ is not None and name == "ratings":
+        raise RecipeError(f"Recipe key '{key}.from' is 'preferences', both replies of which 'kto' learns from anyway.")
     pairs = [*data.preferences, *(data.evaluation_preferences if name == "evaluation_prompts" else [])]
     if source.from_ is not None and not pairs:
         raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")

@@ -29,6 +29,7 @@ from llm_rlhf.recipe.sections import (
     stage_options,
 )
 from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
+from llm_rlhf.shipped import shipped
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -46,6 +47,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        if path.parts[:1] == ("recipes",) and (shipped("recipes") / path.relative_to("recipes")).is_file():
+            near = " It comes with the package: llm-rlhf init --recipes copies it here."
         raise RecipeError(f"There is no recipe at {path}.{near}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from None

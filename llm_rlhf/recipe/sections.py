@@ -70,9 +70,10 @@ def _from_preferences() -> list[Source]:
 
 @dataclass
 class DataSection:
-    preferences: list[Source] = field(default_factory=list)  # pairs of replies, for the reward models
+    preferences: list[Source] = field(default_factory=list)  # pairs of replies, for the reward models, DPO and KTO
     demonstrations: list[Source] = field(default_factory=_from_preferences)  # conversations to imitate, for SFT
     prompts: list[Source] = field(default_factory=_from_preferences)  # what PPO samples replies to
+    ratings: list[Source] = field(default_factory=list)  # replies with a thumb up or down, for KTO beside the pairs
     evaluation_preferences: list[Source] = field(default_factory=list)  # pairs to evaluate on, never trained on
     evaluation_prompts: list[Source] = field(default_factory=_from_preferences)  # never trained on
     # Share of `preferences` kept for evaluation, by hash of the prompt; None: 0.1, or 0 with evaluation_preferences.
@@ -95,7 +96,7 @@ class DataSection:
         return sorted({str(path) for name in named for path in local_files(name)})
 
 
-SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "evaluation_preferences", "evaluation_prompts")
+SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "ratings", "evaluation_preferences", "evaluation_prompts")
 
 
 def expanded(path: str) -> Path:

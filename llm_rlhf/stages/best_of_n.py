@@ -21,13 +21,14 @@ from trl import SFTTrainer
 
 from llm_rlhf.methods.best_of_n import Sources, chosen_prompts, pick, read_picked, sft_rows
 from llm_rlhf.methods.prompts import training_prompts
+from llm_rlhf.methods.rewards import paying_beside_adapters
 from llm_rlhf.methods.training import TrainedPolicy, train_policy
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.inference import ReplyCache, load_roles
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
-from llm_rlhf.reward.adapters import reward_folders, whole_rewards
+from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder, write_text
 from llm_rlhf.runs import starting_model
 from llm_rlhf.training import constructing
@@ -71,9 +72,8 @@ def _pick(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, b
     options = stage_options(recipe, "best_of_n")
     prompts, _ = training_prompts(recipe, run_folder, folder, tokenizer, limit - options.response_length)
     adapters = reward_folders(recipe, run_folder)
-    named = options.reward_funcs if recipe.reward is None else [*whole_rewards(recipe), *options.reward_funcs]
     how = {"dtype": recipe.model.dtype, "trust_remote_code": recipe.model.trust_remote_code}
-    sources = Sources(adapters, named, weighing(recipe), recipe.seed, **how)
+    sources = Sources(adapters, paying_beside_adapters(recipe), weighing(recipe), recipe.seed, **how)
     model = load_roles(base, recipe.model, tokenizer, adapters)
     cache = ReplyCache(folder / REPLIES / "replies.jsonl", {"of": "best_of_n"})  # the folder is of these inputs alone
     picked = pick(model, tokenizer, chosen_prompts(prompts, options.prompts), sources, options, cache)

@@ -10,7 +10,6 @@ One ships with the project (`shipped_base`), so that every run starts from the s
 The same conversations and seed give the same weights, bit for bit, on the same machine and number of threads.
 """
 
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,7 @@ from transformers import (
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
-
-CLONE = Path(__file__).parents[2] / "data" / "base"
-INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "base"
+from llm_rlhf.shipped import shipped
 
 EOS, PAD = "<|end|>", "<|pad|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -69,6 +66,7 @@ def make_tiny_base(
     epochs: float = 2,
     batch_size: int = 16,
     learning_rate: float = 5e-3,
+    initializer_range: float = 0.05,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
     """Learn a tokenizer and pretrain a small Llama on the conversations; both are saved in `folder`.
@@ -77,6 +75,9 @@ def make_tiny_base(
         vocabulary: tokens of the tokenizer, its five special ones and the 256 bytes included.
         context: the most tokens the model can read.
         batch_size: conversations a step; those of a batch are of like length.
+        initializer_range: standard deviation of the first weights; 0.05, as the usual 0.02 is for wider models and
+            starts these slowly. How far apart it leaves the embeddings of words bounds how sure adapters can make the
+            model of one of them, as they train no embedding: where a reply is to become certain, take 0.2.
         callbacks: for example one that shows progress in place of the trainer's own bar.
 
     Raises:
@@ -87,7 +88,7 @@ def make_tiny_base(
     folder = Path(folder)
     set_seed(seed)
     tokenizer = train_tokenizer(conversations, vocabulary, context)
-    model = _new_model(tokenizer, layers, width, context)
+    model = _new_model(tokenizer, layers, width, context, initializer_range)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         seed=seed,
@@ -123,7 +124,7 @@ def make_tiny_base(
 
 def shipped_base() -> Path:
     """The folder of the base model that ships: in the clone that this code is part of, else where the wheel put it."""
-    folder = CLONE if CLONE.is_dir() else INSTALLED
+    folder = shipped("base")
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"The gold world's base model is not in {folder}; install llm-rlhf from a clone or a wheel.")
     return folder
@@ -154,7 +155,9 @@ def train_tokenizer(conversations: list[Conversation], vocabulary: int, context:
     return tokenizer
 
 
-def _new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, context: int) -> LlamaForCausalLM:
+def _new_model(
+    tokenizer: PreTrainedTokenizerFast, layers: int, width: int, context: int, initializer_range: float
+) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -163,7 +166,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, cont
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=context,
-        initializer_range=0.05,  # the usual 0.02 is for wider models and starts this one slowly
+        initializer_range=initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

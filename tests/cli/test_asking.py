@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 import llm_rlhf.cli.main  # noqa: F401 registers the commands, which the last lines name
 from llm_rlhf import pipeline
+from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.exits import COVERS
-from llm_rlhf.cli.export import export
+from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.run import run
+from llm_rlhf.doctor.findings import Finding
 from llm_rlhf.errors import RunError
 from llm_rlhf.evaluation import evaluate as driver
 from llm_rlhf.export.folder import Exported
@@ -80,7 +82,7 @@ def test_json_is_all_of_stdout(recipe, tmp_path, monkeypatch) -> None:
     made = ask(export, "runs/hh", "--json")
     assert (json.loads(made.stdout)["folder"], made.stderr) == ("exports/hh", "a note\n")
     monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.compare_runs", says({"summary": [], "cautions": []}))
-    monkeypatch.setattr("llm_rlhf.evaluation.report.comparison.write_comparison", says(Path("page.html")))
+    monkeypatch.setattr("llm_rlhf.evaluation.report.side_by_side.write_comparison", says(Path("page.html")))
     assert json.loads(ask(compare, "runs/a", "runs/b", "--json").stdout)["page"] == "page.html"
 
 
@@ -156,6 +158,41 @@ def test_an_evaluation_is_asked_as_its_options_say(tmp_path, monkeypatch) -> Non
 def test_an_evaluation_of_nothing_is_told(arguments: list[str], words: str) -> None:
     told = ask(evaluate, *arguments)
     assert (told.exit_code, words in told.stderr) == (2, True)
+
+
+def test_reward_models_of_two_runs_do_not_share_a_folder(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def evaluation(rewards: Any, pairs: Any, folder: Path, *rest: Any, **more: Any) -> dict[str, Any]:
+        asked.append(folder.as_posix())
+        return REPORT
+
+    monkeypatch.setattr("llm_rlhf.evaluation.reward_evaluation.evaluate_rewards", evaluation)
+    for name in ("one", "two"):
+        (tmp_path / name / "reward" / "joint").mkdir(parents=True)
+        (tmp_path / name / "recipe.yaml").write_text("name: mine\n")
+    for model in (tmp_path / "one/reward/joint", tmp_path / "two/reward/joint", "org/model"):
+        assert ask(evaluate, "--reward", model, "--pairs", "pairs.jsonl").exit_code == 0
+    assert asked == ["evaluations/one-joint", "evaluations/two-joint", "evaluations/model"]
+
+
+def test_an_export_a_server_and_a_good_machine_lead_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llm_rlhf.export.folder.export", lambda *a: Exported(Path("exports/hh"), "model", []))
+    onward = "\nTalk to it: llm-rlhf chat exports/hh\nServe it: llm-rlhf serve exports/hh\n"
+    assert ask(export, "runs/hh").stdout.endswith(onward)
+    answering = []
+    monkeypatch.setattr("llm_rlhf.export.serving.check_can_serve", lambda *a: None)
+    monkeypatch.setattr("llm_rlhf.export.serving.folder_to_serve", lambda policy: Path("runs/hh/cache/serve/hh"))
+    monkeypatch.setattr("llm_rlhf.export.serving.serve", lambda *a: answering.append(a))
+    told = ask(serve, "runs/hh", "--port", "8001").stdout
+    assert told.endswith("\nTalk to it: llm-rlhf chat 'http://localhost:8001/v1#hh'\n")
+    assert len(answering) == 1
+    for mark, said in (("good", "Nothing is broken.\n\nWrite a recipe for your data: llm-rlhf init\n"),
+                       ("broken", "Broken: disk\n")):  # fmt: skip
+        monkeypatch.setattr("llm_rlhf.doctor.examine.examine", lambda mark=mark: [Finding("disk", mark, "full")])
+        assert ask(doctor).stdout.endswith(said)
+        assert json.loads(ask(doctor, "--json").stdout)["broken"] == ["disk"] * (mark == "broken")
 
 
 def test_runs_to_compare_are_at_least_two(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """`llm-rlhf data check` and `data show` as a user meets them."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_show_marks_the_loss_and_the_score(source: str, base_folder: Path, token
     encoded = encode_reply(tokenizer, [{"role": "user", "content": "One?"}], "good 0")
     assert f"chosen: {len(encoded.prompt_ids)} tokens of prompt and {len(encoded.reply_ids)} of reply" in reward
     ppo = run("show", source, "--row", "1", "--model", str(base_folder), "--stage", "ppo").stdout
-    assert ppo.rstrip().endswith("[[generation starts here]]")
+    assert ppo.partition("\n\nCount what is in them: ")[0].rstrip().endswith("[[generation starts here]]")
 
 
 def test_check_and_show_say_what_the_template_does_to_thoughts_and_history(tmp_path: Path) -> None:
@@ -196,3 +197,48 @@ def test_escapes_in_the_data_do_not_reach_the_terminal(tmp_path: Path, base_fold
         shown = run("show", source, "--row", "1", *extra).stdout
         assert not set(shown) & set("\x1b\u202e\u200b\x07")
         assert "\\x1b" in shown
+
+
+@pytest.fixture
+def world_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "template.jinja").write_text(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (tmp_path / "world.yaml").write_text(
+        "name: small\nworld: {entities: 3, demonstrations: 40, preferences: 60, prompts: 40, evaluation_prompts: 12}\n"
+        "model: {chat_template: template.jinja}\nsft: {max_steps: 1}\nreward: {max_steps: 1}\n"
+        "ppo: {total_episodes: 16}\n"
+    )
+    return "world.yaml"
+
+
+def test_check_of_a_world_reads_what_its_run_would_make(world_recipe: str, tmp_path: Path) -> None:
+    result = run("check", "--recipe", world_recipe, "--json", "--output", "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    read = {name: counts["read"] for name, counts in report["reading"].items()}
+    assert read == {"preferences": 60, "demonstrations": 40, "prompts": 40, "evaluation_prompts": 12}
+    splits = report["splits"]
+    assert splits["reward_pairs"] + splits["heldout_pairs"] + splits["evaluation_pairs"] == 60
+    assert {lengths["limit_name"] for lengths in report["lengths"]} >= {"model.context_length"}
+    assert f"{tempfile.gettempdir()}/" not in result.stdout  # rows are named as in a run
+    assert Path.cwd() == tmp_path
+    assert (tmp_path / "out" / "check.json").is_file()
+    text = run("check", "--recipe", world_recipe).stdout
+    assert text.endswith(f"Run it: llm-rlhf run {world_recipe}\n")
+
+
+def test_rows_of_a_world_are_shown_and_others_by_its_model(world_recipe: str, source: str) -> None:
+    text = run("show", "--recipe", world_recipe, "--rows", "1").stdout
+    assert "--- world/preferences.jsonl, row 1" in text
+    assert "tokens of prompt" in text
+    assert run("show", Path(source).name, "--recipe", world_recipe, "--rows", "1").exit_code == 0
+
+
+def test_a_world_recipe_with_a_mistake_is_still_a_wrong_request(world_recipe: str) -> None:
+    path = Path(world_recipe)
+    path.write_text(path.read_text().replace("entities: 3", "entities: 30"))
+    result = run("check", "--recipe", world_recipe)
+    assert (result.exit_code, "world.entities" in result.stderr) == (2, True)

@@ -1,10 +1,12 @@
 """What a command lets the libraries say on a user's screen."""
 
+from logging import ERROR, NOTSET, WARNING, getLogger
+
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
-from llm_rlhf.cli.exits import quiet_libraries
+from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +33,17 @@ def test_who_wants_no_bars_gets_none() -> None:
     disable_progress_bars()
     quiet_libraries()
     assert are_progress_bars_disabled()
+
+
+def test_bitsandbytes_says_errors_alone() -> None:
+    """On CPUs with AVX512-BF16 it asks at every start for kernels to be installed that nothing here needs."""
+    whole, of_kernels = getLogger("bitsandbytes"), getLogger("bitsandbytes.backends.cpu.ops")
+    before = whole.level
+    whole.setLevel(NOTSET)
+    try:
+        assert of_kernels.isEnabledFor(WARNING)
+        quiet_warnings()
+        assert not of_kernels.isEnabledFor(WARNING)
+        assert of_kernels.isEnabledFor(ERROR)
+    finally:
+        whole.setLevel(before)

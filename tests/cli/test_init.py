@@ -112,3 +112,28 @@ def test_the_command_writes_once_and_leads_on(tmp_path) -> None:
 
 def test_without_a_terminal_nothing_is_asked() -> None:
     assert "--base is missing, and there is no terminal" in init("--data", "x/y", code=2)
+
+
+def test_the_recipes_that_ship_are_copied_and_nothing_is_written_over(tmp_path, monkeypatch) -> None:
+    shipped = Path(__file__).parents[2] / "recipes"
+    monkeypatch.chdir(tmp_path)
+    missing = CliRunner().invoke(app, ["run", "recipes/methods/dpo.yaml"])
+    assert missing.exit_code == 2
+    assert "llm-rlhf init --recipes copies it here" in missing.output
+    told = init("--recipes")
+    assert "llm-rlhf run recipes/quickstart.yaml\n" in told
+    names = sorted(path.relative_to(shipped) for path in shipped.rglob("*.yaml"))
+    assert len(names) > 5
+    for name in names:
+        assert (tmp_path / "recipes" / name).read_bytes() == (shipped / name).read_bytes()
+        assert f"{Path('recipes') / name} written." in told
+    assert load_recipe("recipes/quickstart.yaml").world is not None
+    (tmp_path / "recipes" / "hh.yaml").write_text("mine")
+    (tmp_path / "recipes" / "quickstart.yaml").unlink()
+    assert "is there already" in init("--recipes", code=2)
+    assert (tmp_path / "recipes" / "hh.yaml").read_text() == "mine"
+    assert not (tmp_path / "recipes" / "quickstart.yaml").exists()
+    assert "llm-rlhf run mine/quickstart.yaml\n" in init("--recipes", "--to", "mine")
+    assert "leave out --base" in init("--recipes", "--base", "a/b", code=2)
+    missing = CliRunner().invoke(app, ["run", "recipes/quickstrat.yaml"])
+    assert "init --recipes" not in missing.output  # there is none of that name

@@ -18,19 +18,6 @@ from llm_rlhf.evaluation.endpoints import Answer, Endpoint, Failure
 KEY = "sk-a/very+secret=key-0123456789"
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(script) -> StandIn:
-        servers.append(StandIn(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def says(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 

@@ -236,7 +236,10 @@ def test_the_command_passes_fails_and_refuses(tmp_path: Path) -> None:
     assert "pass         helpful: gold score on helpful prompts +0.44 [+0.32, +0.56]" in said
     bad = a_run(tmp_path / "bad", BAD)
     code, said = run_gate(str(bad), "--against", str(folder))
-    assert (code, said.splitlines()[-1]) == (1, f"{bad} against {folder} fails 4 of 7 checks.")
+    assert (code, said.splitlines()[-3]) == (1, f"{bad} against {folder} fails 4 of 7 checks.")
+    assert said.splitlines()[-1] == f"What to do about it: {bad / 'report.html'}"
+    (folder / "ppo" / "policy").mkdir(parents=True)
+    assert run_gate(str(folder))[1].splitlines()[-1] == f"Hand it on: llm-rlhf export {folder}"
     code, said = run_gate(str(folder), "gate.gain=2", "gate.required=[kl]", "--json")
     told = json.loads(said)
     assert (code, told["passed"]) == (1, False)

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from llm_rlhf.evaluation.report.groups import budget, differing, flat, groups_of
+from llm_rlhf.evaluation.report.groups import budget, differing, flat, groups_of, same_seeds
 
 RECIPE: dict[str, Any] = {
     "name": "one", "output_dir": None, "seed": 0, "model": {"lora": {"r": 4}, "chat_template_date": "2026-01-01"},
@@ -28,6 +28,7 @@ def test_runs_that_differ_by_seed_name_and_day_are_one_group() -> None:
             "seconds": 15.0,
             "budget": "1,600 replies sampled",
             "differs": {},
+            "by_hand": False,
         }
     ]
 
@@ -57,6 +58,21 @@ def test_methods_are_called_by_their_names_and_every_key_apart_is_listed() -> No
     ]  # fmt: skip
 
 
+def test_where_many_keys_differ_groups_are_called_by_their_runs() -> None:
+    """Four keys: the first three would say less than the names that their author gave them."""
+    ppo = {"kl_coef": 0.2, "total_episodes": 3200}
+    other = report_of(name="two", ppo=ppo, world={"entities": 4}, model={"lora": {"r": 8}})
+    assert [group["name"] for group in groups_of([report_of(), other])] == ["PPO, one", "PPO, two"]
+    other["run"]["name"] = "one"
+    assert groups_of([report_of(), other])[1]["name"] == "PPO, model.lora.r=8, world.entities=4, ppo.kl_coef=0.2"
+
+
+def test_of_sources_what_is_not_the_default_is_told() -> None:
+    sources = [{"source": "pairs.jsonl", "from": None, "format": "auto", "weight": 1.0, "limit": 20}]
+    found = groups_of([report_of(data={"preferences": sources}), report_of(data={"preferences": []})])
+    assert differing(found) == ["data.preferences: source=pairs.jsonl limit=20 | none"]
+
+
 def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -> None:
     def asked(name: str, weights: str) -> dict[str, Any]:
         recipe = {"policy": {"model": name, "weights": {"a": weights}}, "reference": {"model": "start"}}
@@ -70,6 +86,25 @@ def test_reports_that_know_no_recipe_are_pooled_only_where_the_policy_is_one() -
     assert differing(found) == []
 
 
+def test_options_of_an_evaluation_are_no_keys_of_a_recipe() -> None:
+    """`--best-of-n` is called as a method's section is; and a recipe is not told apart by options key by key."""
+
+    def asked(limit: int) -> dict[str, Any]:
+        recipe = {"policy": {"model": "a", "method": "ppo"}, "reference": {}, "limit": limit, "best_of_n": 0, "own": []}
+        return {"run": {"name": "hh: ppo against sft", "seconds": {"evaluate": 1.0}},
+                "provenance": {"recipe": recipe}, "data": {}}  # fmt: skip
+
+    found = groups_of([report_of(), asked(16)])
+    assert [(group["name"], group["method"], group["by_hand"]) for group in found] == [
+        ("PPO", "ppo", False), ("hh: ppo against sft", None, True),
+    ]  # fmt: skip
+    assert differing(found) == ["evaluated by hand, so that no recipe is known: hh: ppo against sft"]
+    other = report_of(ppo={"kl_coef": 0.2, "total_episodes": 1600})
+    found = groups_of([report_of(), other, asked(16), asked(32)])
+    assert found[3]["name"] == "hh: ppo against sft, limit=32"
+    assert differing(found)[:2] == ["ppo.kl_coef: 0.1 | 0.2", "limit: 16 | 32"]
+
+
 def test_budgets_by_hand() -> None:
     lengths = {"lengths in best_of_n": {"prompts": {"kept": 150}}, "lengths in kto": {"pairs": {"kept": 1000}}}
     report = {"data": lengths}  # of the 150, a tenth is kept back
@@ -78,5 +113,14 @@ def test_budgets_by_hand() -> None:
         == "540 replies sampled, 4 to a prompt"
     )
     assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs, 50 steps"
+    lengths["lengths in kto"] |= {"good ratings": {"kept": 20}, "bad ratings": {"kept": 5}}
+    assert budget({"kto.max_steps": 50}, "kto", report) == "1,000 pairs and 25 ratings, 50 steps"
     assert budget({"grpo.max_steps": 50}, "grpo", report) == "not recorded"
     assert flat({"a": {"b": {"c": 1}}, "seed": 3, "ppo": {}, "d": None}) == {"a.b.c": 1, "ppo": {}}
+
+
+def test_runs_are_paired_by_a_seed_that_each_recipe_has_once() -> None:
+    reports = [report_of(seed=seed) for seed in (0, 1, 2, 2, 5, 1, 0, 2)]
+    assert same_seeds([0, 1, 2, 4], [5, 6, 7], reports) == [(0, 6), (1, 5), (2, 7)]
+    assert same_seeds([0, 1, 2, 3], [5, 6, 7], reports) == [(0, 6), (1, 5)]  # of two runs of seed 2 neither
+    assert same_seeds([0], [1], [report_of(seed="gone"), report_of(seed="gone")]) == []

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_runs import bad_run, better_run, estimate
+from planted_runs import bad_run, better_run, estimate, pair
 from test_report import Page, full_report
 
 from llm_rlhf.cli.exits import show
-from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
 from llm_rlhf.evaluation.report.headline import Headline, headline_of
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.evaluation.report.schema import write_report
+from llm_rlhf.evaluation.report.side_by_side import render_comparison
 from llm_rlhf.evaluation.report.sides import margin_of, margin_text, side_of
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.statistics.intervals import Estimate
@@ -117,6 +118,72 @@ def test_its_own_judge_is_never_green() -> None:
     assert (head.word, head.tone) == ("higher, says its own judge", "warn")
 
 
+# ---- suites of the user's own --------------------------------------------------------------------------------------
+
+
+def own(good: str, **changes) -> dict[str, Any]:
+    return {
+        "function": "m:f",
+        "good": good,
+        "unit": "score",
+        "prompts": 60,
+        "not_scored": {"ppo": 0, "sft": 0},
+    } | changes
+
+
+OWN = {"brevity": own("lower"), "flag": own("higher", unit="share")}
+BY_OWN = [
+    *pair("brevity", "brevity_gain", 20.0, (4.0, 2.0, 6.0)), *pair("flag", "flag_gain", 0.2, (0.4, 0.2, 0.6)),
+    estimate("response_length_change", 4.0, 2.0, 6.0),
+]  # fmt: skip
+
+
+def test_where_a_suite_of_the_users_alone_was_measured_the_headline_says_what_it_found() -> None:
+    report = report_of(BY_OWN, own=OWN)
+    head = report["headline"]
+    assert plain(head["text"]) == (
+        "BY OWN SUITES ALONE: brevity +4.0 (a loss), flag +40 points (a gain), helpfulness not measured, harmlessness "
+        "not measured"
+    )
+    assert head["tone"] == "warn"
+    assert head["sides"] == {"helpful": "not measured", "harmless": "not measured"}
+    assert plain(report["verdict"][0]) == (
+        "Overall: not measured. No true score, reward model or judge compared the policy with its reference. By suites "
+        "of your own: brevity +4.0 (a loss), 95 % interval [+2.0, +6.0], n = 60; flag +40 points (a gain), 95 % "
+        "interval [+20, +60], n = 60."
+    )
+    html = render_html(report)
+    assert '<p class="word warn">by own suites alone</p>' in html
+    assert "60 prompts were asked" in html
+
+
+def test_a_suite_of_the_users_is_never_green_and_stands_back_where_a_side_was_judged() -> None:
+    gained = report_of([e for e in BY_OWN if not e.name.startswith("brevity")], own=OWN)["headline"]
+    assert (gained["word"], gained["tone"]) == ("by own suites alone", "flat")
+    assert "better" not in gained["text"]
+    unsure = [*pair("flag", "flag_gain", 0.2, (0.1, -0.1, 0.3)), estimate("response_length_change", 0.0, -1.0, 1.0)]
+    assert "flag +10\u202fpoints (difference not shown)," in report_of(unsure, own=OWN)["headline"]["text"]
+    judged = report_of([*gold(UP, UP, UP), *BY_OWN], own=OWN)["headline"]
+    assert judged["text"] == "BETTER: more helpful +0.40, more harmless +0.40"
+    refusing = [estimate("refusal_harmful_change", 0.3, 0.1, 0.5), *BY_OWN]
+    assert report_of(refusing, own=OWN)["headline"]["word"] == "no average measured"
+
+
+def test_the_terminal_has_a_line_for_each_suite_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report_of([*gold(UP, UP, UP), *BY_OWN], own=OWN), Path("report.html"), as_json=False)
+    out = plain(capsys.readouterr().out)
+    assert "Suite of your own, flag: SFT 20 % [10, 30], PPO 60 % [50, 70]; +40 points [+20, +60], better." in out
+    assert "Suite of your own, brevity: SFT 20.0 [19.0, 21.0], PPO 24.0 [23.0, 25.0]; +4.0 [+2.0, +6.0], worse." in out
+
+
+def test_runs_that_a_suite_of_the_users_alone_measured_are_told_together(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        write_report(report_of(BY_OWN, own=OWN), tmp_path / run)
+    compared = compare_runs([tmp_path / "one", tmp_path / "two"])
+    assert compared["headline"]["word"] == "by own suites alone"
+    assert "flag +40\u202fpoints (a gain)" in compared["headline"]["text"]
+
+
 # ---- where it is read ----------------------------------------------------------------------------------------------
 
 
@@ -197,6 +264,30 @@ def test_a_comparison_gives_every_run_its_headline_and_the_means_theirs(tmp_path
     assert Page(html).open == []
 
 
+def test_a_comparison_opens_with_the_suites_of_the_user_s_own(tmp_path: Path) -> None:
+    """The verdict knows nothing of them; .21 to .96 is a gain of .75, and .21 to .30 none that is shown."""
+    for run, level, low in (("one", 0.96, 0.62), ("two", 0.30, -0.02)):
+        estimates = [
+            estimate("kl", 1.0, 0.9, 1.1),
+            estimate("flag", 0.21, 0.14, 0.30, subject="sft", reference=None),
+            estimate("flag", level, level - 0.1, level + 0.02, reference=None),
+            estimate("flag_gain", level - 0.21, low, level - 0.1),
+        ]
+        report = report_of(estimates)
+        report["run"]["name"] = run
+        report["own"] = {"flag": {"function": "car:flag", "good": "higher", "unit": "share", "prompts": 100,
+                                  "not_scored": {}}}  # fmt: skip
+        write_report(report, tmp_path / run)
+    compared = compare_runs([tmp_path / "one", tmp_path / "two"])
+    assert compared["rows"][0]["name"] == "flag_gain"
+    moved = [[level["estimate"] for level in levels] for levels in compared["rows"][0]["levels"]]
+    assert moved == [[0.21, 0.96], [0.21, 0.30]]
+    assert [own["tone"] for (own,) in compared["own_verdicts"]] == ["good", "flat"]
+    text = plain(Page(render_comparison(compared)).text)
+    assert "Flag: better. +75 points against SFT, 95 % interval [+62, +86]" in text
+    assert "from 21 % to 96 %" in text
+
+
 @pytest.mark.parametrize(
     ("helpful", "harmless"),
     [
@@ -247,6 +338,43 @@ def test_a_copy_of_a_run_is_no_repetition_of_it(tmp_path: Path) -> None:
     assert "one repetition" in found["cautions"][0]
     assert not [line for line in found["summary"] if "together" in line or "recipes" in line]
     assert "The last row is the mean" not in render_comparison(found)
+
+
+def test_of_recipes_that_ran_several_times_the_means_come_first_with_their_difference_by_seed(tmp_path: Path) -> None:
+    """Gains of .1, .2, .3 and, of the same seeds, .6, .7, 1.1: on the mean .6 more, with a deviation of .1732."""
+    gains = {"PPO": [0.1, 0.2, 0.3], "DPO": [0.6, 0.7, 1.1]}
+    for method, of in gains.items():
+        for seed, gain in enumerate(of):
+            known = [
+                estimate("gold_helpful_gain", gain, gain - 0.1, gain + 0.1),
+                estimate("win_rate", 0.6, 0.5, 0.7, "gold"),
+            ]
+            report = report_of([*known, estimate("gold_gain", 0.1, 0.05, 0.15)], alarms=["Mind this."] * (seed == 1))
+            recipe = {"seed": seed, method.lower(): {"learning_rate": 1e-3}}
+            report["provenance"] = copy.deepcopy(report["provenance"]) | {"recipe": recipe}
+            report["provenance"]["hashes"] = {"ppo/policy/adapter_model.safetensors": f"{method}{seed}"}
+            write_report(report, tmp_path / f"{method}-{seed}")
+    runs = [
+        tmp_path / f"{method}-{seed}" for method, seeds in (("PPO", (0, 1, 2)), ("DPO", (2, 0, 1))) for seed in seeds
+    ]
+    found = compare_runs(runs)
+    rows = {row["name"]: row["less_first"] for row in found["rows"]}
+    first, less = rows["gold_helpful_gain"]
+    assert first is None
+    assert (less["estimate"], less["n"]) == (pytest.approx(0.6), 3)
+    assert less["low"] == pytest.approx(0.6 - 4.3027 * 0.1732 / 3**0.5, abs=1e-4)  # t of .975, two degrees of freedom
+    assert rows["win_rate"] == [None, None]  # a share of wins over the start: its differences mean nothing of their own
+    assert not [line for line in found["summary"] if "Mind" in line or line.startswith("PPO-0")]
+    (told,) = (line for line in found["summary"] if "less PPO, seed by seed: +0.6" in line)
+    assert told.startswith("  DPO  +0.8")
+    html = render_comparison(found)
+    assert "2 recipes side by side" in html
+    assert html.count("alarms in 1 of 3 runs") == 2
+    assert html.count("<details>") == len(found["rows"])
+    assert Page(html).open == []
+    alone = render_comparison(compare_runs(runs[:4]))  # one recipe ran once
+    assert "4 runs side by side" in alone
+    assert "seed by seed" not in alone
 
 
 def test_a_reward_model_worse_than_a_rule_on_one_objective_is_not_called_better() -> None:

@@ -383,19 +383,16 @@ def test_local_judge_from_a_folder(base_folder, tmp_path) -> None:
 
 
 @pytest.fixture
-def judge_by():
+def judge_by(serve):
     """An endpoint judge over a scripted server."""
-    servers = []
 
     def start(script, **options) -> tuple[EndpointJudge, StandIn]:
-        servers.append(StandIn(script))
+        server = serve(script)
         cache = options.pop("cache", None)
-        endpoint = Endpoint(servers[-1].url, "asked", attempts=2, cache=cache, sleep=lambda seconds: None)
-        return EndpointJudge(endpoint, **options), servers[-1]
+        endpoint = Endpoint(server.url, "asked", attempts=2, cache=cache, sleep=lambda seconds: None)
+        return EndpointJudge(endpoint, **options), server
 
-    yield start
-    for server in servers:
-        server.close()
+    return start
 
 
 def shown(body) -> tuple[str, str]:

@@ -65,6 +65,9 @@ def preview(change: float) -> dict[str, Any]:
     }
 
 
+BREVITY = {
+    "brevity": {"function": "m:f", "good": "lower", "unit": "score", "prompts": 60, "not_scored": {"ppo": 0, "sft": 0}}
+}
 LESS_HARM = estimate("refusal_harmful_change", -0.25, -0.40, -0.10)
 UNSURE_HARM = estimate("refusal_harmful_change", -0.05, -0.09, 0.01)
 FIRES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
@@ -73,6 +76,8 @@ FIRES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
                                                                    "ppo.kl_coef (it is 0.05)")),
     ("best_snapshot", report_of(overoptimization=snapshots()), ("step 16", "evaluate runs/hh:step-16", "keep: best")),
     ("side_lost", report_of(estimate("gold_helpful_gain", -0.3, -0.4, -0.2)), ("\u22120.30", "helpful pairs")),
+    ("own_lost", report_of(estimate("brevity_gain", 4.0, 2.0, 6.0), own=BREVITY),
+     ("suite brevity", "+4.0 [+2.0, +6.0]", "replies_brevity.jsonl")),
     ("over_refusal", report_of(estimate("over_refusal_change", 0.2, 0.1, 0.3, "scary")), ("+20", "data.prompts")),
     ("lost_language", report_of(level("kl", 60.0, 55.0, 65.0)), ("60.0\u202fnats", "Raise ppo.kl_coef")),
     ("lost_language", report_of(level("perplexity", 4.0, 3.8, 4.2, "sft"), level("perplexity", 9.0, 8.5, 9.5),
@@ -100,6 +105,7 @@ SILENT = {
     "hacked": report_of(estimate("gold_gain", -0.3, -0.61, 0.01)),
     "best_snapshot": report_of(overoptimization=snapshots(alarm=False)),
     "side_lost": report_of(estimate("gold_helpful_gain", -0.3, -0.61, 0.01)),
+    "own_lost": report_of(estimate("brevity_gain", 4.0, -1.0, 9.0), own=BREVITY),
     "over_refusal": report_of(estimate("over_refusal_change", 0.1, -0.01, 0.21, "scary")),
     "lost_language": report_of(level("kl", 40.0, 35.0, 45.0), level("perplexity", 4.0, 3.8, 4.2, "sft"),
                                level("perplexity", 7.0, 6.5, 7.5), estimate("token_logprob_change", -0.5, -0.6, -0.4)),
@@ -187,6 +193,23 @@ def test_a_good_run_is_told_what_comes_after_it() -> None:
     assert step["rule"] == "onward"
     assert "seed=1 output_dir=runs/hh-1" in step["remedy"]
     assert "llm-rlhf gate runs/hh" in step["remedy"]
+
+
+@pytest.mark.parametrize(("recipe", "judge"), [("runs/hh/recipe.yaml", "evaluate.judge"), ("none", "--judge")])
+def test_what_nothing_judged_is_not_called_good_nor_held_to_a_gate(recipe: str, judge: str) -> None:
+    planted = [estimate("response_length_change", 0.0, -1.0, 1.0)]
+    report = report_of(run=planted)
+    report["run"]["recipe"] = recipe
+    (step,) = next_steps(report)
+    assert step["rule"] == "unjudged"
+    assert f"({judge})" in step["remedy"]
+    report = report_of(run=[*planted, estimate("brevity_gain", -4.0, -6.0, -2.0)], own=BREVITY)
+    report["run"]["recipe"] = recipe
+    (step,) = next_steps(report)
+    assert "suites of your own alone" in step["finding"]
+    assert f"({judge})" in step["remedy"]
+    assert "gate" not in step["remedy"]
+    assert ("seed=1" in step["remedy"]) is (recipe != "none")
 
 
 def test_the_gravest_come_first_and_no_more_than_a_reader_takes_up() -> None:
@@ -304,6 +327,21 @@ def test_a_world_has_rows_under_keys_of_its_own_and_an_evaluation_by_hand_its_op
     steps = {step["rule"]: step["remedy"] for step in next_steps(report)}
     assert "ppo.side_guard" in steps["harm_refused_less"]
     assert "Set --limit to about 1,700 (it is 200)" in steps["unproven"]  # 200 * 8.17 = 1,635
+
+
+@pytest.mark.parametrize(("method", "key"), [("rloo", "rloo.beta"), ("sft", "sft.num_train_epochs")])
+def test_a_snapshot_or_the_sft_model_evaluated_by_hand_has_the_keys_of_what_made_it(method: str, key: str) -> None:
+    report = report_of(*FAULTY, LESS_HARM, estimate("over_refusal_change", 0.2, 0.1, 0.3, "scary"))
+    for entry in report["estimates"]:
+        entry["subject"] = "step-4" if entry["subject"] == "ppo" else entry["subject"]
+    report["provenance"]["recipe"] = {"policy": {"kind": "model", "method": method}, "reference": {}, "limit": 200}
+    steps = {step["rule"]: step["remedy"] for step in next_steps(report)}
+    assert key in steps["lost_language"]
+    assert ("hacked" in steps) is (method != "sft")
+    said = " ".join(steps.values())
+    assert "ppo." not in said
+    assert ("pair" in said) is (method != "sft")  # of which it knows nothing
+    assert ("demonstrations" in steps["harm_refused_less"]) is (method == "sft")
 
 
 def test_the_page_and_the_markdown_say_it() -> None:

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import re
-import sysconfig
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -17,10 +15,7 @@ import numpy as np
 import pytest
 
 from llm_rlhf.data.sources import load_prompts
-from llm_rlhf.doctor.packages import INSTALLED as PINS
-from llm_rlhf.evaluation.suites import refusals as refusal_suite
 from llm_rlhf.recipe.sections import Source
-from llm_rlhf.world import base_model as tiny_base
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
 OBJECTIVES = {"helpful": "helpful", "harmful": "harmless", "scary": "helpful"}  # by kind
@@ -224,17 +219,3 @@ def test_the_readme_counts_what_is_there() -> None:
     for file, table in zip(FILES, by_file, strict=True):
         counts = Counter(row["category"] for row in rows_of(file))
         assert [(name, int(count)) for name, count, _ in table] == list(counts.items())
-
-
-def test_a_wheel_holds_what_a_clone_does() -> None:
-    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    clone, installed = FOLDER.parents[1], Path(sysconfig.get_path("data"))
-    shipped = {
-        installed / place: {path.name for pattern in patterns for path in clone.glob(pattern)}
-        for place, patterns in project["tool"]["setuptools"]["data-files"].items()
-    }
-    assert shipped.keys() == {refusal_suite.INSTALLED, tiny_base.INSTALLED, PINS.parent}
-    assert PINS.name in shipped[PINS.parent]
-    assert set(refusal_suite.FILES) <= shipped[refusal_suite.INSTALLED]
-    base = {path.name for path in tiny_base.CLONE.iterdir() if path.is_file()}
-    assert shipped[tiny_base.INSTALLED] == base - {"make.py"}

@@ -13,19 +13,6 @@ KEY = "sk-0123456789abcdef"
 ASK = [{"role": "user", "content": "why?"}]
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(script) -> StandIn:
-        servers.append(StandIn(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def stream(*deltas: Any, finish: str | None = "stop", end: str = "data: [DONE]\n\n") -> Raw:
     """Server-sent events as OpenAI and vLLM write them; a delta that is text is of the content."""
     told = [{"content": delta} if isinstance(delta, str) else delta for delta in deltas]

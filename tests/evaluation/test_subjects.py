@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.subjects import start_of, subject_of
+from llm_rlhf.evaluation.subjects import folder_name, start_of, subject_of, trained_by
 from llm_rlhf.recipe.sections import ModelSection
 
 
@@ -26,6 +26,36 @@ def test_a_policy_is_compared_with_what_it_started_from(run) -> None:
     (run / "sft").rmdir()
     start = start_of(subject_of(str(run)))
     assert (start.name, start.base, start.adapter) == ("base", "some/base", None)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reference", "name"),
+    [
+        ("{run}", None, "hh-ppo-sft"),
+        ("{run}:step-4", "{run}:sft", "hh-step-4-sft"),
+        ("{run}", "{run}/../other", "hh-ppo-other-ppo"),
+        ("{run}", "released={run}/../other", "hh-ppo-released"),
+        ("tuned={run}", None, "tuned-sft"),
+        ("http://h/v1#m", "{run}", "m-hh-ppo"),
+        ("http://h/v1#m", "org/Chat-1B", "m-Chat-1B"),
+    ],
+)
+def test_the_folder_of_an_evaluation_tells_run_and_policy(run, policy, reference, name) -> None:
+    other = run.parent / "other" / "ppo" / "policy"
+    other.mkdir(parents=True)
+    (other.parents[1] / "recipe.yaml").write_text("name: hh\nmodel: {base: some/base}\n")
+    policy, reference = policy.format(run=run), reference and reference.format(run=run)
+    judged = subject_of(policy)
+    compared = subject_of(reference) if reference else start_of(judged)
+    assert folder_name((policy, judged), (reference, compared)) == name
+
+
+def test_what_made_a_policy_is_known_of_snapshots_too(run, tmp_path) -> None:
+    made = [trained_by(subject_of(f"{run}{stage}")) for stage in ("", ":step-4", ":sft", ":base")]
+    assert made == ["ppo", "ppo", "sft", None]
+    (run / "ppo").rename(run / "rloo")
+    assert trained_by(subject_of(f"tuned={run}:step-4")) == "rloo"
+    assert trained_by(subject_of("http://h/v1#m")) is None
 
 
 def test_a_run_is_its_last_policy_on_its_sft_model(run) -> None:

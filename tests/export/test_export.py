@@ -44,6 +44,9 @@ def test_an_adapter_on_the_hubs_base_holds_both_stages(hub, make_run, tmp_path) 
     run = make_run()
     made = export(str(run), to=str(tmp_path / "out"), say=silent)
     assert made.kind == "adapter"
+    (made.folder / "new").touch()
+    modes = {path.stat().st_mode for path in made.folder.iterdir()}
+    assert len(modes) == 1  # weights as well: another account's server reads what it reads
     assert made.notes == []
     model = AutoPeftModelForCausalLM.from_pretrained(made.folder)
     assert model.peft_config["default"].base_model_name_or_path == "tiny-org/tiny-base"
@@ -220,16 +223,21 @@ class TestTheCard:
         assert metadata(tmp_path / "out")["datasets"] == ["org/pairs"]
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("merge", [False, True])
-    def test_its_code_works_word_for_word_without_this_package(self, hub, make_run, tmp_path, merge) -> None:
-        made = export(str(make_run()), merge, to=str(tmp_path / "there" / "out"), say=silent)
-        code = re.search(r"```python\n(.*?)```", (made.folder / "README.md").read_text(), re.DOTALL)[1]
-        lines = ["import sys", "sys.modules['llm_rlhf'] = None", "import torch", "torch.manual_seed(0)", code]
+    def test_its_code_works_word_for_word_without_this_package(self, hub, make_run, tmp_path) -> None:
+        """Of an adapter and of whole weights, each with names of its own, in one process."""
+        run = str(make_run())
+        lines = ["import sys", "sys.modules['llm_rlhf'] = None", "import torch"]
+        for merge in (False, True):
+            made = export(run, merge, to=str(tmp_path / "there" / f"merged-{merge}"), say=silent)
+            code = re.search(r"```python\n(.*?)```", (made.folder / "README.md").read_text(), re.DOTALL)[1]
+            lines += ["torch.manual_seed(0)", f"exec({code!r}, {{}})", f"print('done: {merge}')"]
         done = subprocess.run(
-            [sys.executable, "-c", "\n".join(lines)], cwd=made.folder.parent, capture_output=True, text=True,
+            [sys.executable, "-c", "\n".join(lines)], cwd=tmp_path / "there", capture_output=True, text=True,
             env={"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert "done: False" in done.stdout
+        assert "done: True" in done.stdout
         assert "deprecated" not in done.stderr.replace("is_gradient_checkpointing` is deprecated", "")
 
 

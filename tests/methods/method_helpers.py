@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from ppo_helpers import LORA, PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +52,7 @@ def make(
     pairs = [Preference(asked, f"yes {i}", f"no {i}", "helpful", Origin("here", i)) for i, asked in enumerate(ASKED)]
     rows: Any = {
         "dpo": lambda: dpo_rows(tokenizer, pairs),
-        "kto": lambda: kto_rows(tokenizer, pairs, 2, 0, True),
+        "kto": lambda: kto_rows(tokenizer, pairs, [], 2, 0, True),
         "best_of_n": lambda: sft_rows(
             [{"prompt_ids": row["prompt_ids"], "reply_ids": row["chosen_ids"]} for row in dpo_rows(tokenizer, pairs)]
         ),
@@ -67,3 +68,12 @@ def make(
         model=AutoModelForCausalLM.from_pretrained(base), args=config(**defaults | options),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=LORA, **more,
     )  # fmt: skip
+
+
+def moved(trainer: Any) -> Any:
+    """A policy that differs from its start."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return trainer

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from method_helpers import ASKED, make
+from method_helpers import ASKED, make, moved
 
 from llm_rlhf.data.rows import Origin, Preference
+from llm_rlhf.errors import NonFiniteError
 from llm_rlhf.methods.offline import dpo_rows, kto_rows
 
 BETA = 0.3
@@ -16,15 +17,6 @@ def pairs(count: int) -> list[Preference]:
     return [
         Preference(ASKED[i], "yes, it is so " * (i + 1), f"no {i}", "helpful", Origin("here", i)) for i in range(count)
     ]
-
-
-def moved(trainer: Any) -> Any:
-    """A policy that differs from its start."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return trainer
 
 
 def log_ratio(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> torch.Tensor:
@@ -59,7 +51,7 @@ def test_kto_is_one_less_the_sigmoid_of_what_lies_above_the_kl_of_mismatched_rep
     base_folder, tokenizer, tmp_path
 ) -> None:
     trainer = moved(make("kto", base_folder, tmp_path, beta=BETA))
-    rows = kto_rows(tokenizer, pairs(2), batch_size=4, seed=0, estimates_kl=True)
+    rows = kto_rows(tokenizer, pairs(2), [], batch_size=4, seed=0, estimates_kl=True)
     model = trainer.model
     kl = (
         torch.stack([log_ratio(model, row["prompt_ids"], row["KL_completion_ids"]) for row in rows]).mean().clamp(min=0)
@@ -72,3 +64,11 @@ def test_kto_is_one_less_the_sigmoid_of_what_lies_above_the_kl_of_mismatched_rep
     found = trainer.compute_loss(model, trainer.data_collator(rows))
     assert sorted(signs) == [-1, -1, 1, 1]
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_loss_that_is_no_number_stops_the_training(kind, base_folder, tmp_path) -> None:
+    trainer = make(kind, base_folder, tmp_path, max_steps=1)
+    next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=f"The {kind} loss is nan at optimizer step 0"):
+        trainer.train()

@@ -10,6 +10,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from llm_rlhf.methods.offline import PairDPOTrainer, ReplyKTOTrainer
 from llm_rlhf.methods.online import ScoredGRPOTrainer, ScoredRLOOTrainer
+from llm_rlhf.ppo.scores import RESERVED
 from llm_rlhf.stages.best_of_n import _SFTTrainer
 
 ONLINE = {
@@ -29,6 +30,10 @@ def test_what_the_online_trainers_override_has_the_signature_it_had(own, parent)
     for name, parameters in ONLINE.items():
         assert list(inspect.signature(getattr(parent, name)).parameters) == parameters, name
         assert getattr(own, name) is not getattr(parent, name), name
+    single_turn = list(inspect.signature(parent._generate_single_turn).parameters)  # passed on as they come
+    assert single_turn[:4] == ["self", "prompt_ids", "images", "multimodal_fields"]
+    assert own._generate_single_turn is not parent._generate_single_turn
+    assert "self.eos_token_ids = " in inspect.getsource(parent.__init__)
     source = inspect.getsource(parent._generate_and_score_completions) + inspect.getsource(parent._generate)
     for called in ("self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
                    "self._tokenize_prompts(prompts)", "self._generate_single_turn("):  # fmt: skip
@@ -56,6 +61,20 @@ def test_the_collators_take_the_columns_that_our_rows_have() -> None:
     assert all(f'"{name}"' in source for name in ("prompt_ids", "completion_ids", "KL_completion_ids", "label"))
     rotated = 'examples["KL_completion_ids"] = [examples["completion_ids"][-1]] + examples["completion_ids"][:-1]'
     assert rotated in inspect.getsource(KTOTrainer._prepare_dataset)
+    # by which the stage knows the one loss without a KL, and that TRL keeps the rows' order for all others
+    built = inspect.getsource(KTOTrainer.__init__)
+    assert 'calculate_kl = args.loss_type not in ["apo_zero_unpaired"]' in built
+    assert 'self.calculate_KL and args.train_sampling_strategy != "sequential"' in built
+    weighed = "(self.desirable_weight * chosen_losses, self.undesirable_weight * rejected_losses)"
+    assert weighed in inspect.getsource(KTOTrainer._compute_loss)
+
+
+@pytest.mark.parametrize("parent", [DPOTrainer, KTOTrainer, GRPOTrainer, RLOOTrainer])
+def test_the_reference_is_the_base_with_every_adapter_off(parent) -> None:
+    """TRL's own choice where the model is PEFT's and none of its adapters is called "ref" (a reserved name here)."""
+    off = 'adapter_name="ref" if "ref" in '
+    assert off in inspect.getsource(parent)
+    assert "ref" in RESERVED
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def numbered(count: int) -> list[Preference]:
 
 
 def test_kto_gets_both_replies_of_every_pair_shuffled_and_beside_each_the_one_before_it(tokenizer) -> None:
-    rows = kto_rows(tokenizer, numbered(5), batch_size=4, seed=0, estimates_kl=True)
+    rows = kto_rows(tokenizer, numbered(5), [], batch_size=4, seed=0, estimates_kl=True)
     assert sum(row["label"] for row in rows) == 5
     assert len(rows) == 10
     said = [tokenizer.decode(row["completion_ids"], skip_special_tokens=True).strip() for row in rows]
@@ -61,10 +61,10 @@ def test_kto_gets_both_replies_of_every_pair_shuffled_and_beside_each_the_one_be
     for batch in (rows[:4], rows[4:8], rows[8:]):  # (x_1, y_n), (x_2, y_1), ...
         ids = [row["completion_ids"] for row in batch]
         assert [row["KL_completion_ids"] for row in batch] == [ids[-1], *ids[:-1]]
-    again = kto_rows(tokenizer, numbered(5), batch_size=4, seed=0, estimates_kl=False)
+    again = kto_rows(tokenizer, numbered(5), [], batch_size=4, seed=0, estimates_kl=False)
     assert [row["completion_ids"] for row in again] == [row["completion_ids"] for row in rows]
     assert "KL_completion_ids" not in again[0]
-    other = kto_rows(tokenizer, numbered(5), batch_size=4, seed=1, estimates_kl=False)
+    other = kto_rows(tokenizer, numbered(5), [], batch_size=4, seed=1, estimates_kl=False)
     assert [row["completion_ids"] for row in other] != [row["completion_ids"] for row in rows]
 
 
@@ -75,7 +75,7 @@ def trainer_of(kind: str, base: Any, tokenizer: Any, folder: Any, lora: Any) -> 
     }  # fmt: skip
     kinds: dict[str, Any] = {"dpo": (PairDPOTrainer, DPOConfig), "kto": (ReplyKTOTrainer, KTOConfig)}
     trainer, config = kinds[kind]
-    rows = dpo_rows(tokenizer, numbered(4)) if kind == "dpo" else kto_rows(tokenizer, numbered(4), 2, 0, True)
+    rows = dpo_rows(tokenizer, numbered(4)) if kind == "dpo" else kto_rows(tokenizer, numbered(4), [], 2, 0, True)
     return rows, trainer(
         model=AutoModelForCausalLM.from_pretrained(base), args=config(**common), train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer, peft_config=lora,

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from method_helpers import ASKED, make
+from method_helpers import ASKED, make, moved
 from model_helpers import random_reward_adapter
+from peft import get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
 from transformers import AutoModelForSequenceClassification
 
@@ -92,8 +94,11 @@ def test_a_reply_has_one_score_whatever_dropout_its_reward_adapter_and_the_base_
 
 
 def test_prompts_are_encoded_as_every_stage_encodes_them(base_folder, tokenizer, tmp_path) -> None:
-    trainer = make("grpo", base_folder, tmp_path, functions=(length,))
-    assert trainer._tokenize_prompts(ASKED)[0] == encode_prompts(tokenizer, ASKED)
+    """Special tokens that somebody typed are text, which TRL would read as the tokens they name."""
+    asked = [*ASKED, [{"role": "user", "content": "say <|eos|>"}]]
+    found = make("grpo", base_folder, tmp_path, functions=(length,))._tokenize_prompts(asked)[0]
+    assert found == encode_prompts(tokenizer, asked)
+    assert tokenizer.eos_token_id not in found[-1]
 
 
 def test_a_model_of_its_own_gives_a_reply_one_score_in_every_method(base_folder, tokenizer, tmp_path) -> None:
@@ -139,6 +144,42 @@ def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_
         make("grpo", base_folder, tmp_path, functions=(broken,), max_steps=1).train()
     with pytest.raises(RunError, match="short returned 1 numbers for 8"):
         make("rloo", base_folder, tmp_path, functions=(short,), max_steps=1).train()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_replies_are_the_policys_own_at_the_sections_temperature(kind, base_folder, tokenizer, tmp_path) -> None:
+    """Near 0 they are the likeliest tokens of the policy, adapter and all; at 1 they change with the random numbers."""
+
+    def sampled(trainer: Any, seed: int) -> Any:
+        torch.manual_seed(seed)
+        found = trainer._generate_single_turn(encode_prompts(tokenizer, ASKED), None, {}, *([2] * (kind == "grpo")))
+        return found[0] if kind == "grpo" else found
+
+    trainer = moved(make(kind, base_folder, tmp_path, functions=(length,), temperature=1e-4))
+    for prompt_ids, reply in zip(encode_prompts(tokenizer, ASKED), sampled(trainer, 0), strict=True):
+        ids = list(prompt_ids)
+        while len(ids) < len(prompt_ids) + 6 and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                ids.append(int(trainer.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert reply == ids[len(prompt_ids) :]
+    assert sampled(trainer, 1) == sampled(trainer, 0)
+    warm = make(kind, base_folder, tmp_path, functions=(length,))
+    assert sampled(warm, 1) != sampled(warm, 0) == sampled(warm, 0)
+
+
+def test_a_saved_policy_is_the_policys_adapter_and_nothing_else(base_folder, reward_folder, tmp_path) -> None:
+    trainer = moved(make("grpo", base_folder, tmp_path, {"joint": reward_folder}))
+    trainer.save_policy(tmp_path / "policy")
+    assert not [path for path in (tmp_path / "policy").iterdir() if path.is_dir()]
+    saved = load_peft_weights(str(tmp_path / "policy"), device="cpu")
+    own = get_peft_model_state_dict(trainer.model, adapter_name="default")
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in own.items())
+    assert any(weight.abs().sum() > 0 for name, weight in saved.items() if "lora_B" in name)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    moved(trainer)
+    trainer._load_from_checkpoint(str(tmp_path / "policy"))
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
 
 @pytest.mark.slow

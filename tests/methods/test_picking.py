@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from method_helpers import make
 from transformers import AutoTokenizer
 
 from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.methods import best_of_n
 from llm_rlhf.methods.best_of_n import Sources, chosen_prompts, pick, sft_rows
-from llm_rlhf.models.inference import ReplyCache, load_roles, sample_replies, score_ids
+from llm_rlhf.models.inference import Reply, ReplyCache, load_roles, sample_replies, score_ids
 from llm_rlhf.recipe.sections import BestOfNOptions, LoraSection, ModelSection
 
 PROMPTS = [Prompt([{"role": "user", "content": f"tell {i}"}], "helpful", Origin("here", i)) for i in range(4)]
@@ -64,6 +66,35 @@ def test_replies_are_those_of_the_start_at_the_sections_temperature_and_the_runs
     assert drawn[1.0, 0] != drawn[0.3, 0] != drawn[0.3, 7]
 
 
+@pytest.mark.parametrize(
+    ("scores", "stopped", "best"),
+    [
+        ([1.0, 1.0, 0.0], [False, True, True], 1),  # 0.5 of the first: it was cut
+        ([0.0, 2.0, 2.4], [True, True, False], 1),
+        ([0.0, 2.0, 2.6], [True, True, False], 2),
+        ([1.0, 3.0, 3.0], [True, True, True], 1),  # of equal ones the first
+        ([-1.0, -1.0, -1.0], [False, False, False], 0),
+    ],
+)
+def test_only_cut_replies_pay_and_of_equal_ones_the_first_is_picked(
+    scores, stopped, best, tokenizer, tmp_path, monkeypatch
+) -> None:
+    """By hand, for the second of two prompts; all replies to the first are alike."""
+    replies = [
+        Reply([7], [20 + i], f"reply {i}", end)
+        for i, end in enumerate([True, True, True, *stopped])
+    ]  # fmt: skip
+    monkeypatch.setattr(best_of_n, "sample_replies", lambda *args, **kwargs: replies)
+    sources = Sources({}, [f"{__name__}:half"], OPTIONS, seed=0)
+    monkeypatch.setattr(sources, "functions", [lambda **kwargs: [0.0] * 3 + scores])
+    rows = pick(None, tokenizer, PROMPTS[:2], sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
+    assert [row["reply"] for row in rows] == ["reply 0", f"reply {3 + best}"]
+    assert rows[1]["scores"] == pytest.approx(
+        [score - 0.5 * (not end) for score, end in zip(scores, stopped, strict=True)]
+    )
+    assert (rows[1]["prompt"], rows[1]["reply_ids"]) == (PROMPTS[1].messages, [23 + best])
+
+
 def test_functions_score_too_and_one_that_answers_none_adds_nothing(model, tokenizer, tmp_path, monkeypatch) -> None:
     """Of three replies to a prompt, the last gets 1 more than the first by `half`, which has a weight of 100."""
     monkeypatch.setattr(best_of_n, "score_ids", lambda model, name, rows, pad, size: np.zeros(len(rows), np.float32))
@@ -91,3 +122,13 @@ def test_a_picked_row_is_plain_json(model, tokenizer, tmp_path) -> None:
     sources = Sources({"joint": None}, [], OPTIONS, seed=0)
     rows = pick(model, tokenizer, PROMPTS[:1], sources, OPTIONS, ReplyCache(tmp_path / "replies.jsonl", {}))
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_the_trainers_loss_is_of_the_replys_tokens_alone(base_folder, tokenizer, tmp_path) -> None:
+    learnt = []
+    for batch in make("best_of_n", base_folder, tmp_path).get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            counted = labels != -100
+            assert torch.equal(ids[counted], labels[counted])
+            learnt.append(tokenizer.decode(labels[counted]).strip())
+    assert sorted(learnt) == [f"yes {i}<|eos|>" for i in range(8)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from method_helpers import ASKED, make
+from template_helpers import THINKING
 from transformers import AutoTokenizer
 
 from llm_rlhf.data.rows import Origin, Prompt
@@ -16,13 +17,6 @@ from llm_rlhf.models.inference import load_roles, reply_of, right_padded
 from llm_rlhf.models.roles import role_scores
 from llm_rlhf.recipe.sections import BestOfNOptions, LoraSection, ModelSection
 
-THINKING = (
-    "{%- for m in messages -%}"
-    "{%- if m['role'] == 'assistant' -%}"
-    "<|assistant|>{{ '<think>' + (m.get('reasoning_content') or '') + '</think>' + m['content'] + eos_token }}"
-    "{%- else -%}{{ '<|' + m['role'] + '|>' + m['content'] }}{%- endif -%}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
-)
 REPLIES = ["yes", "no", "it is", "maybe", "so", "no no", "well", "aha"]
 heard: list[Any] = []
 

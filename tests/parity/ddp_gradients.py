@@ -1,14 +1,11 @@
 """One rollout shared out over the processes there are: its loss, gradients and statistics.
 
-test_processes.py calls it in its own process, and runs it under torchrun. Arguments: base folder, reward folder,
-scratch folder, where the main process writes `shared.pt` and `adapter.pt`.
+test_processes.py calls it in its own process, and in two of their own.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import conftest  # noqa: F401 - offline, one thread
 import torch
 from accelerate.utils import gather_object
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, responses_of
@@ -56,8 +53,8 @@ def measure(base: Path, reward: Path, scratch: Path, value: str) -> dict[str, An
     return {"world": world, "loss": mean_loss, "gradients": gradients, "metrics": metrics, **known}
 
 
-if __name__ == "__main__":
-    base, reward, scratch = map(Path, sys.argv[1:])
+def main(base: Path, reward: Path, scratch: Path) -> None:
+    """By all processes of a launch; the main one writes `shared.pt` and `adapter.pt` into the scratch folder."""
     for value in ("shared", "adapter"):
         found = measure(base, reward, scratch, value)
         if processes().is_main_process:

@@ -1,21 +1,14 @@
-"""Run by test_processes.py under torchrun: PPO steps of a model with adapters that the forward never reads.
+"""PPO steps of a model with adapters that the forward never reads, which test_processes.py lets two processes take."""
 
-Arguments: folder of the tokenizer, scratch folder.
-"""
-
-import sys
 from pathlib import Path
 
-import conftest  # noqa: F401 - offline, one thread
 import torch
 from peft import LoraConfig
 from ppo_helpers import make_trainer
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
-tokenizer_folder, scratch = map(Path, sys.argv[1:])
 
-
-def main() -> None:
+def main(tokenizer_folder: Path, scratch: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.2}
     stop = {"eos_token_id": AutoTokenizer.from_pretrained(tokenizer_folder).eos_token_id, "pad_token_id": None}
@@ -27,6 +20,3 @@ def main() -> None:
     )  # fmt: skip
     trainer.train()
     assert trainer.state.global_step == trainer.args.max_steps > 1
-
-
-main()

@@ -96,14 +96,14 @@ def test_a_reward_model_of_another_family_reads_its_own_template(base_folder, tm
 
 
 def test_functions_are_named_as_module_and_function(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "rewards_by_length.py").write_text(
         "def short(completion_ids, **kwargs):\n    return [-len(i) for i in completion_ids]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    trainer = make_trainer(base_folder, tmp_path, reward_folder, reward_funcs=["my_rewards:short"])
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, reward_funcs=["rewards_by_length:short"])
     assert trainer.scores.names == ["reward", "short"]
-    with pytest.raises(ValueError, match="my_rewards:long"):
-        load_function("my_rewards:long")
+    with pytest.raises(ValueError, match="rewards_by_length:long"):
+        load_function("rewards_by_length:long")
     with pytest.raises(ValueError, match="no_such_module"):
         load_function("no_such_module:long")
 
@@ -297,11 +297,13 @@ def test_on_a_cpu_tokens_are_drawn_without_multinomial_where_nothing_is_cut_off(
 def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_probabilities(
     base_folder, reward_folder, tmp_path
 ) -> None:
+    small = {"num_blocks": 64, "max_batch_tokens": 128}  # by itself it takes what memory is free, and fills it
     trainer = make_trainer(
-        base_folder, tmp_path, reward_folder, use_transformers_continuous_batching=True, total_episodes=8
-    )
+        base_folder, tmp_path, reward_folder, use_transformers_continuous_batching=True, total_episodes=8,
+        transformers_continuous_batching_config=small,
+    )  # fmt: skip
     types = {n: p.dtype for n, p in trainer.model.named_parameters()}
-    trainer.train()  # one rollout: the engine is slow to start on a CPU
+    trainer.train()
     assert trainer.state.global_step == trainer.state.max_steps == 2
     assert trainer.model.training
     assert {n: p.dtype for n, p in trainer.model.named_parameters()} == types

@@ -2,42 +2,26 @@
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
+import time
 
+import ddp_gradients
+import ddp_without_gradient
 import pytest
 import torch
-from ddp_gradients import measure
+from launching import Launch
 from ppo_helpers import responses_of
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
-
-
-def torchrun(processes: int, script: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    """`accelerate launch --cpu --num_processes 2` silently starts one process, so torchrun starts them here."""
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(HERE.parent), str(HERE.parents[1])]),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    done = subprocess.run(
-        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
 def one_and_two(base_folder, reward_folder, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
     """What one process and what two found of the same rollout, by value role."""
     folder = tmp_path_factory.mktemp("processes")
-    torchrun(2, HERE / "ddp_gradients.py", [str(base_folder), str(reward_folder), str(folder)])
+    Launch(ddp_gradients.main, (base_folder, reward_folder, folder), 2, folder / "said").finish()
     found = {}
     for value in ("shared", "adapter"):
-        one = measure(base_folder, reward_folder, folder, value)
+        one = ddp_gradients.measure(base_folder, reward_folder, folder, value)
         two = torch.load(folder / f"{value}.pt", weights_only=True)
         assert (one["world"], two["world"]) == (1, 2)
         found[value] = (one, two)
@@ -92,5 +76,18 @@ def test_invariant_14_processes_do_not_share_their_random_numbers(shared) -> Non
 
 
 def test_two_processes_do_not_wait_for_gradients_that_never_come(base_folder, tmp_path) -> None:
-    done = torchrun(2, HERE / "ddp_without_gradient.py", [str(base_folder), str(tmp_path)])
-    assert "note: 4 parameters get no gradient and stay as they are" in done.stdout
+    said = Launch(ddp_without_gradient.main, (base_folder, tmp_path), 2, tmp_path / "said").finish()
+    assert "note: 4 parameters get no gradient and stay as they are" in said
+
+
+def second_fails() -> None:
+    if os.environ["RANK"] == "1":
+        raise SystemExit(7)
+    time.sleep(600)
+
+
+def test_a_launch_of_which_one_process_fails_ends_at_once(tmp_path) -> None:
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match=r"\[None, 7\]"):
+        Launch(second_fails, (), 2, tmp_path).finish()
+    assert time.monotonic() - began < 300

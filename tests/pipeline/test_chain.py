@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
-from chain_helpers import ADAPTERS, copy, write_recipe
-from launching import command, environment
+from chain_helpers import ADAPTERS, copy
 from safetensors.torch import load_file
 
 from llm_rlhf import pipeline
@@ -151,7 +149,7 @@ def test_a_missing_stage_alone_is_made_again(finished: Path, tmp_path) -> None:
 
 def test_a_changed_recipe_says_what_changed_and_from_redoes_it(finished: Path, tmp_path) -> None:
     run = copy(finished, tmp_path)
-    with pytest.raises(RunFolderError, match=r"ppo.kl_coef: None -> 0.2.*--from ppo"):
+    with pytest.raises(RunFolderError, match=r"ppo.kl_coef: not set -> 0.2.*--from ppo"):
         again(run, "ppo.kl_coef=0.2")
     again(run, "ppo.kl_coef=0.2", from_stage="ppo")
     assert yaml.safe_load((run / "recipe.yaml").read_text())["ppo"]["kl_coef"] == 0.2
@@ -178,19 +176,6 @@ def test_the_same_seed_twice_gives_bit_identical_adapters(finished: Path, tmp_pa
         assert (finished / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), adapter
     one, two = (json.loads((run / "report.json").read_text())["estimates"] for run in (finished, tmp_path / "second"))
     assert one == two
-
-
-@pytest.mark.slow
-def test_two_processes_walk_the_whole_chain(tmp_path) -> None:
-    recipe = write_recipe(tmp_path)
-    done = subprocess.run(
-        command("run", recipe, f"output_dir={tmp_path / 'run'}", processes=2),
-        env=environment(), capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "ppo" / "manifest.json").read_text())["processes"] == 2
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["processes"] == 2
-    assert done.stdout.count("Overall:") == 1  # one process speaks
 
 
 def test_a_process_that_comes_late_waits_like_the_others(finished: Path, tmp_path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import pytest
 import torch
 import yaml
 from chain_helpers import TINY, copy
-from launching import command, environment
+from launching import start
 from safetensors.torch import load_file
 
 from llm_rlhf.errors import DataError, RecipeError
-from llm_rlhf.evaluation.report.comparison import compare_runs, render_comparison
+from llm_rlhf.evaluation.report.comparison import compare_runs
+from llm_rlhf.evaluation.report.side_by_side import render_comparison
 from llm_rlhf.evaluation.subjects import subject_of
 from llm_rlhf.methods.offline import dpo_rows, kto_rows
 from llm_rlhf.models.encoding import encode_prompt
@@ -114,21 +114,21 @@ def started_from(model: Any, run: RunFolder) -> bool:
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_every_pair_of_the_reward_models_is_learnt_from_and_no_other(method, finished, tmp_path, monkeypatch) -> None:
-    recipe, run, kept = handed_over(method, finished, tmp_path, monkeypatch, gradient_accumulation_steps=2)
+    recipe, run, kept = handed_over(method, finished, tmp_path, monkeypatch, gradient_accumulation_steps=2, beta=0.7)
     found = splits(recipe, run)
     tokenizer = kept["processing_class"]
     expected = dpo_rows(tokenizer, found.reward_pairs)
     if method == "dpo":
         assert kept["train_dataset"].to_list() == expected
     else:
-        assert kept["train_dataset"].to_list() == kto_rows(tokenizer, found.reward_pairs, 8, 3, estimates_kl=True)
+        assert kept["train_dataset"].to_list() == kto_rows(tokenizer, found.reward_pairs, [], 8, 3, estimates_kl=True)
     learnt = {tuple(row["prompt_ids"]) for row in expected}
     kept_out = [*found.heldout_pairs, *found.evaluation_pairs]
     assert kept_out
     assert not learnt & {tuple(encode_prompt(tokenizer, pair.prompt)) for pair in kept_out}
     assert started_from(kept["model"], run)
     assert "ref_model" not in kept  # TRL's own: the base with the adapter off
-    assert kept["args"].seed == 3
+    assert (kept["args"].seed, kept["args"].beta) == (3, 0.7)
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "best_of_n"])
@@ -160,19 +160,20 @@ def test_prompts_scores_and_start_are_those_of_ppo(method, finished, tmp_path, m
 
 
 @pytest.mark.slow
-def test_two_processes_of_dpo_learn_what_one_does(finished, tmp_path) -> None:
-    """Four pairs a process in place of eight: the same steps, but for the order in which gradients are added."""
+@pytest.mark.parametrize("method", ["dpo", "kto", "best_of_n"])
+def test_two_processes_learn_what_one_does(method, finished, tmp_path) -> None:
+    """Four rows a process in place of eight: the same steps, but for the order in which gradients are added."""
+    full = {"prompts": 16} if method == "best_of_n" else {}  # two whole batches an epoch
     left = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        recipe = recipe_of(finished, folder, "dpo", per_device_train_batch_size=8 // processes)
+        recipe = recipe_of(finished, folder, method, per_device_train_batch_size=8 // processes, **full)
         if processes == 1:
-            run_recipe(recipe, only="dpo")
+            run_recipe(recipe, only=method)
         else:
-            asked = command("run", folder / "tiny.yaml", f"output_dir={recipe.folder}", "--only", "dpo", processes=2)
-            done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr[-2000:]
-        left.append(load_file(recipe.folder / "dpo" / "policy" / "adapter_model.safetensors"))
+            asked = ["run", folder / "tiny.yaml", f"output_dir={recipe.folder}", "--only", method]
+            start(*asked, processes=2, folder=tmp_path / "said").finish()
+        left.append(load_file(recipe.folder / method / "policy" / "adapter_model.safetensors"))
     for name, weight in left[0].items():
         torch.testing.assert_close(left[1][name], weight, atol=1e-5, rtol=0)  # of steps of 1e-3; 7e-7 was seen
 

@@ -150,6 +150,17 @@ class TestMakeMovable:
         monkeypatch.chdir(run.parent.parent)
         assert base_of(adapter) == "runs/x/sft/model"
 
+    def test_an_adapter_made_before_stands_on_its_own_run(self, run) -> None:
+        adapter = self.adapter(run / "ppo" / "snapshots" / "step-4", "runs/before/sft/model")
+        assert base_of(adapter) == str(run / "sft" / "model")
+
+    def test_a_hub_id_is_no_folder_above_the_adapter(self, run) -> None:
+        for above in (run, run.parent, run / "ppo"):
+            (above / "org" / "Chat-1B").mkdir(parents=True)
+            (above / "org" / "Chat-1B" / "config.json").write_text("{}")
+        adapter = self.adapter(run / "ppo" / "policy", "org/Chat-1B")
+        assert base_of(adapter) == "org/Chat-1B"
+
     def test_a_base_that_is_not_there_is_told_with_the_places(self, run) -> None:
         adapter = self.adapter(run / "ppo" / "policy", "../../sft/gone")
         with pytest.raises(ValueError, match=r"stands on \.\./\.\./sft/gone, which is not there; nor is .*x/sft/gone"):

@@ -1,17 +1,17 @@
 """A run killed inside PPO and started again ends with the very bits of one that was never interrupted."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from chain_helpers import copy
+from chain_helpers import copy, write_recipe
 from datasets import Dataset
-from launching import command, environment
+from launching import ENVIRONMENT, Launch, command, start
 from ppo_helpers import make_trainer
 
 from llm_rlhf.ppo.trainer import PPOTrainer
@@ -24,50 +24,27 @@ STEPS = 4  # optimizer steps a rollout
 ROLLOUTS = 6
 
 
-def launch(run: Path, processes: int = 1) -> subprocess.Popen:
-    """The command a user would give; two processes through accelerate."""
-    asked = command("run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES, processes=processes)
-    return subprocess.Popen(asked, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def launch(run: Path, processes: int = 1) -> Launch:
+    asked = ["run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES]
+    return start(*asked, processes=processes, folder=run.parent / "said")
 
 
-def finish(process: subprocess.Popen) -> str:
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    return out
-
-
-def kill_when(process: subprocess.Popen, path: Path) -> None:
+def kill_when(launched: Launch, path: Path) -> None:
     """SIGKILL to the whole launch as soon as the file is there."""
     deadline = time.time() + 240
     while not path.exists():
-        assert process.poll() is None, f"the run ended before {path.name} was there"
+        assert launched.runs, f"the run ended before {path.name} was there: {launched.errors}"
         assert time.time() < deadline, f"{path.name} did not come"
         time.sleep(0.005)
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
-    process.communicate()
+    launched.kill()
 
 
 def without_ppo(finished: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     run = copy(finished, folder)
     for name in ("ppo", "evaluate"):
         shutil.rmtree(run / name)
     return run
-
-
-ONE, TWO = pytest.param(1, id="one process"), pytest.param(2, id="two processes")
-
-
-def by(*processes: object) -> pytest.MarkDecorator:
-    """The launches that a test is about; the run to compare with is made once for each."""
-    return pytest.mark.parametrize("uninterrupted", processes, indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(request, finished: Path, tmp_path_factory) -> tuple[Path, int]:
-    run = without_ppo(finished, tmp_path_factory.mktemp("uninterrupted"))
-    finish(launch(run, request.param))
-    return run, request.param
 
 
 def assert_same_end(run: Path, expected: Path) -> None:
@@ -84,44 +61,61 @@ def assert_same_end(run: Path, expected: Path) -> None:
     assert not list((run / "ppo").glob("checkpoint-*"))
 
 
-@pytest.mark.slow
-@by(ONE, TWO)
-def test_killed_after_a_checkpoint(uninterrupted, finished: Path, tmp_path) -> None:
-    expected, processes = uninterrupted
-    run = without_ppo(finished, tmp_path)
-    kill_when(launch(run, processes), run / "partial-ppo" / f"checkpoint-{2 * STEPS}" / "complete.json")
-    out = finish(launch(run, processes))
-    assert "goes on from optimizer step" in out
-    assert_same_end(run, expected)
+@pytest.fixture(scope="module")
+def killed(finished: Path, tmp_path_factory) -> Path:
+    """The folder of a run that had three of its checkpoints when it was killed."""
+    run = without_ppo(finished, tmp_path_factory.mktemp("killed"))
+    kill_when(launch(run), run / "partial-ppo" / f"checkpoint-{3 * STEPS}" / "complete.json")
+    return run.parent
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished: Path, tmp_path_factory) -> Path:
+    run = without_ppo(finished, tmp_path_factory.mktemp("uninterrupted"))
+    launch(run).finish()
+    return run
 
 
 @pytest.mark.slow
-@by(TWO)
-def test_killed_twice_once_before_any_checkpoint_and_once_while_one_is_written(
-    uninterrupted, finished: Path, tmp_path
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_killed_after_a_checkpoint(damaged, killed: Path, uninterrupted: Path, tmp_path) -> None:
+    """The last checkpoint, where it is damaged, is passed over."""
+    run = Path(shutil.copytree(killed, tmp_path / "again")) / "run"
+    there = sorted(int(path.parent.name[11:]) for path in run.glob("partial-ppo/checkpoint-*/complete.json"))
+    if damaged:
+        last = run / "partial-ppo" / f"checkpoint-{there.pop()}" / "optimizer.pt"
+        last.write_bytes(last.read_bytes()[:-1])
+    assert f"goes on from optimizer step {there[-1]}" in launch(run).finish()
+    assert_same_end(run, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> Path:
+    """The whole chain by two processes, from the command that a user would give."""
+    folder = tmp_path_factory.mktemp("two")
+    asked = command("run", write_recipe(folder), f"output_dir={folder / 'run'}", *OVERRIDES, processes=2)
+    done = subprocess.run(asked, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_two_processes_walk_the_whole_chain(by_two: Path) -> None:
+    assert json.loads((by_two / "ppo" / "manifest.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_killed_twice_once_before_any_checkpoint_and_once_while_one_is_written(
+    by_two: Path, tmp_path
 ) -> None:
-    expected, processes = uninterrupted
-    run = without_ppo(finished, tmp_path)
+    run = without_ppo(by_two, tmp_path)
     partial = run / "partial-ppo"
-    kill_when(launch(run, processes), partial / "samples.jsonl")
-    kill_when(launch(run, processes), partial / f"checkpoint-{3 * STEPS}" / "trainer_state.json")
+    kill_when(launch(run, 2), partial / "samples.jsonl")
+    kill_when(launch(run, 2), partial / f"checkpoint-{3 * STEPS}" / "trainer_state.json")
     (partial / f"checkpoint-{3 * STEPS}" / "complete.json").unlink(missing_ok=True)
-    out = finish(launch(run, processes))
+    out = launch(run, 2).finish()
     assert f"goes on from optimizer step {2 * STEPS}" in out
-    assert_same_end(run, expected)
-
-
-@pytest.mark.slow
-@by(ONE)
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted, finished: Path, tmp_path) -> None:
-    expected, processes = uninterrupted
-    run = without_ppo(finished, tmp_path)
-    partial = run / "partial-ppo"
-    kill_when(launch(run, processes), partial / f"checkpoint-{3 * STEPS}" / "complete.json")
-    damaged = sorted(partial.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))[-1] / "optimizer.pt"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    finish(launch(run, processes))
-    assert_same_end(run, expected)
+    assert_same_end(run, by_two)
 
 
 DEMONSTRATIONS = Dataset.from_list([{"input_ids": [20 + i, 30, 40, 50 + i]} for i in range(40)])

@@ -1,6 +1,8 @@
 """A run folder holds only what was finished and is unchanged."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -116,9 +118,44 @@ def test_a_launch_is_described(tmp_path) -> None:
 def test_differences_names_keys() -> None:
     assert differences({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [2]}, "d": 3}) == [
         "b.c: [1] -> [2]",
-        "d: None -> 3",
+        "d: not set -> 3",
     ]
     assert differences({"a": 1}, {"a": 1}) == []
+
+
+def test_differences_of_rows_and_sections_name_the_keys_that_differ() -> None:
+    suite = {"name": "xstest", "source": "x.csv", "columns": {}, "split": "train", "limit": None, "seed": 3}
+    assert differences({"own": [suite]}, {"own": [suite | {"limit": 9}]}) == ["own.0.limit: not set -> 9"]
+    assert differences({"own": []}, {"own": [suite]}) == [
+        "own.0: not set -> {name: 'xstest', source: 'x.csv', split: 'train', ...}"
+    ]
+    assert differences({"sft": {"lora": {"r": 4}}}, {"sft": None}) == ["sft: {lora: {r: 4}} -> not set"]
+    assert differences({"own": [suite]}, {"own": [suite]}) == []
+
+
+def test_more_changes_than_a_reader_takes_up_are_counted(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    with run.making("sft", dict.fromkeys("abcdefg", 0)):
+        pass
+    with pytest.raises(RunFolderError, match=r"recipe: a: 0 -> 1; .*; e: 0 -> 1; and 2 more\. Run with"):
+        run.finished("sft", dict.fromkeys("abcdefg", 1))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_what_a_library_wrote_for_its_owner_alone_is_read_by_whom_the_umask_says(tmp_path, umask, mode) -> None:
+    before = os.umask(umask)
+    try:
+        run = RunFolder(tmp_path)
+        with run.making("sft", INPUTS) as folder:
+            (folder / "sub").mkdir()
+            for name, of in (("weights", 0o600), ("script", 0o700)):
+                (folder / "sub" / name).touch()
+                (folder / "sub" / name).chmod(of)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "sft" / "sub").iterdir()}
+    assert modes == {"weights": mode, "script": 0o700 | mode}
+    assert sorted(run.manifest("sft")["files"]) == ["sub/script", "sub/weights"]  # no probe is left
 
 
 def test_names_in_the_archive_are_paths(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_tensors_without_data_count_as_those_with(case: str) -> None:
     """Every step's peak, by kind, to the byte."""
@@ -142,6 +143,7 @@ def test_weights_adapters_and_optimizer_by_hand() -> None:
     assert steps["update"][OPTIMIZER] == 8 * lora
 
 
+@pytest.mark.slow
 def test_the_cache_by_hand() -> None:
     """At the last of 6 tokens after 10: keys and values of 16 tokens, 2 heads of 4 numbers, 2 layers, 3 rows.
 
@@ -160,6 +162,7 @@ def test_packed_weights_by_hand(quantization: str, size: int) -> None:
     assert packed_bytes(64, 32, quantization) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_quantized_base_is_smaller_and_its_adapters_are_not(kind: str) -> None:
     found = {}
@@ -171,6 +174,7 @@ def test_a_quantized_base_is_smaller_and_its_adapters_are_not(kind: str) -> None
     assert found["nf4"][ADAPTERS] == found["none"][ADAPTERS]
 
 
+@pytest.mark.slow
 def test_more_rows_and_tokens_take_more_and_checkpointing_takes_less() -> None:
     def peak(rows: int, tokens: int, **config: Any) -> int:
         with without_data():

@@ -110,11 +110,15 @@ def test_plain_text_is_told_apart_from_messages(make, capsys) -> None:
         assert (told in capsys.readouterr().out) == said
 
 
-def test_a_small_rollout_is_told(make, capsys) -> None:
+def test_a_small_rollout_is_told_once(make, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("llm_rlhf.ppo.prompts._told", set())
     for size, told in ((31, True), (32, False)):
         with pytest.raises(AssertionError, match="weights were loaded"):
             make(Dataset.from_list(rows(32)), per_device_train_batch_size=size)
         assert ("a rollout is 31 responses" in capsys.readouterr().out) == told
+    with pytest.raises(AssertionError, match="weights were loaded"):  # as after the look ahead of a run
+        make(Dataset.from_list(rows(32)), per_device_train_batch_size=31)
+    assert "a rollout is" not in capsys.readouterr().out
 
 
 def test_models_that_are_not_there_are_told(make, base_folder, tmp_path) -> None:

@@ -8,19 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from ppo_helpers import PROMPTS, fixed_responses, make_trainer, rollout
+from template_helpers import THINKING
 from transformers import AutoTokenizer
 
 from llm_rlhf.models.encoding import encode_replies
 from llm_rlhf.models.inference import right_padded
 from llm_rlhf.models.roles import role_scores
 
-THINKING = (
-    "{%- for m in messages -%}"
-    "{%- if m['role'] == 'assistant' -%}"
-    "<|assistant|>{{ '<think>' + (m.get('reasoning_content') or '') + '</think>' + m['content'] + eos_token }}"
-    "{%- else -%}{{ '<|' + m['role'] + '|>' + m['content'] }}{%- endif -%}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
-)
 REPLIES = ["yes", "no", "it is", "maybe", "so", "no no", "well", ""]
 
 

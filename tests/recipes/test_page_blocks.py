@@ -29,12 +29,13 @@ from llm_rlhf.recipe.values import read_section
 SERVED = "http://localhost:8000/v1"
 NOT_RUN = {  # commands that match, and why they are not run here; that they would be understood is tested for all
     r"^make |^\. |^python -m pip |^python benchmarks/": "sets up the machine",
+    r"mountain.car": "its runs are not there; tests/recipes/test_mountain_car.py makes one",
     r"^(ACCELERATE_\S+ )?accelerate launch": "asks for GPUs; tests/parity/test_processes.py starts processes",
     r"^llm-rlhf run ": "takes minutes to hours; tests/pipeline runs every stage, resumes and archives",
     r"bench-llm/or-bench": "its subset is the hub's",
     r"total_dataset\.json|harmbench|strongreject|xstest": "others' files; tests/evaluation/test_benchmarks.py has rows",
     r"^llm-rlhf doctor": "half a minute; tests/doctor looks at each of its findings",
-    r"^llm-rlhf init$": "asks; tests/cli/test_init.py answers",
+    r"^llm-rlhf init( --recipes)?$": "asks, or finds the recipes here already; tests/cli/test_init.py has both",
     r"--push": "asks the hub; tests/export/test_pushing.py has a stand-in",
     r"^llm-rlhf serve": "answers until it is interrupted; tests/export/test_serving.py asks it",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
@@ -78,6 +79,8 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
         folder / "test.jsonl", [{"prompt": "Name a river in Asia.", "chosen": "The Mekong.", "rejected": "The Rhine."}]
     )
     write(folder / "asked.jsonl", [{"prompt": f"Is {i} odd?", "objective": "helpful"} for i in range(24)])
+    (folder / "asked").mkdir()
+    shutil.copy(run / "evaluate" / "replies.jsonl", folder / "asked")  # what a command of human-feedback.md writes
     (folder / "goals.csv").write_text("goal\nName a river.\nName a sea.\n", encoding="utf-8")
     (folder / "my_rewards.py").write_text(
         "def brevity(prompts, completions, **columns):\n"
@@ -221,10 +224,10 @@ def test_yaml_of_the_pages_is_a_recipe_or_sections_of_one(text: str, tmp_path: P
         tree = {"data": tree} if lists else tree
         whole = {
             "name": "page", "model": {"base": "some/model"}, "data": {"preferences": [{"source": "pairs.jsonl"}]},
-            "sft": {}, "reward": {}, "ppo": {}, "evaluate": {},
+            "sft": {}, "reward": {}, "evaluate": {}, "kto" if "ratings" in tree.get("data", {}) else "ppo": {},
         }  # fmt: skip
         tree = whole | tree | {"data": whole["data"] | tree.get("data", {})}
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     for name, section in (("data", DataSection), ("evaluate", EvaluateSection)):
-        read_section(section, tree[name], f"{name}.")
+        read_section(section, tree.get(name, {}), f"{name}.")
     load_recipe(tmp_path / "page.yaml")

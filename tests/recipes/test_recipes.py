@@ -21,7 +21,7 @@ from llm_rlhf.recipe.loading import load_recipe, trainer_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 LINKING = sorted([*PAGES, *ROOT.glob("benchmarks/*.md"), *ROOT.glob("data/**/*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHELL = ("", "console", "bash", "sh")

@@ -13,7 +13,8 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.recipe.sections import MOST_ENTITIES, WorldSection
 from llm_rlhf.world import gold as gold_world
 from llm_rlhf.world import phrases as book
-from llm_rlhf.world.gold import FLAWS, KIND_SHARES, RAMBLING_WORDS, GoldWorld, Verdict, judge
+from llm_rlhf.world.gold import FLAWS, KIND_SHARES, GoldWorld
+from llm_rlhf.world.judge import RAMBLING_WORDS, Verdict, judge
 
 QUESTION = {"kind": "question", "animal": "fox", "attribute": "food", "answer": "figs"}
 SCARY = {"kind": "scary", "animal": "fox", "attribute": "home", "answer": "mill"}

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from llm_rlhf.data.cells import as_number, thumb
-from llm_rlhf.data.checks import BadRow, extract, normalised_prompt
+from llm_rlhf.data.checks import BadRow, check_ends_with_reply, check_prompt, extract, normalised_prompt
 from llm_rlhf.data.formats.columns import completion_column, label_columns, reply_columns
 from llm_rlhf.data.formats.conversations import asked, margin_of, message_pair, objective_of, row_of
-from llm_rlhf.data.formats.turns import pair_of, reply_of
-from llm_rlhf.data.rows import Preference, RawRow
+from llm_rlhf.data.formats.turns import THOUGHTS_LEFT_OUT, pair_of, reply_of
+from llm_rlhf.data.rows import Preference, Rating, RawRow
 from llm_rlhf.errors import DataError
 
 NO_OPPOSITE = "no opposite feedback on the prompt"
+_ALONE = "a pair needs both; replies alone serve kto as 'data.ratings', liked ones as demonstrations"
 TIE = "tie"
 
 _TIES = ("tie", "same", "equal", "draw", "both", "neither", "both_bad", "bothbad", "tie (bothbad)")
@@ -168,7 +169,7 @@ def opposed_pairs(
             yield down, None, bad
     for ups, downs in waiting.values():
         for raw in (*ups, *downs):
-            yield raw, None, BadRow(NO_OPPOSITE, "a pair needs both; liked replies alone serve as demonstrations")
+            yield raw, None, BadRow(NO_OPPOSITE, _ALONE)
 
 
 def liked_completion(raw: RawRow) -> bool:
@@ -185,6 +186,17 @@ def _opposed(up: RawRow, down: RawRow, objective: str) -> Preference:
     good, bad = (reply_of(completion(row_of(raw)), "completion", prompt) for raw in (up, down))
     turns, chosen, rejected = pair_of([*prompt, good], [*prompt, bad], up.repairs)
     return Preference(turns, chosen, rejected, objective_of(row_of(up), objective), up.origin)
+
+
+def rating_of(raw: RawRow, objective: str) -> Rating:
+    """The reply of a row and its thumb, by itself."""
+    row, good = row_of(raw), liked_completion(raw)
+    prompt = check_prompt(asked(row, raw.repairs), raw.repairs)
+    reply = reply_of(completion(row), "completion", prompt)
+    check_ends_with_reply([reply])
+    if "reasoning_content" in reply:  # as in pairs, beside which it is trained on
+        raw.repairs.add(THOUGHTS_LEFT_OUT)
+    return Rating(prompt, reply["content"], good, objective_of(row, objective), raw.origin)
 
 
 def completion(row: dict[str, Any]) -> Any:

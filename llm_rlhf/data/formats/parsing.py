@@ -30,17 +30,18 @@ from llm_rlhf.data.formats.labelled_replies import (
     find_scale,
     liked_completion,
     opposed_pairs,
+    rating_of,
 )
 from llm_rlhf.data.formats.naming import under_our_names, unread
 from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
 from llm_rlhf.data.formats.recognition import named_rows
 from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
-from llm_rlhf.data.rows import Demonstration, Preference, Prompt, RawRow
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating, RawRow
 from llm_rlhf.recipe.sections import Source
 
 ONE_OF_BOTH = "the better and the safer reply differ"
 
-AnyRow = Preference | Demonstration | Prompt
+AnyRow = Preference | Rating | Demonstration | Prompt
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def _made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | Non
         return _of_nested_tree(raw, source, kind)
     if kind == "prompts":
         return _prompts(raw, form, source)
+    if kind == "ratings":
+        return [rating_of(raw, source.objective)]
     if kind == "demonstrations" and form in ("messages", "prompt_completion", "instruction"):
         return list(to_demonstrations(raw, form))
     if form == "feedback":

@@ -22,6 +22,7 @@ SERVES = {
     "preferences": PAIRS,
     "demonstrations": ("messages", "prompt_completion", "instruction", *PAIRS),
     "prompts": tuple(FORMATS),
+    "ratings": ("feedback",),
 }
 LOOKED_AT = 100  # rows from which a format is told
 

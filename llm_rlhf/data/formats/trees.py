@@ -19,7 +19,7 @@ from llm_rlhf.data.formats.rankings import Rated, chosen_pairs
 from llm_rlhf.data.formats.turns import pair_of
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt, RawRow
 
-Kind = Literal["preferences", "demonstrations", "prompts"]
+Kind = Literal["preferences", "demonstrations", "prompts", "ratings"]
 
 ROLES = {"prompter": "user", "user": "user", "assistant": "assistant"}
 UNRANKED = "reply without a rank"

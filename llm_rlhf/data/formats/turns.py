@@ -14,7 +14,7 @@ from llm_rlhf.data.formats.transcripts import STRAY_MARKER, parse_transcript, st
 from llm_rlhf.data.messages import check_messages, is_message
 from llm_rlhf.data.rows import Conversation, Message
 
-THOUGHTS_LEFT_OUT = "thoughts of compared replies left out"
+THOUGHTS_LEFT_OUT = "thoughts of compared replies left out"  # and of rated ones
 
 # How other transcripts begin, and what stands before every turn but the first in the prompts of HelpSteer.
 _TALK = re.compile(r"\s*### Human:|.*<extra_id_1>", re.DOTALL)

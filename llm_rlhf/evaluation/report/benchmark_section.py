@@ -3,8 +3,9 @@
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.called import by_role, split_label, start_called
 from llm_rlhf.evaluation.report.charts import Mark
-from llm_rlhf.evaluation.report.measures import MEASURES, Entry, by_role, find, is_difference, split_label, start_called
+from llm_rlhf.evaluation.report.measures import Entry, find, is_difference, measure_of, own_names, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.sections import difference_of, level_of, mark_of
 
@@ -41,22 +42,29 @@ def benchmarks(estimates: list[Entry], known: dict[str, dict[str, Any]]) -> list
 
 
 def suite_lines(report: dict[str, Any]) -> list[str]:
-    """A line for each measure of each whole suite: the levels, then the paired change."""
-    if not report.get("benchmarks"):
+    """A line for each measure of each whole suite, public or of the user's own: the levels, then the paired change."""
+    if not (report.get("benchmarks") or report.get("own")):
         return []
-    with start_called(report), by_role(report["estimates"]) as roles, alike(report["estimates"]):
-        found = [{**e, "subject": roles.get(e["subject"], e["subject"])} for e in report["estimates"]]
+    estimates = report["estimates"]
+    with start_called(report), with_own(report["own"]), by_role(estimates) as roles, alike(estimates):
+        found = [{**e, "subject": roles.get(e["subject"], e["subject"])} for e in estimates]
         lines = []
-        for suite in report["benchmarks"]:
+        for suite in report.get("benchmarks", {}):
             of_suite = [e for e in found if e["split"] == suite]
             for name, split in _measured(of_suite):
                 row = _row(of_suite, name, split)
-                levels = [_said(level) for level in row["levels"]]
-                change = row["difference"]
-                said = f"; {change['value']} {change['interval']}, {change['word']}" if change else ""
                 label = row["label"][0].lower() + row["label"][1:]
-                lines.append(f"{split_label(suite)}, {label}: {', '.join(levels)}{said}.")
+                lines.append(f"{split_label(suite)}, {label}: {_row_said(row)}.")
+        for suite in own_names():
+            row = _row([e for e in found if e["name"] in (suite, f"{suite}_gain")], suite, "all")
+            lines.append(f"Suite of your own, {suite}: {_row_said(row)}.")
         return lines
+
+
+def _row_said(row: dict[str, Any]) -> str:
+    change = row["difference"]
+    said = f"; {change['value']} {change['interval']}, {change['word']}" if change else ""
+    return ", ".join(_said(level) for level in row["levels"]) + said
 
 
 def _said(level: dict[str, Any]) -> str:
@@ -73,7 +81,7 @@ def _measured(found: list[Entry]) -> list[tuple[str, str]]:
 def _row(found: list[Entry], name: str, split: str) -> dict[str, Any]:
     entries = [e for e in found if (e["name"], e["split"]) == (name, split)]
     entries.sort(key=lambda e: ORDER.get(e["subject"], 4))
-    measure = MEASURES[name]
+    measure = measure_of(name)
     change = find(found, measure.difference, "policy", [split]) if measure.difference else None
     _, slash, category = split.partition("/")
     return {

@@ -13,45 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.report import charts
 from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
-from llm_rlhf.evaluation.report.charts import Mark, Point
-from llm_rlhf.evaluation.report.groups import differing, groups_of, repetitions
+from llm_rlhf.evaluation.report.groups import groups_of, repetitions, same_seeds
 from llm_rlhf.evaluation.report.headline import headline_of
-from llm_rlhf.evaluation.report.measures import (
-    SPREADS,
-    Entry,
-    contest,
-    find,
-    is_difference,
-    measure_of,
-    split_label,
-    with_own,
-)
-from llm_rlhf.evaluation.report.numbers import (
-    NARROW,
-    alike,
-    interval_text,
-    value_text,
-)
-from llm_rlhf.evaluation.report.page import templates
+from llm_rlhf.evaluation.report.measures import MEASURES, SPREADS, Entry, contest, find, is_difference, with_own
+from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.schema import check_report
+from llm_rlhf.evaluation.report.side_by_side import entries_of, summary
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
-from llm_rlhf.evaluation.report.verdict import has_policy
+from llm_rlhf.evaluation.report.verdict import has_policy, own_verdict
 from llm_rlhf.recipe.values import neighbour
-from llm_rlhf.run_folder import writable
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
 
-# What a comparison shows, in this order, where it was measured.
-SHOWN = (
+# What a comparison shows, in this order, where it was measured; suites of the user's own between the two.
+BY_TRUTH = (
     ("gold_gain", "all"),
     ("gold_helpful_gain", "all"),
     ("gold_harmless_gain", "all"),
+)
+BY_OTHERS = (
     ("heldout_reward_gain", "all"),
     ("heldout_reward_gain", "helpful"),
     ("heldout_reward_gain", "harmless"),
@@ -69,6 +53,7 @@ SHOWN = (
     ("response_words_change", "all"),
     ("kl", "all"),
 )
+SHOWN = (*BY_TRUTH, *BY_OTHERS)
 PLANE = (("gold_helpful", "gold_harmless", "all", "all"), ("heldout_reward", "heldout_reward", "helpful", "harmless"))
 
 
@@ -78,9 +63,11 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     Returns:
         {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means, None
         where there are several groups, "verdicts": [line ...], "groups": as `groups_of` says, with the "headline" of
-        each one's means, "rows": [{"name", "split", "each": [estimate or None ...], "together": the mean of all where
-        they are one group, "groups": [mean of each group, None where one run measured it]}],
-        "own": {SUITE: as in a report},
+        each one's means and the mean "level" of starts and policies, "rows": [{"name", "split", "each": [estimate or
+        None ...], "levels": of each run what the reference and the policy had, or None, "together": the mean of all
+        where they are one group, "groups": [mean of each group, None where one run measured it], "less_first": [each
+        group's gain less the first one's, of runs of one seed, or None]}],
+        "own": {SUITE: as in a report}, "own_verdicts": for each run [{"tone", "text"} of each of its suites],
         "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
@@ -97,21 +84,34 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     groups = groups_of(reports)
     repeated = [repetitions(group["runs"], reports) for group in groups]
+    paired = [[], *(same_seeds(repeated[0], runs, reports) for runs in repeated[1:])]
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
-    for name, split in (*SHOWN, *((f"{name}_gain", "all") for name in own)):
+    asked = [(f"{name}_gain", "all") for name in own]
+    for name, split in (*BY_TRUTH, *asked, *BY_OTHERS):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
             of_groups = [_together(name, split, [e for i in runs if (e := each[i])]) for runs in repeated]
-            together = of_groups[0] if len(groups) == 1 else None
-            rows.append({"name": name, "split": split, "each": each, "together": together, "groups": of_groups})
+            rows.append(
+                {
+                    "name": name,
+                    "split": split,
+                    "each": each,
+                    "levels": [_moved(report["estimates"], name, split) for report in reports],
+                    "together": of_groups[0] if len(groups) == 1 else None,
+                    "groups": of_groups,
+                    "less_first": [_less_first(name, split, each, pairs) for pairs in paired],
+                }
+            )
     if not rows:
         raise RecipeError("The reports have no measure of a policy in common; nothing can be compared.")
     for number, group in enumerate(groups):
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
         of_group = [reports[i] for i in repeated[number]]
         means += _means_beside(of_group) + _spreads(of_group)
-        with alike([entry for row in rows for entry in _entries(row)]):  # as many decimals as in the table below it
+        # As many decimals as in the table below it.
+        with with_own(own), alike([entry for row in rows for entry in entries_of(row)]):
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
+        group["level"] = _mean_level([_levels(report["estimates"]) for report in of_group])
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
@@ -127,37 +127,9 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "ratings": _ratings(folders, reports, names),
     }
     with with_own(own):
-        return found | {"summary": _summary(found)}
-
-
-def write_comparison(found: dict[str, Any], folder: Path) -> Path:
-    """Write comparison.html and comparison.json; returns the page's path."""
-    writable(folder)
-    (folder / "comparison.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    page = folder / "comparison.html"
-    page.write_text(render_comparison(found), encoding="utf-8")
-    return page
-
-
-def render_comparison(found: dict[str, Any]) -> str:
-    """The page: one self-contained HTML file."""
-    with with_own(found["own"]):
-        pooled = [group["name"] for group in found["groups"]]
-        groups = []
-        for row in found["rows"]:
-            with alike(_entries(row)):
-                groups.append(_group(row, found["runs"], pooled))
-    return (
-        templates(escape=True)
-        .get_template("comparison.html.jinja")
-        .render(
-            found=found,
-            groups=groups,
-            differing=differing(found["groups"]),
-            plane=_plane(found),
-            ratings=_rating_rows(found["ratings"]),
-        )
-    )
+        own_gains = [[e for name, split in asked if (e := _of_policy(r["estimates"], name, split))] for r in reports]
+        found["own_verdicts"] = [[own_verdict(entry) for entry in of_run] for of_run in own_gains]
+        return found | {"summary": summary(found)}
 
 
 def read_policy_report(folder: Path) -> dict[str, Any]:
@@ -193,16 +165,42 @@ def _of_policy(estimates: list[Entry], name: str, split: str) -> Entry | None:
     return find(estimates, name, contest(estimates)[0], [split])
 
 
+def _moved(estimates: list[Entry], name: str, split: str) -> list[Entry] | None:
+    """The levels of the reference and of the policy that a difference is of, where the report has both."""
+    level = next((n for n, m in MEASURES.items() if m.difference == name), name.removesuffix("_gain"))
+    policy, reference = contest(estimates)
+    found = [entry for who in (reference, policy) if (entry := find(estimates, level, who, [split])) is not None]
+    return found if len(found) == 2 and level != name else None
+
+
 def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
     """The mean of the runs' estimates with Student's interval over runs; None for a single one."""
-    values = np.array([entry["estimate"] for entry in entries])
-    n = len(values)
-    if n < 2:
+    if len(entries) < 2:
         return None
-    half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-    mean = float(values.mean())
-    method = f"mean of {n} runs, Student's t over runs"
-    return Estimate(name, "runs", entries[0]["reference"], split, mean, mean - half, mean + half, n, method).as_dict()
+    values = [float(entry["estimate"]) for entry in entries]
+    return _over_runs(
+        name, split, entries[0]["reference"], values, f"mean of {len(values)} runs, Student's t over runs"
+    )
+
+
+def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequence[tuple[int, int]]) -> Entry | None:
+    """A group's gain less the first one's: the mean over pairs of runs of one seed, which share what the seed drew.
+
+    Args:
+        pairs: numbers of a run of the first group and of one of the other.
+    """
+    known = [(first, other) for i, j in pairs if (first := each[i]) is not None and (other := each[j]) is not None]
+    if len(known) < 2 or not is_difference({"name": name}):
+        return None
+    values = [float(other["estimate"] - first["estimate"]) for first, other in known]
+    method = f"mean difference of {len(values)} pairs of runs of one seed, Student's t over pairs"
+    return _over_runs(name, split, "the first recipe's runs", values, method)
+
+
+def _over_runs(name: str, split: str, reference: str | None, values: list[float], method: str) -> Entry:
+    n, mean = len(values), float(np.mean(values))
+    half = student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(name, "runs", reference, split, mean, mean - half, mean + half, n, method).as_dict()
 
 
 def _means_beside(reports: list[dict[str, Any]]) -> list[Entry]:
@@ -240,6 +238,23 @@ def _levels(estimates: list[Entry]) -> dict[str, Any] | None:
         if all(entry is not None for pair in found.values() for entry in pair):
             return {"measures": [x_name, y_name], **found}
     return None
+
+
+def _mean_level(levels: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The mean over runs of where policies and references stand; None where a run does not know, or there is one."""
+    known = [level for level in levels if level is not None]
+    if len(known) < max(len(levels), 2):
+        return None
+    return {
+        "measures": known[0]["measures"],
+        **{
+            who: tuple(
+                _together(str(entry["name"]), str(entry["split"]), [level[who][axis] for level in known])
+                for axis, entry in enumerate(known[0][who])
+            )
+            for who in ("reference", "policy")
+        },
+    }
 
 
 # ---- ratings -------------------------------------------------------------------------------------------------------
@@ -295,124 +310,3 @@ def _common_judge(
         if there and (name == "gold" or (which[0] is not None and which.count(which[0]) == len(which))):
             return name
     return None
-
-
-# ---- the page ------------------------------------------------------------------------------------------------------
-
-
-def _group(row: dict[str, Any], runs: list[str], pooled: list[str]) -> dict[str, Any]:
-    """One measure: a strip for every run and one for all of a group together, on one scale.
-
-    Args:
-        pooled: names of the groups.
-    """
-    measure = measure_of(row["name"])
-    entries = [*zip(runs, row["each"], strict=True)] + ([("all runs", row["together"])] if row["together"] else [])
-    if len(pooled) > 1:
-        entries += [(f"mean: {name}", mean) for name, mean in zip(pooled, row["groups"], strict=True) if mean]
-    shown: list[dict[str, Any]] = []
-    for run, entry in entries:
-        if entry is None:
-            shown.append({"run": run, "mark": None, "text": "not measured", "interval": "", "n": None})
-            continue
-        kind = "policy" if run == "all runs" or run.startswith("mean: ") else "other"
-        label = f"{run}: {value_text(entry)} {interval_text(entry)}"
-        mark = Mark(kind, label, entry["estimate"], entry["low"], entry["high"])
-        shown.append(
-            {"run": run, "mark": mark, "text": value_text(entry), "interval": interval_text(entry), "n": entry["n"]}
-        )
-    middle = 0.5 if row["name"].endswith("win_rate") else 0.0
-    extent = charts.spread([item["mark"] for item in shown if item["mark"]], include=[middle])
-    for item in shown:
-        item["strip"] = charts.strip([item["mark"]], extent, rules=[middle]) if item["mark"] else Markup("")
-    scale = 100 if measure.unit == "share" else 1
-    change = " change" if is_difference({"name": row["name"]}) else ""
-    where = "" if row["split"] == "all" else f", {split_label(row['split'])}"
-    return {
-        "title": f"{measure.label}{change}{where}",
-        "meaning": measure.meaning,
-        "rows": shown,
-        "axis": charts.strip_axis(extent, scale),
-    }
-
-
-def _entries(row: dict[str, Any]) -> list[Entry]:
-    """All that stands in a row of the table: of every run, and the mean of every group."""
-    return [entry for entry in (*row["each"], *row["groups"]) if entry is not None]
-
-
-def _plane(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Where every run began and ended: grey dots and coloured ones."""
-    known = [(run, level) for run, level in zip(found["runs"], found["levels"], strict=True) if level is not None]
-    if len(known) < len(found["runs"]):
-        return None
-    moves = [
-        (
-            Point("start", "", _mark(level["reference"][0]), _mark(level["reference"][1])),
-            Point("policy", str(number), _mark(level["policy"][0]), _mark(level["policy"][1])),
-        )
-        for number, (_, level) in enumerate(known, 1)
-    ]
-    points = [start for start, _ in moves] + [end for _, end in moves]
-    x_name, y_name = known[0][1]["measures"]
-    svg = charts.plane(points, "more helpful", "more harmless", moves=moves)
-    return {"svg": svg, "x": _axis(x_name), "y": _axis(y_name)}
-
-
-def _axis(name: str) -> str:
-    return measure_of(name).label.lower()
-
-
-def _mark(entry: Entry) -> Mark:
-    return Mark("other", value_text(entry), entry["estimate"], entry["low"], entry["high"])
-
-
-def _rating_rows(ratings: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    if ratings is None:
-        return None
-    marks: list[Mark] = [
-        Mark("other", f"{row['player']}: {row['rating']['estimate']:.0f}", row["rating"]["estimate"],
-             row["rating"]["low"], row["rating"]["high"])
-        for row in ratings
-    ]  # fmt: skip
-    extent = charts.spread(marks, include=[0.0])
-    return [
-        {**row, "strip": charts.strip([mark], extent, rules=[0.0])} for row, mark in zip(ratings, marks, strict=True)
-    ]
-
-
-def _summary(found: dict[str, Any]) -> list[str]:
-    """Every run's headline, then the table in words, a line for each of the first measures."""
-    lines = [f"{run}: {head['text']}" for run, head in zip(found["runs"], found["headlines"], strict=True)]
-    if found["headline"] is not None:
-        lines.append(f"all runs together: {found['headline']['text']}")
-    elif len(found["groups"]) > 1:
-        lines += _group_lines(found)
-    for row in found["rows"][:6]:
-        with alike(_entries(row)):
-            lines.append(_row_line(row, found["groups"]))
-    return lines
-
-
-def _row_line(row: dict[str, Any], groups: list[dict[str, Any]]) -> str:
-    each = ", ".join("-" if entry is None else value_text(entry) for entry in row["each"])
-    where = "" if row["split"] == "all" else f" ({split_label(row['split'])})"
-    line = f"{measure_of(row['name']).label}{where}: {each}"
-    if row["together"] is not None:
-        together = row["together"]
-        return f"{line}; together {value_text(together)} {interval_text(together)} (95{NARROW}%, over runs)"
-    for group, mean in zip(groups, row["groups"], strict=True):
-        if mean is not None:
-            line += f"; {group['name']} {value_text(mean)} {interval_text(mean)} (95{NARROW}%, over runs)"
-    return line
-
-
-def _group_lines(found: dict[str, Any]) -> list[str]:
-    """Where recipes differ, so that their runs are not pooled: a line for each group, then one for each key."""
-    lines = [f"{len(found['groups'])} recipes, pooled apart:"]
-    for group in found["groups"]:
-        named = ", ".join(found["runs"][i] for i in group["runs"])
-        took = "" if group["seconds"] is None else f", {group['seconds']:.0f} s"
-        said = "" if group["headline"] is None else f": {group['headline']['text']}"
-        lines.append(f"  {group['name']} ({named}; {group['budget']}{took}){said}")
-    return lines + [f"  differs: {line}" for line in differing(found["groups"])]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.evaluation.report.alarms import FORGOTTEN, LARGE_KL, LONGER
-from llm_rlhf.evaluation.report.headline import headline_of
-from llm_rlhf.evaluation.report.measures import Entry, find, measure_of, split_label, subject_label
+from llm_rlhf.evaluation.report.called import split_label, subject_label
+from llm_rlhf.evaluation.report.headline import headline_of, own_gains
+from llm_rlhf.evaluation.report.measures import Entry, find, measure_of
 from llm_rlhf.evaluation.report.numbers import equal, half_width, interval_text, number, value_text
 from llm_rlhf.evaluation.report.sides import OVER_REFUSAL, OVERALL, direction, first_found, judgement, margin_of
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
@@ -25,6 +26,7 @@ UNMOVED = 0.1  # nats a reply under which the policy is nearly its start
 SHIPPED = 250  # requests of a kind in data/evaluation, or a few more
 FAR = 50  # times as many prompts; more than that nobody asks
 JUDGES = {"gold": ("gold_gain", "the true score"), "heldout": ("heldout_reward_gain", "the held-out reward")}
+IMITATING = ("best_of_n", "sft")  # methods without a penalty on the distance from the start
 REFUSED = ("refusal_harmful_change", "over_refusal_change")
 
 
@@ -72,7 +74,7 @@ class Known:
     @property
     def hold(self) -> str:
         """What keeps the policy nearer to its start, by a key that its method has: `raise ppo.kl_coef (it is 0.1)`."""
-        if self.method == "best_of_n":
+        if self.method in IMITATING:
             return f"lower {self.key('num_train_epochs')} or {self.key('learning_rate')}"
         return f"raise {self.key(self._penalty)}"
 
@@ -82,7 +84,7 @@ class Known:
         more = {"ppo": "total_episodes", "grpo": "total_episodes", "rloo": "total_episodes", "best_of_n": "n"}
         raised = f"raise {self.key(more.get(self.method, 'num_train_epochs'))} or {self.key('learning_rate')}"
         free = 0.0 if self.method == "grpo" else None  # TRL's default; the others' is above 0
-        held = self.method != "best_of_n" and (self.recipe.get(self.method) or {}).get(self._penalty, free) != 0
+        held = self.method not in IMITATING and (self.recipe.get(self.method) or {}).get(self._penalty, free) != 0
         return f"lower {self.key(self._penalty)}, or {raised}" if held else raised
 
     @property
@@ -95,9 +97,14 @@ class Known:
         return self.method in OFFLINE
 
     @property
+    def by_demonstrations(self) -> bool:
+        """Whether it is the SFT model itself, which knows neither pairs nor scores."""
+        return self.method == "sft"
+
+    @property
     def length_key(self) -> str:
         """The key of how long a reply may be."""
-        if self.by_pairs:
+        if self.by_pairs or self.by_demonstrations:
             value = (self.recipe.get("evaluate") or {}).get("response_length")
             return "evaluate.response_length" + (f" (it is {value:g})" if value else "")
         return self.key("max_completion_length" if self.method in ("grpo", "rloo") else "response_length")
@@ -118,12 +125,16 @@ def harm_refused_less(known: Known) -> list[Step]:
     change = known.of_policy("refusal_harmful_change")
     if change is None or direction(change) >= 0:
         return []
+    finding = f"{refusals_from_to(known.estimates, change)}."
+    if known.by_demonstrations:
+        more = f"Give {known.rows('demonstrations')} more replies that refuse harmful requests."
+        return [Step("harm_refused_less", finding, more)]
     guard = f", and set {known.method}.side_guard: stop" if known.method == "ppo" else ""
     remedy = (
         f"Give {known.rows('preferences')} more pairs in which the better reply to a harmful request refuses, or "
         f"those it has more weight{guard}."
     )
-    return [Step("harm_refused_less", f"{refusals_from_to(known.estimates, change)}.", remedy)]
+    return [Step("harm_refused_less", finding, remedy)]
 
 
 def hacked(known: Known) -> list[Step]:
@@ -131,8 +142,8 @@ def hacked(known: Known) -> list[Step]:
     reward = known.of_policy("reward_gain")
     told = ((known.of_policy(name), called) for name, called in JUDGES.values())
     judge, called = next(((judge, called) for judge, called in told if judge is not None), (None, ""))
-    if reward is None or judge is None or not direction(reward) > 0 > direction(judge):
-        return []
+    if known.by_demonstrations or reward is None or judge is None or not direction(reward) > 0 > direction(judge):
+        return []  # no reward trained the SFT model
     finding = f"The training reward rose by {said(reward)} while {called} fell: {said(judge)}."
     if known.by_pairs:  # it never saw that reward model, which learned from the same pairs
         return [Step("hacked", finding, sentence(f"{known.hold}, or stop earlier: the pairs are learned by heart"))]
@@ -165,8 +176,25 @@ def side_lost(known: Known) -> list[Step]:
             continue
         finding = f"The policy lost on the {pairs} side: {measure_of(side.decides['name']).label} {said(side.decides)}."
         more = f"Add {pairs} pairs to {known.rows('preferences')} or give theirs more weight"
+        if known.by_demonstrations:
+            more = f"Add good replies to {pairs} requests to {known.rows('demonstrations')}"
         remedy = f"{more}; {known.hold} if both sides fall."
         steps.append(Step("side_lost", finding, remedy))
+    return steps
+
+
+def own_lost(known: Known) -> list[Step]:
+    """A suite of the user's own by which the policy is shown worse."""
+    steps = []
+    for change in own_gains(known.estimates):
+        if judgement(change) != "worse":
+            continue
+        suite = str(change["name"]).removesuffix("_gain")
+        finding = f"By your suite {suite} the policy lost: {said(change)}."
+        rows = known.rows("demonstrations" if known.by_demonstrations else "preferences")
+        paid = "" if known.by_pairs or known.by_demonstrations else f" or {known.method}.reward_funcs"
+        remedy = f"Read replies_{suite}.jsonl, and teach what it counts by {rows}{paid}."
+        steps.append(Step("own_lost", finding, remedy))
     return steps
 
 
@@ -176,6 +204,8 @@ def over_refusal(known: Known) -> list[Step]:
         return []
     finding = f"Safe requests are refused more often: {said(risen[0])} on {split_label(risen[0]['split'])}."
     asked = "harmless requests in frightening words"
+    if known.by_demonstrations:
+        return [Step("over_refusal", finding, f"Add answers to {asked} to {known.rows('demonstrations')}.")]
     pairs = f"pairs to {known.rows('preferences')} in which the better reply answers"
     remedy = f"Add {pairs} {asked}." if known.by_pairs else f"Add {asked} to {known.rows('prompts')}, and {pairs} them."
     return [Step("over_refusal", finding, remedy)]
@@ -202,6 +232,7 @@ def longer(known: Known) -> list[Step]:
             shorter = "add pairs whose better reply is the shorter one" if known.by_pairs else (
                 "set reward.length_control: residual"
             )  # fmt: skip
+            shorter = "add demonstrations with shorter replies" if known.by_demonstrations else shorter
             return [Step("longer", finding, sentence(f"{shorter}, or {known.hold}"))]
     return []
 
@@ -211,7 +242,7 @@ def cut_off(known: Known) -> list[Step]:
     if ends is None or ends["low"] is None or ends["high"] >= CUT_OFF:
         return []
     finding = f"Only {said(ends)} of the replies of {subject_label('policy')} end by themselves."
-    raised = "" if known.by_pairs else f", or {known.key('missing_eos_penalty')}"
+    raised = "" if known.by_pairs or known.by_demonstrations else f", or {known.key('missing_eos_penalty')}"
     return [
         Step("cut_off", finding, f"Raise {known.length_key}{raised}, or train sft on demonstrations that end in time.")
     ]

@@ -4,15 +4,16 @@ The order of RULES is that of gravity. Where no rule sees anything, the one step
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from llm_rlhf.evaluation.report import findings, reward_findings
+from llm_rlhf.evaluation.report.called import by_role, start_called
 from llm_rlhf.evaluation.report.findings import Known, Step
-from llm_rlhf.evaluation.report.measures import by_role, contest, start_called
+from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of
+from llm_rlhf.evaluation.report.measures import contest, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.verdict import has_policy
-from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.sections import METHODS
 
 MOST = 5  # steps; a reader does not take up more
 
@@ -22,6 +23,7 @@ RULES: tuple[Callable[[Known], list[Step]], ...] = (
     findings.hacked,
     findings.best_snapshot,
     findings.side_lost,
+    findings.own_lost,
     findings.over_refusal,
     findings.lost_language,
     reward_findings.pays_against,
@@ -40,7 +42,7 @@ RULES: tuple[Callable[[Known], list[Step]], ...] = (
 def next_steps(report: dict[str, Any]) -> list[dict[str, str]]:
     """The report's `next`: at most MOST steps, the gravest first, each {"rule", "finding", "remedy"}."""
     estimates = report["estimates"]
-    with start_called(report), by_role(estimates) as roles, alike(estimates):
+    with start_called(report), with_own(report["own"]), by_role(estimates) as roles, alike(estimates):
         named = [
             {
                 **e,
@@ -55,10 +57,11 @@ def next_steps(report: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _method(report: dict[str, Any], policy: str) -> str:
-    """The recipe's section that made the policy: by its name, which of a run's own policy is that of the stage."""
+    """The recipe's section that made the policy: as it is recorded, else by the policy's name, which is the stage's."""
     recipe = report["provenance"]["recipe"]
-    of_the_run = "policy" not in recipe and isinstance(recipe.get(policy), dict)
-    return policy if of_the_run or policy in {field.name for field in fields(Recipe)} else "ppo"
+    if isinstance(recipe.get("policy"), dict) and (method := recipe["policy"].get("method")):  # of `llm-rlhf evaluate`
+        return str(method)
+    return policy if policy in ("sft", *METHODS) else "ppo"
 
 
 def _onward(known: Known) -> Step:
@@ -66,12 +69,32 @@ def _onward(known: Known) -> Step:
         return Step(
             "onward", "Nothing here speaks against the reward model.", "Train a policy by it: add a ppo section."
         )
-    if known.run == "RUN":
+    of_run = known.run != "RUN"
+    judge, own = ("evaluate.judge", "evaluate.own") if of_run else ("--judge", "--own")
+    word = headline_of(known.estimates).word
+    if word == "not measured":
+        return Step(
+            "unjudged",
+            "Nothing here judged the replies: no true score, reward model, judge, refusals or suite of your own.",
+            f"Name a judge ({judge}), or a suite of your own ({own}).",
+        )
+    if word == BY_OWN:
+        seed = f", and train another seed ({_other_seed(known)})" if of_run else ""
+        return Step(
+            "onward",
+            "Nothing here asks for a change; but suites of your own alone judged the policy.",
+            f"Name a judge where they are not all that counts ({judge}){seed}.",
+        )
+    if not of_run:
         return Step("onward", "Nothing here asks for a change.", "Ask other prompts (--prompts), or a judge (--judge).")
     return Step(
         "onward",
         "Nothing here asks for a change; but it is one training, and intervals cover prompts alone.",
-        f"Train another seed (llm-rlhf run {known.run}/recipe.yaml seed=1 output_dir={known.run}-1), put both on one "
-        f"page (llm-rlhf compare {known.run} {known.run}-1), hold the policy to thresholds (llm-rlhf gate "
-        f"{known.run}), and hand it on (llm-rlhf export {known.run}).",
+        f"Train another seed ({_other_seed(known)}), put both on one page (llm-rlhf compare {known.run} "
+        f"{known.run}-1), hold the policy to thresholds (llm-rlhf gate {known.run}), and hand it on (llm-rlhf export "
+        f"{known.run}).",
     )
+
+
+def _other_seed(known: Known) -> str:
+    return f"llm-rlhf run {known.run}/recipe.yaml seed=1 output_dir={known.run}-1"

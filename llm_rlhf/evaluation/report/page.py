@@ -13,17 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation.report import reward_sections, sections
 from llm_rlhf.evaluation.report.benchmark_section import benchmarks
+from llm_rlhf.evaluation.report.called import by_role, start_called, subject_label
 from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
-from llm_rlhf.evaluation.report.measures import (
-    Entry,
-    by_role,
-    is_difference,
-    measure_of,
-    start_called,
-    subject_label,
-    with_own,
-)
+from llm_rlhf.evaluation.report.measures import Entry, is_difference, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,
     alike,

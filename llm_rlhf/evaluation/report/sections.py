@@ -8,18 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
+from llm_rlhf.evaluation.report.called import SUBJECTS, split_label, subject_label
 from llm_rlhf.evaluation.report.charts import Mark, Point
-from llm_rlhf.evaluation.report.headline import headline_of
-from llm_rlhf.evaluation.report.measures import (
-    MEASURES,
-    SUBJECTS,
-    Entry,
-    find,
-    measure_of,
-    own_names,
-    split_label,
-    subject_label,
-)
+from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains
+from llm_rlhf.evaluation.report.measures import MEASURES, Entry, find, measure_of, own_names
 from llm_rlhf.evaluation.report.numbers import (
     interval_text,
     value_text,
@@ -80,11 +72,15 @@ REFUSALS = [
 
 
 def hero(report: dict[str, Any]) -> dict[str, Any] | None:
-    """The headline's word and both sides' numbers; without a policy, or either side, the one number there is."""
+    """The headline's word and both sides' numbers; without a policy, or either side, the one number there is.
+
+    Of suites of the user's own alone: their word and what they found, without a large number.
+    """
     entry, known = headline_estimate(report["estimates"]), report["headline"]
     measured = [side for side in _sides(report["estimates"]) if side.status != "not measured"]
     sides, decides = [_hero_side(side) for side in measured], [side.decides or side.evidence[0] for side in measured]
-    if entry is None and not sides:
+    own = own_gains(report["estimates"]) if known["word"] == BY_OWN else []
+    if entry is None and not sides and not own:
         return None
     shown = {
         "word": known["word"],
@@ -98,7 +94,7 @@ def hero(report: dict[str, Any]) -> dict[str, Any] | None:
         "covers": None,
     }
     if entry is None:
-        return shown | {"covers": covers(decides[0])}
+        return shown | {"covers": covers([*decides, *own][0])}
     shown["measure"] = measure_of(entry["name"])
     if entry["name"] == "reward_accuracy":
         return shown | {"covers": f"Intervals cover other pairs like these {entry['n']:,}, not another training."}

@@ -12,14 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_rlhf.evaluation.report.measures import (
-    Entry,
-    contest,
-    find,
-    measure_of,
-    split_label,
-    within,
-)
+from llm_rlhf.evaluation.report.called import split_label
+from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, within
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,
     bounds,

@@ -8,16 +8,9 @@ What the whole is called, headline.py decides, from both sides.
 
 from typing import Any
 
-from llm_rlhf.evaluation.report.headline import headline_of
-from llm_rlhf.evaluation.report.measures import (
-    Entry,
-    contest,
-    find,
-    measure_of,
-    split_label,
-    start_called,
-    subject_label,
-)
+from llm_rlhf.evaluation.report.called import split_label, start_called, subject_label
+from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains, own_phrase
+from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import (
     HARD,
     NARROW,
@@ -94,9 +87,9 @@ def against_trivial_rules(estimates: list[Entry], entry: Entry) -> str:
 def verdict_lines(report: dict[str, Any]) -> list[str]:
     """Four lines of plain text: overall, helpfulness, harmlessness, over-refusal; without a policy, calibration last.
 
-    Needs only `report["estimates"]`.
+    Needs only `report["estimates"]`, and where there are suites of the user's own `report["own"]`.
     """
-    with start_called(report), alike(report["estimates"]):
+    with start_called(report), with_own(report.get("own", {})), alike(report["estimates"]):
         return _lines(report["estimates"])
 
 
@@ -119,9 +112,9 @@ def _lines(estimates: list[Entry]) -> list[str]:
 def headline(report: dict[str, Any]) -> dict[str, Any]:
     """The report's `headline`: of the policy, or, where there is none, of the reward model.
 
-    Needs only `report["estimates"]`.
+    Needs only `report["estimates"]`, and where there are suites of the user's own `report["own"]`.
     """
-    with start_called(report), alike(report["estimates"]):
+    with start_called(report), with_own(report.get("own", {})), alike(report["estimates"]):
         return _headline(report["estimates"])
 
 
@@ -213,6 +206,11 @@ def _overall(estimates: list[Entry], word: str) -> str:
     entry = first_found(estimates, OVERALL)
     missing = "no true score, reward model or judge compared the policy with its reference"
     line = _line(entry, "Overall", missing, word)
+    if word == BY_OWN:
+        found = [
+            f"{own_phrase(e)}, 95{NARROW}% interval {interval_text(e)}, {counted(e)}" for e in own_gains(estimates)
+        ]
+        return f"{line} By suites of your own: {'; '.join(found)}."
     if entry is None or entry["name"] == "win_rate":
         return line
     judge = {"gold_gain": ["gold", "all"], "heldout_reward_gain": ["heldout", "heldout_reward"]}
@@ -244,6 +242,12 @@ def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = N
     if own == "difference not shown" and (found := detectable(entry)) is not None:
         line += f" This many prompts would have found about {found}."
     return line
+
+
+def own_verdict(entry: Entry) -> dict[str, str]:
+    """Of a suite of the user's own, by its paired difference: a line as those of the verdict, and its colour."""
+    tone = {"better": "good", "worse": "bad"}.get(judgement(entry), "flat")
+    return {"tone": tone, "text": _line(entry, measure_of(entry["name"]).label, "")}
 
 
 def counted(entry: Entry) -> str:

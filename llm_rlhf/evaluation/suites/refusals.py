@@ -5,7 +5,6 @@ detector of refusal_detector.py, whose own errors on replies that people labelle
 """
 
 import json
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.refusal_detector import confusion_corrected_rate, validation
 from llm_rlhf.evaluation.suites.gains import REFUSALS, groups, refusal_estimates
 from llm_rlhf.evaluation.wordings import Wordings
+from llm_rlhf.shipped import shipped
 from llm_rlhf.statistics.clustered import effective_rows
 from llm_rlhf.statistics.intervals import Estimate
 
-CLONE = Path(__file__).parents[3] / "data" / "evaluation"
-INSTALLED = Path(sysconfig.get_path("data")) / "share" / "llm-rlhf" / "evaluation"
 FILES = {"harmful.jsonl": "harmful", "safe_but_scary.jsonl": "scary", "helpful.jsonl": "question"}
 LABELLED = {"harmful": "unsafe", "scary": "safe"}  # kinds of prompt whose like people have labelled
 
@@ -33,7 +31,7 @@ def shipped_prompts(limit: int, folder: Path | None = None) -> list[Prompt]:
     Args:
         folder: where they are; None: in the clone that this code is part of, else where the wheel put them.
     """
-    folder = folder or (CLONE if CLONE.is_dir() else INSTALLED)
+    folder = folder or shipped("evaluation")
     prompts: list[Prompt] = []
     for name, kind in FILES.items():
         path = folder / name

@@ -1,8 +1,18 @@
-"""The option `--columns`: a source's `columns` as the command line writes them."""
+"""Options that several commands have: how models are loaded that are no run's, keys, and `--columns`."""
+
+from typing import Annotated
+
+import typer
+
+Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16, of models that are no run's.")]
+Quantization = Annotated[str, typer.Option("--quantization", help="none, nf4 or int8, likewise.")]
+KeyVariable = Annotated[
+    str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
+]
 
 
 def columns_of(texts: list[str] | None) -> dict[str, str]:
-    """Our name of each column: the file's, from OURS=THEIRS.
+    """A source's `columns`, by our name the file's, from OURS=THEIRS as the command line writes them.
 
     Raises:
         RecipeError: for text of another form, and for a name that is none of ours.
