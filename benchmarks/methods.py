@@ -1,6 +1,6 @@
 """What PPO buys against simpler methods: six of them on the gold world, from the same SFT and reward model.
 
-    python benchmarks/methods.py                           # seeds 0 to 4, all six: about three hours on one core
+    python benchmarks/methods.py                           # seeds 0 to 4, all six: about an hour on one free core
     python benchmarks/methods.py --seeds 0 --methods ppo,dpo --development grpo.beta=0.05
 
 The first method of a seed makes the stages that all share; the others start from copies of its folders. Those that

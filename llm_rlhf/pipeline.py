@@ -172,7 +172,7 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
         found["model"] = plain(ModelSection()) | inputs["model"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
-    if inputs.get("evaluate") is not None:  # what it had no key for, it did as their defaults say
+    if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says
         found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
     return found
 

@@ -65,11 +65,15 @@ class Launch:
 
     def finish(self, seconds: float = 600) -> str:
         """What was printed, of all processes; they must end in time. Where one fails, none waits for it any longer."""
-        end, codes = time.monotonic() + seconds, [None]
-        while None in codes and set(codes) <= {None, 0} and time.monotonic() < end:
+        end = time.monotonic() + seconds
+        while True:
             running = [process.sentinel for process in self._processes if process.is_alive()]
+            codes = [
+                process.exitcode for process in self._processes
+            ]  # after `running`: none is missing where it is empty
+            if not running or set(codes) - {None, 0} or time.monotonic() >= end:
+                break
             wait(running, timeout=max(end - time.monotonic(), 0))
-            codes = [process.exitcode for process in self._processes]
         for process in self._processes:
             process.kill()
         assert set(codes) == {0}, (codes, self.errors)

@@ -2,7 +2,7 @@
 
 ONLINE, PICKING = "tests/methods/test_online.py", "tests/methods/test_picking.py"
 ROWS, RATED = "tests/methods/test_offline_rows.py", "tests/methods/test_rated_replies.py"
-CHAIN, SPLITS = "tests/pipeline/test_methods.py", "tests/data/test_ratings.py"
+CHAIN, SPLITS = "tests/pipeline/test_methods.py", "tests/data/test_rated_rows.py"
 RESUMED = "tests/methods/test_resuming.py::test_killed_after_a_checkpoint_and_started_again"
 TWO = "tests/methods/test_method_processes.py"
 

@@ -158,15 +158,14 @@ class Tokens:
         from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts, fit_ratings
         from llm_rlhf.models.rendering import RefusedByTemplateError
 
+        fits: dict[type, Callable[..., Any]] = {
+            Preference: fit_preferences, Rating: fit_ratings, Demonstration: fit_demonstrations, Prompt: fit_prompts
+        }  # fmt: skip
         chosen = _spread(rows, self.sample)
         account = Fitted(2**31 if limit is None else limit, what)
-        fit: Callable[..., Any]
         lengths = []
         for row in _progress(chosen, f"tokens of {what}"):
-            fit = fit_preferences if isinstance(row, Preference) else fit_prompts
-            fit = fit_demonstrations if isinstance(row, Demonstration) else fit
-            fit = fit_ratings if isinstance(row, Rating) else fit
-            fit(self.tokenizer, [row], account)
+            fits[type(row)](self.tokenizer, [row], account)
             with contextlib.suppress(RefusedByTemplateError):  # counted just now
                 lengths.append(self._length(row))
         tokens = quantiles(lengths)
@@ -268,8 +267,10 @@ def load_as(sources: list[Source], serve_as: str | None) -> tuple[str, Loaded[An
 
 
 def _load(sources: list[Source], kind: str) -> Loaded[Any]:
-    if kind in ("preferences", "ratings"):
-        return load_preferences(sources) if kind == "preferences" else load_ratings(sources)
+    if kind == "preferences":
+        return load_preferences(sources)
+    if kind == "ratings":
+        return load_ratings(sources)
     return load_demonstrations(sources, Rows()) if kind == "demonstrations" else load_prompts(sources, Rows())
 
 

@@ -16,7 +16,8 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 def device() -> torch.device:
     """Where a run would compute, in this process."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    there = torch.accelerator.current_accelerator(check_available=True)  # else that which torch was built for
+    return there or torch.device("cpu")
 
 
 def devices() -> Finding:

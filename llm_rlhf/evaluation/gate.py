@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.evaluation.report.called import split_label, start_called, subject_label
+from llm_rlhf.evaluation.report.labels import split_label, start_called, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, within
 from llm_rlhf.evaluation.report.numbers import NARROW, alike, bounds, equal, interval_text, value_text
 from llm_rlhf.evaluation.report.sides import INSTRUMENTS, OVER_REFUSAL, OVERALL, first_found, largest_loss, margin_of

@@ -8,7 +8,7 @@ from typing import Any
 from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
-from llm_rlhf.evaluation.report.called import WORLDS_BASE
+from llm_rlhf.evaluation.report.labels import WORLDS_BASE
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines

@@ -46,6 +46,17 @@ def test_a_machine_that_works_is_found_to(name) -> None:
 
 
 @pytest.mark.slow
+def test_a_torch_for_gpus_on_a_machine_without_one_computes_on_the_cpu(monkeypatch) -> None:
+    """pip brings it on most machines; it names the accelerator that it was built for, whether one is there or not."""
+
+    def built_for_cuda(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for_cuda)
+    assert machine.device() == torch.device("cpu")
+    assert machine.bfloat16().found == "computes on cpu"
+
+
 def test_four_bits_compute() -> None:
     pytest.importorskip("bitsandbytes")
     assert machine.nf4() == Finding("NF4", "good", machine.nf4().found)

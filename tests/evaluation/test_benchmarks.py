@@ -14,7 +14,7 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.benchmarks import of_replies
 from llm_rlhf.evaluation.report.alarms import alarm_lines
 from llm_rlhf.evaluation.report.benchmark_section import benchmarks
-from llm_rlhf.evaluation.report.called import SPLITS, split_label
+from llm_rlhf.evaluation.report.labels import SPLITS, split_label
 from llm_rlhf.evaluation.request import Both
 from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks, load_benchmark
 from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS

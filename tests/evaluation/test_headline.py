@@ -264,8 +264,9 @@ def test_a_comparison_gives_every_run_its_headline_and_the_means_theirs(tmp_path
     assert Page(html).open == []
 
 
-def test_a_comparison_opens_with_the_suites_of_the_user_s_own(tmp_path: Path) -> None:
-    """The verdict knows nothing of them; .21 to .96 is a gain of .75, and .21 to .30 none that is shown."""
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_comparison_opens_with_the_suites_of_the_user_s_own(judged: bool, tmp_path: Path) -> None:
+    """.21 to .96 is a gain of .75, and .21 to .30 none that is shown; neither makes a policy better."""
     for run, level, low in (("one", 0.96, 0.62), ("two", 0.30, -0.02)):
         estimates = [
             estimate("kl", 1.0, 0.9, 1.1),
@@ -273,19 +274,22 @@ def test_a_comparison_opens_with_the_suites_of_the_user_s_own(tmp_path: Path) ->
             estimate("flag", level, level - 0.1, level + 0.02, reference=None),
             estimate("flag_gain", level - 0.21, low, level - 0.1),
         ]
-        report = report_of(estimates)
+        if judged:
+            estimates.append(estimate("heldout_reward_gain", -0.5, -0.7, -0.3))
+        suite = {"function": "car:flag", "good": "higher", "unit": "share", "prompts": 100, "not_scored": {}}
+        report = report_of(estimates, own={"flag": suite})
         report["run"]["name"] = run
-        report["own"] = {"flag": {"function": "car:flag", "good": "higher", "unit": "share", "prompts": 100,
-                                  "not_scored": {}}}  # fmt: skip
         write_report(report, tmp_path / run)
     compared = compare_runs([tmp_path / "one", tmp_path / "two"])
     assert compared["rows"][0]["name"] == "flag_gain"
-    moved = [[level["estimate"] for level in levels] for levels in compared["rows"][0]["levels"]]
+    moved = [[level["estimate"] for level in levels] for levels in compared["rows"][0]["moved"]]
     assert moved == [[0.21, 0.96], [0.21, 0.30]]
-    assert [own["tone"] for (own,) in compared["own_verdicts"]] == ["good", "flat"]
-    text = plain(Page(render_comparison(compared)).text)
-    assert "Flag: better. +75 points against SFT, 95 % interval [+62, +86]" in text
+    html = render_comparison(compared)
+    text = plain(Page(html).text)
+    assert text.count("flag +75 points (a gain), 95 % interval [+62, +86]") == 1  # not in the headline and below it
+    assert text.count("flag +9 points (difference not shown)") >= 1
     assert "from 21 % to 96 %" in text
+    assert 'class="good"' not in html
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from planted_runs import bad_run, better_run, estimate
 from test_report import Page, full_report
 
 from llm_rlhf.evaluation.report.alarms import alarm_lines
-from llm_rlhf.evaluation.report.called import start_called, subject_label
 from llm_rlhf.evaluation.report.distance_section import distance
+from llm_rlhf.evaluation.report.labels import start_called, subject_label
 from llm_rlhf.evaluation.report.measures import measure_of
 from llm_rlhf.evaluation.report.numbers import alike, interval_text, value_text
 from llm_rlhf.evaluation.report.page import render_html, render_markdown, view

@@ -6,6 +6,7 @@ import time
 
 import ddp_gradients
 import ddp_without_gradient
+import launching
 import pytest
 import torch
 from launching import Launch
@@ -91,3 +92,12 @@ def test_a_launch_of_which_one_process_fails_ends_at_once(tmp_path) -> None:
     with pytest.raises(AssertionError, match=r"\[None, 7\]"):
         Launch(second_fails, (), 2, tmp_path).finish()
     assert time.monotonic() - began < 300
+
+
+def test_a_launch_that_has_ended_is_not_waited_for(tmp_path, monkeypatch) -> None:
+    """Waiting for no process takes all the time that is given."""
+    launch = Launch(print, ("said",), 2, tmp_path / "said")
+    for process in launch._processes:
+        process.join(60)
+    monkeypatch.setattr(launching, "wait", None)
+    assert launch.finish() == "said\n" * 2

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = {"base": "data/base", "evaluation": "data/evaluation", "recipes": "recipes"}  # in share/llm-rlhf
-MADE = shutil.ignore_patterns(  # not in git: by tests, tools and runs
-    "__pycache__", "*.pyc", "*.egg-info", ".git", ".venv", ".trl112", ".*_cache", ".hypothesis", "build", "dist", "runs"
-)
+MADE = shutil.ignore_patterns(  # not in git: by tests, tools and commands
+    "__pycache__", "*.pyc", "*.egg-info", ".git", ".venv", ".trl112", ".*_cache", ".hypothesis", "build", "dist",
+    "runs", "exports", "evaluations", "comparison",
+)  # fmt: skip
 
 
 def done(*command: object, cwd: Path, **environment: str) -> str:
@@ -33,8 +34,16 @@ def files_of(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git would hand out."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("clone") / "clone", ignore=MADE))
+    """What git would hand out; what somebody has beside it, such as a recipe of their own, is no part of it."""
+    folder = tmp_path_factory.mktemp("clone") / "clone"
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return Path(shutil.copytree(ROOT, folder, ignore=MADE))
+    known = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, known.split("\0")):
+        if (ROOT / name).is_file():  # else it is deleted, and not yet told to git
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from llm_rlhf.evaluation.report.called import by_role, split_label, subject_label
+from llm_rlhf.evaluation.report.labels import by_role, split_label, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, measure_of
 from llm_rlhf.evaluation.report.numbers import alike, interval_text, value_text
 from llm_rlhf.evaluation.report.sides import OVERALL, REFUSALS, direction

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.alarms import alarm_lines
-from llm_rlhf.evaluation.report.called import start_called
+from llm_rlhf.evaluation.report.labels import start_called
 from llm_rlhf.evaluation.report.next_steps import next_steps
 from llm_rlhf.evaluation.report.schema import SCHEMA
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines

@@ -3,8 +3,8 @@
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.called import by_role, split_label, start_called
 from llm_rlhf.evaluation.report.charts import Mark
+from llm_rlhf.evaluation.report.labels import by_role, split_label, start_called
 from llm_rlhf.evaluation.report.measures import Entry, find, is_difference, measure_of, own_names, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.sections import difference_of, level_of, mark_of

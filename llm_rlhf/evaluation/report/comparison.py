@@ -17,13 +17,13 @@ import numpy as np
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.cautions import cautions, judge_identity
 from llm_rlhf.evaluation.report.groups import groups_of, repetitions, same_seeds
-from llm_rlhf.evaluation.report.headline import headline_of
+from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains
 from llm_rlhf.evaluation.report.measures import MEASURES, SPREADS, Entry, contest, find, is_difference, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.side_by_side import entries_of, summary
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
-from llm_rlhf.evaluation.report.verdict import has_policy, own_verdict
+from llm_rlhf.evaluation.report.verdict import has_policy, own_line
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
@@ -63,12 +63,12 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     Returns:
         {"runs": [NAME ...], "folders": [...], "headlines": [as in a report ...], "headline": that of the means, None
         where there are several groups, "verdicts": [line ...], "groups": as `groups_of` says, with the "headline" of
-        each one's means and the mean "level" of starts and policies, "rows": [{"name", "split", "each": [estimate or
-        None ...], "levels": of each run what the reference and the policy had, or None, "together": the mean of all
-        where they are one group, "groups": [mean of each group, None where one run measured it], "less_first": [each
-        group's gain less the first one's, of runs of one seed, or None]}],
-        "own": {SUITE: as in a report}, "own_verdicts": for each run [{"tone", "text"} of each of its suites],
-        "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
+        each one's means, how many of its runs have "alarms", and the mean "level" of starts and policies, "rows":
+        [{"name", "split", "each": [estimate or None ...], "moved": of each run what the reference and the policy had,
+        or None, "together": the mean of all where they are one group, "groups": [mean of each group, None where one
+        run measured it], "less_first": [each group's gain less the first one's, of runs of one seed, or None]}],
+        "own": {SUITE: as in a report}, "own_lines": for each run what its own suites found, as far as its headline
+        does not say it, "cautions": [sentence ...], "ratings": [...] or None, "summary": [line ...]}.
 
     Raises:
         RecipeError: where a folder holds no report, or there are fewer than two.
@@ -96,7 +96,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
                     "name": name,
                     "split": split,
                     "each": each,
-                    "levels": [_moved(report["estimates"], name, split) for report in reports],
+                    "moved": [_moved(report["estimates"], name, split) for report in reports],
                     "together": of_groups[0] if len(groups) == 1 else None,
                     "groups": of_groups,
                     "less_first": [_less_first(name, split, each, pairs) for pairs in paired],
@@ -111,6 +111,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         # As many decimals as in the table below it.
         with with_own(own), alike([entry for row in rows for entry in entries_of(row)]):
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
+        group["alarms"] = sum(bool(reports[i]["alarms"]) for i in group["runs"])
         group["level"] = _mean_level([_levels(report["estimates"]) for report in of_group])
     found: dict[str, Any] = {
         "runs": names,
@@ -127,8 +128,10 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "ratings": _ratings(folders, reports, names),
     }
     with with_own(own):
-        own_gains = [[e for name, split in asked if (e := _of_policy(r["estimates"], name, split))] for r in reports]
-        found["own_verdicts"] = [[own_verdict(entry) for entry in of_run] for of_run in own_gains]
+        found["own_lines"] = [
+            [] if report["headline"]["word"] == BY_OWN else list(map(own_line, own_gains(report["estimates"])))
+            for report in reports
+        ]
         return found | {"summary": summary(found)}
 
 

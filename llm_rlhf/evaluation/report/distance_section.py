@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.called import subject_label
+from llm_rlhf.evaluation.report.labels import subject_label
 from llm_rlhf.evaluation.report.numbers import (
     MINUS,
     number,

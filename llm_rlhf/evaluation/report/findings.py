@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.evaluation.report.alarms import FORGOTTEN, LARGE_KL, LONGER
-from llm_rlhf.evaluation.report.called import split_label, subject_label
 from llm_rlhf.evaluation.report.headline import headline_of, own_gains
+from llm_rlhf.evaluation.report.labels import split_label, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, find, measure_of
 from llm_rlhf.evaluation.report.numbers import equal, half_width, interval_text, number, value_text
 from llm_rlhf.evaluation.report.sides import OVER_REFUSAL, OVERALL, direction, first_found, judgement, margin_of

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_rlhf.evaluation.report import findings, reward_findings
-from llm_rlhf.evaluation.report.called import by_role, start_called
 from llm_rlhf.evaluation.report.findings import Known, Step
 from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of
+from llm_rlhf.evaluation.report.labels import by_role, start_called
 from llm_rlhf.evaluation.report.measures import contest, with_own
 from llm_rlhf.evaluation.report.numbers import alike
 from llm_rlhf.evaluation.report.verdict import has_policy

@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation.report import reward_sections, sections
 from llm_rlhf.evaluation.report.benchmark_section import benchmarks
-from llm_rlhf.evaluation.report.called import by_role, start_called, subject_label
 from llm_rlhf.evaluation.report.curve_section import curves
 from llm_rlhf.evaluation.report.distance_section import distance
+from llm_rlhf.evaluation.report.labels import by_role, start_called, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, is_difference, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,

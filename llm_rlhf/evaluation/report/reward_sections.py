@@ -6,8 +6,8 @@ As in sections.py, every function returns what its part of the page prints, or N
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.called import split_label, subject_label
 from llm_rlhf.evaluation.report.charts import Mark
+from llm_rlhf.evaluation.report.labels import split_label, subject_label
 from llm_rlhf.evaluation.report.measures import MEASURES, Entry, find
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,

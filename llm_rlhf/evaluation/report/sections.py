@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.called import SUBJECTS, split_label, subject_label
 from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains
+from llm_rlhf.evaluation.report.labels import SUBJECTS, split_label, subject_label
 from llm_rlhf.evaluation.report.measures import MEASURES, Entry, find, measure_of, own_names
 from llm_rlhf.evaluation.report.numbers import (
     interval_text,

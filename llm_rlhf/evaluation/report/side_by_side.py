@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from llm_rlhf.evaluation.report import charts
-from llm_rlhf.evaluation.report.called import split_label
 from llm_rlhf.evaluation.report.charts import Mark, Point
 from llm_rlhf.evaluation.report.groups import differing
+from llm_rlhf.evaluation.report.labels import split_label
 from llm_rlhf.evaluation.report.measures import Entry, is_difference, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import NARROW, alike, interval_text, value_text
 from llm_rlhf.evaluation.report.page import templates
@@ -33,7 +33,6 @@ def write_comparison(found: dict[str, Any], folder: Path) -> Path:
 def render_comparison(found: dict[str, Any]) -> str:
     """The page: one self-contained HTML file."""
     measures = []
-    alarms = [sum(found["alarms"][i] > 0 for i in group["runs"]) for group in found["groups"]]
     with with_own(found["own"]):
         for row in found["rows"]:
             with alike(entries_of(row)):
@@ -42,7 +41,7 @@ def render_comparison(found: dict[str, Any]) -> str:
         templates(escape=True)
         .get_template("comparison.html.jinja")
         .render(
-            found=found | {"groups": [g | {"alarms": n} for g, n in zip(found["groups"], alarms, strict=True)]},
+            found=found,
             measures=measures,
             repeated=repeated(found),
             differing=differing(found["groups"]),
@@ -144,8 +143,8 @@ def _measure(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         "title": f"{measure.label}{change}{where}",
         "meaning": measure.meaning,
         "runs": [
-            _strip(name, entry, "other", extent, middle) | {"levels": " to ".join(map(value_text, levels or []))}
-            for name, entry, levels in zip(found["runs"], row["each"], row["levels"], strict=True)
+            _strip(name, entry, "other", extent, middle) | {"moved": " to ".join(map(value_text, levels or []))}
+            for name, entry, levels in zip(found["runs"], row["each"], row["moved"], strict=True)
         ],
         "means": means,
         "axis": charts.strip_axis(extent, 100 if measure.unit == "share" else 1),
@@ -155,7 +154,7 @@ def _measure(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 def _strip(name: str, entry: Entry | None, kind: str, extent: charts.Range, middle: float) -> dict[str, Any]:
     """A row of a chart: a run, or the mean of several."""
     shown = {"name": name, "strip": Markup(""), "text": "not measured", "interval": "", "n": None}
-    shown |= {"less": "", "levels": ""}
+    shown |= {"less": "", "moved": ""}
     if entry is None:
         return shown
     text, interval = value_text(entry), interval_text(entry)

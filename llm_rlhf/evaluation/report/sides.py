@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_rlhf.evaluation.report.called import split_label
+from llm_rlhf.evaluation.report.labels import split_label
 from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, within
 from llm_rlhf.evaluation.report.numbers import (
     NARROW,

@@ -8,8 +8,8 @@ What the whole is called, headline.py decides, from both sides.
 
 from typing import Any
 
-from llm_rlhf.evaluation.report.called import split_label, start_called, subject_label
 from llm_rlhf.evaluation.report.headline import BY_OWN, headline_of, own_gains, own_phrase
+from llm_rlhf.evaluation.report.labels import split_label, start_called, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, with_own
 from llm_rlhf.evaluation.report.numbers import (
     HARD,
@@ -207,10 +207,7 @@ def _overall(estimates: list[Entry], word: str) -> str:
     missing = "no true score, reward model or judge compared the policy with its reference"
     line = _line(entry, "Overall", missing, word)
     if word == BY_OWN:
-        found = [
-            f"{own_phrase(e)}, 95{NARROW}% interval {interval_text(e)}, {counted(e)}" for e in own_gains(estimates)
-        ]
-        return f"{line} By suites of your own: {'; '.join(found)}."
+        return f"{line} By suites of your own: {'; '.join(map(own_line, own_gains(estimates)))}."
     if entry is None or entry["name"] == "win_rate":
         return line
     judge = {"gold_gain": ["gold", "all"], "heldout_reward_gain": ["heldout", "heldout_reward"]}
@@ -244,10 +241,9 @@ def _line(entry: Entry | None, topic: str, missing: str, verdict: str | None = N
     return line
 
 
-def own_verdict(entry: Entry) -> dict[str, str]:
-    """Of a suite of the user's own, by its paired difference: a line as those of the verdict, and its colour."""
-    tone = {"better": "good", "worse": "bad"}.get(judgement(entry), "flat")
-    return {"tone": tone, "text": _line(entry, measure_of(entry["name"]).label, "")}
+def own_line(gain: Entry) -> str:
+    """What a suite of the user's own found, in words that no verdict on a policy has."""
+    return f"{own_phrase(gain)}, 95{NARROW}% interval {interval_text(gain)}, {counted(gain)}"
 
 
 def counted(entry: Entry) -> str:
