@@ -2,35 +2,37 @@
 
     python benchmarks/plan.py FOLDER [CASE ...]
 
-Each stage runs in a process of its own, and its peak is what the system says the process held at most (VmHWM, Linux),
-with glibc told to give blocks of a megabyte or more back when they are freed (docs/planning.md says why).
-The models have random weights and the rows are noise: only sizes matter. Prints a line for each stage, and a table in
-Markdown at the end; FOLDER keeps models, rows and runs, and what was measured there is not measured again.
+Each is a command of its own, started afresh, and a stage's peak is what the system says its process held at most
+(VmHWM, Linux). The models have random weights and the rows are noise: only sizes matter. "beside tensors" is what was
+measured less the tensors that were predicted: what plan/machine.py predicts as the process alone.
+Prints a line for each stage, and a table in Markdown at the end; FOLDER keeps models, rows and runs, and what was
+measured there is not measured again.
 """
 
-import gc
-import importlib
 import json
 import os
 import random
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llm_rlhf.pipeline import MODULES, STAGES, run_recipe
-from llm_rlhf.plan.forecast import Forecast
-from llm_rlhf.plan.machine import process_bytes
-from llm_rlhf.plan.text import as_dict
-from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.world.base_model import shipped_base
 
 GIB = 2**30
-ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", str(2**20))  # docs/planning.md
+COMMAND = """
+import atexit, pathlib, runpy, sys
+target = pathlib.Path(sys.argv.pop(1))
+def keep():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    target.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+atexit.register(keep)
+runpy.run_module("llm_rlhf", run_name="__main__", alter_sys=True)
+"""  # llm-rlhf, leaving in a file what its process held at most, in KiB
 LLAMA = {
     "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
     "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 32000, "tie_word_embeddings": True,
@@ -49,14 +51,25 @@ GRPO: dict[str, Any] = {
 }  # fmt: skip
 EVALUATE: dict[str, Any] = {"prompts": 16, "batch_size": 16, "response_length": 32, "suites": [], "perplexity_rows": 16}
 OFF = {"gradient_checkpointing": False}
+STAGES = ("sft", "reward", "ppo", "grpo", "dpo", "kto", "evaluate")
+TINY = LLAMA | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1}
+WIDE = LLAMA | {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+FEW = {"per_device_train_batch_size": 2}
 CASES: dict[str, dict[str, Any]] = {  # name: model, what else the recipe says
-    "llama, float32": {"config": LLAMA, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE},
-    "llama, no checkpointing": {"config": LLAMA, "reward": REWARD | OFF, "ppo": PPO | OFF | {"value": "adapter"}},
-    "qwen2, bfloat16": {"config": QWEN, "model": {"dtype": "bfloat16"}, "sft": SFT},
-    "qwen2, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "sft": SFT},
-    "gpt2, DPO": {"config": GPT2, "dpo": SFT},
-    "llama, GRPO": {"config": LLAMA, "grpo": GRPO},
-}
+    "the smallest": {
+        "config": TINY | {"vocab_size": 512}, "sft": SFT | FEW, "reward": REWARD | FEW, "ppo": PPO | FEW,
+        "evaluate": EVALUATE | {"batch_size": 2},
+    },
+    "SFT, float32": {"config": WIDE, "sft": SFT},
+    "SFT, bfloat16": {"config": QWEN, "model": {"dtype": "bfloat16"}, "sft": SFT},
+    "SFT, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "sft": SFT},
+    "reward and PPO, float32": {"config": LLAMA, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE},
+    "reward and PPO, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "reward": REWARD, "ppo": PPO},
+    "without checkpointing": {"config": WIDE, "reward": REWARD | OFF, "ppo": PPO | OFF | {"value": "adapter"}},
+    "DPO, gpt2": {"config": GPT2, "dpo": SFT},
+    "KTO": {"config": LLAMA, "kto": SFT},
+    "GRPO": {"config": LLAMA, "grpo": GRPO},
+}  # fmt: skip
 
 
 def brevity(completions: list[Any], **columns: Any) -> list[float]:
@@ -70,68 +83,57 @@ def main(folder: Path, names: list[str]) -> None:
     for name in names or CASES:
         path = _recipe(folder, name, rows)
         planned = _plan(folder, name, path)
-        for stage in (s for s in ("sft", "reward", "ppo", "grpo", "dpo", "evaluate") if s in CASES[name]):
+        for stage in (s for s in STAGES if s in CASES[name]):
             held = _measured(folder, name, path, stage)
-            told = planned["stages"][stage]["memory"]
-            table.append((name, stage, told["bytes"], held, planned["process_bytes"]))
+            told = planned["stages"][stage]["memory"]["bytes"]
+            table.append((name, stage, told, held, told - planned["process_bytes"]))
             print(_line(*table[-1]), flush=True)
-    print("\n| recipe | stage | predicted, GiB | measured, GiB | of it, the process alone | off by |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "\n| recipe | stage | predicted, GiB | measured, GiB | off by | tensors predicted | measured beside tensors |"
+    )
+    print("|---|---|---|---|---|---|---|")
     print("\n".join(_line(*row) for row in table))
 
 
-def _line(name: str, stage: str, predicted: int, held: int, process: int) -> str:
-    told = f"{predicted / GIB:.2f} | {held / GIB:.2f} | {process / GIB:.2f}"
-    return f"| {name} | {stage} | {told} | {100 * (predicted / held - 1):+.0f} % |"
+def _line(name: str, stage: str, predicted: int, held: int, tensors: int) -> str:
+    off = f"{100 * (predicted / held - 1):+.0f} %"
+    told = [f"{predicted / GIB:.2f}", f"{held / GIB:.2f}", off, f"{tensors / GIB:.2f}", f"{(held - tensors) / GIB:.2f}"]
+    return f"| {name} | {stage} | {' | '.join(told)} |"
 
 
 def _measured(folder: Path, name: str, recipe: Path, stage: str) -> int:
     """Bytes that the process of a stage held at most."""
     kept = folder / "measured" / f"{name}-{stage}"
-
-    def run() -> None:
-        run_recipe(load_recipe(recipe), only=stage)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kept.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-
-    _alone(kept, run)
+    if not kept.is_file():
+        _command(kept, "run", str(recipe), "--only", stage)
     return int(kept.read_text()) * 1024
-
-
-def _alone(kept: Path, function: Callable[[], None]) -> None:
-    """Call what writes a file in a process of its own, forked from this one, which has imported everything."""
-    if kept.is_file():
-        return
-    kept.parent.mkdir(exist_ok=True)
-    for stage in STAGES:
-        importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
-    gc.collect()
-    if (child := os.fork()) == 0:
-        try:
-            function()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
 
 
 def _plan(folder: Path, name: str, recipe: Path) -> dict[str, Any]:
     kept = folder / "planned" / f"{name}.json"
-
-    def plan() -> None:
-        forecast = Forecast(load_recipe(recipe), "cpu")
-        kept.write_text(json.dumps(as_dict(forecast.plan(), process_bytes(), None, "cpu")))
-
-    _alone(kept, plan)
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(_command(kept.with_suffix(".held"), "plan", str(recipe), "--json"))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
+
+
+def _command(kept: Path, *arguments: str) -> str:
+    """What the command prints, started afresh as from a shell."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    call = [sys.executable, "-c", COMMAND, str(kept), *arguments]
+    done = subprocess.run(call, env=os.environ | here, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        kept.unlink(missing_ok=True)
+        raise SystemExit(f"{' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stdout}")
+    return done.stdout
 
 
 def _recipe(folder: Path, name: str, rows: Path) -> Path:
     """The case's recipe, with its model beside it."""
     case = CASES[name]
-    base = folder / "models" / case["config"]["model_type"]
+    base = folder / "models" / str(zlib.crc32(repr(case["config"]).encode()))
     if not (base / "model.safetensors").is_file():
         tokenizer = AutoTokenizer.from_pretrained(shipped_base())
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
@@ -164,6 +166,4 @@ def _rows(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if ALLOCATOR[0] not in os.environ:  # read by glibc when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict([ALLOCATOR]))
     main(Path(sys.argv[1]), sys.argv[2:])

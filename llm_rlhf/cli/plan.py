@@ -1,6 +1,8 @@
 """The command `llm-rlhf plan`."""
 
 import json
+import re
+import sys
 from typing import Annotated
 
 import typer
@@ -13,8 +15,8 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. recipes/quickstart.yaml", autocompletion=recipes)],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, laid over the recipe")] = None,
     memory: Annotated[
-        float | None,
-        typer.Option("--memory", metavar="GIB", help="Memory that there is; default: that of this machine's device."),
+        str | None,
+        typer.Option("--memory", help="Memory that there is, as 24GiB; default: that of this machine's device."),
     ] = None,
     device: Annotated[
         str | None,
@@ -24,14 +26,13 @@ def plan(
 ) -> None:
     """What a recipe would take: rows, steps, memory by stage and where it goes, disk. Loads no weights.
 
-    Example: llm-rlhf plan recipes/hh.yaml --device cuda --memory 24
+    Does it fit a GPU of 24 GB? llm-rlhf plan recipes/hh.yaml --device cuda --memory 24GiB
 
-    Exit code 2 where a stage does not fit; the message names keys to lower, and what each would give.
+    Exit code 2 where a stage does not fit; keys to lower are then named, with what each would give.
     """
     if device not in (None, "cpu", "cuda"):
         raise typer.BadParameter(f"--device is {device!r}; it must be cpu or cuda.")
-    if memory is not None and not memory > 0:
-        raise typer.BadParameter(f"--memory is {memory:g}; it must be over 0, in GiB.")
+    given = None if memory is None else _bytes(memory)
     with told_in_one_message("interrupted."):
         quiet_warnings()
         from llm_rlhf.recipe.loading import load_recipe
@@ -42,18 +43,34 @@ def plan(
         from llm_rlhf.plan.forecast import Forecast, compute_device
         from llm_rlhf.plan.machine import memory_there, process_bytes
         from llm_rlhf.plan.remedies import remedies
-        from llm_rlhf.plan.text import as_dict, lines, refusal
+        from llm_rlhf.plan.text import advice, as_dict, lines, refusal
 
         where = device or compute_device()
-        there = memory_there(where) if memory is None else int(memory * 2**30)
+        there = memory_there(where) if given is None else given
         with said_aside(as_json):
             forecast = Forecast(loaded, where)
             process = process_bytes() if where == "cpu" else 0
             plans = forecast.plan()
+        too_large = [plan for plan in plans if there is not None and plan.memory and plan.bytes + process > there]
+        if not as_json:
+            print("\n".join(lines(plans, process, there, where)), flush=True)
+        advised = {}
+        for each in too_large:
+            assert there is not None
+            print(f"trying what would make {each.stage} smaller ...", file=sys.stderr, flush=True)
+            advised[each.stage] = remedies(forecast, each, there - process)
+            if not as_json:
+                print("\n".join(["", *advice(each, process, there, advised[each.stage])]), flush=True)
         if as_json:
-            print(json.dumps(as_dict(plans, process, there, where), ensure_ascii=False))
-        else:
-            print("\n".join(lines(plans, process, there, where)))
-        largest = max(plans, key=lambda each: each.bytes)
-        if there is not None and largest.bytes + process > there:
-            raise RecipeError(refusal(largest, process, there, remedies(forecast, largest)))
+            print(json.dumps(as_dict(plans, process, there, where, advised), ensure_ascii=False))
+        if there is not None and too_large:
+            raise RecipeError(refusal(too_large, process, there))
+
+
+def _bytes(told: str) -> int:
+    """Of `24GiB`, `24GB` (a GPU's are GiB, whatever is on its box), `24` or `800MiB`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?(?:(G|M)(?:i?B)?)?", told.strip(), re.IGNORECASE)
+    count = 0 if found is None else float(found[1]) * 2 ** (20 if (found[2] or "G").upper() == "M" else 30)
+    if count < 1:
+        raise typer.BadParameter(f"--memory is {told!r}; it must be a number over 0 of GiB or MiB, as 24GiB.")
+    return int(count)

@@ -18,6 +18,7 @@ from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
 from llm_rlhf.plan.live_memory import LiveMemory
+from llm_rlhf.plan.machine import keeps_freed_memory
 from llm_rlhf.plan.models import Blueprint, causal_lm, reward_model, weight_bytes, without_data
 from llm_rlhf.plan.rows import Lists, Measured, Measuring, optimizer_steps
 from llm_rlhf.plan.steps import Simulation
@@ -106,7 +107,7 @@ class Forecast:
         return [self.stage(self.recipe, stage) for stage in self.stages]
 
     def stage(self, recipe: Recipe, stage: str) -> StagePlan:
-        """One stage; of the same recipe with other values, too, as long as they leave its rows as they are."""
+        """One stage; of the same recipe with other values, too, as long as they add no rows and make none longer."""
         return _Stage(self, recipe, stage).planned()
 
 
@@ -116,11 +117,14 @@ class _Stage:
     def __init__(self, forecast: Forecast, recipe: Recipe, stage: str) -> None:
         self.recipe, self.stage, self.lists = recipe, stage, forecast.lists
         self.on_cpu = forecast.device == "cpu"
+        self.heap = self.on_cpu and keeps_freed_memory()
+        self.plain = self.on_cpu and recipe.model.quantization == "none"
+        self.merges = self.plain and recipe.model.dtype == "float32"
         self.blueprint = Blueprint(forecast.config, recipe.model, forecast.tokens)
         trains = stage in TRAINED and (stage != "reward" or trains_reward(recipe))
         self.config: Any = trainer_config(recipe, stage, recipe.folder / stage) if trains else None
         self.found = StagePlan(stage)
-        self.context = forecast.context
+        self.context = min(forecast.context, recipe.model.context_length or forecast.context)
 
     def planned(self) -> StagePlan:
         methods = {
@@ -137,8 +141,8 @@ class _Stage:
     # ---- the stages --------------------------------------------------------------------------------------------
 
     def _sft(self) -> None:
-        rows = self._rows("demonstrations", self.lists.sft)
-        length = min(self.config.max_length or self.context, self.context) if self.config.packing else rows.longest
+        rows = self._rows("demonstrations", self.lists.sft, self._limit())
+        length = self._limit() if self.config.packing else rows.longest
         simulation = self._simulation(causal_lm(self.blueprint, ("log_probs", "entropy", "is_top1")))
         self._train(simulation, rows.rows)
         steps.imitate(simulation, self.config.per_device_train_batch_size, self._padded(length))
@@ -152,9 +156,8 @@ class _Stage:
         if self.config is None:
             return
         lists = self.lists.reward or {}
-        for name, rows in lists.items():
-            self._rows(f"pairs of {name}", rows)
-        longest = max(rows.longest for rows in lists.values())
+        found = [self._rows(f"pairs of {name}", rows, self._limit()) for name, rows in lists.items()]
+        longest = max(rows.longest for rows in found)
         simulation = self._simulation(reward_model(self.blueprint))
         self._train(simulation, *(rows.rows for rows in lists.values()))
         steps.prefer_pairs(simulation, self.config.per_device_train_batch_size, self._padded(longest))
@@ -167,13 +170,14 @@ class _Stage:
             prompt = min(longest, self.context - options.reference_length)
             steps.sample(simulation, rows_at_once, prompt, options.reference_length, draws=True, adapters=())
         if self.lists.evaluation_pairs is not None:
-            longest = min(self.lists.evaluation_pairs.longest, self.config.max_length or self.context)
+            longest = min(self.lists.evaluation_pairs.longest, self._limit())
             steps.read_rows(simulation, SCORED_AT_ONCE, longest, list(lists), with_policy=False)
         self._keep(simulation)
 
     def _ppo(self) -> None:
-        config, options, prompts = self.config, stage_options(self.recipe, "ppo"), self._prompts()
-        P, R = prompts.longest, config.response_length
+        config, options, R = self.config, stage_options(self.recipe, "ppo"), self.config.response_length
+        prompts = self._prompts(R)
+        P = prompts.longest
         if config.gradient_checkpointing and config.value == "adapter":
             checkpoint_with_adapters(config)
         B, rollout = config.per_device_train_batch_size, self._rollout()
@@ -185,27 +189,26 @@ class _Stage:
         simulation = self._simulation(
             causal_lm(self.blueprint, rewards=[*rewards, *heldout], value=config.value), tiled=True
         )
-        merges = self.on_cpu and self.recipe.model.dtype == "float32"
         if not config.use_vllm:
-            steps.sample(simulation, rollout, P, R, self.on_cpu, merges)
+            steps.sample(simulation, rollout, P, R, self.on_cpu, self.merges)
         if evaluates and kept is not None:
-            size = min(config.per_device_eval_batch_size, kept.rows)
-            steps.sample(simulation, size, kept.longest, R, self.on_cpu, merges, "evaluation")
-            steps.score_rollout(simulation, size, kept.longest, R, [*rewards, *heldout], "evaluation, scoring")
+            size, longest = min(config.per_device_eval_batch_size, kept.rows), min(kept.longest, self.context - R)
+            steps.sample(simulation, size, longest, R, self.on_cpu, self.merges, "evaluation")
+            steps.score_rollout(simulation, size, longest, R, [*rewards, *heldout], "evaluation, scoring")
         steps.score_rollout(simulation, rows, P, R, rewards)
         self._train(simulation, prompts.rows)
-        imitated = 0 if self.lists.demonstrations is None else self.lists.demonstrations.longest
+        imitated = 0 if self.lists.demonstrations is None else min(self.lists.demonstrations.longest, self.context)
         steps.update_policy(simulation, rows, P, R, config.cliprange, imitated)
         self._keep(simulation)
         self._leave_policy(simulation)
 
     def _online(self) -> None:
-        config, prompts = self.config, self._prompts()
-        P, R, B = prompts.longest, config.max_completion_length, config.per_device_train_batch_size
+        R, B = self.config.max_completion_length, self.config.per_device_train_batch_size
+        prompts = self._prompts(R)
+        P = prompts.longest
         rewards = self._rewards()
         simulation = self._simulation(causal_lm(self.blueprint, rewards=rewards))
-        merges = self.on_cpu and self.recipe.model.dtype == "float32"
-        steps.sample(simulation, self._rollout(), P, R, self.on_cpu, merges)
+        steps.sample(simulation, self._rollout(), P, R, self.on_cpu, self.merges)
         steps.read_rows(simulation, B, P + R, rewards)
         self._train(simulation, prompts.rows)
         steps.compare_within_group(simulation, B, P + R)
@@ -213,7 +216,7 @@ class _Stage:
         self._leave_policy(simulation)
 
     def _offline(self) -> None:
-        rows = self._rows("pairs", self.lists.pairs)
+        rows = self._rows("pairs", self.lists.pairs, self._limit())
         simulation = self._simulation(causal_lm(self.blueprint))
         self._train(simulation, rows.rows * (1 if self.stage == "dpo" else 2))
         replies = self.config.per_device_train_batch_size * (2 if self.stage == "dpo" else 1)
@@ -222,15 +225,17 @@ class _Stage:
         self._leave_policy(simulation)
 
     def _best_of_n(self) -> None:
-        options, prompts = stage_options(self.recipe, "best_of_n"), self._prompts()
-        P, R, B = prompts.longest, options.response_length, options.sampling_batch_size
+        options = stage_options(self.recipe, "best_of_n")
+        R, B = options.response_length, options.sampling_batch_size
+        prompts = self._prompts(R)
+        P = prompts.longest
         simulation = self._reading(self._rewards())
         steps.sample(simulation, B, P, R, draws=True, adapters=())
         steps.read_rows(simulation, B, P + R, self._rewards(), with_policy=False)
         self._keep(simulation)
         simulation = self._simulation(causal_lm(self.blueprint, ("log_probs", "entropy", "is_top1")))
         self._train(simulation, min(prompts.rows, options.prompts or prompts.rows))
-        longest = min(P + R, self.config.max_length or self.context)
+        longest = min(P + R, self._limit())
         steps.imitate(simulation, self.config.per_device_train_batch_size, self._padded(longest))
         self._keep(simulation)
         self._leave_policy(simulation)
@@ -239,8 +244,8 @@ class _Stage:
         section = self.recipe.evaluate
         if self.recipe.method is None or section is None:
             return
-        prompts = self._rows("evaluation prompts", self.lists.evaluation_prompts)
         R, B = section.response_length or (sampling(self.recipe) or UNTRAINED)[0], section.batch_size
+        prompts = self._rows("evaluation prompts", self.lists.evaluation_prompts, self.context - R)
         rewards = [*self._rewards(), *([HELDOUT] if self._has_heldout() else [])]
         snapshot = ["snapshot"] if "overoptimization" in section.suites and rewards else []
         simulation = self._reading([*rewards, *snapshot])
@@ -250,7 +255,8 @@ class _Stage:
         pairs = self.lists.evaluation_pairs
         if pairs is not None:
             size = min(B, pairs.rows)
-            steps.read_rows(simulation, size, pairs.longest, rewards, "held-out pairs", bool(section.perplexity_rows))
+            longest = min(pairs.longest, self.context)
+            steps.read_rows(simulation, size, longest, rewards, "held-out pairs", bool(section.perplexity_rows))
         self._keep(simulation)
         if section.judge is not None or section.reference is not None:
             self.found.notes.append("models that evaluate.judge or evaluate.reference name are not counted")
@@ -261,8 +267,9 @@ class _Stage:
 
     def _simulation(self, model: Any, tiled: bool = False) -> Simulation:
         """A model as a trainer holds it."""
-        plain = self.on_cpu and self.recipe.model.quantization == "none"
-        found = Simulation(model, self._memory(), self.recipe.model.dtype == "bfloat16", tiled and plain)
+        found = Simulation(
+            model, self._memory(), self.recipe.model.dtype == "bfloat16", tiled and self.plain, self.heap
+        )
         beside = 0 if self.stage not in ("ppo", "grpo", "rloo") else self._whole_rewards()
         if beside:
             found.hold_beside(beside)
@@ -271,8 +278,7 @@ class _Stage:
     def _reading(self, rewards: Sequence[str]) -> Simulation:
         """The base with reward models as `load_roles` makes it, where nothing is trained."""
         model = causal_lm(self.blueprint, rewards=rewards).requires_grad_(False).eval()
-        plain = self.on_cpu and self.recipe.model.quantization == "none"
-        return Simulation(model, self._memory(), tiled=plain)
+        return Simulation(model, self._memory(), tiled=self.plain, heap=self.heap)
 
     def _memory(self) -> LiveMemory:
         return LiveMemory(self.blueprint.vocabulary)
@@ -290,13 +296,18 @@ class _Stage:
     def _keep(self, simulation: Simulation) -> None:
         self.found.memory |= simulation.steps
 
-    def _rows(self, name: str, rows: Measured | None) -> Measured:
+    def _rows(self, name: str, rows: Measured | None, limit: int) -> Measured:
+        """The list, none of whose rows is longer than this stage's limit, which may be less than the measured one's."""
         assert rows is not None, "it was measured"
-        self.found.rows[name] = rows
-        return rows
+        self.found.rows[name] = replace(rows, longest=min(rows.longest, limit))
+        return self.found.rows[name]
 
-    def _prompts(self) -> Measured:
-        return self._rows("prompts", self.lists.prompts)
+    def _prompts(self, response_length: int) -> Measured:
+        return self._rows("prompts", self.lists.prompts, self.context - response_length)
+
+    def _limit(self) -> int:
+        """Tokens of a row that the stage trains on, at most."""
+        return min(self.config.max_length or self.context, self.context)
 
     def _padded(self, length: int) -> int:
         multiple = getattr(self.config, "pad_to_multiple_of", None) or 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIVATIONS, LOGITS, GRADIENTS = "activations", "logits", "gradients"
+SMALL = 32 * 2**20  # bytes under which glibc may put a block into its heap (mallopt(3): M_MMAP_THRESHOLD's most)
 
 
 class LiveMemory(TorchDispatchMode):
@@ -34,7 +35,9 @@ class LiveMemory(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
         self.total = self.peak = 0
+        self.small = self.small_peak = 0  # of what is made while it counts: tensors under SMALL
         self._sizes: dict[int, tuple[int, str]] = {}  # of storages, by address: bytes, kind
+        self._small: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count tensors that were there before, or that are of another kind than their shape says."""
@@ -56,7 +59,7 @@ class LiveMemory(TorchDispatchMode):
 
     def start_again(self) -> None:
         """Forget the peak: the largest from here on counts."""
-        self.peak, self.at_peak = self.total, Counter(self.now)
+        self.peak, self.at_peak, self.small_peak = self.total, Counter(self.now), self.small
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -66,6 +69,10 @@ class LiveMemory(TorchDispatchMode):
                 if storage._cdata not in self._sizes:
                     wide = self.vocabulary is not None and tensor.dim() > 0 and tensor.shape[-1] == self.vocabulary
                     self._add(storage, self.kind or (LOGITS if wide else ACTIVATIONS))
+                    if storage.nbytes() < SMALL:
+                        self._small.add(storage._cdata)
+                        self.small += storage.nbytes()
+                        self.small_peak = max(self.small_peak, self.small)
         return out
 
     def _add(self, storage: Any, kind: str) -> None:
@@ -81,6 +88,9 @@ class LiveMemory(TorchDispatchMode):
         size, kind = self._sizes.pop(address)
         self.now[kind] -= size
         self.total -= size
+        if address in self._small:
+            self._small.remove(address)
+            self.small -= size
 
     def _change_kind(self, address: int, kind: str) -> None:
         size, old = self._sizes[address]

@@ -26,6 +26,7 @@ from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.sampling import merged_policy
 
 BASE, ADAPTERS, OPTIMIZER, CACHE, MERGED = "base", "adapters", "optimizer", "KV cache", "merged weights"
+KEPT = "kept by the allocator"
 ADDED = ("lora_", "modules_to_save", "score_heads", "value_head")  # in names of what a stage puts on the base
 
 
@@ -36,12 +37,15 @@ class Simulation:
     Args:
         autocast: trainers compute in bfloat16.
         tiled: log-probabilities come from this package's head for CPUs, not from TRL's.
+        heap: freed tensors leave gaps in glibc's heap. It is taken for twice as large as the small tensors in it:
+            once to three times was measured (docs/planning.md).
     """
 
     model: Any
     memory: LiveMemory
     autocast: bool = False
     tiled: bool = False
+    heap: bool = False
     steps: dict[str, dict[str, int]] = field(default_factory=dict)  # bytes by kind at the peak of each step
     _held: list[Tensor] = field(default_factory=list)  # what stands for memory beside the model's
 
@@ -62,6 +66,8 @@ class Simulation:
         with self.memory, torch.autocast("cpu", torch.bfloat16, enabled=self.autocast and autocast):
             yield
         self.steps[name] = {kind: size for kind, size in self.memory.at_peak.items() if size}
+        if self.heap:
+            self.steps[name][KEPT] = self.memory.small_peak
 
     def hold_beside(self, size: int) -> None:
         """Count weights of models that are no part of this one, in bytes."""

@@ -1,18 +1,22 @@
 """A plan as a person reads it, and as a program does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_rlhf.plan.forecast import StagePlan
-from llm_rlhf.plan.machine import keeps_freed_memory
 from llm_rlhf.plan.remedies import Remedy
 from llm_rlhf.plan.rows import Measured
+from llm_rlhf.plan.steps import KEPT
 
 GIB = 2**30
 KEEPS = (
-    "glibc may keep several times as much of tensors under 32 MiB when they are freed; with\n"
-    "MALLOC_MMAP_THRESHOLD_=1048576 in its environment, a run holds about what is said here (docs/planning.md)."
+    "What the allocator keeps of freed tensors is a rough guess; with MALLOC_MMAP_THRESHOLD_=1048576 in its\n"
+    "environment, a run does without it, and takes up to a third longer (docs/planning.md)."
 )
+NARROW = {
+    "cpu": "what else runs here, and what the allocator keeps, must fit into that, too",
+    "cuda": "the GPU's driver and fragmentation must fit into that, too",
+}
 
 
 def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: str) -> list[str]:
@@ -47,14 +51,24 @@ def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: 
             told.append(f"{plan.stage}: {where(plan)}")
         told += [f"  note: {plan.stage}: {note}" for note in plan.notes]
     if process:
-        told.append(f"The process itself, its libraries and the rows: {size(process)}, counted in each stage's memory.")
-        told += [KEEPS] if keeps_freed_memory() else []
+        told.append(f"Of each, the process itself takes about {size(process)}, with its libraries and the rows.")
+        told += [KEEPS] if any(KEPT in step for plan in plans for step in plan.memory.values()) else []
+    return [*told, *_verdict(plans, process, memory, device)]
+
+
+def _verdict(plans: Sequence[StagePlan], process: int, memory: int | None, device: str) -> list[str]:
+    """The largest stage beside what there is, and what is left on the disk."""
     largest = max(plans, key=lambda plan: plan.bytes)
-    there = "" if memory is None else f", of {size(memory)}"
+    held, disk = largest.bytes + process, size(sum(plan.disk for plan in plans))
     where_held = "of the machine" if device == "cpu" else "of the GPU, for one process"
-    held, disk = size(largest.bytes + process), size(sum(plan.disk for plan in plans))
-    told.append(f"At most {held}{there} {where_held} ({largest.stage}); {disk} on disk.")
-    return told
+    told = f"At most {size(held)} {where_held} ({largest.stage}); {disk} on disk."
+    if memory is None:
+        return [told, "With --memory, as --memory 24GiB, it says whether that fits."]
+    left = memory - held
+    if left < 0:
+        return [told]
+    narrow = f" Less than a tenth is left; {NARROW[device]}." if left < memory / 10 else ""
+    return [told, f"It fits into {size(memory)}: {size(left)} are left.{narrow}"]
 
 
 def where(plan: StagePlan) -> str:
@@ -63,18 +77,29 @@ def where(plan: StagePlan) -> str:
     return f"{plan.largest}: " + ", ".join(f"{kind} {size(held)}" for kind, held in parts if held >= 2**20)
 
 
-def refusal(plan: StagePlan, process: int, memory: int, found: Sequence[Remedy]) -> str:
-    """What to say where a stage does not fit."""
+def advice(plan: StagePlan, process: int, memory: int, found: Sequence[Remedy]) -> list[str]:
+    """What to lower where a stage does not fit, with what it would hold then."""
     held = plan.bytes + process
-    fit = [remedy for remedy in found if remedy.bytes + process <= memory]
-    told = [f"{remedy.told} ({size(remedy.bytes + process)})" for remedy in found[:5]]
-    tried = f" Tried one by one: {'; '.join(told)}." if told else ""
-    advice = "Each that fits does by itself." if fit else "None is enough by itself; put several together."
-    if not told:
-        advice = "No single key makes it smaller: take a smaller base, or a larger machine."
+    told = [
+        f"{plan.stage} does not fit: {size(held)} at its largest step ({plan.largest}), {size(held - memory)} too much.",
+    ]
+    if not found:
+        return [*told, "  No recipe key makes it smaller: take a smaller base, or a larger machine."]
+    names = ["all of these together" if remedy.together else remedy.told for remedy in found]
+    for name, remedy in zip(names, found, strict=True):
+        with_it = remedy.bytes + process
+        fits = "fits" if with_it <= memory else f"still {size(with_it - memory)} too much"
+        told.append(f"  {name.ljust(max(map(len, names)))}  {size(with_it).rjust(8)}  {fits}")
+    return told
+
+
+def refusal(plans: Sequence[StagePlan], process: int, memory: int) -> str:
+    """What to say where these stages do not fit."""
+    named = ", ".join(f"'{plan.stage}' ({size(plan.bytes + process)})" for plan in plans)
+    what = f"section {named} would not fit" if len(plans) == 1 else f"sections {named} would not fit"
     return (
-        f"Recipe section '{plan.stage}' would hold {size(held)} at its largest step ({plan.largest}), and there are "
-        f"{size(memory)}; it must fit.{tried} {advice}"
+        f"Recipe {what} into {size(memory)}. Above stand keys that make each smaller: put them into the recipe, or "
+        "behind its name, and plan again."
     )
 
 
@@ -83,24 +108,41 @@ def size(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
 
 
-def as_dict(plans: Sequence[StagePlan], process: int, memory: int | None, device: str) -> dict[str, Any]:
-    """Plain values for JSON; bytes of the process are in each stage's."""
+def as_dict(
+    plans: Sequence[StagePlan],
+    process: int,
+    memory: int | None,
+    device: str,
+    advised: Mapping[str, Sequence[Remedy]] | None = None,
+) -> dict[str, Any]:
+    """Plain values for JSON; bytes of the process are in each stage's.
+
+    Args:
+        advised: what makes a stage smaller, by stage, for those that do not fit.
+    """
+    advised = advised or {}
     return {
         "schema": 1,
         "device": device,
         "process_bytes": process,
         "available_bytes": memory,
-        "stages": {plan.stage: _stage(plan, process) for plan in plans},
+        "stages": {plan.stage: _stage(plan, process, memory, advised.get(plan.stage, ())) for plan in plans},
     }
 
 
-def _stage(plan: StagePlan, process: int) -> dict[str, Any]:
+def _stage(plan: StagePlan, process: int, memory: int | None, found: Sequence[Remedy]) -> dict[str, Any]:
+    held = plan.bytes + process
+    told = {
+        "bytes": held,
+        "fits": None if memory is None else held <= memory,
+        "largest_step": plan.largest,
+        "steps": plan.memory,
+        "remedies": [{"changes": remedy.changes, "bytes": remedy.bytes + process} for remedy in found],
+    }
     return {
         "rows": {name: _rows(rows) for name, rows in plan.rows.items()},
         "optimizer_steps": plan.optimizer_steps,
-        "memory": {"bytes": plan.bytes + process, "largest_step": plan.largest, "steps": plan.memory}
-        if plan.memory
-        else None,
+        "memory": told if plan.memory else None,
         "disk_bytes": plan.disk,
         "notes": plan.notes,
     }
