@@ -32,7 +32,7 @@ def plan(
     """
     if device not in (None, "cpu", "cuda"):
         raise typer.BadParameter(f"--device is {device!r}; it must be cpu or cuda.")
-    given = None if memory is None else _bytes(memory)
+    given = None if memory is None else memory_bytes(memory)
     with told_in_one_message("interrupted."):
         quiet_warnings()
         from llm_rlhf.recipe.loading import load_recipe
@@ -67,7 +67,7 @@ def plan(
             raise RecipeError(refusal(too_large, process, there))
 
 
-def _bytes(told: str) -> int:
+def memory_bytes(told: str) -> int:
     """Of `24GiB`, `24GB` (a GPU's are GiB, whatever is on its box), `24` or `800MiB`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?(?:(G|M)(?:i?B)?)?", told.strip(), re.IGNORECASE)
     count = 0 if found is None else float(found[1]) * 2 ** (20 if (found[2] or "G").upper() == "M" else 30)

@@ -253,7 +253,7 @@ class _Stage:
         steps.sample(simulation, min(B, prompts.rows), P, R, draws=True)
         steps.read_rows(simulation, min(B, prompts.rows), P + R, rewards)
         pairs = self.lists.evaluation_pairs
-        if pairs is not None:
+        if pairs is not None and pairs.rows:
             size = min(B, pairs.rows)
             longest = min(pairs.longest, self.context)
             steps.read_rows(simulation, size, longest, rewards, "held-out pairs", bool(section.perplexity_rows))

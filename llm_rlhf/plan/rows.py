@@ -18,6 +18,7 @@ from llm_rlhf.models.encoding import encode_prompt, encode_reply, encode_whole_r
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, steps_for
 from llm_rlhf.recipe.sections import OFFLINE, Recipe, method_options, stage_options
+from llm_rlhf.stages.sft import none_fits
 
 MEASURED = 1000  # rows of a list whose tokens are counted: half the longest, half at even distances
 
@@ -88,6 +89,8 @@ class Measuring:
         known: dict[str, Any] = {}
         if "sft" in configs:
             known["sft"] = self.demonstrations(splits.demonstrations, self._limit("sft"))
+            if not known["sft"].rows:
+                raise DataError(none_fits(Fitted(self._limit("sft"), "demonstrations")))
         if "reward" in configs:
             limit = self._limit("reward")
             known["reward"] = {name: self.pairs(rows, limit) for name, rows in adapters.items()}

@@ -81,7 +81,7 @@ def advice(plan: StagePlan, process: int, memory: int, found: Sequence[Remedy]) 
     """What to lower where a stage does not fit, with what it would hold then."""
     held = plan.bytes + process
     told = [
-        f"{plan.stage} does not fit: {size(held)} at its largest step ({plan.largest}), {size(held - memory)} too much.",
+        f"{plan.stage} does not fit: {size(held)} at its largest step ({plan.largest}), {size(held - memory)} too much."
     ]
     if not found:
         return [*told, "  No recipe key makes it smaller: take a smaller base, or a larger machine."]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from llm_rlhf.plan.live_memory import ACTIVATIONS, GRADIENTS, LOGITS, LiveMemory, watch_gradients
+from llm_rlhf.plan.live_memory import ACTIVATIONS, GRADIENTS, LOGITS, SMALL, LiveMemory, watch_gradients
 from llm_rlhf.plan.models import Blueprint, causal_lm, packed_bytes, reward_model, without_data
 from llm_rlhf.plan.steps import ADAPTERS, BASE, CACHE, OPTIMIZER, Simulation, imitate, prefer_pairs, sample
 from llm_rlhf.recipe.sections import LoraSection, ModelSection
@@ -58,6 +58,22 @@ def test_views_count_once() -> None:
         assert memory.total == 400
         del views
     assert memory.total == 0
+
+
+def test_small_tensors_are_counted_apart() -> None:
+    """Those under 32 MiB that are made: 400 bytes, then 400 and 800; not what is held, and not 32 MiB."""
+    memory = LiveMemory()
+    memory.hold([torch.zeros(7)], BASE)
+    with memory:
+        x = torch.zeros(100)
+        wide = torch.zeros(SMALL // 4)
+        assert memory.small == 400
+        del x, wide
+        both = [torch.zeros(100), torch.zeros(200)]
+        del both
+    assert (memory.small, memory.small_peak) == (0, 1200)
+    memory.start_again()
+    assert memory.small_peak == 0
 
 
 def test_kinds() -> None:
