@@ -20,7 +20,7 @@ def memory_there(device: str) -> int | None:
 def process_bytes() -> int:
     """Bytes that a run's process holds beside its models, as predicted: what this one does.
 
-    It has the same libraries and rows. A run's stages on a model of 50,000 numbers held 0.60 to 0.62 GiB in all, and
+    It has the same libraries and rows. A run's stages on a model of 40,000 numbers held 0.60 to 0.62 GiB in all, and
     planning them 0.58 (docs/planning.md).
     """
     return psutil.Process().memory_info().rss

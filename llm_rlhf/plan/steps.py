@@ -38,7 +38,7 @@ class Simulation:
         autocast: trainers compute in bfloat16.
         tiled: log-probabilities come from this package's head for CPUs, not from TRL's.
         heap: freed tensors leave gaps in glibc's heap. It is taken for twice as large as the small tensors in it:
-            once to three times was measured (docs/planning.md).
+            0.7 to 5 times their size was measured to be kept (docs/planning.md).
     """
 
     model: Any

@@ -11,7 +11,7 @@ from llm_rlhf.plan.steps import KEPT
 GIB = 2**30
 KEEPS = (
     "What the allocator keeps of freed tensors is a rough guess; with MALLOC_MMAP_THRESHOLD_=1048576 in its\n"
-    "environment, a run does without it, and takes up to a third longer (docs/planning.md)."
+    "environment, a run does without it, and takes up to a third more processor time (docs/planning.md)."
 )
 NARROW = {
     "cpu": "what else runs here, and what the allocator keeps, must fit into that, too",
