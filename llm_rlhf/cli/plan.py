@@ -26,7 +26,7 @@ def plan(
 ) -> None:
     """What a recipe would take: rows, steps, memory by stage and where it goes, disk. Loads no weights.
 
-    Does it fit a GPU of 24 GB? llm-rlhf plan recipes/hh.yaml --device cuda --memory 24GiB
+    Example: llm-rlhf plan recipes/hh.yaml --device cuda --memory 24GiB    (does it fit a GPU of 24 GB?)
 
     Exit code 2 where a stage does not fit; keys to lower are then named, with what each would give.
     """

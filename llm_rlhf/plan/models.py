@@ -66,7 +66,6 @@ def causal_lm(
     outputs: tuple[str, ...] = OUTPUTS,
     rewards: Sequence[str] = (),
     value: str | None = None,
-    quantized: bool = True,
 ) -> Any:
     """The base as a policy with one adapter, as trainers and `load_roles` make it; within `without_data`.
 
@@ -90,7 +89,7 @@ def causal_lm(
     for name in rewards:
         model.set_requires_grad(name, requires_grad=False)
     model.set_requires_grad([POLICY, *trained], requires_grad=True)
-    return _finished(model, blueprint, quantized)
+    return _finished(model, blueprint)
 
 
 def reward_model(blueprint: Blueprint) -> Any:
@@ -124,9 +123,9 @@ def _base(kind: Any, blueprint: Blueprint) -> Any:
     return model
 
 
-def _finished(model: Any, blueprint: Blueprint, quantized: bool = True) -> Any:
+def _finished(model: Any, blueprint: Blueprint) -> Any:
     adapters_in_float32(model)
-    if quantized and blueprint.section.quantization != "none":
+    if blueprint.section.quantization != "none":
         _pack(model, blueprint)
     _without_data(model)
     return model

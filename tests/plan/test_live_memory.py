@@ -145,6 +145,7 @@ def test_tensors_without_data_count_as_those_with(case: str) -> None:
     assert all(sum(step.values()) > 0 for step in told.values())
 
 
+@pytest.mark.slow
 def test_weights_adapters_and_optimizer_by_hand() -> None:
     """Tied Llama of two layers: every linear map with a LoRA of rank 2, which has two float32 states a number."""
     embeddings, norms = VOCABULARY * 16, 5 * 16
