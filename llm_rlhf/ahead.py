@@ -89,11 +89,12 @@ class Ahead:
     context: int = 0
 
 
-def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
+def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_models: bool = True) -> Ahead:
     """All that is known before rows are read.
 
     Args:
         stages: those that are about to be made.
+        load_models: finished reward models are loaded once, to see that they can be.
 
     Raises:
         RecipeError, DataError: what would end one of them.
@@ -110,7 +111,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str]) -> Ahead:
     _check_functions(ahead)
     _check_hub(ahead.configs)
     _check_base(ahead)
-    if scored_method(recipe) in ahead.configs:
+    if load_models and scored_method(recipe) in ahead.configs:
         _check_reward_models(recipe, ahead.base)
     if "ppo" in ahead.configs:
         tell_small_rollout(ahead.configs["ppo"])

@@ -16,10 +16,12 @@ from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.init import init
+from llm_rlhf.cli.plan import plan
 from llm_rlhf.cli.run import run
 
 LISTED: dict[Callable[..., Any], str] = {  # what the list of commands says of each, on one line of a terminal
     init: "Write a commented recipe for your model, data and machine.",
+    plan: "Tell what a recipe would take: steps, memory, disk.",
     run: "Run a recipe's stages, or go on after the last that was finished.",
     evaluate: "Compare any policy with any other, or test reward models.",
     compare: "Put several runs on one page.",

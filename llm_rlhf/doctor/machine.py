@@ -102,7 +102,7 @@ def compiler() -> Finding:
 
 def memory() -> Finding:
     """What is free of the machine's memory, or of what its container may take."""
-    free, limit = psutil.virtual_memory().available, _limit()
+    free, limit = psutil.virtual_memory().available, container_limit()
     if limit is not None:
         free = min(free, limit)
     told = f"{free / GIB:.1f} GiB free of {psutil.virtual_memory().total / GIB:.1f}"
@@ -142,7 +142,7 @@ def threads() -> Finding:
     return Finding("threads", "good", told)
 
 
-def _limit() -> int | None:
+def container_limit() -> int | None:
     """Bytes of memory that this container may take; None where there is no limit under the machine's own."""
     for name in LIMITS:
         try:

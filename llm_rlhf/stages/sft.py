@@ -71,14 +71,17 @@ def _encode(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any,
     account = Fitted(limit, "demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)
     if not rows:
-        raise DataError(
-            f"No demonstration fits into {limit} tokens; raise sft.max_length or model.context_length."
-            + account.objection
-        )
+        raise DataError(none_fits(account))
     if run_folder.state.is_main_process:
         account.write(folder)
     config.max_length = None if not config.packing else limit  # every row already fits; nothing is left to cut
     return Dataset.from_list(rows)
+
+
+def none_fits(account: Fitted) -> str:
+    """What to say where no demonstration fits."""
+    told = f"No demonstration fits into {account.limit} tokens; raise sft.max_length or model.context_length."
+    return told + account.objection
 
 
 def _merge(recipe: Recipe, base: str | Path, tokenizer: Any, folder: Path) -> None:

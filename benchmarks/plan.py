@@ -1,0 +1,169 @@
+"""Predicted peaks of memory against measured ones, on a CPU: `llm-rlhf plan` beside `llm-rlhf run`, stage by stage.
+
+    python benchmarks/plan.py FOLDER [CASE ...]
+
+Each is a command of its own, started afresh, and a stage's peak is what the system says its process held at most
+(VmHWM, Linux). The models have random weights and the rows are noise: only sizes matter. "beside tensors" is what was
+measured less the tensors that were predicted: what plan/machine.py predicts as the process alone.
+Prints a line for each stage, and a table in Markdown at the end; FOLDER keeps models, rows and runs, and what was
+measured there is not measured again.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from llm_rlhf.world.base_model import shipped_base
+
+GIB = 2**30
+COMMAND = """
+import atexit, pathlib, runpy, sys
+target = pathlib.Path(sys.argv.pop(1))
+def keep():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    target.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+atexit.register(keep)
+runpy.run_module("llm_rlhf", run_name="__main__", alter_sys=True)
+"""  # llm-rlhf, leaving in a file what its process held at most, in KiB
+LLAMA = {
+    "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 32000, "tie_word_embeddings": True,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 32000, "n_positions": 1024}
+QWEN = LLAMA | {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
+SFT: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1}
+REWARD = SFT | {"reference_samples": 8, "reference_length": 32}
+PPO: dict[str, Any] = {
+    "total_episodes": 16, "per_device_train_batch_size": 8, "num_mini_batches": 2, "num_ppo_epochs": 1,
+    "response_length": 32, "eval_prompts": 0,
+}  # fmt: skip
+GRPO: dict[str, Any] = {
+    "total_episodes": 16, "per_device_train_batch_size": 8, "steps_per_generation": 2, "num_generations": 4,
+    "max_completion_length": 32, "eval_prompts": 0, "reward_funcs": ["plan:brevity"],
+}  # fmt: skip
+EVALUATE: dict[str, Any] = {"prompts": 16, "batch_size": 16, "response_length": 32, "suites": [], "perplexity_rows": 16}
+OFF = {"gradient_checkpointing": False}
+STAGES = ("sft", "reward", "ppo", "grpo", "dpo", "kto", "evaluate")
+TINY = LLAMA | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1}
+WIDE = LLAMA | {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+FEW = {"per_device_train_batch_size": 2}
+CASES: dict[str, dict[str, Any]] = {  # name: model, what else the recipe says
+    "the smallest": {
+        "config": TINY | {"vocab_size": 512}, "sft": SFT | FEW, "reward": REWARD | FEW, "ppo": PPO | FEW,
+        "evaluate": EVALUATE | {"batch_size": 2},
+    },
+    "SFT, float32": {"config": WIDE, "sft": SFT},
+    "SFT, bfloat16": {"config": QWEN, "model": {"dtype": "bfloat16"}, "sft": SFT},
+    "SFT, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "sft": SFT},
+    "reward and PPO, float32": {"config": LLAMA, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE},
+    "reward and PPO, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "reward": REWARD, "ppo": PPO},
+    "without checkpointing": {"config": WIDE, "reward": REWARD | OFF, "ppo": PPO | OFF | {"value": "adapter"}},
+    "DPO, gpt2": {"config": GPT2, "dpo": SFT},
+    "KTO": {"config": LLAMA, "kto": SFT},
+    "GRPO": {"config": LLAMA, "grpo": GRPO},
+}  # fmt: skip
+
+
+def brevity(completions: list[Any], **columns: Any) -> list[float]:
+    """A reward function."""
+    return [-float(len(str(completion))) for completion in completions]
+
+
+def main(folder: Path, names: list[str]) -> None:
+    rows = _rows(folder / "pairs.jsonl")
+    table = []
+    for name in names or CASES:
+        path = _recipe(folder, name, rows)
+        planned = _plan(folder, name, path)
+        for stage in (s for s in STAGES if s in CASES[name]):
+            held = _measured(folder, name, path, stage)
+            told = planned["stages"][stage]["memory"]["bytes"]
+            table.append((name, stage, told, held, told - planned["process_bytes"]))
+            print(_line(*table[-1]), flush=True)
+    print(
+        "\n| recipe | stage | predicted, GiB | measured, GiB | off by | tensors predicted | measured beside tensors |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(_line(*row) for row in table))
+
+
+def _line(name: str, stage: str, predicted: int, held: int, tensors: int) -> str:
+    off = f"{100 * (predicted / held - 1):+.0f} %"
+    told = [f"{predicted / GIB:.2f}", f"{held / GIB:.2f}", off, f"{tensors / GIB:.2f}", f"{(held - tensors) / GIB:.2f}"]
+    return f"| {name} | {stage} | {' | '.join(told)} |"
+
+
+def _measured(folder: Path, name: str, recipe: Path, stage: str) -> int:
+    """Bytes that the process of a stage held at most."""
+    kept = folder / "measured" / f"{name}-{stage}"
+    if not kept.is_file():
+        _command(kept, "run", str(recipe), "--only", stage)
+    return int(kept.read_text()) * 1024
+
+
+def _plan(folder: Path, name: str, recipe: Path) -> dict[str, Any]:
+    kept = folder / "planned" / f"{name}.json"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(_command(kept.with_suffix(".held"), "plan", str(recipe), "--json"))
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+def _command(kept: Path, *arguments: str) -> str:
+    """What the command prints, started afresh as from a shell."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    call = [sys.executable, "-c", COMMAND, str(kept), *arguments]
+    done = subprocess.run(call, env=os.environ | here, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        kept.unlink(missing_ok=True)
+        raise SystemExit(f"{' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def _recipe(folder: Path, name: str, rows: Path) -> Path:
+    """The case's recipe, with its model beside it."""
+    case = CASES[name]
+    base = folder / "models" / str(zlib.crc32(repr(case["config"]).encode()))
+    if not (base / "model.safetensors").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(shipped_base())
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        options = {key: value for key, value in case["config"].items() if key != "model_type"}
+        config = AutoConfig.for_model(case["config"]["model_type"], **options, **ids)
+        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    tree = {key: value for key, value in case.items() if key not in ("config", "model")}
+    tree["name"] = name
+    tree["output_dir"] = str(folder / "runs" / name)
+    tree["model"] = {"base": str(base), **case.get("model", {})}
+    tree["data"] = {"preferences": [{"source": str(rows)}], "evaluation_share": 0.2, "near_duplicates": None}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def _rows(path: Path) -> Path:
+    """Pairs of noise, of like length, so that a run's first step is about as large as any."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw = random.Random(0)
+
+        def words(count: int) -> str:
+            return " ".join(f"{draw.randrange(100, 1000)}" for _ in range(count))
+
+        pairs = [{"prompt": words(12), "chosen": words(32), "rejected": words(32)} for _ in range(120)]
+        path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
