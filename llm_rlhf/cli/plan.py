@@ -36,8 +36,10 @@ def plan(
     with told_in_one_message("interrupted."):
         quiet_warnings()
         from llm_rlhf.recipe.loading import load_recipe
+        from llm_rlhf.recipe.sections import meant_for
 
-        loaded = load_recipe(recipe, overrides or ())
+        with meant_for(device):
+            loaded = load_recipe(recipe, overrides or ())
         quiet_libraries()
         from llm_rlhf.errors import RecipeError
         from llm_rlhf.plan.forecast import Forecast, compute_device
@@ -48,7 +50,7 @@ def plan(
         where = device or compute_device()
         there = memory_there(where) if given is None else given
         with said_aside(as_json):
-            forecast = Forecast(loaded, where)
+            forecast = Forecast(loaded, where, there)
             process = process_bytes() if where == "cpu" else 0
             plans = forecast.plan()
         too_large = [plan for plan in plans if there is not None and plan.memory and plan.bytes + process > there]

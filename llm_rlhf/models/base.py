@@ -189,13 +189,12 @@ def adapters_in_float32(model: Any, copies: bool = True) -> None:
 
 
 class _OutsideAutocast:
-    """True outside autocast: what PEFT's `cast_input_dtype_enabled` is set to."""
-
-    def __init__(self, device_type: str) -> None:
-        self.device_type = device_type
+    """True outside autocast, of the CPU or of the accelerator: what PEFT's `cast_input_dtype_enabled` is set to."""
 
     def __bool__(self) -> bool:
-        return not torch.is_autocast_enabled(self.device_type)
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+        return not any(torch.is_autocast_enabled(kind) for kind in kinds)
 
 
 def leave_casts_to_autocast(model: Any) -> None:
@@ -207,7 +206,7 @@ def leave_casts_to_autocast(model: Any) -> None:
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = _OutsideAutocast(next(module.parameters()).device.type)
+            module.cast_input_dtype_enabled = _OutsideAutocast()
 
 
 def quantization_config(section: ModelSection) -> BitsAndBytesConfig:

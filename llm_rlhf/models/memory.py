@@ -35,7 +35,7 @@ def token_budget(config: Any, checkpointing: bool, free_bytes: float) -> int:
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
     layer = 2 * (10 * hidden + 4 * inner)
     each = 2 * hidden * text.num_hidden_layers + 2 * layer if checkpointing else (text.num_hidden_layers + 1) * layer
-    return max(1, min(ENOUGH, int(free_bytes / 2 / each)))
+    return max(1, int(min(ENOUGH, free_bytes / 2 / each)))
 
 
 class Portion:

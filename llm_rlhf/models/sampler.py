@@ -189,7 +189,7 @@ class Compiled:
         """`model.generate` by a loop: prompts and replies, (B, T + S)."""
         B, T = input_ids.shape
         filled_N = torch.arange(max(B, self.rows), device=input_ids.device).clamp(max=B - 1)
-        shape = len(filled_N), 2 ** math.ceil(math.log2(max(T, 64))) + generation_config.max_new_tokens
+        shape = len(filled_N), fixed_length(T, generation_config.max_new_tokens)
         if shape not in self._caches:
             self._caches[shape] = fixed_cache(self.model, shape[1])
         self._caches[shape].reset()
@@ -202,6 +202,11 @@ class Compiled:
             past_key_values=self._caches[shape],
         )
         return out[:B]
+
+
+def fixed_length(prompt: int, replies: int) -> int:
+    """Tokens that a cache of fixed size has room for: few lengths, so that few graphs serve all prompts."""
+    return int(2 ** math.ceil(math.log2(max(prompt, 64)))) + replies
 
 
 def fixed_cache(model: Any, length: int) -> StaticCache:

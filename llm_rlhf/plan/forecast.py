@@ -3,17 +3,22 @@
 Nothing is loaded but the base's configuration and its tokenizer.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from llm_rlhf.ahead import TRAINED, Ahead, check_rows, look_ahead
 from llm_rlhf.data.splits import Splits
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
+from llm_rlhf.models.memory import token_budget
 from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.models.sampler import fixed_length
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
@@ -22,6 +27,7 @@ from llm_rlhf.plan.machine import keeps_freed_memory
 from llm_rlhf.plan.models import Blueprint, causal_lm, reward_model, weight_bytes, without_data
 from llm_rlhf.plan.rows import Lists, Measured, Measuring, optimizer_steps
 from llm_rlhf.plan.steps import Simulation
+from llm_rlhf.ppo.generation import pays_to_compile
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
 from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
@@ -71,13 +77,14 @@ class Forecast:
 
     Args:
         device: "cpu" or "cuda": where the run would compute.
+        there: its memory in bytes, by which a run settles some sizes on CUDA; None: taken for large.
 
     Raises:
         RecipeError, DataError: what would end the run before anything is loaded.
     """
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, device: str, there: int | None = None) -> None:
+        self.recipe, self.device, self.there = recipe, device, there
         self.stages = [stage for stage in STAGES if getattr(recipe, stage) is not None]
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(folder)  # the run's own is left alone
@@ -119,7 +126,7 @@ class _Stage:
         self.on_cpu = forecast.device == "cpu"
         self.heap = self.on_cpu and keeps_freed_memory()
         self.plain = self.on_cpu and recipe.model.quantization == "none"
-        self.merges = self.plain and recipe.model.dtype == "float32"
+        self.there = math.inf if forecast.there is None else forecast.there
         self.blueprint = Blueprint(forecast.config, recipe.model, forecast.tokens)
         trains = stage in TRAINED and (stage != "reward" or trains_reward(recipe))
         self.config: Any = trainer_config(recipe, stage, recipe.folder / stage) if trains else None
@@ -181,7 +188,6 @@ class _Stage:
         if config.gradient_checkpointing and config.value == "adapter":
             checkpoint_with_adapters(config)
         B, rollout = config.per_device_train_batch_size, self._rollout()
-        rows = B if config.micro_batch_tokens is None else max(1, min(B, config.micro_batch_tokens // (P + R)))
         rewards = self._rewards()
         kept = self.lists.kept_back
         evaluates = bool(options.eval_prompts and kept is not None and kept.rows)
@@ -189,11 +195,21 @@ class _Stage:
         simulation = self._simulation(
             causal_lm(self.blueprint, rewards=[*rewards, *heldout], value=config.value), tiled=True
         )
+        merged = 0 if config.merge_for_sampling is False else self._merged(simulation, rounds=True)
+        tokens = config.micro_batch_tokens or self._budget(simulation)
+        rows = B if tokens is None else max(1, min(B, tokens // (P + R)))
+        compiles = self._compiles()
         if not config.use_vllm:
-            steps.sample(simulation, rollout, P, R, self.on_cpu, self.merges)
+            length = fixed_length(P, R) if compiles else 0
+            steps.sample(simulation, rollout, P, R, self.on_cpu, merged, length=length)
+        if compiles:  # which keeps both for the run
+            cache = simulation.steps["sampling, last token"][steps.CACHE]
+            simulation.hold_beside(cache, steps.CACHE)
+            simulation.hold_beside(merged, steps.MERGED)
+            merged = 0
         if evaluates and kept is not None:
             size, longest = min(config.per_device_eval_batch_size, kept.rows), min(kept.longest, self.context - R)
-            steps.sample(simulation, size, longest, R, self.on_cpu, self.merges, "evaluation")
+            steps.sample(simulation, size, longest, R, self.on_cpu, merged, "evaluation")
             steps.score_rollout(simulation, size, longest, R, [*rewards, *heldout], "evaluation, scoring")
         steps.score_rollout(simulation, rows, P, R, rewards)
         self._train(simulation, prompts.rows)
@@ -208,7 +224,7 @@ class _Stage:
         P = prompts.longest
         rewards = self._rewards()
         simulation = self._simulation(causal_lm(self.blueprint, rewards=rewards))
-        steps.sample(simulation, self._rollout(), P, R, self.on_cpu, self.merges)
+        steps.sample(simulation, self._rollout(), P, R, self.on_cpu, self._merged(simulation, rounds=False))
         steps.read_rows(simulation, B, P + R, rewards)
         self._train(simulation, prompts.rows)
         steps.compare_within_group(simulation, B, P + R)
@@ -312,6 +328,31 @@ class _Stage:
     def _padded(self, length: int) -> int:
         multiple = getattr(self.config, "pad_to_multiple_of", None) or 1
         return -(-length // multiple) * multiple
+
+    def _merged(self, simulation: Simulation, rounds: bool) -> int:
+        """Bytes of the copy of the policy's weights that replies are sampled from; 0 where there is none."""
+        section = self.recipe.model
+        if not rounds and (section.dtype != "float32" or section.quantization == "int8"):
+            return 0
+        layers = [m for m in simulation.base.modules() if isinstance(m, LoraLayer) and POLICY in m.lora_A]
+        needed = sum(layer.in_features * layer.out_features for layer in layers) * self.blueprint.dtype.itemsize
+        return needed if self.on_cpu or needed <= self._free(simulation) / 3 else 0
+
+    def _free(self, simulation: Simulation) -> float:
+        """Memory beside the base and its adapters."""
+        return max(0.0, self.there - simulation.memory.total)
+
+    def _budget(self, simulation: Simulation) -> int | None:
+        """Tokens of PPO's micro-batches where the recipe does not say."""
+        if self.on_cpu or self.config.gradient_accumulation_steps > 1:
+            return None
+        return token_budget(self.blueprint.config, self.config.gradient_checkpointing, self._free(simulation))
+
+    def _compiles(self) -> bool:
+        config = self.config
+        if config.decoding == "auto" and not config.cache_implementation and not config.use_vllm:
+            return not self.on_cpu and pays_to_compile(config)
+        return bool(config.decoding == "compiled")
 
     def _rollout(self) -> int:
         """Replies that one process samples at once."""

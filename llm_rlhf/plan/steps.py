@@ -19,11 +19,10 @@ from transformers import DynamicCache
 
 from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.logprobs import token_logprobs
-from llm_rlhf.models.random_draws import Draw
+from llm_rlhf.models.random_draws import draw_tokens
 from llm_rlhf.models.roles import VALUE, apply_head, hidden_states, position_ids, role_scores
 from llm_rlhf.plan.live_memory import GRADIENTS, LiveMemory, tensors_of, watch_gradients
 from llm_rlhf.ppo import objectives
-from llm_rlhf.ppo.sampling import merged_policy
 
 BASE, ADAPTERS, OPTIMIZER, CACHE, MERGED = "base", "adapters", "optimizer", "KV cache", "merged weights"
 KEPT = "kept by the allocator"
@@ -69,10 +68,10 @@ class Simulation:
         if self.heap:
             self.steps[name][KEPT] = self.memory.small_peak
 
-    def hold_beside(self, size: int) -> None:
-        """Count weights of models that are no part of this one, in bytes."""
+    def hold_beside(self, size: int, kind: str = BASE) -> None:
+        """Count what is there from here on and is no part of this model, in bytes: by default weights of others."""
         self._held.append(torch.empty(size, dtype=torch.uint8))
-        self.memory.hold(self._held[-1:], BASE)
+        self.memory.hold(self._held[-1:], kind)
 
     def prepare_training(self, config: Any, optimizer_bytes: float) -> None:
         """What training puts there and leaves: checkpointing, the optimizer's state, gradients of a step before.
@@ -193,31 +192,32 @@ def sample(
     P: int,
     R: int,
     draws: bool,
-    merges: bool = False,
+    merged: int = 0,
     name: str = "sampling",
     adapters: Sequence[str] = (POLICY,),
+    length: int = 0,
 ) -> None:
     """B replies at once: the prompts' forward, then the step at which the cache is longest.
 
     Args:
-        draws: by this package's Draw; False: by torch.multinomial.
-        merges: the policy's LoRA is added to copies of the base's matrices first.
+        draws: by uniform numbers, as on a CPU and wherever replies are to be the same again; else by exponentials.
+        merged: bytes of a copy of the policy's weights with its LoRA in them, which samples; 0: there is none.
+        length: tokens that a cache of fixed size has room for; 0: it grows.
     """
     model = simulation.base
-    called = simulation.memory.called(MERGED)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(active_adapters(model, list(adapters)))
-        if merges:
-            with simulation.step(name), called:
-                stack.enter_context(merged_policy(model))
+        stack.enter_context(active_adapters(model, [] if merged else list(adapters)))
+        copied = torch.empty(merged, dtype=torch.uint8)
+        simulation.memory.hold([copied], MERGED)
         cache = _CountedCache(simulation)
         with simulation.step(f"{name}, first token"):
             _next_tokens(_forward(model, *rows_of(B, P), cache), draws)
         cache = _CountedCache(simulation)  # the first one is gone
-        _forward(model, *rows_of(B, P + R - 1), cache)  # uncounted: it makes the cache as it is at the last token
+        longest = max(P + R, length)
+        _forward(model, *rows_of(B, longest - 1), cache)  # uncounted: it makes the cache as it is at the last token
         simulation.memory.hold(_tensors_in(cache), CACHE)
-        ids, mask = rows_of(B, P + R)
+        ids, mask = rows_of(B, longest)
         with simulation.step(f"{name}, last token"):
             _next_tokens(_forward(model, ids[:, :1], mask, cache), draws)
 
@@ -247,11 +247,7 @@ def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
 
 
 def _next_tokens(logits_BV: Tensor, draws: bool) -> Tensor:
-    scores = logits_BV.to(copy=True, dtype=torch.float32)
-    if draws:
-        ids = torch.zeros(len(scores), 1, dtype=torch.long)
-        return Draw(1.0)(ids, scores).argmax(-1)
-    return torch.multinomial(scores.softmax(-1), 1)
+    return draw_tokens(logits_BV, 1.0, torch.rand(len(logits_BV)) if draws else None)[0]
 
 
 def _tensors_in(cache: Any) -> list[Tensor]:

@@ -17,11 +17,18 @@ from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.sampler import PolicySampler
+from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
 
 WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
+
+
+def pays_to_compile(args: PPOConfig) -> bool:
+    """On CUDA compiling takes a minute, and then saves some 30 ms a step (benchmarks/GPU.md)."""
+    steps = args.max_steps / args.steps_per_rollout * args.response_length
+    return args.old_logprobs == "rescored" and steps >= WORTH_IT
 
 
 class GeneratedResponses(SavedRoles):
@@ -57,7 +64,9 @@ class GeneratedResponses(SavedRoles):
         if engine or not whole or args.samples_with_bias or args.generation_kwargs:
             return None
         base = self.base_model()
-        compiled = args.decoding == "compiled" or (args.decoding == "auto" and self._pays_to_compile())
+        compiled = args.decoding == "compiled" or (
+            args.decoding == "auto" and accelerator.device.type == "cuda" and pays_to_compile(args)
+        )
         sampler = PolicySampler(
             base,
             torch.bfloat16 if accelerator.mixed_precision == "bf16" else base.dtype,
@@ -72,11 +81,6 @@ class GeneratedResponses(SavedRoles):
             how += ["with the policy's adapter merged in bfloat16; importance weights make up for it"] * sampler.rounds
             accelerator.print(f"  note: replies are sampled {', and '.join(how)}.")
         return sampler
-
-    def _pays_to_compile(self) -> bool:
-        """On CUDA compiling takes a minute, and then saves some 30 ms a step (see benchmarks/GPU.md)."""
-        steps = self.args.max_steps / self.args.steps_per_rollout * self.args.response_length
-        return self.accelerator.device.type == "cuda" and self.args.old_logprobs == "rescored" and steps >= WORTH_IT
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The parent's; conversations as every stage encodes them (models/encoding.py)."""

@@ -1,10 +1,13 @@
 """The sections of a recipe: every key of ours, what it means, and its default, which stands here and nowhere else."""
 
+import contextlib
 import datetime
 import functools
 import glob
 import os
 import typing
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +22,30 @@ class LoraSection:
     target_modules: str | list[str] = "all-linear"  # which layers get an adapter; the LM head never does
 
 
-@functools.cache
+_meant_for: ContextVar[str | None] = ContextVar("meant_for", default=None)
+
+
+@contextlib.contextmanager
+def meant_for(device: str | None) -> Iterator[None]:
+    """Recipes that are read meanwhile are for a "cpu" or a "cuda" that computes in bfloat16; None: for this machine."""
+    before = _meant_for.set(device)
+    try:
+        yield
+    finally:
+        _meant_for.reset(before)
+
+
 def sensible_dtype() -> Literal["float32", "bfloat16"]:
-    """The compute type that `auto` stands for on this machine."""
+    """The compute type that `auto` stands for."""
+    has_it = _has_bfloat16() if _meant_for.get() is None else _meant_for.get() == "cuda"
+    return "bfloat16" if has_it else "float32"
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
     import torch  # which takes a second that a look at the command's help does not have
 
-    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_it else "float32"
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass

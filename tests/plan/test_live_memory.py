@@ -126,7 +126,7 @@ CASES = {
         reward_model, lambda s: prefer_pairs(s, 2, 20), Config(gradient_accumulation_steps=2), {}, {}
     ),
     "sampling, tied": (
-        causal_lm, lambda s: sample(s, 3, 10, 6, draws=True, merges=True), None, {"tie_word_embeddings": True}, {}
+        causal_lm, lambda s: sample(s, 3, 10, 6, draws=True, merged=1000), None, {"tie_word_embeddings": True}, {}
     ),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from llm_rlhf.plan.forecast import Forecast, StagePlan, with_value
 from llm_rlhf.plan.remedies import Remedy, remedies
 from llm_rlhf.plan.text import advice, lines, refusal, size, where
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.sections import Recipe, meant_for
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def test_the_command(recipe: Path) -> None:
 def test_every_stage_that_does_not_fit_is_refused_with_what_would_help(recipe: Path) -> None:
     tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     recipe.write_text(yaml.safe_dump({k: v for k, v in tree.items() if k not in ("ppo", "evaluate")}), encoding="utf-8")
-    result = asked(str(recipe), "--device", "cuda", "--memory", "0.1MiB")
+    result = asked(str(recipe), "--device", "cuda", "--memory", "0.1MiB", "model.dtype=float32")
     assert result.exit_code == 2
     for stage in ("sft", "reward"):
         assert f"{stage} does not fit: " in result.stdout
         assert f"'{stage}' (" in result.stderr
     assert "sft.per_device_train_batch_size=1 sft.gradient_accumulation_steps=2 " in result.stdout
     assert "all of these together" in result.stdout
-    told = asked(str(recipe), "--device", "cuda", "--memory", "0.1MiB", "--json")
+    told = asked(str(recipe), "--device", "cuda", "--memory", "0.1MiB", "--json", "model.dtype=float32")
     assert told.exit_code == 2
     for stage in json.loads(told.stdout.splitlines()[-1])["stages"].values():
         assert not stage["memory"]["fits"]
@@ -123,11 +123,38 @@ def test_shorter_rows_are_planned_as_a_recipe_with_them_is(recipe: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantized_base_is_planned_on_a_cpu(recipe: Path, quantization: str) -> None:
-    """PPO does not merge its adapter into one while it samples."""
+    """While PPO samples, a copy of the quantised weights holds them whole, with the adapter: exact from NF4 alone."""
     forecast = Forecast(load_recipe(recipe, [f"model.quantization={quantization}"]), "cpu")
     steps = forecast.stage(forecast.recipe, "ppo").memory
     assert steps["sampling, last token"]["base"] > 0
-    assert not any("merged weights" in step for step in steps.values())
+    assert steps["sampling, last token"]["merged weights"] > steps["sampling, last token"]["base"] / 2
+    assert "merged weights" not in steps["update"]
+
+
+@pytest.mark.slow
+def test_on_cuda_what_is_compiled_and_copied_stays_for_the_run_and_only_where_there_is_room(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["ppo.total_episodes=4000"])  # 1,000 rollouts of 8 steps
+    ample = Forecast(loaded, "cuda").stage(loaded, "ppo").memory
+    merged, cache = (ample["sampling, last token"][kind] for kind in ("merged weights", "KV cache"))
+    assert ample["update"]["merged weights"] == merged
+    assert ample["update"]["KV cache"] == cache  # of 64 + 8 tokens
+    short = Forecast(load_recipe(recipe), "cuda")
+    assert short.stage(short.recipe, "ppo").memory["sampling, last token"]["KV cache"] < cache / 2
+    tight = Forecast(loaded, "cuda", there=sum(ample["update"].values())).stage(loaded, "ppo").memory
+    assert "merged weights" not in tight["update"]
+
+
+def test_auto_is_bfloat16_for_a_gpu_that_is_not_here(recipe: Path) -> None:
+    found = json.loads(asked(str(recipe), "--device", "cuda", "--json").stdout.splitlines()[-1])
+    with meant_for("cuda"):
+        assert load_recipe(recipe).model.dtype == "bfloat16"
+        assert load_recipe(recipe, ["model.dtype=float32"]).model.dtype == "float32"
+    assert load_recipe(recipe).model.dtype == "float32"
+    in_float32 = json.loads(
+        asked(str(recipe), "--device", "cuda", "--json", "model.dtype=float32").stdout.splitlines()[-1]
+    )
+    base = [tree["stages"]["sft"]["memory"]["steps"]["update"]["base"] for tree in (found, in_float32)]
+    assert base[0] < 0.7 * base[1]
 
 
 def test_a_base_that_is_not_here(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
