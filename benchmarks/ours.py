@@ -17,10 +17,11 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
     options: dict[str, Any] = {"value": "adapter" if job.column == "adapter" else "shared"}
     if job.column == "rollout":
         options["old_logprobs"] = "rollout"
+    options |= job.settings
     trainer = PPOTrainer(
         model=load(job, AutoModelForCausalLM),
         reward_adapter=Path(job.folder) / "reward",
-        args=PPOConfig(**common_arguments(job), **options),
+        args=PPOConfig(**common_arguments(job) | options),
         train_dataset=Dataset.from_list([{"prompt": " ".join(f"w{i}" for i in ids)} for ids in prompt_ids(job)]),
         processing_class=tokenizer(job),
         peft_config=policy_lora(job),
