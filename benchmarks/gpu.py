@@ -3,13 +3,14 @@
     python benchmarks/gpu.py                    # within 14 minutes; writes GPU.md and gpu.json beside this file
     python benchmarks/gpu.py --minutes 60       # further down the list
     python benchmarks/gpu.py --only 0.5B/bf16/shared 0.5B/bf16/trl-full
-    python benchmarks/gpu.py --set cache_implementation=static      # our columns with other settings of PPOConfig
+    python benchmarks/gpu.py --set num_mini_batches=2               # our rows with other settings of PPOConfig
     python benchmarks/gpu.py --tiny             # the same code on a CPU: does it run?
 
 128 prompts of 256 tokens, 256 new tokens each, 2 PPO epochs, micro-batches of 16; in bfloat16 and on an NF4 base. The
 rows are measured in the order of `PLAN`, the most telling first, each in a fresh process with a time-out, until the
 minutes are up. Each is written down as soon as it is there. A training process makes one whole iteration, in which what
-is compiled compiles and whose operations are counted, and then two timed ones. What fails or is cut short is reported
+is compiled compiles and whose operations are counted, and then two timed ones; our trainer is told that they are the
+first of a run of 100 rollouts, as what it does by default may depend on that. What fails or is cut short is reported
 in its row and does not stop the rest.
 
 TRL 1.12 is run by the interpreter $TRL112_PYTHON, or by this one with the folder $TRL112_PATH before its path
@@ -74,8 +75,7 @@ LONGEST = 0.35  # of the minutes, for one row: what hangs must not take all
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=14, help="when to stop, wherever it is then (default 14)")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows, as {PLAN[0]}, in this order; first of all rows: "
-                        + ", ".join(PLAN))  # fmt: skip
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows, in this order; all: {', '.join(PLAN)}")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of PPOConfig, for our rows")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU; writes nothing unless --out says")
     parser.add_argument("--out", type=Path, help="folder for GPU.md and gpu.json (default: this file's)")
@@ -133,10 +133,11 @@ def brief(record: Record) -> str:
         return f"{name} failed: {record['failed']}"
     if "ms_per_step" in record:
         return f"{name} {record['ms_per_step']:.2f} ms a step"
-    phases = (
-        " ".join(f"{p} {record['seconds'][p]:.2f}" for p in PHASES) if "seconds" in record else "one iteration only"
-    )
-    return f"{name} {phases} (first: generate {record['first']['generate']:.1f}){', cut' if 'cut' in record else ''}"
+    done = "one iteration only"
+    if "seconds" in record:
+        done = " ".join(f"{phase} {record['seconds'][phase]:.2f}" for phase in PHASES)
+    first = f"(first: generate {record['first']['generate']:.1f})"
+    return f"{name} {done} {first}{', cut' if 'cut' in record else ''}"
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class Job:
     dtype: str = "float32"
     quantization: str | None = None  # "nf4"
     iterations: int = 0  # timed after a whole first one, whose operations are counted; 0: see `measure`
+    of_run: int = 100  # rollouts of the run that the iterations are the first of, for this package's trainer
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # more of this package's PPOConfig
 
 

@@ -123,13 +123,19 @@ def imports_mib() -> dict[str, float]:
 
 
 def check_same_work(records: list[Record]) -> dict[str, int]:
-    """The work that all records share. RuntimeError where two of them differ."""
+    """The work that all records share. RuntimeError where two of them differ.
+
+    Tokens may differ by 3 %: this package samples the end of a reply where it comes up, about once in as many tokens
+    as the vocabulary has.
+    """
     done = [r for r in records if "work" in r]
     for record in done:
-        if record["work"] != done[0]["work"]:
+        first, work = done[0]["work"], record["work"]
+        tokens = first["tokens_generated"], work["tokens_generated"]
+        if {**first, "tokens_generated": 0} != {**work, "tokens_generated": 0} or min(tokens) < 0.97 * max(tokens):
             raise RuntimeError(
                 f"The columns did different work, so that their times say nothing: {record['column']} did "
-                f"{record['work']}, but {done[0]['column']} did {done[0]['work']}."
+                f"{work}, but {done[0]['column']} did {first}."
             )
     work: dict[str, int] = done[0]["work"] if done else {}
     return work
