@@ -154,11 +154,11 @@ def report(raw: Record, tiny: bool) -> str:
     lines += [
         "",
         f"{job['prompts']} prompts of {prompt} tokens, {new} new tokens each, 2 PPO epochs, micro-batches of {rows}, "
-        "LoRA r 16 on all linear layers, no gradient checkpointing, random weights. Checked to be equal where both were "
-        "measured: tokens generated, optimizer steps, LoRA parameters of the policy. Seconds are means of the two "
+        "LoRA r 16 on all linear layers, no gradient checkpointing, random weights. Checked to be equal on all "
+        "rows: tokens generated, optimizer steps, LoRA parameters of the policy. Seconds are means of the two "
         "iterations after the first (least and greatest of their sums in brackets); the first iteration's generation, "
         "with what is compiled in it, stands apart. Peak memory as torch counts it on the device, all iterations. "
-        f"Operations are those below autograd, views left out, for each {rows} x {prompt + new} tokens: of scoring, and "
+        f"Operations are those below autograd, views left out, for each {rows} x {prompt + new} tokens: of scoring and "
         "of the update of one epoch; in brackets, how many of them copy or cast. The floor is arithmetic for an H200 "
         f"({FLOPS / 1e12:.0f} TFLOP/s, {BYTES / 1e12:.1f} TB/s), weights in bfloat16, value head on the policy. Raw "
         "numbers: gpu.json.",
