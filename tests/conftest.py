@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of subprocesses: as many processes as cores run at once
-DEVICE = os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu")
-if DEVICE == "cpu":  # the same on every machine; only `make test-gpu` sees a GPU. Said before CUDA is looked for
+if os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu") == "cpu":  # only `make test-gpu` sees a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["ACCELERATE_USE_CPU"] = "true"  # other accelerators than CUDA too
 os.environ["HF_HUB_OFFLINE"] = "1"

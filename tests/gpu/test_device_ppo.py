@@ -224,7 +224,7 @@ def held(device: torch.device) -> int:
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return peak
-    storages = (x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    storages = (x.untyped_storage() for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter))
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
