@@ -30,6 +30,7 @@ SHAPE = Qwen2Config(
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = get_peft_model(Qwen2ForCausalLM(SHAPE).bfloat16(), LoraConfig(r=16, target_modules="all-linear"))
     base = model.get_base_model()
@@ -119,10 +120,10 @@ def counted(what: str, work: Callable[[], Any]) -> list[str]:
 
 
 ABOUT = """\
-`python benchmarks/operations.py` makes this page. Counted below autograd and autocast, views left out: Qwen2.5 0.5B's 24
-layers at a fourteenth of its width, LoRA in float32 on all linear layers of a base in bfloat16. The counts are the same
-on every machine, and a GPU waits for their launches where a model is small or a batch is short. The milliseconds are one
-CPU's, where at that width arithmetic hardly counts."""
+`python benchmarks/operations.py` makes this page. Counted below autograd and autocast, views left out: Qwen2.5 0.5B's
+24 layers at a fourteenth of its width, LoRA in float32 on all linear layers of a base in bfloat16. The counts are the
+same on every machine, and a GPU waits for their launches where a model is small or a batch is short. The milliseconds
+are of one CPU core, where at that width arithmetic hardly counts."""
 
 
 def page(rows: list[str]) -> str:
