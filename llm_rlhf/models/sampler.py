@@ -34,8 +34,8 @@ CANNOT_MERGE = (
     "for rounded ones; leave it out."
 )
 CANNOT_COMPILE = (
-    "decoding is 'compiled', but {} does not compile: it says so, or its quantisation, or its cache holds more than keys "
-    "and values; leave it 'auto'."
+    "decoding is 'compiled', but {} does not compile: it says so, or its quantisation, or its cache holds more than "
+    "keys and values; leave it 'auto'."
 )
 
 
