@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SEED ?= 0
 SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast mutants bench docs check fix clean
+.PHONY: quickstart test test-fast test-gpu mutants bench docs check fix clean
 
 quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
@@ -16,6 +16,9 @@ test: $(READY)  ## everything
 
 test-fast: $(READY)  ## without whole chains and the slow ones
 	$(BIN)/python -m pytest $(SHARED) --ignore=tests/pipeline -m "not slow"
+
+test-gpu: $(READY)  ## what only a GPU can show, on one; all other tests hide it
+	LLM_RLHF_TEST_DEVICE=cuda $(BIN)/python -m pytest -n 0 -v tests/gpu
 
 mutants: $(READY)  ## plant faults in PPO and the other methods, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py

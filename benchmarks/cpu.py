@@ -52,7 +52,7 @@ def main() -> None:
         parameters = {}
         for number, (name, shape) in enumerate(shapes.items()):
             folder = Path(temporary) / str(number)
-            parameters[name] = run("job.py", str(folder), json.dumps(shape), "float32")["parameters"]
+            parameters[name] = run("job.py", str(folder), json.dumps(shape))["parameters"]
         records: list[Record] = []
         for pair in range(options.pairs):
             columns = options.columns if pair % 2 == 0 else options.columns[::-1]

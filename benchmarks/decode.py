@@ -1,7 +1,8 @@
 """Milliseconds of one decoding step of a LoRA policy, all prompts at once: `python decode.py JOB`, JOB as for ours.py.
 
-Columns: "eager" (growing cache), "static" (static cache, compiled forward with CUDA graphs), "continuous" (continuous
-batching, where a step is the time of all tokens after the first over their number).
+Columns: "eager" (growing cache), "static" (static cache, compiled forward with CUDA graphs), "merged" (static, with the
+adapter added to the base's matrices), "continuous" (continuous batching, where a step is the time of all tokens after
+the first over their number).
 """
 
 import statistics
@@ -42,16 +43,20 @@ def measure(job: Job) -> dict[str, Any]:
     model = get_peft_model(load(job, AutoModelForCausalLM), policy_lora(job)).eval()
     model.generation_config.eos_token_id = model.generation_config.suppress_tokens = None
     prompts = prompt_ids(job)[: job.prompts]
+    if job.column == "merged":
+        model.merge_adapter()
     step = continuous if job.column == "continuous" else stepwise
+    started = time.perf_counter()
     step(job, model, prompts)  # compiles, captures, allocates
-    return {"ms_per_step": 1000 * step(job, model, prompts), **memory(job.device)}
+    first = time.perf_counter() - started
+    return {"ms_per_step": 1000 * step(job, model, prompts), "first_seconds": first, **memory(job.device)}
 
 
 @torch.no_grad()
 def stepwise(job: Job, model: Any, prompts: list[list[int]]) -> float:
     """Median seconds between two steps of `generate`."""
     options: dict[str, Any] = {}
-    if job.column == "static":
+    if job.column in ("static", "merged"):
         options = {"cache_implementation": "static", "compile_config": CompileConfig(mode="reduce-overhead")}
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=job.new_tokens, pad_token_id=1, **options)
     ids = torch.tensor(prompts, device=job.device)

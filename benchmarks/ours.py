@@ -8,23 +8,38 @@ from typing import Any
 import transformers.models.llama.modeling_llama  # noqa: F401 - so that `imports` weighs it
 from datasets import Dataset
 from job import Job, Phases, Work, common_arguments, load, main, policy_lora, prompt_ids, tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from llm_rlhf import PPOConfig, PPOTrainer
+
+
+class Stop(TrainerCallback):
+    """Ends training after so many optimizer steps."""
+
+    def __init__(self, work: Work, steps: int) -> None:
+        self.work, self.steps = work, steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = self.work.optimizer_steps >= self.steps
 
 
 def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
     options: dict[str, Any] = {"value": "adapter" if job.column == "adapter" else "shared"}
     if job.column == "rollout":
         options["old_logprobs"] = "rollout"
+    if job.iterations:
+        options["total_episodes"] = job.prompts * job.of_run
+    options |= job.settings
     trainer = PPOTrainer(
         model=load(job, AutoModelForCausalLM),
         reward_adapter=Path(job.folder) / "reward",
-        args=PPOConfig(**common_arguments(job), **options),
+        args=PPOConfig(**common_arguments(job) | options),
         train_dataset=Dataset.from_list([{"prompt": " ".join(f"w{i}" for i in ids)} for ids in prompt_ids(job)]),
         processing_class=tokenizer(job),
         peft_config=policy_lora(job),
     )
+    if job.iterations:
+        trainer.add_callback(Stop(work, job.epochs * (job.iterations + 1)))
     generate, prepare_inputs = trainer._generate, trainer._prepare_inputs
 
     def timed_generate(*args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+GENERATE = upstream.batch_generation
+
 
 def value_model(job: Job) -> Any:
     if job.column == "trl-full":
@@ -41,13 +43,12 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
         train_dataset=Dataset.from_list([{"input_ids": ids} for ids in prompt_ids(job)]),
         peft_config=policy_lora(job),
     )
-    generate, accumulate = upstream.batch_generation, trainer.accelerator.accumulate
+    accumulate = trainer.accelerator.accumulate
 
     def timed_generate(model: Any, queries: Any, *args: Any) -> Any:
         phases.begin("generate")
-        answer = generate(model, queries, *args)
+        answer = GENERATE(model, queries, *args)
         phases.begin("score")
-        upstream.batch_generation = generate
         assert queries.size(1) == job.prompt_tokens, "a prompt is not as long as it should be"
         responses = answer[0][:, queries.size(1) :]
         work.tokens_generated += int(((responses != EOS) & (responses != PAD)).sum())

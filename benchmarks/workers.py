@@ -3,13 +3,16 @@
 Imports nothing outside the standard library: a child process inherits its parent's peak memory on Linux.
 """
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,21 @@ PHASES = ("generate", "score", "update")
 Record = dict[str, Any]
 
 
-def trl112_python() -> str:
-    """The interpreter that has trl 1.12.0: $TRL112_PYTHON, or that of benchmarks/.trl112, which is made if need be."""
-    if "TRL112_PYTHON" in os.environ:
-        return os.environ["TRL112_PYTHON"]
+def trl112_environment() -> tuple[str, list[str]]:
+    """The interpreter that has trl 1.12.0, and the folders to put before its PYTHONPATH.
+
+    $TRL112_PATH is a folder that holds the package trl, beside whatever else this interpreter (or $TRL112_PYTHON's)
+    has; $TRL112_PYTHON alone is an interpreter that has it. Neither: benchmarks/.trl112, which is made if need be.
+    """
+    python, folder = os.environ.get("TRL112_PYTHON"), os.environ.get("TRL112_PATH")
+    if folder:
+        if not (Path(folder) / "trl").is_dir():
+            raise RuntimeError(f"TRL112_PATH is {folder!r}, which holds no folder trl; see benchmarks/gpu.py --help.")
+        return python or sys.executable, [str(Path(folder).resolve())]
+    return python or installed_trl112(), []
+
+
+def installed_trl112() -> str:
     folder = HERE / ".trl112"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
@@ -43,32 +57,61 @@ def trl112_python() -> str:
         (folder / "pins.txt").write_text("\n".join(pin for pin in pins if not pin.startswith("trl==")))
         packages = ["trl==1.12.0", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes"]
         pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(folder / "pins.txt"), *packages]
-        subprocess.run(pip, check=True)
+        try:
+            subprocess.run(pip, check=True)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError("trl 1.12.0 could not be installed; set TRL112_PYTHON or TRL112_PATH.") from error
         ready.touch()
     return str(python)
 
 
-def run(script: str, *arguments: str, theirs: bool = False) -> Record:
-    """What one fresh process reports: the JSON of its last line. RuntimeError with its last words where it fails."""
-    python = trl112_python() if theirs else sys.executable
+def run(script: str, *arguments: str, theirs: bool = False, seconds: float | None = None) -> Record:
+    """What one fresh process reports: the JSON of its last line. RuntimeError with its last words where it fails.
+
+    After `seconds` it is killed with all that it started; what it had reported by then is the record, with `cut`.
+    """
+    python, folders = trl112_environment() if theirs else (sys.executable, [])
+    paths = [*folders, str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }  # fmt: skip
     command = [python, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        words = "\n".join(done.stderr.strip().splitlines()[-20:])
-        raise RuntimeError(f"{shlex.join(command)} failed with status {done.returncode}:\n{words}")
-    record: Record = json.loads(done.stdout.strip().splitlines()[-1])
-    return record
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors, start_new_session=True)
+        try:
+            process.wait(seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise  # Ctrl-C ends the child too
+        said.seek(0)
+        errors.seek(0)
+        record, cut = last_record(said.read()), process.returncode == -signal.SIGKILL and seconds is not None
+        if record is not None and (cut or process.returncode == 0):
+            return {**record, "cut": f"after {seconds:.0f} s"} if cut else record
+        words = "\n".join(errors.read().strip().splitlines()[-20:])
+    why = f"nothing was measured within {seconds:.0f} s" if cut else f"status {process.returncode}:\n{words}"
+    raise RuntimeError(f"{shlex.join(command)} failed: {why}")
 
 
-def run_column(column: str, job: dict[str, Any]) -> Record:
-    """One measured iteration of one column."""
+def last_record(said: str) -> Record | None:
+    """The last line that is a JSON object."""
+    for line in reversed(said.splitlines()):
+        with contextlib.suppress(json.JSONDecodeError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+def run_column(column: str, job: dict[str, Any], seconds: float | None = None) -> Record:
+    """One column's process."""
     theirs = column in THEIRS
     argument = json.dumps({"column": column, **job})
-    return run("trl112.py" if theirs else "ours.py", argument, theirs=theirs)
+    return run("trl112.py" if theirs else "ours.py", argument, theirs=theirs, seconds=seconds)
 
 
 def imports_mib() -> dict[str, float]:
@@ -80,13 +123,19 @@ def imports_mib() -> dict[str, float]:
 
 
 def check_same_work(records: list[Record]) -> dict[str, int]:
-    """The work that all records share. RuntimeError where two of them differ."""
-    done = [r for r in records if "failed" not in r]
+    """The work that all records share. RuntimeError where two of them differ.
+
+    Tokens may differ by 3 %: this package samples the end of a reply where it comes up, about once in as many tokens
+    as the vocabulary has.
+    """
+    done = [r for r in records if "work" in r]
     for record in done:
-        if record["work"] != done[0]["work"]:
+        first, work = done[0]["work"], record["work"]
+        tokens = first["tokens_generated"], work["tokens_generated"]
+        if {**first, "tokens_generated": 0} != {**work, "tokens_generated": 0} or min(tokens) < 0.97 * max(tokens):
             raise RuntimeError(
                 f"The columns did different work, so that their times say nothing: {record['column']} did "
-                f"{record['work']}, but {done[0]['column']} did {done[0]['work']}."
+                f"{work}, but {done[0]['column']} did {first}."
             )
     work: dict[str, int] = done[0]["work"] if done else {}
     return work

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of subprocesses: as many processes as cores run at once
+if os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu") == "cpu":  # only `make test-gpu` sees a GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # other accelerators than CUDA too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # not the user's; also for subprocesses

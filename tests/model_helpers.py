@@ -5,7 +5,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from peft.utils.integrations import dequantize_module_weight
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from llm_rlhf.models.base import load_causal_lm, load_tokenizer
+from llm_rlhf.recipe.sections import ModelSection
 
 
 def random_reward_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
@@ -56,3 +66,31 @@ def grown_adapter(base: Path, folder: Path, task: str, rows: int, **options: Any
             parameter.data.add_(torch.randn(parameter.shape) * 0.2)
     model.save_pretrained(folder)
     return folder
+
+
+def wide_llama(folder: Path, tokenizer: Any) -> Path:
+    """A random Llama of 64 columns, which is what one NF4 block holds, saved with its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        initializer_range=0.1, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def quantized(base: Path, kind: str) -> Any:
+    section = ModelSection(base=str(base), quantization=kind)
+    return load_causal_lm(base, section, load_tokenizer(base, section))
+
+
+def dequantized(base: Path, kind: str) -> Any:
+    """A float32 model with the very weights that the quantised one stands for."""
+    source = dict(quantized(base, kind).named_modules())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and type(source[name]) is not torch.nn.Linear:
+            module.weight.data = dequantize_module_weight(source[name]).float()
+    return model

@@ -135,3 +135,19 @@ def zero_values(trainer: PPOTrainer) -> None:
     """Make the value function say 0 everywhere."""
     for parameter in trainer.base_model().value_head.parameters():
         parameter.data.zero_()
+
+
+def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
+    """Mean squared log-ratio of every micro-batch of a training run; 0.0 only if every ratio is exactly 1."""
+    seen: list[float] = []
+    compute = trainer._compute_loss
+
+    def compute_and_note(model, inputs):
+        before = trainer._step_sums
+        loss = compute(model, inputs)
+        after = trainer._step_sums if before is None else trainer._step_sums - before
+        seen.append(after[trainer._step_names.index("policy/approxkl")].item())
+        return loss
+
+    trainer._compute_loss = compute_and_note
+    return seen

@@ -33,6 +33,10 @@ CANNOT_MERGE = (
     "modules_to_save and trainable_token_indices are not), or what learns from its samples has no importance weights "
     "for rounded ones; leave it out."
 )
+CANNOT_COMPILE = (
+    "decoding is 'compiled', but {} does not compile: it says so, or its quantisation, or its cache holds more than "
+    "keys and values; leave it 'auto'."
+)
 
 
 class SamplingError(RunError):
@@ -224,8 +228,10 @@ def fixed_cache(model: Any, length: int) -> StaticCache:
 
 
 def can_compile(model: Any) -> bool:
-    """Whether a model's cache can be of fixed size, keys and values alone."""
-    return bool(model._can_compile_fullgraph) and all(type(x) is StaticLayer for x in fixed_cache(model, 1).layers)
+    """Whether a model says that it compiles, as its quantisation does, and its cache is of keys and values alone."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    compiles = model._can_compile_fullgraph and (quantizer is None or quantizer.is_compileable)
+    return bool(compiles) and all(type(layer) is StaticLayer for layer in fixed_cache(model, 1).layers)
 
 
 class PolicySampler:
@@ -239,6 +245,10 @@ class PolicySampler:
             corrects by `Loop.logprobs_BS`.
         merge: None: where it can be, and the copy takes at most a third of the free memory.
         rows: compile, for batches filled up to so many rows; None: do not.
+        must: whether that must be, or where it can be.
+
+    Raises:
+        ValueError: where it is to be merged or compiled and cannot be.
     """
 
     def __init__(
@@ -250,6 +260,7 @@ class PolicySampler:
         rounds: bool,
         merge: bool | None = None,
         rows: int | None = None,
+        must: bool = False,
     ) -> None:
         self.base, self.temperature = base, temperature
         self.copy: MergedCopy | None = None
@@ -261,7 +272,10 @@ class PolicySampler:
             raise ValueError(CANNOT_MERGE)
         if merge:
             self.copy = MergedCopy(base, adapter, dtype)
-        self.compiled = None if rows is None else Compiled(self.copy.model if self.copy else base, rows)
+        decoder = self.copy.model if self.copy else base
+        if must and not can_compile(decoder):
+            raise ValueError(CANNOT_COMPILE.format(type(base).__name__))
+        self.compiled = Compiled(decoder, rows) if rows is not None and can_compile(decoder) else None
 
     @property
     def rounds(self) -> bool:

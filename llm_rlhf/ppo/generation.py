@@ -75,11 +75,12 @@ class GeneratedResponses(SavedRoles):
             rounds=args.old_logprobs == "rescored",
             merge=args.merge_for_sampling,
             rows=args.generation_batch_size // accelerator.num_processes if compiled else None,
+            must=args.decoding == "compiled",
         )
-        if compiled or sampler.rounds:
-            how = ["with its decoding step compiled (the first rollout takes a minute more)"] * compiled
-            how += ["with the policy's adapter merged in bfloat16; importance weights make up for it"] * sampler.rounds
-            accelerator.print(f"  note: replies are sampled {', and '.join(how)}.")
+        how = ["by a compiled step (the first rollout takes a minute more)"] if sampler.compiled is not None else []
+        how += ["from weights merged in bfloat16, with importance weights to make up for it"] * sampler.rounds
+        if how:
+            accelerator.print(f"  note: replies are sampled {', '.join(how)}.")
         return sampler
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:

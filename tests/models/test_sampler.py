@@ -22,7 +22,7 @@ from transformers import (
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
-from llm_rlhf.models.sampler import Compiled, Loop, PolicySampler, SamplingError, sampling
+from llm_rlhf.models.sampler import Compiled, Loop, PolicySampler, SamplingError, can_compile, sampling
 from llm_rlhf.recipe.sections import ModelSection
 
 SIZES = {
@@ -224,6 +224,14 @@ def test_what_cannot_be_merged_is_told() -> None:
     half = adapted(LLAMA, torch.bfloat16).get_base_model()
     assert PolicySampler(half, torch.bfloat16, 1.0, "default", rounds=False).copy is None
     assert PolicySampler(half, torch.bfloat16, 1.0, "default", rounds=True).rounds
+
+
+def test_what_cannot_be_compiled_is_told_where_it_must_be() -> None:
+    assert can_compile(random_model(LLAMA))
+    assert not can_compile(random_model(MAMBA))
+    assert PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8).compiled is None
+    with pytest.raises(ValueError, match="MambaForCausalLM does not compile"):
+        PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8, must=True)
 
 
 def test_rounding_at_random_keeps_the_mean_and_neighbours() -> None:

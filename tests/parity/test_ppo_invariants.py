@@ -10,7 +10,16 @@ import torch
 from model_helpers import random_reward_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights
-from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, responses_of, rollout, zero_values
+from ppo_helpers import (
+    PROMPTS,
+    fixed_responses,
+    gradients,
+    make_trainer,
+    responses_of,
+    rollout,
+    watch_approx_kl,
+    zero_values,
+)
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -48,22 +57,6 @@ def last_counted(mask: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def eos(tokenizer) -> int:
     return tokenizer.eos_token_id
-
-
-def watch_approx_kl(trainer: PPOTrainer) -> list[float]:
-    """Mean squared log-ratio of every micro-batch of a training run; 0.0 only if every ratio is exactly 1."""
-    seen: list[float] = []
-    compute = trainer._compute_loss
-
-    def compute_and_note(model, inputs):
-        before = trainer._step_sums
-        loss = compute(model, inputs)
-        after = trainer._step_sums if before is None else trainer._step_sums - before
-        seen.append(after[trainer._step_names.index("policy/approxkl")].item())
-        return loss
-
-    trainer._compute_loss = compute_and_note
-    return seen
 
 
 @both_values

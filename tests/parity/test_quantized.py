@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from model_helpers import random_reward_adapter
+from model_helpers import dequantized, quantized, random_reward_adapter, wide_llama
 from peft import LoraConfig, get_peft_model
-from peft.utils.integrations import dequantize_module_weight
 from ppo_helpers import fixed_responses, gradients, make_trainer, responses_of, rollout
-from transformers import AutoModelForCausalLM
 
 from llm_rlhf import RewardModel
-from llm_rlhf.models.base import load_causal_lm, load_tokenizer
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.ppo.vllm import policy_weights
@@ -18,34 +15,7 @@ from llm_rlhf.recipe.sections import ModelSection
 
 @pytest.fixture(scope="module")
 def wide_base(tmp_path_factory, tokenizer):
-    """64 columns: what one NF4 block holds."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-        initializer_range=0.1, tie_word_embeddings=False,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("wide")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def quantized(base, kind: str):
-    section = ModelSection(base=str(base), quantization=kind)
-    return load_causal_lm(base, section, load_tokenizer(base, section))
-
-
-def dequantized(base, kind: str):
-    """A float32 model with the very weights that the quantised one stands for."""
-    source = dict(quantized(base, kind).named_modules())
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear and type(source[name]) is not torch.nn.Linear:
-            module.weight.data = dequantize_module_weight(source[name]).float()
-    return model
+    return wide_llama(tmp_path_factory.mktemp("wide"), tokenizer)
 
 
 def score(completions, **kwargs):
