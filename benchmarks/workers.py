@@ -148,14 +148,17 @@ def provenance(records: list[Record]) -> Record:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    commit = "unknown"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
+        asked = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(asked, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
     versions = {side: next((r["versions"] for r in records if r["column"] in columns and "versions" in r), None)
                 for side, columns in (("ours", OURS), ("theirs", THEIRS))}  # fmt: skip
     threads, accelerators = ({str(r[key]) for r in records if r.get(key)} for key in ("threads", "accelerator"))
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "machine": f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "accelerator": ", ".join(sorted(accelerators)) or None,
         "threads": ", ".join(sorted(threads)),

@@ -20,6 +20,7 @@ def script(folder: Path, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_cut_leaves_what_it_had_reported(tmp_path) -> None:
     path = script(tmp_path, """
 import json, subprocess, sys, time
@@ -37,6 +38,7 @@ time.sleep(600)
     assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"  # what it had started, too
 
 
+@pytest.mark.slow
 def test_a_process_that_reported_nothing_or_failed_says_why(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="nothing was measured within 1 s"):
         workers.run(script(tmp_path, "import time; time.sleep(600)"), seconds=1)
