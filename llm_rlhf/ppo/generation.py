@@ -66,6 +66,9 @@ class GeneratedResponses(SavedRoles):
             return response_ids
         with contextlib.ExitStack() as stack:
             stack.enter_context(plain_decoding(self.base_model()))
+            # Under FSDP every process decodes until all have finished: each forward gathers weights of all. transformers
+            # knows by this attribute, which accelerate does not set; TRL asks neither.
+            self.base_model()._is_fsdp_managed_module = self.accelerator.is_fsdp2
             watch = None
             if self.args.old_logprobs == "rollout":
                 watch = stack.enter_context(watch_generate(self.base_model(), self.args.temperature))

@@ -57,7 +57,7 @@ from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
 from llm_rlhf.statistics.intervals import Estimate
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing, read_metrics
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing, read_metrics, whole_weights
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):
@@ -156,8 +156,9 @@ def _train(
     shown = {"loss": "loss", "accuracy": "accuracy"}
     attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
     trainer.train()
+    weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
 
