@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
@@ -128,6 +129,18 @@ def is_sharded(accelerator: Any) -> bool:
     """Whether every process of a trainer holds a part of each weight only: FSDP, and DeepSpeed's ZeRO-3."""
     deepspeed = accelerator.state.deepspeed_plugin
     return accelerator.distributed_type == DistributedType.FSDP or (deepspeed is not None and deepspeed.zero_stage == 3)
+
+
+def compute_in_own_types(trainer: Any) -> None:
+    """Under FSDP2, compute as under DDP: weights stay in their types, and autocast decides. Called before training.
+
+    accelerate's own way is to gather every weight in bfloat16, heads too, and to round to it what the model returns:
+    log-probabilities, values and scores. And it leaves autocast out, so that a float32 head meets bfloat16 states.
+    """
+    accelerator = trainer.accelerator
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        accelerator.prepare_model(trainer.model, evaluation_mode=True)  # autocast alone
 
 
 def whole_weights(trainer: Any) -> dict[str, Tensor] | None:

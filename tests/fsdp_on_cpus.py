@@ -1,7 +1,7 @@
 """FSDP2 on CPU processes, which torch can do and accelerate has for accelerators only.
 
-accelerate passes over ACCELERATE_USE_FSDP where there is no accelerator, and takes DDP without a word. Here its state is
-told after the fact, before anything has asked for it; everything after that is accelerate's own FSDP2.
+accelerate passes over ACCELERATE_USE_FSDP where there is no accelerator, and takes DDP without a word. Here its state
+is told after the fact, before anything has asked for it; everything after that is accelerate's own FSDP2.
 """
 
 import functools
@@ -11,6 +11,8 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+
+from llm_rlhf import spreading
 
 # What `accelerate launch --config_file recipes/accelerate/fsdp2.yaml` puts into the environment.
 FSDP2 = {
@@ -27,6 +29,7 @@ FSDP2 = {
 def shard() -> None:
     """From now on, this process' accelerators shard."""
     os.environ.update(FSDP2)
+    spreading.has_accelerator = lambda: True
     initialise = AcceleratorState.__init__
 
     @functools.wraps(initialise)
@@ -34,6 +37,8 @@ def shard() -> None:
         initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)  # each time it takes its kind from PartialState
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
         if getattr(self, "fsdp_plugin", None) is not None:
             self.distributed_type = DistributedType.FSDP
 

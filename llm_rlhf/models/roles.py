@@ -163,7 +163,8 @@ def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: 
     base = model.get_base_model()
     with torch.no_grad(), active_adapters(base, [name]):
         if isinstance(model, FSDPModule):
-            scores_B: Tensor = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, scored_by=name)
+            whole: Any = model  # mypy takes it for FSDP's own class, which has no call
+            scores_B: Tensor = whole(input_ids=input_ids_BT, attention_mask=attention_mask_BT, scored_by=name)
             return scores_B
         return _score(base, name, input_ids_BT, attention_mask_BT)
 

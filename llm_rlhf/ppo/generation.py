@@ -66,8 +66,8 @@ class GeneratedResponses(SavedRoles):
             return response_ids
         with contextlib.ExitStack() as stack:
             stack.enter_context(plain_decoding(self.base_model()))
-            # Under FSDP every process decodes until all have finished: each forward gathers weights of all. transformers
-            # knows by this attribute, which accelerate does not set; TRL asks neither.
+            # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
+            # transformers knows it by this attribute, which accelerate does not set.
             self.base_model()._is_fsdp_managed_module = self.accelerator.is_fsdp2
             watch = None
             if self.args.old_logprobs == "rollout":

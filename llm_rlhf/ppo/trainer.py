@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DistributedType, is_peft_model, set_seed
+from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
 from peft import set_peft_model_state_dict
 from torch import Tensor
@@ -51,7 +51,6 @@ from llm_rlhf.ppo.preparation import (
     checkpoint_with_adapters,
     copy_for_reference,
     given_adapter,
-    is_deepspeed_zero3,
     load_reward_models,
     objectives_of,
     reference_of_the_parents,
@@ -61,7 +60,7 @@ from llm_rlhf.ppo.rollout import MicroBatch, shuffled_steps
 from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
-from llm_rlhf.training import check_loss
+from llm_rlhf.training import check_loss, compute_in_own_types
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -164,15 +163,13 @@ class PPOTrainer(WatchedEvaluation):
         self._check_pad_token()
         self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
+        compute_in_own_types(self)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)
-        in_time = self.accelerator.distributed_type != DistributedType.DEEPSPEED  # its engine steps within backward
-        if not in_time and args.ratio_limit is not None:
-            self.accelerator.print("  note: ratio_limit is not applied: DeepSpeed has stepped before it is known.")
-        self.guard = StepGuard(args.ratio_limit if in_time else None, args.update_kl_limit)
+        self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
@@ -218,10 +215,9 @@ class PPOTrainer(WatchedEvaluation):
             add_reward_role(self.model, folder, name)
         self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
-            if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
-                adapters_in_float32(self.model, copies=False)
-                for name in [POLICY, *self.reference_adapters] if given is not None else []:
-                    set_peft_model_state_dict(self.model, given, adapter_name=name)
+            adapters_in_float32(self.model, copies=False)
+            for name in [POLICY, *self.reference_adapters] if given is not None else []:
+                set_peft_model_state_dict(self.model, given, adapter_name=name)
             if self.reference_adapters:
                 self.model.set_requires_grad(*self.reference_adapters, requires_grad=False)
             first = next(iter(adapters), None)
