@@ -47,11 +47,11 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 def test_fsdp2_trains_what_one_process_trains(runs, stage) -> None:
     one, two = weights(runs["one"], stage), weights(runs["fsdp2"], stage)
     assert one.keys() == two.keys()
-    start_of = weights(runs["one"], "world")
-    assert start_of
-    for name, weight in one.items():
-        # Sums of two halves of a batch, in float32, after three steps of AdamW of 5e-5 and 1e-4 each at most.
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5, msg=name)
+    apart = torch.cat([(two[name] - weight).abs().flatten() for name, weight in one.items()])
+    # Sums of two halves of a batch in float32. AdamW makes steps of up to the learning rate of 1e-4 of gradients that
+    # are rounding alone, so that single weights may be further apart than the sums.
+    assert apart.max() < 1e-4
+    assert (apart > 1e-6).float().mean() < 1e-3
 
 
 def test_ppo_under_fsdp2_is_ppo_under_ddp(runs) -> None:
@@ -62,7 +62,7 @@ def test_ppo_under_fsdp2_is_ppo_under_ddp(runs) -> None:
     assert moved
     for name, weight in ddp.items():
         torch.testing.assert_close(fsdp2[name], weight, rtol=0, atol=1e-5, msg=name)
-    assert not list(runs["fsdp2"].glob("ppo/checkpoints*"))
+    assert not list(runs["fsdp2"].glob("ppo/checkpoint*"))
 
 
 def test_the_run_under_fsdp2_has_a_report(runs) -> None:
