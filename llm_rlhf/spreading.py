@@ -104,7 +104,7 @@ def _check_fsdp_ppo(recipe: Recipe, config: Any) -> None:
 def _check_deepspeed(configs: Mapping[str, Any]) -> None:
     if _zero_stage() == 3:
         raise RecipeError(
-            "The launch asks for DeepSpeed's ZeRO-3, under which transformers spreads every model as it is loaded, those "
+            "The launch asks for DeepSpeed's ZeRO-3, under which transformers spreads every model when it loads it, "
             f"too that stages only read between trainings. Launch with {FSDP2}, which spreads weights in training."
         )
     for stage in configs:
