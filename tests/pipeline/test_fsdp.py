@@ -47,11 +47,10 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 def test_fsdp2_trains_what_one_process_trains(runs, stage) -> None:
     one, two = weights(runs["one"], stage), weights(runs["fsdp2"], stage)
     assert one.keys() == two.keys()
-    apart = torch.cat([(two[name] - weight).abs().flatten() for name, weight in one.items()])
-    # Sums of two halves of a batch in float32. AdamW makes steps of up to the learning rate of 1e-4 of gradients that
-    # are rounding alone, so that single weights may be further apart than the sums.
-    assert apart.max() < 1e-4
-    assert (apart > 1e-6).float().mean() < 1e-3
+    for name, weight in one.items():
+        if "heldout" not in name:  # its third batch is the last of an epoch, which two processes fill up to full ones
+            # sums of two halves of a batch in float32: 3e-7 was seen, of steps of 1e-4 each
+            torch.testing.assert_close(two[name], weight, rtol=0, atol=5e-6, msg=name)
 
 
 def test_ppo_under_fsdp2_is_ppo_under_ddp(runs) -> None:
