@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from peft import get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Trainer, get_scheduler
@@ -28,7 +29,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
-from llm_rlhf.launch import processes
+from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
@@ -43,7 +44,7 @@ from llm_rlhf.models.fitting import (
     fit_ratings,
     how_many_fit,
 )
-from llm_rlhf.ppo.preparation import checkpoint_with_adapters
+from llm_rlhf.ppo.preparation import check_distribution, checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
@@ -61,6 +62,7 @@ from llm_rlhf.reward.loading import local_adapter
 from llm_rlhf.reward.model import RewardModel
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import starting_model
+from llm_rlhf.spreading import check_spreading
 from llm_rlhf.stages.offline import nothing_fits, one_sided
 from llm_rlhf.stages.ppo import nothing_to_imitate
 from llm_rlhf.stages.reward import none_fits
@@ -105,6 +107,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
+    check_spreading(recipe, ahead.configs)
     _check_packages(recipe, ahead.configs)
     for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
@@ -140,10 +143,6 @@ def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
     for stage, config in configs.items():
         needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
         needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
-        if config.fsdp and config.parallel_mode.value != "distributed":
-            raise RecipeError(
-                f"Recipe key '{stage}.fsdp' is set, but there is one process; start several, or remove it."
-            )
         if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
@@ -231,6 +230,8 @@ def _check_base(ahead: Ahead) -> None:
         _check_room(f"{recipe.method}.{length_key(recipe)}", sampled[0], context)
     if "ppo" in configs:
         try:
+            if uses_fsdp():
+                check_distribution(DistributedType.FSDP, configs["ppo"])
             if configs["ppo"].gradient_checkpointing and configs["ppo"].value == "adapter":
                 checkpoint_with_adapters(copy.copy(configs["ppo"]))
         except ValueError as error:

@@ -12,6 +12,22 @@ def speaks_for_all() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def uses_fsdp() -> bool:
+    """Whether the launch's configuration asks accelerate for FSDP, which it tells by the environment."""
+    return is_true("ACCELERATE_USE_FSDP")
+
+
+def is_true(variable: str) -> bool:
+    """Whether an environment variable of accelerate's is set, and to no kind of false."""
+    return os.environ.get(variable, "").lower() in ("true", "1", "yes")
+
+
+def has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def processes() -> "PartialState":
     """The state every process of this launch shares; a single process where none was launched.
 

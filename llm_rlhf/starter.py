@@ -99,7 +99,7 @@ def copy_recipes(to: Path) -> list[Path]:
         RecipeError: where the folder has one of these files already (then none is written), or cannot be written to.
     """
     recipes = shipped("recipes")
-    names = sorted(path.relative_to(recipes) for path in recipes.rglob("*.yaml"))
+    names = sorted(path.relative_to(recipes) for path in recipes.rglob("*") if path.suffix in (".yaml", ".sbatch"))
     if not names:
         raise RecipeError(f"The recipes that ship are not in {recipes}; install llm-rlhf from a clone or a wheel.")
     there = [to / name for name in names if (to / name).exists()]

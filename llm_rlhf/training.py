@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llm_rlhf.errors import DataError, NonFiniteError, RecipeError
@@ -119,3 +123,37 @@ def check_loss(loss: torch.Tensor, stage: str, step: int) -> None:
             f"The {stage} loss is {loss.item()} at optimizer step {step}; training stopped before the weights changed. "
             f"Lower {stage}.learning_rate, or look at the last rows of metrics.jsonl for what grew."
         )
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Whether every process of a trainer holds a part of each weight only: FSDP, and DeepSpeed's ZeRO-3."""
+    deepspeed = accelerator.state.deepspeed_plugin
+    return accelerator.distributed_type == DistributedType.FSDP or (deepspeed is not None and deepspeed.zero_stage == 3)
+
+
+def compute_in_own_types(trainer: Any) -> None:
+    """Under FSDP2, compute as under DDP: weights stay in their types, and autocast decides. Called before training.
+
+    accelerate's own way is to gather every weight in bfloat16, heads too, and to round to it what the model returns:
+    log-probabilities, values and scores. And it leaves autocast out, so that a float32 head meets bfloat16 states.
+    """
+    accelerator = trainer.accelerator
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        accelerator.prepare_model(trainer.model, evaluation_mode=True)  # autocast alone
+
+
+def whole_weights(trainer: Any) -> dict[str, Tensor] | None:
+    """Where weights are spread over processes, all of them, whole: what `save_pretrained` is to write.
+
+    Called on every process, as each must help to gather; the first alone gets them. None where each holds all. By
+    `full_tensor`, a weight at a time; torch's get_model_state_dict leaves weights on CPUs as they are.
+    """
+    if not is_sharded(trainer.accelerator):
+        return None
+    whole: dict[str, Tensor] = {}
+    for name, part in trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict().items():
+        weight = part.full_tensor() if isinstance(part, DTensor) else part
+        if trainer.accelerator.is_main_process:
+            whole[name] = weight.cpu()
+    return whole

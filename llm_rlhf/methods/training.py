@@ -18,9 +18,8 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32, announce
 from llm_rlhf.models.decoding import save_language
 from llm_rlhf.ppo import checkpoint
-from llm_rlhf.ppo.preparation import is_sharded
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.training import METRICS, StageLog, StopsOnBadLoss, attach_log
+from llm_rlhf.training import METRICS, StageLog, StopsOnBadLoss, attach_log, is_sharded, whole_weights
 
 SNAPSHOTS = 8  # light copies of the policy in the course of a training, as PPO's defaults make
 
@@ -33,9 +32,7 @@ class TrainedPolicy(StopsOnBadLoss, checkpoint.SealedCheckpoints):
 
     def save_policy(self, folder: Path) -> None:
         """Write what any PEFT user loads on the base. Called on every process."""
-        weights = None
-        if is_sharded(self.accelerator.distributed_type, self.args):
-            weights = self.accelerator.get_state_dict(self.model_wrapped)  # which every process helps to gather
+        weights = whole_weights(self)
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model)
             model.save_pretrained(folder, selected_adapters=[POLICY], state_dict=weights)
@@ -80,7 +77,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     found = checkpoint.latest(folder)
     run.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint
     if found is not None:
-        _check_processes(found, run, is_sharded(trainer.accelerator.distributed_type, trainer.args))
+        _check_processes(found, run, is_sharded(trainer.accelerator))
         announce(f"{stage} was interrupted; it goes on from optimizer step {checkpoint.step_of(found)}.")
     if run.state.is_main_process:
         _forget_after(folder, 0 if found is None else checkpoint.step_of(found))

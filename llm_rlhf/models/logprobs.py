@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 TILE = 2**21  # logits of a tile: 8 MB in float32
 WIDE_TILE = 2**24  # at most, where a tile of that size would have less than 256 rows
@@ -24,8 +25,10 @@ def token_logprobs(
 
     Differentiable with respect to the hidden states and the head's weight, where they are trained; entropy is a value.
     """
-    weight = head.weight.to(hidden_NH.dtype)  # under autocast the states are bfloat16, and the product with them
-    logprobs, entropies = _TokenLogprobs.apply(hidden_NH, weight, head.bias, labels_N, temperature, with_entropy)
+    # A head that is no part of another FSDP unit is read without its forward, where it would be gathered.
+    weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
+    weight = weight.to(hidden_NH.dtype)  # under autocast the states are bfloat16, and the product with them
+    logprobs, entropies = _TokenLogprobs.apply(hidden_NH, weight, bias, labels_N, temperature, with_entropy)
     return logprobs, entropies if with_entropy else None
 
 

@@ -45,10 +45,11 @@ class Portion:
         what: the work, as a note and an error call it: "sampling".
         lower: the keys to lower where not even one row fits, as a sentence goes on with them.
         say: tells a note.
+        halves: False where every process must make as many forwards, as under FSDP: then the first failure ends it.
     """
 
-    def __init__(self, what: str, lower: str, say: Callable[[str], None] = print) -> None:
-        self.what, self.lower, self.say = what, lower, say
+    def __init__(self, what: str, lower: str, say: Callable[[str], None] = print, halves: bool = True) -> None:
+        self.what, self.lower, self.say, self.halves = what, lower, say, halves
         self.tokens: int | None = None  # that a portion may hold, padding counted; None: any number
 
     def rows(self, width: int) -> int | None:
@@ -82,7 +83,7 @@ class Portion:
             try:
                 found.append(work(part))
             except RuntimeError as error:
-                if not ran_out(error):
+                if not (self.halves and ran_out(error)):
                     raise
                 failed = error.with_traceback(None)  # whose frames hold what was computed
             if failed is None:

@@ -28,6 +28,7 @@ import torch
 from peft.utils import load_peft_weights
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.models.adapters import POLICY, active_adapters, is_head, load_beside, mend_token_wrappers
@@ -155,10 +156,21 @@ def position_ids(attention_mask_BT: Tensor) -> Tensor:
 
 
 def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """Score of every row by one reward role, read at its last counted token. Shape (B,), float32, no gradient."""
+    """Score of every row by one reward role, read at its last counted token. Shape (B,), float32, no gradient.
+
+    Under FSDP by the model's own forward, where the weights are gathered, and nowhere else.
+    """
     base = model.get_base_model()
     with torch.no_grad(), active_adapters(base, [name]):
-        hidden_BTH = hidden_states(base, input_ids_BT, attention_mask_BT)
+        if isinstance(model, FSDPModule):
+            whole: Any = model  # mypy takes it for FSDP's own class, which has no call
+            scores_B: Tensor = whole(input_ids=input_ids_BT, attention_mask=attention_mask_BT, scored_by=name)
+            return scores_B
+        return _score(base, name, input_ids_BT, attention_mask_BT)
+
+
+def _score(base: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    hidden_BTH = hidden_states(base, input_ids_BT, attention_mask_BT)
     last_B = (attention_mask_BT * torch.arange(attention_mask_BT.size(1), device=hidden_BTH.device)).argmax(1)
     rows_B = torch.arange(hidden_BTH.size(0), device=hidden_BTH.device)
     return apply_head(base.score_heads[name], hidden_BTH[rows_B, last_B])
@@ -188,7 +200,11 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         plain_head = _tiled_head(model, 1.0) if tiled else _fused_head(model, _fused_without_temperature(model))
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
-    def forward(self: Any, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, response_mask: Tensor | None = None, scored_by: str | None = None, **kwargs: Any
+    ) -> Any:
+        if scored_by is not None:
+            return _score(self, scored_by, kwargs["input_ids"], kwargs["attention_mask"])
         if response_mask is None:
             return fused_forward(*args, **kwargs)
         return _policy_and_value(

@@ -125,6 +125,9 @@ class GeneratedResponses(SavedRoles):
             model = self.base_model()
             if self._sampler is None:
                 stack.enter_context(plain_decoding(model))
+                # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
+                # transformers knows it by this attribute, which accelerate does not set.
+                model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             else:
                 loop, model = stack.enter_context(self._sampler(seed=self.state.global_step, leave=not watched))
             if watched:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl.trainer.utils import RepeatSampler
 
+from llm_rlhf.launch import uses_fsdp
 from llm_rlhf.models.adapters import MERGED, POLICY, check_adapter, recompute_with_same_adapters
 from llm_rlhf.models.base import tokens_beside
 from llm_rlhf.models.finding import check_there
@@ -61,21 +62,14 @@ class SeededSampler(RepeatSampler):
             self.generator.manual_seed((self.seed or 0) + 1_000_003 * epoch)
 
 
-def is_deepspeed_zero3(args: PPOConfig) -> bool:
-    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-
-
-def is_sharded(kind: DistributedType, args: PPOConfig) -> bool:
-    """Whether every process holds a part of each weight only."""
-    return kind == DistributedType.FSDP or is_deepspeed_zero3(args)
-
-
 def copy_for_reference(model: Any, args: PPOConfig, kwargs: dict[str, Any]) -> Any:
     """A frozen copy of a whole model that is trained in memory; the parent could only load one by its name."""
     if isinstance(model, (str, Path)) or kwargs.get("peft_config") is not None or is_peft_model(model):
         return None
-    if args.deepspeed_plugin is not None or args.fsdp:
-        raise ValueError("Without LoRA, under DeepSpeed or FSDP, give the model by its name or folder, not in memory.")
+    if uses_fsdp():
+        raise ValueError(
+            "Without LoRA, PPO cannot run under FSDP: its reference is a second whole model. Use LoRA, or DDP."
+        )
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
@@ -223,23 +217,28 @@ def check_models(model: Any, adapters: Mapping[str, Any], args: PPOConfig, peft_
 
 
 def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
-    """What a way of spreading over devices cannot do right; `ratio_limit`, which is on by default, is passed over."""
-    if kind == DistributedType.DEEPSPEED and args.update_kl_limit is not None:
+    """ValueError where a way of spreading over devices cannot do what is asked right."""
+    if kind == DistributedType.DEEPSPEED:
         raise ValueError(
-            "update_kl_limit is set, but DeepSpeed takes the optimizer step within the backward pass, before the limit "
-            "could skip it; remove it, or use DDP or FSDP."
+            "PPO cannot run under DeepSpeed: its engine rounds the heads to its compute type, and takes the optimizer "
+            "step within the backward pass, before ratio_limit and update_kl_limit could skip it; use DDP or FSDP2."
         )
-    if not is_sharded(kind, args):
+    if kind != DistributedType.FSDP:
         return
+    if args.old_logprobs == "rollout":
+        raise ValueError(
+            "old_logprobs is 'rollout', but under FSDP every process decodes until all have finished, and what those "
+            "steps compute is of no token; leave it 'rescored'."
+        )
     if args.micro_batch_tokens is not None:
         raise ValueError(
-            "micro_batch_tokens gives processes different numbers of forwards, but FSDP and ZeRO-3 gather the weights "
+            "micro_batch_tokens gives processes different numbers of forwards, but FSDP gathers the weights "
             "in every one and would wait for ever; cut by per_device_train_batch_size instead."
         )
     for key, value in (("keep", "best"), ("side_guard", "stop")):
         if getattr(args, key) == value:
             raise ValueError(
-                f"{key} is {value!r}, which goes back to a snapshot, and FSDP and ZeRO-3 cannot read one into weights "
+                f"{key} is {value!r}, which goes back to a snapshot, and FSDP cannot read one into weights "
                 f"that are spread over processes; leave {key} at its default and choose by `snapshots.jsonl`, or use "
                 "DDP."
             )

@@ -24,10 +24,10 @@ from llm_rlhf.models.decoding import save_language
 from llm_rlhf.models.roles import VALUE
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
-from llm_rlhf.ppo.preparation import is_sharded
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
 from llm_rlhf.ppo.watch import SUMMARY, Watch
+from llm_rlhf.training import is_sharded, whole_weights
 
 
 class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
@@ -44,16 +44,9 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if is_peft_model(model) else model
 
-    def _whole_weights(self) -> dict[str, Tensor] | None:
-        """Where weights are spread over processes: all of them, which every process must help to gather."""
-        if not is_sharded(self.accelerator.distributed_type, self.args):
-            return None
-        gathered: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-        return gathered
-
     def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write what any PEFT user loads on the base; without LoRA, the whole model. Called on every process."""
-        state_dict = self._whole_weights() if state_dict is None else state_dict
+        state_dict = whole_weights(self) if state_dict is None else state_dict
         if not self.accelerator.is_main_process:
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -70,7 +63,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
 
         Called on every process.
         """
-        state_dict = self._whole_weights() if state_dict is None else state_dict
+        state_dict = whole_weights(self) if state_dict is None else state_dict
         if not self.accelerator.is_main_process:
             return
         folder = Path(folder)
@@ -176,7 +169,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
     def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:
         if not asked:
             return None
-        if is_sharded(self.accelerator.distributed_type, self.args):
+        if is_sharded(self.accelerator):
             raise ValueError(
                 "resume_from_checkpoint is set, but a checkpoint cannot be read into weights that FSDP or ZeRO-3 have "
                 "spread over processes; go on from its `policy/` adapter as a new run, or use DDP."

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DistributedType, is_peft_model, set_seed
+from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
 from peft import set_peft_model_state_dict
 from torch import Tensor
@@ -54,8 +54,6 @@ from llm_rlhf.ppo.preparation import (
     checkpoint_with_adapters,
     copy_for_reference,
     given_adapter,
-    is_deepspeed_zero3,
-    is_sharded,
     load_reward_models,
     objectives_of,
     reference_of_the_parents,
@@ -65,7 +63,7 @@ from llm_rlhf.ppo.rollout import MicroBatch, rows_of, shuffled_steps
 from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
-from llm_rlhf.training import check_loss
+from llm_rlhf.training import check_loss, compute_in_own_types, is_sharded
 
 LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
 
@@ -170,15 +168,13 @@ class PPOTrainer(WatchedEvaluation):
         self._check_pad_token()
         self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
+        compute_in_own_types(self)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)
-        in_time = self.accelerator.distributed_type != DistributedType.DEEPSPEED  # its engine steps within backward
-        if not in_time and args.ratio_limit is not None:
-            self.accelerator.print("  note: ratio_limit is not applied: DeepSpeed has stepped before it is known.")
-        self.guard = StepGuard(args.ratio_limit if in_time else None, args.update_kl_limit)
+        self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
@@ -186,7 +182,7 @@ class PPOTrainer(WatchedEvaluation):
             self.add_callback(self.snapshots)
         self._ready_to_sample()
         self._micro_batch_tokens = args.micro_batch_tokens or self._budget()
-        self._scoring = Portion("scoring a rollout", LOWER)
+        self._scoring = Portion("scoring a rollout", LOWER, halves=not is_sharded(self.accelerator))
         self._update = Portion("the update", LOWER)
         self._largest_piece = (0, 0)  # rows and tokens of each, of the newest step's pieces
         self._prepared = -1  # the step whose micro-batches were handed out last
@@ -229,10 +225,9 @@ class PPOTrainer(WatchedEvaluation):
             add_reward_role(self.model, folder, name)
         self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
-            if not is_deepspeed_zero3(self.args):  # which gathers parameters of one type only
-                adapters_in_float32(self.model, copies=False)
-                for name in [POLICY, *self.reference_adapters] if given is not None else []:
-                    set_peft_model_state_dict(self.model, given, adapter_name=name)
+            adapters_in_float32(self.model, copies=False)
+            for name in [POLICY, *self.reference_adapters] if given is not None else []:
+                set_peft_model_state_dict(self.model, given, adapter_name=name)
             if self.reference_adapters:
                 self.model.set_requires_grad(*self.reference_adapters, requires_grad=False)
             first = next(iter(adapters), None)
@@ -250,7 +245,7 @@ class PPOTrainer(WatchedEvaluation):
         device, args = self.accelerator.device, self.args
         if device.type != "cuda" or args.gradient_accumulation_steps > 1:
             return None
-        if is_sharded(self.accelerator.distributed_type, args):
+        if is_sharded(self.accelerator):
             return None
         free = torch.cuda.mem_get_info(device)[0]
         return token_budget(self.base_model().config, args.gradient_checkpointing, free)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.launch import uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -129,7 +130,9 @@ def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
 
     section = getattr(recipe, stage) or {}
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if stage in METHODS:  # shares of the run, rounded up to whole rollouts
+    if (
+        stage in METHODS and not uses_fsdp()
+    ):  # which could not read a checkpoint back; shares of the run, rounded up to whole rollouts
         defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
     if stage in ("dpo", "kto", "best_of_n"):
         defaults["remove_unused_columns"] = False  # every column is ours, and meant

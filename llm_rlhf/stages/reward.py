@@ -57,7 +57,15 @@ from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
 from llm_rlhf.statistics.intervals import Estimate
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing, read_metrics
+from llm_rlhf.training import (
+    StageLog,
+    StopsOnBadLoss,
+    attach_log,
+    compute_in_own_types,
+    constructing,
+    read_metrics,
+    whole_weights,
+)
 
 
 class _RewardTrainer(StopsOnBadLoss, PairTrainer):
@@ -150,14 +158,16 @@ def _train(
             length_weight=starting_weight(rows, options),
         )
     adapters_in_float32(trainer.model)
+    compute_in_own_types(trainer)
     if run_folder.state.is_main_process:
         folder.mkdir(exist_ok=True)
     run_folder.state.wait_for_everyone()
     shown = {"loss": "loss", "accuracy": "accuracy"}
     attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
     trainer.train()
+    weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
 

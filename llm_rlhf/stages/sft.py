@@ -30,7 +30,7 @@ from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, constructing
+from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, compute_in_own_types, constructing, whole_weights
 
 
 class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
@@ -53,11 +53,13 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
         )
     adapters_in_float32(trainer.model)
+    compute_in_own_types(trainer)
     shown = {"loss": "loss", "mean_token_accuracy": "accuracy"}
     attach_log(trainer, StageLog("sft", folder, shown, run_folder.followers))
     trainer.train()
+    weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter")
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter", state_dict=weights)
     run_folder.state.wait_for_everyone()
     del trainer, model
     gc.collect()

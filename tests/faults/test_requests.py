@@ -121,7 +121,7 @@ def one_number(completions, **kwargs):
         (["ppo.lr_scheduler_type=warmup_stable_decay"], ["'ppo.lr_scheduler_type'", "num_decay_steps"]),
         (["ppo.optim=grokadamw"], ["'ppo.optim' is 'grokadamw'", "install"]),
         (["ppo.cache_implementation=nothing"], ["'ppo' contradicts itself", "`cache_implementation`"]),
-        (["ppo.fsdp=full_shard"], ["'ppo.fsdp' is set, but there is one process"]),
+        (["ppo.fsdp=full_shard"], ["'ppo.fsdp' is set, but the launch says how weights are spread"]),
         (["ppo.response_length=256"], ["'ppo.response_length' is 256", "context of 256 tokens", "lower it"]),
         (["model.context_length=300"], ["'model.context_length' is 300", "256"]),
         (["model.lora.target_modules=[nothing]"], ["'model.lora.target_modules' is ['nothing']", "not found"]),

@@ -43,6 +43,13 @@ def test_one_row_that_does_not_fit_says_what_to_lower() -> None:
         Portion("sampling", "this or that", lambda _: None).run(Device(0), range(2), width=7)
 
 
+def test_where_processes_wait_for_each_other_nothing_is_tried_again() -> None:
+    device = Device(3)
+    with pytest.raises(torch.OutOfMemoryError):
+        Portion("scoring", "this or that", halves=False).run(device, range(10), width=7)
+    assert device.tried == [10]
+
+
 def test_other_errors_are_not_taken_for_it() -> None:
     def broken(rows) -> None:
         raise RuntimeError("shapes do not fit")

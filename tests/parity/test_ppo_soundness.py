@@ -16,7 +16,7 @@ from ppo_helpers import PROMPTS, fixed_responses, make_trainer, rollout
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from llm_rlhf import PPOConfig, RewardModel
+from llm_rlhf import PPOConfig, RewardModel, training
 from llm_rlhf.models import roles
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.ppo import saving
@@ -210,7 +210,8 @@ def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (DistributedType.DEEPSPEED, {"update_kl_limit": 0.1}, "update_kl_limit is set, but DeepSpeed takes"),
+        (DistributedType.DEEPSPEED, {}, "PPO cannot run under DeepSpeed: its engine rounds the heads"),
+        (DistributedType.FSDP, {"old_logprobs": "rollout"}, "old_logprobs is 'rollout', but under FSDP every process"),
         (DistributedType.FSDP, {"micro_batch_tokens": 99}, "would wait for ever"),
         (DistributedType.FSDP, {"keep": "best", "eval_rollouts": 1}, "keep is 'best', which goes back to a snapshot"),
         (DistributedType.FSDP, {"side_guard": "stop"}, "side_guard is 'stop', which goes back to a snapshot"),
@@ -227,15 +228,15 @@ def test_what_a_way_of_spreading_cannot_do_is_refused(tmp_path, kind, options, m
 def test_weights_that_are_spread_over_processes_are_gathered_by_all_and_written_by_one(
     base_folder, reward_folder, tmp_path, monkeypatch
 ) -> None:
-    """No FSDP runs on a CPU: what is asked of accelerate is seen here, on one process that holds everything."""
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value="adapter")
     trainer.save_roles(tmp_path / "whole")
-    monkeypatch.setattr(saving, "is_sharded", lambda *_: True)
+    for module in (training, saving):
+        monkeypatch.setattr(module, "is_sharded", lambda *_: True)
     gathered = []
-    gather = trainer.accelerator.get_state_dict
-    monkeypatch.setattr(trainer.accelerator, "get_state_dict", lambda m: gathered.append(m) or gather(m))
+    gather = training.whole_weights
+    monkeypatch.setattr(saving, "whole_weights", lambda t: gathered.append(t) or gather(t))
     trainer.save_roles(tmp_path / "gathered")
-    assert gathered == [trainer.model_wrapped]  # once, though two roles and a head are written
+    assert gathered == [trainer]  # once, though two roles and a head are written
     files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors"))
     assert len(files) == 3
     for file in files:

@@ -15,11 +15,12 @@ from ppo_helpers import responses_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def one_and_two(base_folder, reward_folder, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def one_and_two(request, base_folder, reward_folder, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
     """What one process and what two found of the same rollout, by value role."""
     folder = tmp_path_factory.mktemp("processes")
-    Launch(ddp_gradients.main, (base_folder, reward_folder, folder), 2, folder / "said").finish()
+    arguments = (base_folder, reward_folder, folder, request.param == "fsdp2")
+    Launch(ddp_gradients.main, arguments, 2, folder / "said").finish()
     found = {}
     for value in ("shared", "adapter"):
         one = ddp_gradients.measure(base_folder, reward_folder, folder, value)

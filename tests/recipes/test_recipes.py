@@ -129,7 +129,7 @@ def test_a_command_is_one_that_would_be_understood(path: Path, line: str) -> Non
         assert (launched.module, launched.training_script) == (True, "llm_rlhf")
         if launched.config_file:
             config = yaml.safe_load((ROOT / launched.config_file).read_text())
-            assert config["distributed_type"] == "MULTI_GPU"
+            assert config["distributed_type"] in ("MULTI_GPU", "FSDP")
         program, words = "llm-rlhf", launched.training_script_args
     if program == "llm-rlhf":
         understood(words)
