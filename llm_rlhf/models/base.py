@@ -254,6 +254,10 @@ def lora_config(section: ModelSection, task_type: str, model: Any, **options: An
 def make_room_for(tokenizer: Any, model: Any) -> None:
     """Grow the embeddings where the tokenizer has more tokens than they have rows.
 
+    New rows are the mean of the others, of input and of output alike: the same in every stage, whose adapters are saved
+    with them and loaded beside each other, and as likely to be said as an average token (a zero row's is the likeliest
+    of all where logits are below zero, as GPT-2's are).
+
     Raises:
         ValueError: where an adapter has wrapped them, which growing would take away from it.
     """
@@ -265,7 +269,11 @@ def make_room_for(tokenizer: Any, model: Any) -> None:
                 "which the adapter already holds copies of; grow the model's before the adapter is made "
                 "(resize_token_embeddings), or give the tokenizer a pad token that the vocabulary has."
             )
+        before = embedding_rows(model)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for grown in layer.parameters(recurse=False) if layer is not None else ():
+                grown.data[before:] = grown.data[:before].mean(0, dtype=torch.float64).to(grown.dtype)
 
 
 def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:

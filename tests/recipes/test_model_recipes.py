@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "llama-3.2": (LlamaConfig, LlamaForCausalLM, True),
     "llama-3.1": (LlamaConfig, LlamaForCausalLM, False),
     "qwen2.5-0.5b": (Qwen2Config, Qwen2ForCausalLM, True),
+    "qwen2.5-1.5b": (Qwen2Config, Qwen2ForCausalLM, True),
     "qwen2.5-7b": (Qwen2Config, Qwen2ForCausalLM, False),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, True),
 }  # by the start of a recipe's name; whether the embeddings are tied, as in the real one
