@@ -53,6 +53,7 @@ class Loop:
         rows: how many of the B count; the others only fill the batch.
         forward: what computes a step in the model's place (a compiled one); rows then stay in the batch.
         leave: whether finished rows leave the batch. They stay where the cache cannot do without them.
+        synced: every process goes on until all have finished, as each forward gathers weights of all (FSDP).
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class Loop:
         rows: int | None = None,
         forward: Any = None,
         leave: bool = True,
+        synced: bool = False,
     ) -> None:
         self.temperature, self.uniforms_BS, self.rows = temperature, uniforms_BS, rows
-        self.forward, self.leave = forward, leave
+        self.forward, self.leave, self.synced = forward, leave, synced
         self.logprobs_BS: Tensor | None = None  # of the sampled tokens, 0 behind a reply's end
 
     def __call__(
@@ -74,15 +76,13 @@ class Loop:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        synced_gpus: bool = False,
-        streamer: Any = None,
         **model_kwargs: Any,
     ) -> Tensor:
         """Prompts and replies, (B, T + S) for the S steps that were needed; pad tokens behind a reply's end."""
-        if len(logits_processor) or synced_gpus or streamer is not None:
+        if len(logits_processor):
             raise SamplingError(
-                f"This loop draws from the model's own distribution; it was given {[*logits_processor]}, synced_gpus "
-                f"{synced_gpus} and a streamer {streamer}. Sample with transformers' own."
+                f"This loop draws from the model's own distribution; it was given {[*logits_processor]}. Sample with "
+                "transformers' own."
             )
         device, B = input_ids.device, len(input_ids)
         steps = generation_config.max_length - input_ids.size(1)
@@ -94,9 +94,10 @@ class Loop:
         rows_N = torch.arange(B, device=device)
         alive_N = rows_N < (B if self.rows is None else self.rows)
         ids, forward, step = input_ids, self.forward or model, 0
+        waits = False  # for other processes only: no number is drawn, so that the next rollout's are those of one alone
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         for step in range(steps):
-            numbers_B = self._numbers(step, B, device)
+            numbers_B = self._numbers(step, B, device) if not waits else torch.zeros(B, device=device)
             drawn_N, logprobs_N = draw_tokens(
                 outputs.logits[:, -1], self.temperature, None if numbers_B is None else numbers_B[rows_N]
             )
@@ -109,10 +110,13 @@ class Loop:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             ids = torch.cat([ids, drawn_N.unsqueeze(1)], 1)
             if self.forward is None or step % ASKED_EVERY == ASKED_EVERY - 1:
-                left = int(alive_N.sum())
+                left = alive_N.sum()
+                waits = bool(left == 0)
+                if self.synced:
+                    torch.distributed.all_reduce(left)
                 if left == 0:
                     break
-                if left <= FEWER * len(rows_N) and self._may_leave(model_kwargs, len(rows_N)):
+                if not self.synced and left <= FEWER * len(rows_N) and self._may_leave(model_kwargs, len(rows_N)):
                     stay = alive_N.nonzero().squeeze(1)
                     model_kwargs["past_key_values"].batch_select_indices(stay)
                     model_kwargs = {k: v[stay] if isinstance(v, Tensor) else v for k, v in model_kwargs.items()}
@@ -246,6 +250,7 @@ class PolicySampler:
         merge: None: where it can be, and the copy takes at most a third of the free memory.
         rows: compile, for batches filled up to so many rows; None: do not.
         must: whether that must be, or where it can be.
+        synced: as Loop's.
 
     Raises:
         ValueError: where it is to be merged or compiled and cannot be.
@@ -261,8 +266,9 @@ class PolicySampler:
         merge: bool | None = None,
         rows: int | None = None,
         must: bool = False,
+        synced: bool = False,
     ) -> None:
-        self.base, self.temperature = base, temperature
+        self.base, self.temperature, self.synced = base, temperature, synced
         self.copy: MergedCopy | None = None
         needed = copied_bytes(base, adapter, dtype)
         mergeable = can_merge(base, adapter) and (rounds or is_exact(base, dtype))
@@ -289,7 +295,7 @@ class PolicySampler:
         Yields:
             The loop, and the model that samples.
         """
-        loop, model = Loop(self.temperature, leave=leave), self.base
+        loop, model = Loop(self.temperature, leave=leave, synced=self.synced), self.base
         with contextlib.ExitStack() as stack:
             if self.copy is not None:
                 model = stack.enter_context(self.copy.refreshed(seed, keep=self.compiled is not None))

@@ -8,7 +8,7 @@ import contextlib
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import is_peft_model
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
 
@@ -21,6 +21,7 @@ from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
+from llm_rlhf.training import is_sharded
 
 WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
 
@@ -54,14 +55,16 @@ class GeneratedResponses(SavedRoles):
                 "the policy itself would say. The saved model keeps it."
             )
         self._sampler = self._own_sampler()
-        self._sampling = Portion("sampling", "ppo.response_length or model.context_length")
+        self._sampling = Portion(
+            "sampling", "ppo.response_length or model.context_length", halves=not is_sharded(self.accelerator)
+        )
 
     def _own_sampler(self) -> PolicySampler | None:
         """Our own loop (models/sampler.py), where nothing is asked for that it does not know."""
         args, accelerator = self.args, self.accelerator
         engine = args.use_vllm or args.use_transformers_continuous_batching or args.cache_implementation
-        whole = accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if engine or not whole or args.samples_with_bias or args.generation_kwargs:
+        whole = not is_sharded(accelerator)
+        if engine or args.samples_with_bias or args.generation_kwargs:
             return None
         base = self.base_model()
         compiled = args.decoding == "compiled" or (
@@ -73,9 +76,10 @@ class GeneratedResponses(SavedRoles):
             args.temperature,
             POLICY if is_peft_model(self.model) else None,
             rounds=args.old_logprobs == "rescored",
-            merge=args.merge_for_sampling,
-            rows=args.generation_batch_size // accelerator.num_processes if compiled else None,
+            merge=args.merge_for_sampling if whole else False,
+            rows=args.generation_batch_size // accelerator.num_processes if compiled and whole else None,
             must=args.decoding == "compiled",
+            synced=not whole,
         )
         how = ["by a compiled step (the first rollout takes a minute more)"] if sampler.compiled is not None else []
         how += ["from weights merged in bfloat16, with importance weights to make up for it"] * sampler.rounds
@@ -123,11 +127,11 @@ class GeneratedResponses(SavedRoles):
         with contextlib.ExitStack() as stack:
             watched, watch, loop = self.args.old_logprobs == "rollout", None, None
             model = self.base_model()
+            # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
+            # transformers knows it by this attribute, which accelerate does not set.
+            model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             if self._sampler is None:
                 stack.enter_context(plain_decoding(model))
-                # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
-                # transformers knows it by this attribute, which accelerate does not set.
-                model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             else:
                 loop, model = stack.enter_context(self._sampler(seed=self.state.global_step, leave=not watched))
             if watched:
