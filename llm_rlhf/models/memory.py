@@ -73,12 +73,14 @@ class Portion:
             f"at most {self.tokens:,} tokens at once."
         )
 
-    def run(self, work: Callable[[Sequence[Row]], Found], rows: Sequence[Row], width: int) -> list[Found]:
-        """`work` over all rows in as few portions as fit into memory: one result for each."""
+    def run(
+        self, work: Callable[[Sequence[Row]], Found], rows: Sequence[Row], width: int, most: int | None = None
+    ) -> list[Found]:
+        """`work` over all rows in as few portions as fit into memory, of `most` rows at most: one result for each."""
         found: list[Found] = []
         done = 0
         while done < len(rows):
-            part = rows[done : done + (self.rows(width) or len(rows))]
+            part = rows[done : done + min(self.rows(width) or len(rows), most or len(rows))]
             failed: Exception | None = None
             try:
                 found.append(work(part))

@@ -186,10 +186,18 @@ class Compiled:
         self._caches: dict[tuple[int, int], StaticCache] = {}
 
     def shrink(self, rows: int) -> None:
-        """Fill batches up to so many rows only: memory ran out over more."""
+        """Batches of so many rows at most from here on."""
         if rows < self.rows:
             self.rows = rows
             self._caches.clear()
+
+    def fitted(self, prompt: int, replies: int) -> int:
+        """Rows of a batch with prompts and replies of so many tokens, whose cache, once made, stays for the run."""
+        length = fixed_length(prompt, replies)
+        if (self.rows, length) not in self._caches:
+            each = length * cache_bytes(self.model.config, self.model.dtype)
+            self.shrink(fitting_rows(self.rows, each, free_bytes(self.model.device)))
+        return self.rows
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: Loop
@@ -215,6 +223,21 @@ class Compiled:
 def fixed_length(prompt: int, replies: int) -> int:
     """Tokens that a cache of fixed size has room for: few lengths, so that few graphs serve all prompts."""
     return int(2 ** math.ceil(math.log2(max(prompt, 64)))) + replies
+
+
+def cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """What a token's keys and values take in all layers."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * size * dtype.itemsize)
+
+
+def fitting_rows(rows: int, each: int, free: float) -> int:
+    """The largest batch, halved from `rows`, whose cache of `each` bytes a row takes at most a third of free memory."""
+    while rows > 1 and rows * each > free / 3:
+        rows = -(-rows // 2)
+    return rows
 
 
 def fixed_cache(model: Any, length: int) -> StaticCache:

@@ -18,7 +18,7 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import token_budget
 from llm_rlhf.models.roles import HELDOUT
-from llm_rlhf.models.sampler import fixed_length
+from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
@@ -201,6 +201,9 @@ class _Stage:
         compiles = self._compiles()
         if not config.use_vllm:
             length = fixed_length(P, R) if compiles else 0
+            if compiles:
+                each = length * cache_bytes(self.blueprint.config, self.blueprint.dtype)
+                rollout = fitting_rows(rollout, each, self._free(simulation) - merged)
             steps.sample(simulation, rollout, P, R, self.on_cpu, merged, length=length)
         if compiles:  # which keeps both for the run
             cache = simulation.steps["sampling, last token"][steps.CACHE]
@@ -209,7 +212,8 @@ class _Stage:
             merged = 0
         if evaluates and kept is not None:
             size, longest = min(config.per_device_eval_batch_size, kept.rows), min(kept.longest, self.context - R)
-            steps.sample(simulation, size, longest, R, self.on_cpu, merged, "evaluation")
+            if not compiles:  # compiled, its batches are filled up to a rollout's
+                steps.sample(simulation, size, longest, R, self.on_cpu, merged, "evaluation")
             steps.score_rollout(simulation, size, longest, R, [*rewards, *heldout], "evaluation, scoring")
         steps.score_rollout(simulation, rows, P, R, rewards)
         self._train(simulation, prompts.rows)

@@ -108,7 +108,8 @@ class GeneratedResponses(SavedRoles):
         sampler = self._sampler
         if sampler is None:
             return self._generate_part(prompt_ids, images, multimodal_fields)
-        width = max(len(ids) for ids in prompt_ids) + self.args.response_length
+        longest, replies = max(len(ids) for ids in prompt_ids), self.args.response_length
+        most = None if sampler.compiled is None else sampler.compiled.fitted(longest, replies)
 
         def sample(part: Any) -> tuple[list[list[int]], Sampled | None]:
             if sampler.compiled is not None and self._sampling.tokens is not None:
@@ -116,7 +117,7 @@ class GeneratedResponses(SavedRoles):
             self._sampled = None
             return self._generate_part(part, None, {}), self._sampled
 
-        parts = self._sampling.run(sample, prompt_ids, width)
+        parts = self._sampling.run(sample, prompt_ids, longest + replies, most)
         kept = [sampled for _, sampled in parts if sampled is not None]
         self._sampled = Sampled.together(kept) if kept else None
         return [ids for part, _ in parts for ids in part]

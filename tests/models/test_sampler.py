@@ -19,10 +19,20 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from llm_rlhf.models import sampler as sampler_module
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
-from llm_rlhf.models.sampler import Compiled, Loop, PolicySampler, SamplingError, can_compile, sampling
+from llm_rlhf.models.sampler import (
+    Compiled,
+    Loop,
+    PolicySampler,
+    SamplingError,
+    cache_bytes,
+    can_compile,
+    fitting_rows,
+    sampling,
+)
 from llm_rlhf.recipe.sections import ModelSection
 
 SIZES = {
@@ -232,6 +242,20 @@ def test_what_cannot_be_compiled_is_told_where_it_must_be() -> None:
     assert PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8).compiled is None
     with pytest.raises(ValueError, match="MambaForCausalLM does not compile"):
         PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8, must=True)
+
+
+def test_the_cache_that_stays_for_a_run_takes_a_third_of_the_memory_at_most(monkeypatch) -> None:
+    """A token of LLAMA: 2 layers of keys and values of one head of 8 numbers, 4 bytes each."""
+    model = random_model(LLAMA)
+    assert cache_bytes(LLAMA, torch.float32) == 2 * 2 * 8 * 4
+    assert fitting_rows(100, 10, 3 * 250) == 25
+    assert fitting_rows(100, 10, 3 * 249) == 13
+    assert fitting_rows(8, 10, 0) == 1
+    compiled = Compiled(model, 40)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler_module, "free_bytes", lambda _: 3 * 128 * (64 + 8) * 20)
+        assert compiled.fitted(5, 8) == 20
+    assert compiled.fitted(5, 8) == 20  # and stays so
 
 
 def test_rounding_at_random_keeps_the_mean_and_neighbours() -> None:
