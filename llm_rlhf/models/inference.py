@@ -167,7 +167,9 @@ def sample_replies(
             known.add(batch, sampled)
         return sampled
 
-    new = in_batches([asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]), progress)
+    new = in_batches(
+        [asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]) + response_length, progress
+    )
     found = kept | dict(zip(missing, new, strict=True))
     return [reply_of(tokenizer, prompt_ids, found[i], stops) for i, (prompt_ids, _) in enumerate(asked)]
 

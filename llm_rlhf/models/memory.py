@@ -62,7 +62,7 @@ class Portion:
         Raises:
             RunError: where it was one row.
         """
-        if rows == 1:
+        if rows <= 1:
             raise RunError(
                 f"Memory ran out in {self.what}, at a single row of {width} tokens; lower {self.lower}. "
                 f"({str(error).splitlines()[0]})"
@@ -98,9 +98,10 @@ class Portion:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the CPU's, is full."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
-    )
+    if isinstance(error, RunError):  # which may quote one
+        return False
+    full = isinstance(error, torch.OutOfMemoryError)
+    return full or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
 def make_room() -> None:

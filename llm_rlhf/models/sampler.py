@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
@@ -67,7 +68,7 @@ class Loop:
     ) -> None:
         self.temperature, self.uniforms_BS, self.rows = temperature, uniforms_BS, rows
         self.forward, self.leave, self.synced = forward, leave, synced
-        self.logprobs_BS: Tensor | None = None  # of the sampled tokens, 0 behind a reply's end
+        self.logprobs_BS: Tensor | None = None  # of the sampled tokens of the rows that count, 0 behind a reply's end
 
     def __call__(
         self,
@@ -125,7 +126,7 @@ class Loop:
                 ids, next_sequence_length=1 if model_kwargs["use_cache"] else None, **model_kwargs
             )
             outputs = forward(**inputs, return_dict=True)
-        self.logprobs_BS = logprobs_BS[:, : step + 1]
+        self.logprobs_BS = logprobs_BS[: self.rows, : step + 1]
         return torch.cat([input_ids, tokens_BS[:, : step + 1]], 1)
 
     def _numbers(self, step: int, B: int, device: Any) -> Tensor | None:
@@ -296,7 +297,7 @@ class PolicySampler:
         needed = copied_bytes(base, adapter, dtype)
         mergeable = can_merge(base, adapter) and (rounds or is_exact(base, dtype))
         if merge is None:
-            merge = mergeable and needed > 0 and needed <= free_bytes(base.device) / 3
+            merge = mergeable and needed > 0 and needed <= least(free_bytes(base.device)) / 3
         elif merge and not mergeable:
             raise ValueError(CANNOT_MERGE)
         if merge:
@@ -326,6 +327,11 @@ class PolicySampler:
             generate = self.compiled.generate if self.compiled is not None else model.generate
             stack.enter_context(sampling(self.base, loop, generate))
             yield loop, model
+
+
+def least(amount: float) -> float:
+    """The least of all processes' amounts, so that they all decide alike."""
+    return min(gather_object([amount]))
 
 
 def free_bytes(device: Any) -> float:

@@ -56,7 +56,9 @@ class GeneratedResponses(SavedRoles):
             )
         self._sampler = self._own_sampler()
         self._sampling = Portion(
-            "sampling", "ppo.response_length or model.context_length", halves=not is_sharded(self.accelerator)
+            "sampling",
+            "ppo.response_length or model.context_length, or set ppo.merge_for_sampling: false or ppo.decoding: plain",
+            halves=not is_sharded(self.accelerator),
         )
 
     def _own_sampler(self) -> PolicySampler | None:
@@ -82,7 +84,7 @@ class GeneratedResponses(SavedRoles):
             synced=not whole,
         )
         how = ["by a compiled step (the first rollout takes a minute more)"] if sampler.compiled is not None else []
-        how += ["from weights merged in bfloat16, with importance weights to make up for it"] * sampler.rounds
+        how += ["from merged weights, with importance weights for what that rounds"] * sampler.rounds
         if how:
             accelerator.print(f"  note: replies are sampled {', '.join(how)}.")
         return sampler

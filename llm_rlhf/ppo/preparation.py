@@ -235,6 +235,11 @@ def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
             "micro_batch_tokens gives processes different numbers of forwards, but FSDP gathers the weights "
             "in every one and would wait for ever; cut by per_device_train_batch_size instead."
         )
+    for key, value in (("decoding", "compiled"), ("merge_for_sampling", True)):
+        if getattr(args, key) == value:
+            raise ValueError(
+                f"{key} is {value!r}, but under FSDP each process holds a part of the weights; leave {key} at its default."
+            )
     for key, value in (("keep", "best"), ("side_guard", "stop")):
         if getattr(args, key) == value:
             raise ValueError(

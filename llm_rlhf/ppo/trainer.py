@@ -184,7 +184,7 @@ class PPOTrainer(WatchedEvaluation):
         self._micro_batch_tokens = args.micro_batch_tokens or self._budget()
         self._scoring = Portion("scoring a rollout", LOWER, halves=not is_sharded(self.accelerator))
         self._update = Portion("the update", LOWER)
-        self._largest_piece = (0, 0)  # rows and tokens of each, of the newest step's pieces
+        self._largest_piece = (0, 0)  # rows and tokens of each, of the optimizer step's pieces
         self._prepared = -1  # the step whose micro-batches were handed out last
         self._micro_batches: list[MicroBatch] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
@@ -294,7 +294,7 @@ class PPOTrainer(WatchedEvaluation):
                     self._redo_accumulated(model)
                 return super().training_step(model, inputs, num_items_in_batch)
             except RuntimeError as error:
-                if not ran_out(error):
+                if not (ran_out(error) and self._prepared == self._step):  # before, a rollout was being made
                     raise
                 failed = error.with_traceback(None)  # whose frames hold activations
             self._halve_pieces(failed)
@@ -332,6 +332,8 @@ class PPOTrainer(WatchedEvaluation):
 
         A micro-batch is one piece, or, once memory ran out, several of its width, so that the first ratios stay 1.
         """
+        if self._step_sums is None:
+            self._largest_piece = (0, 0)  # a new optimizer step
         *others, last = [piece for batch in inputs for piece in self._pieces(batch)]
         known = torch.zeros((), device=self.accelerator.device)
         for batch in others:

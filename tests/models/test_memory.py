@@ -58,6 +58,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         Portion("sampling", "this").run(broken, range(2), width=7)
     assert ran_out(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     assert not ran_out(MemoryError())
+    assert not ran_out(RunError(FULL))  # it quotes one, and is the end
 
 
 def test_the_token_budget_by_hand() -> None:

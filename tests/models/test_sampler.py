@@ -221,6 +221,17 @@ def test_a_model_that_is_trained_whole_is_copied_in_the_type_it_computes_in() ->
             torch.testing.assert_close(plain(ids).logits.float(), model(ids).logits, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
+def test_a_batch_that_is_filled_up_gives_log_probabilities_of_its_own_rows_alone(traced) -> None:
+    base = adapted(LLAMA, torch.bfloat16).get_base_model()
+    sampler = PolicySampler(base, torch.bfloat16, 1.0, "default", rounds=True, rows=len(PROMPTS) + 3)
+    assert sampler.rounds
+    with sampler(seed=0) as (loop, _):
+        out = base.generate(**padded(), generation_config=stops_of())
+    assert len(loop.logprobs_BS) == len(out) == len(PROMPTS)
+    assert (loop.logprobs_BS[:, 0] < 0).all()
+
+
 def test_what_cannot_be_merged_is_told() -> None:
     assert can_merge(adapted(LLAMA).get_base_model(), "default")
     assert can_merge(random_model(LLAMA), None)

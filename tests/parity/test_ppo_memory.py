@@ -94,6 +94,23 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_keys_to_lower(
         trainer.train()
 
 
+@pytest.mark.parametrize("where", ["scoring", "reward function"])
+def test_what_fails_while_a_rollout_is_made_is_not_taken_for_the_update(
+    base_folder, reward_folder, tmp_path, monkeypatch, where
+) -> None:
+    def full(completions, **kwargs):
+        raise torch.OutOfMemoryError(FULL)
+
+    if where == "scoring":
+        trainer = make_trainer(base_folder, tmp_path, reward_folder, **OPTIONS)
+        small_device(trainer, monkeypatch, 0, "scoring")
+    else:
+        trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[full], **OPTIONS)
+    told = "scoring a rollout, at a single row" if where == "scoring" else "reward function .* failed"
+    with pytest.raises(RunError, match=told):
+        trainer.train()
+
+
 def test_sampling_goes_on_in_halves(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     generate, tried = trainer._generate_part, []

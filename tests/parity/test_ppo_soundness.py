@@ -213,6 +213,8 @@ def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_
         (DistributedType.DEEPSPEED, {}, "PPO cannot run under DeepSpeed: its engine rounds the heads"),
         (DistributedType.FSDP, {"old_logprobs": "rollout"}, "old_logprobs is 'rollout', but under FSDP every process"),
         (DistributedType.FSDP, {"micro_batch_tokens": 99}, "would wait for ever"),
+        (DistributedType.FSDP, {"decoding": "compiled"}, "decoding is 'compiled', but under FSDP"),
+        (DistributedType.FSDP, {"merge_for_sampling": True}, "merge_for_sampling is True, but under FSDP"),
         (DistributedType.FSDP, {"keep": "best", "eval_rollouts": 1}, "keep is 'best', which goes back to a snapshot"),
         (DistributedType.FSDP, {"side_guard": "stop"}, "side_guard is 'stop', which goes back to a snapshot"),
     ],
