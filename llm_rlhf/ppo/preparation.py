@@ -238,7 +238,7 @@ def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
     for key, value in (("decoding", "compiled"), ("merge_for_sampling", True)):
         if getattr(args, key) == value:
             raise ValueError(
-                f"{key} is {value!r}, but under FSDP each process holds a part of the weights; leave {key} at its default."
+                f"{key} is {value!r}, but under FSDP each process holds a part of the weights; leave it at its default."
             )
     for key, value in (("keep", "best"), ("side_guard", "stop")):
         if getattr(args, key) == value:

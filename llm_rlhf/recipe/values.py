@@ -154,7 +154,9 @@ def unknown_choice(key: str, value: str, known: list[str]) -> str:
 
 def nearest(name: str, known: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean '{prefix}{near[0]}'?" if near else f" Known here: {', '.join(sorted(known)[:40])}."
+    if near:
+        return f" Did you mean '{prefix}{near[0]}'?"
+    return f" Known here: {', '.join(sorted(known)[:40])}." if known else ""
 
 
 def neighbour(path: str | Path) -> str:
