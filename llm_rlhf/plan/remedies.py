@@ -110,8 +110,11 @@ def _of_trainer(recipe: Recipe, stage: str, largest: str) -> Iterator[Iterable[C
         {f"{stage}.per_device_train_batch_size": rows // n, f"{stage}.gradient_accumulation_steps": n * accumulated}
         for n in shares
     ]
-    if stage == "ppo" and config.value == "adapter":
-        yield [{"ppo.value": "shared"}]
+    if stage == "ppo":
+        yield [{"ppo.merge_for_sampling": False}]
+        yield [{"ppo.decoding": "plain"}]
+        if config.value == "adapter":
+            yield [{"ppo.value": "shared"}]
 
 
 def _lengths(recipe: Recipe, plan: StagePlan) -> Iterator[Iterable[Changes]]:
