@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather
+from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
@@ -28,10 +28,9 @@ from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
 from llm_rlhf.models.roles import add_reward_role, role_scores
-from llm_rlhf.models.sampler import PolicySampler
-from llm_rlhf.ppo.config import samples_with_bias
 from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
+from llm_rlhf.ppo.sampling import own_sampler
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
@@ -81,7 +80,9 @@ class ScoredReplies(TrainedPolicy):
         for name, folder in adapters.items():
             add_reward_role(self.model, folder, name)
         turn_off_noise(self.model.get_base_model())  # TRL samples and scores in training mode
-        self._sampler = self._own_sampler()
+        base = self.model.get_base_model()
+        # TRL has no importance weights for what another sampler drew, but for vLLM
+        self._sampler = own_sampler(self.args, self.accelerator, base, POLICY, may_round=False)
         self.add_callback(_BetweenRollouts())
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -93,17 +94,6 @@ class ScoredReplies(TrainedPolicy):
         own = self._sampler
         with plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
-
-    def _own_sampler(self) -> PolicySampler | None:
-        """As PPO's, but for weights that are rounded, and for compiling."""
-        args = self.args
-        engine = args.use_vllm or args.use_transformers_continuous_batching or args.cache_implementation
-        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if engine or not whole or samples_with_bias(args) or args.generation_kwargs:
-            return None
-        base = self.model.get_base_model()
-        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else base.dtype
-        return PolicySampler(base, dtype, args.temperature, POLICY, rounds=False)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]

@@ -27,7 +27,7 @@ from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
-from llm_rlhf.models.sampler import Loop, sampling
+from llm_rlhf.models.sampler import DecodingLoop, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
@@ -159,7 +159,7 @@ def sample_replies(
             pad_token_id=tokenizer.pad_token_id,
         )
         uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
-        loop = Loop(temperature, torch.from_numpy(np.stack(uniforms)))
+        loop = DecodingLoop(temperature, torch.from_numpy(np.stack(uniforms)))
         with torch.no_grad(), active_adapters(model, adapters), sampling(model, loop):
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=decoding)
         sampled = [until_stop(row, stops) for row in out[:, ids.size(1) :].tolist()]
@@ -280,7 +280,7 @@ def in_batches(
     by_length = sorted(mine, key=lambda i: length(items[i]), reverse=True)  # the largest first: memory fails early
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     found: list[tuple[int, Result]] = []
-    portion = Portion("reading", "evaluate.batch_size, ppo.response_length or model.context_length")
+    portion = Portion("reading and sampling", "evaluate.response_length or model.context_length")
 
     def read(rows: Sequence[int]) -> list[tuple[int, Result]]:
         return list(zip(rows, function([items[i] for i in rows]), strict=True))

@@ -44,7 +44,7 @@ class SamplingError(RunError):
     """Sampling did not do what it was asked for."""
 
 
-class Loop:
+class DecodingLoop:
     """The decoding loop: `model.generate(..., custom_generate=loop)`; greedy but for the draws of its own.
 
     Args:
@@ -150,7 +150,7 @@ class Loop:
 
 
 @contextlib.contextmanager
-def sampling(base: Any, loop: Loop, generate: Any = None) -> Iterator[None]:
+def sampling(base: Any, loop: DecodingLoop, generate: Any = None) -> Iterator[None]:
     """Let `base.generate` sample by a loop, until the block ends, and by nothing that its generation config asks for.
 
     Args:
@@ -171,7 +171,7 @@ def sampling(base: Any, loop: Loop, generate: Any = None) -> Iterator[None]:
             del base.generate
 
 
-class Compiled:
+class CompiledDecoding:
     """A model's decoding step as one compiled graph (on CUDA a recorded one), for batches of few shapes.
 
     A cache is kept for each shape, since a recorded graph knows its tensors by their addresses. Compiling the first
@@ -201,7 +201,7 @@ class Compiled:
         return self.rows
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: Loop
+        self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: DecodingLoop
     ) -> Tensor:
         """`model.generate` by a loop: prompts and replies, (B, T + S)."""
         B, T = input_ids.shape
@@ -269,12 +269,12 @@ class PolicySampler:
         base: the causal language model under its adapters.
         dtype: what it computes in.
         adapter: the policy's; None: the model is trained whole.
-        rounds: whether the samples may come of weights that are rounded (see merged.py): whoever learns from them then
-            corrects by `Loop.logprobs_BS`.
+        may_round: whether samples may come of weights that are rounded (see merged.py): whoever learns from them then
+            corrects by `DecodingLoop.logprobs_BS`.
         merge: None: where it can be, and the copy takes at most a third of the free memory.
-        rows: compile, for batches filled up to so many rows; None: do not.
-        must: whether that must be, or where it can be.
-        synced: as Loop's.
+        compiled_rows: compile, for batches filled up to so many rows; None: do not.
+        must_compile: whether that must be, or where it can be.
+        synced: as DecodingLoop's.
 
     Raises:
         ValueError: where it is to be merged or compiled and cannot be.
@@ -286,40 +286,42 @@ class PolicySampler:
         dtype: torch.dtype,
         temperature: float,
         adapter: str | None,
-        rounds: bool,
+        may_round: bool,
         merge: bool | None = None,
-        rows: int | None = None,
-        must: bool = False,
+        compiled_rows: int | None = None,
+        must_compile: bool = False,
         synced: bool = False,
     ) -> None:
         self.base, self.temperature, self.synced = base, temperature, synced
         self.copy: MergedCopy | None = None
         needed = copied_bytes(base, adapter, dtype)
-        mergeable = can_merge(base, adapter) and (rounds or is_exact(base, dtype))
+        mergeable = can_merge(base, adapter) and (may_round or is_exact(base, dtype))
         if merge is None:
-            merge = mergeable and needed > 0 and needed <= least(free_bytes(base.device)) / 3
+            merge = mergeable and needed > 0 and needed <= least_of_processes(free_bytes(base.device)) / 3
         elif merge and not mergeable:
             raise ValueError(CANNOT_MERGE)
         if merge:
             self.copy = MergedCopy(base, adapter, dtype)
         decoder = self.copy.model if self.copy else base
-        if must and not can_compile(decoder):
+        if must_compile and not can_compile(decoder):
             raise ValueError(CANNOT_COMPILE.format(type(base).__name__))
-        self.compiled = Compiled(decoder, rows) if rows is not None and can_compile(decoder) else None
+        self.compiled: CompiledDecoding | None = None
+        if compiled_rows is not None and can_compile(decoder):
+            self.compiled = CompiledDecoding(decoder, compiled_rows)
 
     @property
-    def rounds(self) -> bool:
+    def rounded(self) -> bool:
         """Whether what samples is not exactly the policy."""
         return self.copy is not None and not self.copy.exact
 
     @contextlib.contextmanager
-    def __call__(self, seed: int, leave: bool = True) -> Iterator[tuple[Loop, Any]]:
+    def __call__(self, seed: int, leave: bool = True) -> Iterator[tuple[DecodingLoop, Any]]:
         """Let `base.generate` sample the policy, until the block ends.
 
         Yields:
             The loop, and the model that samples.
         """
-        loop, model = Loop(self.temperature, leave=leave, synced=self.synced), self.base
+        loop, model = DecodingLoop(self.temperature, leave=leave, synced=self.synced), self.base
         with contextlib.ExitStack() as stack:
             if self.copy is not None:
                 model = stack.enter_context(self.copy.refreshed(seed, keep=self.compiled is not None))
@@ -329,7 +331,7 @@ class PolicySampler:
             yield loop, model
 
 
-def least(amount: float) -> float:
+def least_of_processes(amount: float) -> float:
     """The least of all processes' amounts, so that they all decide alike."""
     return min(gather_object([amount]))
 

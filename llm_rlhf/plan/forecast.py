@@ -27,7 +27,7 @@ from llm_rlhf.plan.machine import keeps_freed_memory
 from llm_rlhf.plan.models import Blueprint, causal_lm, reward_model, weight_bytes, without_data
 from llm_rlhf.plan.rows import Lists, Measured, Measuring, optimizer_steps
 from llm_rlhf.plan.steps import Simulation
-from llm_rlhf.ppo.generation import pays_to_compile
+from llm_rlhf.ppo.generation import compiles
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
 from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
@@ -198,21 +198,21 @@ class _Stage:
         merged = 0 if config.merge_for_sampling is False else self._merged(simulation, rounds=True)
         tokens = config.micro_batch_tokens or self._budget(simulation)
         rows = B if tokens is None else max(1, min(B, tokens // (P + R)))
-        compiles = self._compiles()
+        compiled = compiles(config, "cpu" if self.on_cpu else "cuda")
         if not config.use_vllm:
-            length = fixed_length(P, R) if compiles else 0
-            if compiles:
+            length = fixed_length(P, R) if compiled else 0
+            if compiled:
                 each = length * cache_bytes(self.blueprint.config, self.blueprint.dtype)
                 rollout = fitting_rows(rollout, each, self._free(simulation) - merged)
             steps.sample(simulation, rollout, P, R, self.on_cpu, merged, length=length)
-        if compiles:  # which keeps both for the run
+        if compiled:  # which keeps both for the run
             cache = simulation.steps["sampling, last token"][steps.CACHE]
             simulation.hold_beside(cache, steps.CACHE)
             simulation.hold_beside(merged, steps.MERGED)
             merged = 0
         if evaluates and kept is not None:
             size, longest = min(config.per_device_eval_batch_size, kept.rows), min(kept.longest, self.context - R)
-            if not compiles:  # compiled, its batches are filled up to a rollout's
+            if not compiled:  # compiled, its batches are filled up to a rollout's
                 steps.sample(simulation, size, longest, R, self.on_cpu, merged, "evaluation")
             steps.score_rollout(simulation, size, longest, R, [*rewards, *heldout], "evaluation, scoring")
         steps.score_rollout(simulation, rows, P, R, rewards)
@@ -351,12 +351,6 @@ class _Stage:
         if self.on_cpu or self.config.gradient_accumulation_steps > 1:
             return None
         return token_budget(self.blueprint.config, self.config.gradient_checkpointing, self._free(simulation))
-
-    def _compiles(self) -> bool:
-        config = self.config
-        if config.decoding == "auto" and not config.cache_implementation and not config.use_vllm:
-            return not self.on_cpu and pays_to_compile(config)
-        return bool(config.decoding == "compiled")
 
     def _rollout(self) -> int:
         """Replies that one process samples at once."""

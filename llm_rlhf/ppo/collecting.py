@@ -167,8 +167,9 @@ class CollectedRollouts(GeneratedResponses):
             )
 
     def _score_in_portions(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
-        def score(part: Sequence[int]) -> ScoredRows:
-            return self._score(rows_of(padded, part), function_scores_BF[list(part)], [rows[i] for i in part])
+        def score(places: Sequence[int]) -> ScoredRows:
+            part = slice(places[0], places[-1] + 1)
+            return self._score(rows_of(padded, part), function_scores_BF[part], rows[part])
 
         return rows_together(self._scoring.run(score, range(len(rows)), padded.input_ids.size(1)))
 

@@ -30,6 +30,18 @@ def samples_with_bias(args: Any) -> bool:
     return bool(args.top_p < 1 or args.top_k > 0 or args.min_p or args.repetition_penalty != 1)
 
 
+def sampled_otherwise(args: Any) -> list[str]:
+    """The keys by which one of TRL's configurations asks for another way of sampling than our own loop."""
+    asked = {
+        "use_vllm": args.use_vllm,
+        "use_transformers_continuous_batching": args.use_transformers_continuous_batching,
+        "cache_implementation": args.cache_implementation,
+        "generation_kwargs": args.generation_kwargs,
+        "top_p, top_k, min_p or repetition_penalty": samples_with_bias(args),
+    }
+    return [name for name, there in asked.items() if there]
+
+
 @dataclass
 class PPOConfig(RLOOConfig):
     """Configuration of PPOTrainer. Every field of transformers.TrainingArguments and trl.RLOOConfig is accepted too.
@@ -405,17 +417,10 @@ class PPOConfig(RLOOConfig):
 
     def _check_decoding(self) -> None:
         """`decoding` and `merge_for_sampling` are of our own loop; what is sampled without it does not know them."""
-        others = {
-            "use_vllm": self.use_vllm,
-            "use_transformers_continuous_batching": self.use_transformers_continuous_batching,
-            "cache_implementation": self.cache_implementation,
-            "generation_kwargs": self.generation_kwargs,
-            "top_p, top_k, min_p or repetition_penalty": self.samples_with_bias,
-        }
         asked = {"decoding": self.decoding != "auto", "merge_for_sampling": self.merge_for_sampling}
-        for mine in (name for name, there in asked.items() if there):
-            for other in (name for name, there in others.items() if there):
-                raise ValueError(f"{mine} and {other} both say how responses are sampled; set one of them.")
+        mine, others = [name for name, there in asked.items() if there], sampled_otherwise(self)
+        if mine and others:
+            raise ValueError(f"{mine[0]} and {others[0]} both say how responses are sampled; set one of them.")
 
     def _check_ranges(self) -> None:
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "cliprange", "cliprange_value", "ptx_coef",

@@ -7,7 +7,6 @@ Private methods of RLOOTrainer that are overridden, guarded by tests/ppo/test_tr
 import contextlib
 from typing import Any
 
-import torch
 from accelerate.utils import is_peft_model
 from trl.data_utils import is_conversational
 from trl.models import unwrap_model_for_generation
@@ -17,8 +16,8 @@ from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.sampler import PolicySampler
-from llm_rlhf.ppo.config import PPOConfig
-from llm_rlhf.ppo.sampling import Sampled, continuous_batches, watch_generate
+from llm_rlhf.ppo.config import PPOConfig, sampled_otherwise
+from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
 from llm_rlhf.training import is_sharded
@@ -26,10 +25,11 @@ from llm_rlhf.training import is_sharded
 WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
 
 
-def pays_to_compile(args: PPOConfig) -> bool:
-    """On CUDA compiling takes a minute, and then saves some 30 ms a step (benchmarks/GPU.md)."""
+def compiles(args: PPOConfig, device: str) -> bool:
+    """Whether the decoding step is to be compiled: on CUDA that takes a minute, and then saves some 30 ms a step."""
     steps = args.max_steps / args.steps_per_rollout * args.response_length
-    return args.old_logprobs == "rescored" and steps >= WORTH_IT
+    pays = device == "cuda" and args.old_logprobs == "rescored" and steps >= WORTH_IT
+    return args.decoding == "compiled" or (args.decoding == "auto" and not sampled_otherwise(args) and pays)
 
 
 class GeneratedResponses(SavedRoles):
@@ -62,30 +62,21 @@ class GeneratedResponses(SavedRoles):
         )
 
     def _own_sampler(self) -> PolicySampler | None:
-        """Our own loop (models/sampler.py), where nothing is asked for that it does not know."""
         args, accelerator = self.args, self.accelerator
-        engine = args.use_vllm or args.use_transformers_continuous_batching or args.cache_implementation
-        whole = not is_sharded(accelerator)
-        if engine or args.samples_with_bias or args.generation_kwargs:
-            return None
-        base = self.base_model()
-        compiled = args.decoding == "compiled" or (
-            args.decoding == "auto" and accelerator.device.type == "cuda" and pays_to_compile(args)
-        )
-        sampler = PolicySampler(
-            base,
-            torch.bfloat16 if accelerator.mixed_precision == "bf16" else base.dtype,
-            args.temperature,
+        compiled = compiles(args, accelerator.device.type) and not is_sharded(accelerator)
+        sampler = own_sampler(
+            args,
+            accelerator,
+            self.base_model(),
             POLICY if is_peft_model(self.model) else None,
-            rounds=args.old_logprobs == "rescored",
-            merge=args.merge_for_sampling if whole else False,
-            rows=args.generation_batch_size // accelerator.num_processes if compiled and whole else None,
-            must=args.decoding == "compiled",
-            synced=not whole,
+            merge=args.merge_for_sampling,
+            may_round=args.old_logprobs == "rescored",
+            compiled_rows=args.generation_batch_size // accelerator.num_processes if compiled else None,
+            must_compile=args.decoding == "compiled",
         )
-        how = ["by a compiled step (the first rollout takes a minute more)"] if sampler.compiled is not None else []
-        how += ["from merged weights, with importance weights for what that rounds"] * sampler.rounds
-        if how:
+        if sampler is not None and (sampler.compiled is not None or sampler.rounded):
+            how = ["by a compiled step (the first rollout takes a minute more)"] * (sampler.compiled is not None)
+            how += ["from merged weights, with importance weights for what that rounds"] * sampler.rounded
             accelerator.print(f"  note: replies are sampled {', '.join(how)}.")
         return sampler
 
@@ -130,11 +121,11 @@ class GeneratedResponses(SavedRoles):
         with contextlib.ExitStack() as stack:
             watched, watch, loop = self.args.old_logprobs == "rollout", None, None
             model = self.base_model()
-            # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
-            # transformers knows it by this attribute, which accelerate does not set.
-            model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             if self._sampler is None:
                 stack.enter_context(plain_decoding(model))
+                # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
+                # transformers knows it by this attribute, which accelerate does not set.
+                model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             else:
                 loop, model = stack.enter_context(self._sampler(seed=self.state.global_step, leave=not watched))
             if watched:
@@ -142,7 +133,7 @@ class GeneratedResponses(SavedRoles):
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         if watch is not None:
             self._sampled = watch.rows(response_ids)
-        elif loop is not None and loop.logprobs_BS is not None and self._sampler and self._sampler.rounds:
+        elif loop is not None and loop.logprobs_BS is not None and self._sampler and self._sampler.rounded:
             rows = zip(response_ids, loop.logprobs_BS.tolist(), strict=True)
             self._sampled = Sampled([logprobs[: len(ids)] for ids, logprobs in rows])
         return response_ids

@@ -157,16 +157,16 @@ def pad_rows(
     return PaddedRows(torch.tensor(ids, device=device), attention_mask, attention_mask[:, P:].bool())
 
 
-def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch, as wide as it is: what a model says of them does not change."""
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Views of some rows of a batch, as wide as it is: what a model says of them does not change."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[list(rows)] if value.dim() else value
+            return value[rows] if value.dim() else value
         if isinstance(value, Mapping):
             return {name: cut(part) for name, part in value.items()}
         if isinstance(value, list):
-            return [value[i] for i in rows]
+            return value[rows]
         return rows_of(value, rows) if is_dataclass(value) else value
 
     return replace(batch, **{field.name: cut(getattr(batch, field.name)) for field in fields(batch)})
@@ -174,6 +174,8 @@ def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
 
 def rows_together(parts: Sequence[ScoredRows]) -> ScoredRows:
     """Rows of one width as one batch, in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
 
     def join(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from llm_rlhf.models.roles import apply_head
-from llm_rlhf.models.sampler import SamplingError
+from llm_rlhf.models.sampler import PolicySampler, SamplingError
+from llm_rlhf.ppo.config import sampled_otherwise
+from llm_rlhf.training import is_sharded
 
 
 class Sampled(NamedTuple):
@@ -31,6 +33,21 @@ class Sampled(NamedTuple):
             None if rows[0] is None else [row for part in rows for row in part] for rows in zip(*parts, strict=True)
         ]
         return Sampled(*columns)  # type: ignore[arg-type]  # the first column is always there
+
+
+def own_sampler(
+    args: Any, accelerator: Any, base: Any, adapter: str | None, merge: bool | None = None, **how: Any
+) -> PolicySampler | None:
+    """Our own loop for an online trainer's policy; None where its configuration asks for what the loop does not know.
+
+    Args:
+        adapter, merge, how: as PolicySampler's. Weights that are spread over processes are never merged.
+    """
+    if sampled_otherwise(args):
+        return None
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else base.dtype
+    spread = is_sharded(accelerator)
+    return PolicySampler(base, dtype, args.temperature, adapter, merge=False if spread else merge, synced=spread, **how)
 
 
 class GenerateWatch:

@@ -243,9 +243,7 @@ class PPOTrainer(WatchedEvaluation):
     def _budget(self) -> int | None:
         """Tokens of a micro-batch on CUDA, where nothing else is said; None: a mini-batch is one micro-batch."""
         device, args = self.accelerator.device, self.args
-        if device.type != "cuda" or args.gradient_accumulation_steps > 1:
-            return None
-        if is_sharded(self.accelerator):
+        if device.type != "cuda" or args.gradient_accumulation_steps > 1 or is_sharded(self.accelerator):
             return None
         free = torch.cuda.mem_get_info(device)[0]
         return token_budget(self.base_model().config, args.gradient_checkpointing, free)
@@ -349,7 +347,7 @@ class PPOTrainer(WatchedEvaluation):
         self._largest_piece = max(self._largest_piece, (min(size, rows), width), key=math.prod)
         if size >= rows:
             return [batch]
-        return [rows_of(batch, range(start, min(start + size, rows))) for start in range(0, rows, size)]
+        return [rows_of(batch, slice(start, start + size)) for start in range(0, rows, size)]
 
     def _micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""

@@ -130,9 +130,8 @@ def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
 
     section = getattr(recipe, stage) or {}
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if (
-        stage in METHODS and not uses_fsdp()
-    ):  # which could not read a checkpoint back; shares of the run, rounded up to whole rollouts
+    if stage in METHODS and not uses_fsdp():  # FSDP could not read a checkpoint back
+        # shares of the run, rounded up to whole rollouts
         defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
     if stage in ("dpo", "kto", "best_of_n"):
         defaults["remove_unused_columns"] = False  # every column is ours, and meant

@@ -24,8 +24,8 @@ from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
 from llm_rlhf.models.sampler import (
-    Compiled,
-    Loop,
+    CompiledDecoding,
+    DecodingLoop,
     PolicySampler,
     SamplingError,
     cache_bytes,
@@ -102,10 +102,10 @@ def test_replies_are_the_same_whether_finished_rows_leave_or_stay_or_never_were_
     model, numbers = random_model(config), uniforms()
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
-    left = Loop(1.0, numbers)
+    left = DecodingLoop(1.0, numbers)
     tokens = sample(model, left)
     of_leaving, sizes[:] = list(sizes), []
-    stayed = Loop(1.0, numbers, leave=False)
+    stayed = DecodingLoop(1.0, numbers, leave=False)
     assert torch.equal(sample(model, stayed), tokens)
     torch.testing.assert_close(left.logprobs_BS, stayed.logprobs_BS, rtol=0, atol=1e-5)  # float32, other batch sizes
     assert set(sizes) == {len(PROMPTS)}
@@ -115,7 +115,7 @@ def test_replies_are_the_same_whether_finished_rows_leave_or_stay_or_never_were_
     assert min(of_leaving) < len(PROMPTS) / 2
     assert of_leaving == sorted(of_leaving, reverse=True)
     for i, prompt in enumerate(PROMPTS):
-        alone = sample(model, Loop(1.0, numbers[i : i + 1]), [prompt])
+        alone = sample(model, DecodingLoop(1.0, numbers[i : i + 1]), [prompt])
         stops = stops_of().eos_token_id
         assert reply(alone[0].tolist(), stops) == reply(tokens[i].tolist(), stops)
 
@@ -126,13 +126,13 @@ def test_drawn_tokens_do_not_hang_on_who_has_finished() -> None:
     found = []
     for leave in (True, False):
         torch.manual_seed(5)
-        found.append(sample(model, Loop(1.0, leave=leave)))
+        found.append(sample(model, DecodingLoop(1.0, leave=leave)))
     assert torch.equal(*found)
 
 
 def test_logprobs_are_those_of_a_forward_over_the_whole_reply() -> None:
     model = random_model(LLAMA)
-    loop = Loop(0.7, uniforms())
+    loop = DecodingLoop(0.7, uniforms())
     tokens = sample(model, loop)
     stops = stops_of().eos_token_id
     for i, prompt in enumerate(PROMPTS):
@@ -148,17 +148,17 @@ def test_logprobs_are_those_of_a_forward_over_the_whole_reply() -> None:
 def test_temperature_0_is_transformers_greedy_decoding() -> None:
     model = random_model(LLAMA)
     greedy = model.generate(**padded(), generation_config=stops_of(), do_sample=False)
-    assert torch.equal(sample(model, Loop(0.0)), greedy[:, 5:])
+    assert torch.equal(sample(model, DecodingLoop(0.0)), greedy[:, 5:])
 
 
 def test_generation_config_of_the_model_is_not_asked() -> None:
     """Repeated tokens forbidden, as many models' configs do, would be another distribution than PPO learns from."""
     model = random_model(LLAMA)
-    plain = sample(model, Loop(0.0))
+    plain = sample(model, DecodingLoop(0.0))
     model.generation_config.no_repeat_ngram_size = 1
-    assert torch.equal(sample(model, Loop(0.0)), plain)
+    assert torch.equal(sample(model, DecodingLoop(0.0)), plain)
     with pytest.raises(SamplingError, match="NoRepeatNGram"):
-        model.generate(**padded(), generation_config=stops_of(), do_sample=False, custom_generate=Loop(0.0))
+        model.generate(**padded(), generation_config=stops_of(), do_sample=False, custom_generate=DecodingLoop(0.0))
 
 
 # ---- the plain copy ----------------------------------------------------------------------------------------------
@@ -224,8 +224,8 @@ def test_a_model_that_is_trained_whole_is_copied_in_the_type_it_computes_in() ->
 @pytest.mark.slow
 def test_a_batch_that_is_filled_up_gives_log_probabilities_of_its_own_rows_alone(traced) -> None:
     base = adapted(LLAMA, torch.bfloat16).get_base_model()
-    sampler = PolicySampler(base, torch.bfloat16, 1.0, "default", rounds=True, rows=len(PROMPTS) + 3)
-    assert sampler.rounds
+    sampler = PolicySampler(base, torch.bfloat16, 1.0, "default", may_round=True, compiled_rows=len(PROMPTS) + 3)
+    assert sampler.rounded
     with sampler(seed=0) as (loop, _):
         out = base.generate(**padded(), generation_config=stops_of())
     assert len(loop.logprobs_BS) == len(out) == len(PROMPTS)
@@ -239,20 +239,24 @@ def test_what_cannot_be_merged_is_told() -> None:
                  {"lora_bias": True}):  # fmt: skip
         base = adapted(LLAMA, **lora).get_base_model()
         assert not can_merge(base, "default"), lora
-        assert PolicySampler(base, torch.float32, 1.0, "default", rounds=True).copy is None
+        assert PolicySampler(base, torch.float32, 1.0, "default", may_round=True).copy is None
         with pytest.raises(ValueError, match="merge_for_sampling is True"):
-            PolicySampler(base, torch.float32, 1.0, "default", rounds=True, merge=True)
+            PolicySampler(base, torch.float32, 1.0, "default", may_round=True, merge=True)
     half = adapted(LLAMA, torch.bfloat16).get_base_model()
-    assert PolicySampler(half, torch.bfloat16, 1.0, "default", rounds=False).copy is None
-    assert PolicySampler(half, torch.bfloat16, 1.0, "default", rounds=True).rounds
+    assert PolicySampler(half, torch.bfloat16, 1.0, "default", may_round=False).copy is None
+    assert PolicySampler(half, torch.bfloat16, 1.0, "default", may_round=True).rounded
 
 
 def test_what_cannot_be_compiled_is_told_where_it_must_be() -> None:
     assert can_compile(random_model(LLAMA))
     assert not can_compile(random_model(MAMBA))
-    assert PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8).compiled is None
+    assert (
+        PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, may_round=False, compiled_rows=8).compiled is None
+    )
     with pytest.raises(ValueError, match="MambaForCausalLM does not compile"):
-        PolicySampler(random_model(MAMBA), torch.float32, 1.0, None, rounds=False, rows=8, must=True)
+        PolicySampler(
+            random_model(MAMBA), torch.float32, 1.0, None, may_round=False, compiled_rows=8, must_compile=True
+        )
 
 
 def test_the_cache_that_stays_for_a_run_takes_a_third_of_the_memory_at_most(monkeypatch) -> None:
@@ -262,7 +266,7 @@ def test_the_cache_that_stays_for_a_run_takes_a_third_of_the_memory_at_most(monk
     assert fitting_rows(100, 10, 3 * 250) == 25
     assert fitting_rows(100, 10, 3 * 249) == 13
     assert fitting_rows(8, 10, 0) == 1
-    compiled = Compiled(model, 40)
+    compiled = CompiledDecoding(model, 40)
     with monkeypatch.context() as patch:
         patch.setattr(sampler_module, "free_bytes", lambda _: 3 * 128 * (64 + 8) * 20)
         assert compiled.fitted(5, 8) == 20
@@ -281,7 +285,7 @@ def test_rounding_at_random_keeps_the_mean_and_neighbours() -> None:
     # a quarter and three eighths of the step, of 4,000 draws: the deviation of a share is under .008
     assert abs((rounded[:, 0] > 1).double().mean() - 0.25) < 0.04
     assert abs((rounded[:, 1] < -1).double().mean() - 0.375) < 0.04
-    means = rounded.double().mean(0)
+    means = rounded.double().mean(0)  # each deviates by at most half a step over the root of 4,000: 2^-8 / 63 = 6e-5
     torch.testing.assert_close(means, values.double(), rtol=2e-4, atol=0)
 
 
@@ -296,6 +300,7 @@ def test_a_small_adapter_is_not_rounded_away() -> None:
     nearest = (base + delta).bfloat16().float() - base
     at_random = rounded_at_random(base + delta, torch.bfloat16, torch.Generator().manual_seed(0)).float() - base
     kept = [float((found @ inputs) @ exact / (exact @ exact)) for found in (nearest, at_random)]
+    # noise of 512 x 512 roundings, each of a deviation under half a step of 2^-8 to 2^-6, along one of 512 directions
     assert kept[1] == pytest.approx(1, abs=0.1)
     assert kept[0] < 0.7
 
@@ -319,9 +324,9 @@ def traced(monkeypatch):
 def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, traced) -> None:
     model = adapted(config)
     base, numbers = model.get_base_model(), uniforms()
-    sampler = PolicySampler(base, torch.float32, 1.0, "default", rounds=False, rows=len(PROMPTS))
-    assert isinstance(sampler.compiled, Compiled)
-    plain = PolicySampler(base, torch.float32, 1.0, "default", rounds=False)
+    sampler = PolicySampler(base, torch.float32, 1.0, "default", may_round=False, compiled_rows=len(PROMPTS))
+    assert isinstance(sampler.compiled, CompiledDecoding)
+    plain = PolicySampler(base, torch.float32, 1.0, "default", may_round=False)
     for round_, prompts in enumerate([PROMPTS, PROMPTS[:4], PROMPTS[2:], [*PROMPTS[:3], [5] * 9]]):
         found = []
         for own in (plain, sampler):

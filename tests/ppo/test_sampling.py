@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from llm_rlhf.models.random_draws import Draw, draw_tokens
-from llm_rlhf.models.sampler import Loop, SamplingError, sampling
+from llm_rlhf.models.sampler import DecodingLoop, SamplingError, sampling
 from llm_rlhf.ppo.sampling import GenerateWatch
 
 
@@ -70,7 +70,7 @@ def test_generate_draws_and_is_itself_again_afterwards(base_folder) -> None:
         probabilities = (model(input_ids=ids).logits[0, -1] / 0.7).softmax(-1)
     torch.manual_seed(0)
     n = 20_000
-    with sampling(model, Loop(0.7)):
+    with sampling(model, DecodingLoop(0.7)):
         out = model.generate(input_ids=ids.expand(n, -1), generation_config=config)[:, -1]
     assert "generate" not in vars(model)
     assert config.do_sample
