@@ -1,0 +1,299 @@
+"""Checkpoints that are whole or not there, which one a launch goes on from, and the log lines that go with them.
+
+A checkpoint is a `checkpoint-N` folder of transformers.Trainer with our state beside it. Its `complete.json`, written
+last and by a rename when everything else is on the disk, holds the digest of every file, so that a run killed at any
+moment finds the newest whole one. The newest two are kept until the stage's artefact is finished.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+
+from llm_rlhf.errors import RecipeError, RunError, RunFolderError
+from llm_rlhf.finite import check_weights
+from llm_rlhf.launch import agreed, processes
+from llm_rlhf.run_folder import digests, read_json, sync, versions, write_json, write_text
+
+COMPLETE = "complete.json"
+# What training can go on without, if not as it would have: moments, schedule, random states, and what is only read
+# by people. Everything else of a checkpoint is weights, and where it stands.
+SPARED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "README.md")
+PARTIAL = "--allow-partial-resume"
+
+
+class Found(NamedTuple):
+    """The checkpoint that a launch goes on from, and its state besides the files."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return step_of(self.path)
+
+
+class SealedCheckpoints:
+    """Mixed into a trainer: its checkpoints count only when every process has written its part of one.
+
+    Overrides private methods of transformers' Trainer, guarded by tests/ppo/test_trl_contract.py (`_save_checkpoint`)
+    and tests/methods/test_methods_contract.py (`_run_epoch`).
+    """
+
+    args: Any
+    accelerator: Any
+    state: Any
+    control: Any
+    model: Any
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go.
+
+        Raises:
+            NonFiniteError: where a weight is not finite; nothing is written.
+            RunError: where it cannot be written, to a full disk for one; what was written of it is removed.
+        """
+        check_weights(self.model, f"the checkpoint of optimizer step {self.state.global_step}")
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                seal(checkpoint, self._own_state())
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_of_writing(error):
+                raise
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            kept = latest(folder)
+            earlier = "there is none before it" if kept is None else f"that of step {kept.step} is kept"
+            raise RunError(
+                f"The checkpoint {checkpoint} cannot be written ({_first_line(error)}); {earlier}. Make room, and give "
+                "the same command again to go on from there; fewer and smaller ones: save_steps, save_total_limit."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.accelerator.is_main_process:
+            rotate(folder, limit)
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's; none where the checkpoint is of the last step: the parent counts only behind a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _own_state(self) -> dict[str, Any]:
+        """What the trainer needs of a checkpoint besides its files."""
+        return {"processes": self.accelerator.num_processes}
+
+
+def seal(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Declare the checkpoint whole. `state` is what the trainer needs besides the files."""
+    sync(checkpoint)
+    write_json(
+        checkpoint / COMPLETE, {"state": state, "versions": versions(), "files": digests(checkpoint, but=COMPLETE)}
+    )
+    sync(checkpoint.parent, deep=False)
+
+
+def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
+    """The state of a whole checkpoint; None where a file is missing or differs from what was sealed."""
+    seal = _seal_of(checkpoint)
+    return None if seal is None or damages(checkpoint, seal) else seal["state"]
+
+
+def damages(checkpoint: Path, seal: dict[str, Any]) -> dict[str, str]:
+    """The files of a sealed checkpoint that are not as they were, each with what is wrong with it."""
+    there = digests(checkpoint, but=COMPLETE)
+    wrong = {name: "is missing" for name in seal["files"] if name not in there}
+    wrong |= {name: "has changed" for name, known in there.items() if known != seal["files"].get(name, known)}
+    return wrong
+
+
+def _seal_of(checkpoint: Path) -> dict[str, Any] | None:
+    seal = read_json(checkpoint / COMPLETE)
+    known = isinstance(seal, dict) and isinstance(seal.get("state"), dict) and isinstance(seal.get("files"), dict)
+    return seal if known else None
+
+
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoint folders, whole or not, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def finished_in(folder: Path) -> list[Path]:
+    """Those that were sealed, whatever became of them since, oldest first."""
+    return [path for path in all_in(folder) if _seal_of(path) is not None]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def latest(folder: Path) -> Found | None:
+    """The newest whole checkpoint, without a word on others."""
+    for path in reversed(finished_in(folder)):
+        if (state := sealed_state(path)) is not None:
+            return Found(path, state)
+    return None
+
+
+def to_resume(folder: Path, stage: str, partial: bool = False, sharded: bool = False) -> Found | None:
+    """The checkpoint that this launch goes on from, told; None where an interrupted one left none. On every process.
+
+    The main process looks; the others must see what it found.
+
+    Args:
+        stage: what is called interrupted.
+        partial: go on from one that lacks what `SPARED` names, as `--allow-partial-resume` asks.
+        sharded: weights are spread over processes, which cannot read a checkpoint back.
+
+    Raises:
+        RunFolderError: where some were finished and none is whole; where it was made by another number of processes;
+            where a process does not see it.
+        RecipeError: where there is one, and weights are sharded.
+    """
+    found = agreed(lambda: _look(folder, stage, partial, sharded))
+    blind = [told for told in _told_by_all(found is None or found.path.is_dir()) if told]
+    if blind:
+        raise RunFolderError(
+            f"{', '.join(blind)} cannot see {found.path if found else folder}: the run folder must be on a disk that all "
+            "machines share. Set output_dir to one."
+        )
+    return found
+
+
+def _told_by_all(sees: bool) -> list[str]:
+    """Of every process that does not see it, which it is; an empty text of the others."""
+    import platform
+
+    from accelerate.utils import gather_object
+
+    state = processes()
+    told: list[str] = gather_object([" " if sees else f"process {state.process_index} on {platform.node()}"])
+    return [text.strip() for text in told]
+
+
+def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | None:
+    passed: list[str] = []
+    broken: list[str] = []
+    for path in reversed(all_in(folder)):
+        seal = _seal_of(path)
+        if seal is None:
+            passed.append(f"{path.name} was not finished")
+            continue
+        wrong = damages(path, seal)
+        spared = all(_is_spared(name) for name in wrong)
+        if not wrong or (partial and spared):
+            found = Found(path, seal["state"])
+            _check(found, stage, sharded)
+            if passed:
+                print(f"warning: {stage}: {'; '.join(passed)}.", flush=True)
+            if wrong:
+                _patch(path, seal, wrong)
+                print(
+                    f"warning: {stage} goes on without {', '.join(wrong)} of {path.name}: not as it would have.",
+                    flush=True,
+                )
+            _warn_of_versions(stage, seal)
+            print(f"      {stage} was interrupted; it goes on from optimizer step {found.step}.", flush=True)
+            return found
+        name, what = next(iter(wrong.items()))
+        passed.append(f"{path.name} is damaged ({name} {what})")
+        broken.append(f"{path}: {name} {what}" + (f"; {PARTIAL} goes on without it" if spared else ""))
+    if broken:
+        raise RunFolderError(
+            f"{stage} was interrupted, and none of its checkpoints is whole: {'. '.join(broken)}. Bring the files back, "
+            f"or begin the stage again with --from {stage.split('/')[0]}."
+        )
+    if passed:
+        print(f"      {stage} was interrupted before its first checkpoint was finished; it begins anew.", flush=True)
+    return None
+
+
+def _check(found: Found, stage: str, sharded: bool) -> None:
+    if sharded:
+        raise RecipeError(
+            f"{found.path.parent} holds what an interrupted launch left, which cannot be read into weights that FSDP or "
+            f"ZeRO-3 have spread over processes; launch as before, or begin the stage again with --from {stage}."
+        )
+    here = processes().num_processes
+    if found.state.get("processes") != here:
+        raise RunFolderError(
+            f"{found.path} was made by {found.state.get('processes')} processes, now there are {here}: rows would be "
+            f"shared out in another way. Launch as before, or begin the stage again with --from {stage.split('/')[0]}."
+        )
+
+
+def _is_spared(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in SPARED)
+
+
+def _patch(checkpoint: Path, seal: dict[str, Any], wrong: dict[str, str]) -> None:
+    """Put aside what is damaged, and seal what is left: from here on it is a checkpoint that never had it."""
+    for name in wrong:
+        if (checkpoint / name).exists():
+            aside = checkpoint.parent / "damaged" / checkpoint.name
+            aside.mkdir(parents=True, exist_ok=True)
+            (checkpoint / name).rename(aside / name)
+    left = {name: known for name, known in seal["files"].items() if name not in wrong}
+    write_json(checkpoint / COMPLETE, seal | {"files": left, "lacks": sorted(wrong)})
+
+
+def _warn_of_versions(stage: str, seal: dict[str, Any]) -> None:
+    then, now = seal.get("versions", {}), versions()
+    changed = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
+    if changed:
+        print(
+            f"warning: {stage}'s checkpoint was made with other versions ({', '.join(changed)}): the end may differ "
+            "in its last bits from that of a run without an interruption.",
+            flush=True,
+        )
+
+
+def rotate(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` finished checkpoints (None: delete none). Call it when the newest is sealed."""
+    if keep is not None:
+        for old in finished_in(folder)[:-keep]:
+            remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Delete what is no longer needed; where that fails, a word and no more."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        print(f"warning: {folder} is no longer needed but cannot be deleted: {error}.", file=sys.stderr, flush=True)
+
+
+def forget_after(log: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines log that belong to later optimizer steps, and a line cut off in writing.
+
+    A resumed run does those steps again, and says the same again.
+    """
+    if not log.is_file():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    write_text(log, "".join(kept))
+
+
+def _is_of_writing(error: Exception) -> bool:
+    """Whether it is the disk's: torch and safetensors say so in words of their own."""
+    return isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
