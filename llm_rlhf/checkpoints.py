@@ -164,8 +164,8 @@ def to_resume(folder: Path, stage: str, partial: bool = False, sharded: bool = F
     blind = [told for told in _told_by_all(found is None or found.path.is_dir()) if told]
     if blind:
         raise RunFolderError(
-            f"{', '.join(blind)} cannot see {found.path if found else folder}: the run folder must be on a disk that all "
-            "machines share. Set output_dir to one."
+            f"{', '.join(blind)} cannot see {found.path if found else folder}: the run folder must be on a disk that "
+            "all machines share. Set output_dir to one."
         )
     return found
 
@@ -210,8 +210,8 @@ def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | Non
         broken.append(f"{path}: {name} {what}" + (f"; {PARTIAL} goes on without it" if spared else ""))
     if broken:
         raise RunFolderError(
-            f"{stage} was interrupted, and none of its checkpoints is whole: {'. '.join(broken)}. Bring the files back, "
-            f"or begin the stage again with --from {stage.split('/')[0]}."
+            f"{stage} was interrupted, and none of its checkpoints is whole: {'. '.join(broken)}. Bring the files "
+            f"back, or begin the stage again with --from {stage.split('/')[0]}."
         )
     if passed:
         print(f"      {stage} was interrupted before its first checkpoint was finished; it begins anew.", flush=True)
@@ -221,8 +221,8 @@ def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | Non
 def _check(found: Found, stage: str, sharded: bool) -> None:
     if sharded:
         raise RecipeError(
-            f"{found.path.parent} holds what an interrupted launch left, which cannot be read into weights that FSDP or "
-            f"ZeRO-3 have spread over processes; launch as before, or begin the stage again with --from {stage}."
+            f"{found.path.parent} holds what an interrupted launch left, which cannot be read into weights that FSDP "
+            f"or ZeRO-3 have spread over processes; launch as before, or begin again with --from {stage.split('/')[0]}."
         )
     here = processes().num_processes
     if found.state.get("processes") != here:

@@ -1,7 +1,8 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -15,6 +16,11 @@ def speaks_for_all() -> bool:
 def uses_fsdp() -> bool:
     """Whether the launch's configuration asks accelerate for FSDP, which it tells by the environment."""
     return is_true("ACCELERATE_USE_FSDP")
+
+
+def uses_deepspeed() -> bool:
+    """Whether the launch's configuration asks accelerate for DeepSpeed."""
+    return is_true("ACCELERATE_USE_DEEPSPEED")
 
 
 def is_true(variable: str) -> bool:
@@ -38,3 +44,19 @@ def processes() -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def agreed(find: Callable[[], Any]) -> Any:
+    """What the main process finds, or the error that it raises, on every process; the others do not look themselves."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if processes().is_main_process:
+        try:
+            found[0] = find()
+        except Exception as error:  # raised below, by all
+            found[1] = error
+    value, failed = broadcast_object_list(found)
+    if failed is not None:
+        raise failed
+    return value

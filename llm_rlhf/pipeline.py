@@ -30,6 +30,20 @@ from llm_rlhf.user_code import load_function
 STAGES = ("world", "sft", "reward", *METHODS, "evaluate")  # of the methods, a recipe has one at most
 MODULES = {"grpo": "online", "rloo": "online", "dpo": "offline", "kto": "offline"}  # of stages/; others: as the stage
 COLUMNS_TOLD = 12
+# Trainers' keys that say when something is saved or told, to whom, and in what pieces the same gradient is computed: a
+# finished stage with others is not another one, and an interrupted one goes on with others.
+OF_NO_EFFECT = frozenset(
+    {
+        *("save_strategy", "save_steps", "save_rollouts", "save_total_limit", "save_on_each_node"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica"),
+        *("log_on_each_node", "log_completions", "num_completions_to_print", "log_unique_prompts", "disable_tqdm"),
+        *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+        *("micro_batch_tokens", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
+        *("ddp_timeout", "ddp_bucket_cap_mb", "skip_memory_metrics", "include_num_input_tokens_seen"),
+    }
+)
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
@@ -40,12 +54,15 @@ WHAT = {
 }
 
 
-def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None = None) -> RunFolder:
+def run_recipe(
+    recipe: Recipe, only: str | None = None, from_stage: str | None = None, allow_partial_resume: bool = False
+) -> RunFolder:
     """Run the recipe's stages that are not done yet.
 
     Args:
         only: run this stage alone; what it stands on must be there.
         from_stage: move this stage's artefact and all later ones to the archive first, and make them again.
+        allow_partial_resume: go on from a checkpoint that lacks the optimizer's state, the schedule or random states.
 
     Raises:
         RecipeError, DataError, RunFolderError: where the request cannot be carried out as it stands.
@@ -57,6 +74,7 @@ def run_recipe(recipe: Recipe, only: str | None = None, from_stage: str | None =
     if recipe.evaluate is not None:
         check_own_suites(recipe.evaluate.own, taken=TAKEN)
     run = RunFolder(recipe.folder, as_today=inputs_as_today)
+    run.allow_partial_resume = allow_partial_resume
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
@@ -158,6 +176,9 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     resolved = recipe.as_dict()
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
+    for name in (*METHODS, "sft", "reward"):
+        if name in inputs:
+            inputs[name] = _that_matter(inputs[name])
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     files = _data_files(recipe.data)
@@ -167,9 +188,14 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     return inputs | {"data_files": files}
 
 
+def _that_matter(section: dict[str, Any]) -> dict[str, Any]:
+    """Those of a trainer's keys that decide what it learns."""
+    return {key: value for key, value in section.items() if key not in OF_NO_EFFECT}
+
+
 def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs that an older version recorded, with the recipe's keys as they are called now."""
-    found = dict(inputs)
+    found = {key: _that_matter(of) if key in (*METHODS, "sft", "reward") else of for key, of in inputs.items()}
     if inputs.get("model") is not None:
         found["model"] = plain(ModelSection()) | inputs["model"]
     if inputs.get("data") is not None:

@@ -3,12 +3,12 @@
     runs/NAME/  recipe.yaml  manifest.json  report.html  report.md  report.json
       data/     counts.json, quarantine.jsonl
       sft/ reward/ ppo/ evaluate/     artefacts; each with manifest.json (SHA-256 of every file) and metrics.jsonl
-      partial-STAGE/                  what a stage is writing; never taken for finished, but PPO goes on from it
+      partial-STAGE/                  what a stage is writing; never taken for finished, but training goes on from it
       archive/TIME/                   what --from replaced
 
 A stage writes into `partial-STAGE`; when it is done, the manifest is written last and the folder is renamed, so that
-a run killed at any moment leaves either the finished artefact or none. All processes of a launch walk the stages
-together; only the main one touches these files.
+a run killed at any moment leaves either the finished artefact or none. Its checkpoints are no part of the artefact, and
+go when that is there. All processes of a launch walk the stages together; only the main one touches these files.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ from llm_rlhf.launch import processes
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
+CHECKPOINTS = "checkpoint-*"  # folders of an unfinished training, at any depth of its stage
+PROGRESS = (CHECKPOINTS, "replies", "picked.jsonl")  # what took long, and an interrupted stage goes on from
 CHANGES_SHOWN, KEYS_SHOWN = 5, 3  # of a recipe that is another; of a row or section that one of two lacks
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
 
@@ -52,6 +54,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
         self.path, self.as_today = Path(path), as_today
+        self.allow_partial_resume = False  # go on from a checkpoint that lacks its optimizer's state, or the like
         self.followers: list[Callable[[str, int, Mapping[str, Any]], None]] = []  # told of every stage's metrics
         self.state = processes()
         if self.state.is_main_process:
@@ -89,11 +92,14 @@ class RunFolder:
         """Whether the stage's artefact is there, unchanged, and made from the same inputs.
 
         Raises:
-            RunFolderError: where it is there but its files or its inputs differ; says what differs.
+            RunFolderError: where it is there but its files or its inputs differ; says what differs. Where an
+                interrupted launch left half of it, begun from other inputs, that would be lost.
         """
         folder = self.path / stage
         if not folder.exists():
+            self._check_begun(stage, inputs)
             return False
+        self._remove_spent(folder)
         manifest = read_json(folder / MANIFEST)
         again = f"Run with --from {stage} to make it again (the old one moves to {self.path / 'archive'})"
         if manifest is None:
@@ -103,14 +109,46 @@ class RunFolder:
         ]
         if damaged:
             raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
-        changes = differences(self.as_today(manifest["inputs"]), _plain(inputs))
-        if changes:
-            more = f"; and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
-            raise RunFolderError(
-                f"{folder} was made by another recipe: {'; '.join(changes[:CHANGES_SHOWN])}{more}. {again}, or set "
-                "another output_dir."
-            )
+        if changes := self._changes(manifest["inputs"], inputs):
+            raise RunFolderError(f"{folder} was made by another recipe: {changes}. {again}, or set another output_dir.")
         return True
+
+    def _check_begun(self, stage: str, inputs: dict[str, Any]) -> None:
+        partial = self._partial(stage)
+        if not _has_progress(partial):
+            return
+        recorded = read_json(partial / INPUTS)
+        anew = f"Run with --from {stage} to begin anew (what is there moves to {self.path / 'archive'})"
+        if not isinstance(recorded, dict):
+            raise RunFolderError(
+                f"{partial} holds what an interrupted launch has trained so far, but not from which recipe: {INPUTS} "
+                f"cannot be read. {anew}."
+            )
+        if changes := self._changes(recorded, inputs):
+            raise RunFolderError(
+                f"{partial} holds what an interrupted launch has trained so far, by another recipe: {changes}. Change "
+                f"it back to go on from there. {anew}, or set another output_dir."
+            )
+
+    def _changes(self, recorded: dict[str, Any], inputs: dict[str, Any]) -> str:
+        """In words, the first ways in which the inputs of a stage differ from those recorded; empty where none."""
+        changes = differences(self.as_today(recorded), _plain(inputs))
+        more = f"; and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
+        return "; ".join(changes[:CHANGES_SHOWN]) + more
+
+    def _partial(self, stage: str) -> Path:
+        return self.path / f"partial-{stage}"
+
+    def _remove_spent(self, folder: Path) -> None:
+        """Delete what a finished stage needed while it trained; where that fails, a word and no more."""
+        if not self.state.is_main_process:
+            return
+        (folder / INPUTS).unlink(missing_ok=True)
+        for spent in [path for path in folder.rglob(CHECKPOINTS) if path.is_dir()]:
+            try:
+                shutil.rmtree(spent)
+            except OSError as error:
+                print(f"warning: {spent} is no longer needed but cannot be deleted: {error}.", flush=True)
 
     @contextlib.contextmanager
     def making(self, stage: str, inputs: dict[str, Any], resumes: bool = False) -> Iterator[Path]:
@@ -120,9 +158,10 @@ class RunFolder:
             resumes: the stage can go on from what an interrupted launch left there, if that was made from the same
                 inputs; otherwise the folder is empty.
         """
-        partial = self.path / f"partial-{stage}"
+        partial = self._partial(stage)
         if self.state.is_main_process and not (resumes and self._begun_from(inputs, partial)):
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                shutil.rmtree(partial)
             partial.mkdir()
             write_json(partial / INPUTS, inputs)
         self.state.wait_for_everyone()
@@ -130,7 +169,6 @@ class RunFolder:
         yield partial
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            (partial / INPUTS).unlink()
             open_to_readers(partial)
             manifest = {
                 "stage": stage,
@@ -138,17 +176,19 @@ class RunFolder:
                 "processes": self.state.num_processes,
                 "machine": machine(),
                 "inputs": _plain(inputs),
-                "files": digests(partial),
+                "files": {name: known for name, known in digests(partial).items() if _is_kept(name)},
             }
             write_json(partial / MANIFEST, manifest)
-            _sync(partial)
+            sync(partial)
             os.rename(partial, self.path / stage)
-            _sync(self.path)
+            sync(self.path, deep=False)
+            self._remove_spent(self.path / stage)
         self.state.wait_for_everyone()
 
     def archive(self, stages: list[str]) -> list[str]:
-        """Move what these stages made to `archive/TIME/`; returns the names moved."""
+        """Move what these stages made, or were making, to `archive/TIME/`; returns the names moved."""
         moved = [name for name in stages if (self.path / name).exists()]
+        moved += [f"partial-{name}" for name in stages if _has_progress(self._partial(name))]
         if self.state.is_main_process:
             move_to_archive(self.path, moved)
         self.state.wait_for_everyone()
@@ -343,6 +383,17 @@ def digests(folder: Path, but: str = "") -> dict[str, dict[str, Any]]:
     return {p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files}
 
 
+def _is_kept(name: str) -> bool:
+    """Whether a file of a partial folder, by its name there, becomes part of the artefact."""
+    return name not in (INPUTS, MANIFEST) and not any(
+        part.startswith(CHECKPOINTS[:-1]) for part in Path(name).parts[:-1]
+    )
+
+
+def _has_progress(partial: Path) -> bool:
+    return any(next(partial.rglob(pattern), None) is not None for pattern in PROGRESS)
+
+
 def _digest_or_none(path: Path) -> str | None:
     return file_digest(path) if path.is_file() else None
 
@@ -351,9 +402,9 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _sync(folder: Path) -> None:
-    """Make the folder's entries, and everything in it, survive a power cut."""
-    for path in [*folder.rglob("*"), folder]:
+def sync(folder: Path, deep: bool = True) -> None:
+    """Make the folder's entries, and everything in it (`deep`), survive a power cut."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.launch import has_accelerator, is_true, uses_fsdp
+from llm_rlhf.launch import has_accelerator, is_true, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.sections import METHODS, Recipe, stage_options
 from llm_rlhf.user_code import FUNCTION
 
@@ -40,7 +40,7 @@ def check_spreading(recipe: Recipe, configs: Mapping[str, Any]) -> None:
     if uses_fsdp():
         _check_fsdp_launch()
         _check_fsdp_recipe(recipe, configs)
-    elif is_true("ACCELERATE_USE_DEEPSPEED"):
+    elif uses_deepspeed():
         _check_deepspeed(configs)
 
 

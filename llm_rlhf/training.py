@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from llm_rlhf.errors import DataError, NonFiniteError, RecipeError
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.progress import bar
 
 METRICS = "metrics.jsonl"
@@ -51,8 +51,7 @@ class StageLog(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         line = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 3), **logs}
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.folder / METRICS, line)
         for follower in self.followers:
             follower(self.stage, state.global_step, logs)
         known = {name: f"{float(logs[key]):.3g}" for key, name in self.shown.items() if logs.get(key) is not None}
@@ -68,17 +67,6 @@ class StageLog(TrainerCallback):
             if not sys.stderr.isatty() and self.values:  # where there is no bar to stay
                 told = ", ".join(f"{name} {text}" for name, text in self.values.items())
                 print(f"      {self.stage}: {state.global_step} steps; {told}", flush=True)
-
-
-class StopsOnBadLoss:
-    """Mixed into TRL's trainers, whose own training steps go on with NaN weights after a NaN loss."""
-
-    stage_name = "training"
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        check_loss(loss, self.stage_name, self.state.global_step)  # type: ignore[attr-defined]
-        return loss
 
 
 @contextlib.contextmanager
@@ -99,6 +87,20 @@ def attach_log(trainer: Trainer, log: StageLog) -> None:
     trainer.add_callback(log)
 
 
+def append_line(log: Path, line: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a log that people read. Where that fails, to a full disk for one, training goes on."""
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        if log not in _UNWRITTEN:
+            _UNWRITTEN.add(log)
+            print(f"\nwarning: {log} cannot be written ({error}); it will lack lines.", file=sys.stderr, flush=True)
+
+
+_UNWRITTEN: set[Path] = set()  # logs of which that was said
+
+
 def memory_peak() -> str:
     """The most memory this process has held: of the accelerator, where there is one, else of the machine."""
     if torch.cuda.is_available():
@@ -114,15 +116,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def check_loss(loss: torch.Tensor, stage: str, step: int) -> None:
-    """The loss must be finite before anything is learned from it. Raises NonFiniteError."""
-    if not torch.isfinite(loss).all():
-        raise NonFiniteError(
-            f"The {stage} loss is {loss.item()} at optimizer step {step}; training stopped before the weights changed. "
-            f"Lower {stage}.learning_rate, or look at the last rows of metrics.jsonl for what grew."
-        )
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -17,6 +17,13 @@ def run(
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Archive this stage and all later ones; redo them.")
     ] = None,
+    allow_partial_resume: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial-resume",
+            help="Go on from a checkpoint that lost its optimizer's state, schedule or random numbers.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
 ) -> None:
     """Run a recipe's stages. Running it again resumes after the last stage that was finished.
@@ -36,7 +43,7 @@ def run(
         from llm_rlhf.pipeline import STAGES, run_recipe
 
         with said_aside(as_json):
-            folder = run_recipe(loaded, only, from_stage)
+            folder = run_recipe(loaded, only, from_stage, allow_partial_resume)
         if not folder.state.is_main_process:
             return
         report = folder / "report.json"

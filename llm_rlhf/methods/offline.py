@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from trl import DPOTrainer, KTOTrainer
 
 from llm_rlhf.data.rows import Conversation, Preference, Rating
-from llm_rlhf.methods.training import TrainedPolicy
+from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.encoding import encode_whole_replies
 
 Rows = list[dict[str, Any]]
 
 
-class _ReadsTokenIds(TrainedPolicy):
+class _ReadsTokenIds(TrainedAdapter):
     """The rows are token ids already: to encode messages, TRL applies the template in another way than every stage."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

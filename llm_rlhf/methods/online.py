@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from llm_rlhf.methods.training import TrainedPolicy
+from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
@@ -37,7 +37,7 @@ from llm_rlhf.recipe.loading import steps_per_rollout
 from llm_rlhf.recipe.sections import OnlineOptions
 
 
-class ScoredReplies(TrainedPolicy):
+class ScoredReplies(TrainedAdapter):
     """Mixed into GRPOTrainer and RLOOTrainer.
 
     Args:
@@ -73,7 +73,7 @@ class ScoredReplies(TrainedPolicy):
             reward_processing_classes=tokenizers or None,
             train_dataset=train_dataset,
             **kwargs,
-        )  # type: ignore[call-arg]
+        )
         self.scores.bind(self.reward_funcs if functions else [], self.reward_func_names if functions else [])
         self._function_names = self.reward_func_names
         self.reward_func_names, self.reward_weights = ["score"], torch.ones(1)  # what `_calculate_rewards` returns

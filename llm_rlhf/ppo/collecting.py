@@ -6,7 +6,6 @@ Private methods of RLOOTrainer that are called, guarded by tests/ppo/test_trl_co
 Layout: B rows, F reward functions and models of their own.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +39,7 @@ from llm_rlhf.ppo.rollout import (
     stopped_by_itself,
 )
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
+from llm_rlhf.training import append_line
 
 
 class CollectedRollouts(GeneratedResponses):
@@ -245,7 +245,6 @@ class CollectedRollouts(GeneratedResponses):
             return
         split = "train" if self.model.training else "eval"
         step = self.state.global_step + (split == "train")  # a rollout belongs to the steps that learn from it
-        with self.samples_file.open("a", encoding="utf-8") as file:
-            for prompt, response, score, kl in rows[: self.samples_per_rollout]:
-                row = {"step": step, "split": split, "prompt": prompt, "response": response}
-                file.write(json.dumps(row | {"score": score, "kl": kl}, ensure_ascii=False) + "\n")
+        for prompt, response, score, kl in rows[: self.samples_per_rollout]:
+            row = {"step": step, "split": split, "prompt": prompt, "response": response, "score": score, "kl": kl}
+            append_line(self.samples_file, row)

@@ -4,10 +4,9 @@ A checkpoint at a rollout boundary holds the adapters, the heads, the optimizer,
 controller and the scores' running moments. The data position and the order of micro-batches are functions of the step.
 
 Private methods of transformers' Trainer that are overridden, guarded by tests/ppo/test_trl_contract.py: `_save`,
-`_load_from_checkpoint`, and `_save_checkpoint` in checkpoint.py.
+`_load_from_checkpoint`, and those of llm_rlhf/checkpoints.py.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 from trl import RLOOTrainer
 
+from llm_rlhf import checkpoints
+from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import save_language
 from llm_rlhf.models.roles import VALUE
-from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
@@ -30,7 +30,7 @@ from llm_rlhf.ppo.watch import SUMMARY, Watch
 from llm_rlhf.training import is_sharded, whole_weights
 
 
-class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
+class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
     """The part of PPOTrainer that knows files."""
 
     kl_controller: KLController
@@ -45,7 +45,12 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         return model.get_base_model() if is_peft_model(model) else model
 
     def save_policy(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what any PEFT user loads on the base; without LoRA, the whole model. Called on every process."""
+        """Write what any PEFT user loads on the base; without LoRA, the whole model. Called on every process.
+
+        Raises:
+            NonFiniteError: where a weight is not finite.
+        """
+        check_weights(self.model, str(folder))
         state_dict = whole_weights(self) if state_dict is None else state_dict
         if not self.accelerator.is_main_process:
             return
@@ -126,7 +131,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
             self.watch.begin()
         if found is not None and self._stopped_by_a_side():  # killed between that stop and the end
             self.load_roles(found)
-            self.state.global_step = checkpoint.step_of(found)
+            self.state.global_step = checkpoints.step_of(found)
             output = TrainOutput(self.state.global_step, 0.0, {})
         else:
             evaluates = self.args.eval_on_start
@@ -174,8 +179,12 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
                 "resume_from_checkpoint is set, but a checkpoint cannot be read into weights that FSDP or ZeRO-3 have "
                 "spread over processes; go on from its `policy/` adapter as a new run, or use DDP."
             )
-        found = checkpoint.latest(Path(self.args.output_dir)) if asked is True else Path(asked)
-        state = checkpoint.sealed_state(found) if found is not None else None
+        if asked is True:
+            newest = checkpoints.latest(Path(self.args.output_dir))
+            found = None if newest is None else newest.path
+        else:
+            found = Path(asked)
+        state = checkpoints.sealed_state(found) if found is not None else None
         if found is None or state is None:
             raise ValueError(f"There is no whole checkpoint at {self.args.output_dir if asked is True else asked}.")
         here = {"processes": self.accelerator.num_processes, "rollout": self.args.generation_batch_size}
@@ -190,7 +199,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         self._step = state["micro_steps"]
         self.accelerator.wait_for_everyone()  # all have read what the main process now tidies up
         if self.accelerator.is_main_process:
-            self._forget_after(checkpoint.step_of(found))
+            self._forget_after(checkpoints.step_of(found))
         self.accelerator.wait_for_everyone()
         return found
 
@@ -202,10 +211,10 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         if self.watch is not None:
             logs.append(self.watch.log)
         for log in logs:
-            checkpoint.forget_after(log, step)
-        for later in checkpoint.checkpoints(Path(self.args.output_dir)):
-            if checkpoint.step_of(later) > step:
-                shutil.rmtree(later)
+            checkpoints.forget_after(log, step)
+        for later in checkpoints.all_in(Path(self.args.output_dir)):
+            if checkpoints.step_of(later) > step:
+                checkpoints.remove(later)
 
     def _load_policy(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -33,6 +33,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.errors import RunError
+from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, leave_casts_to_autocast, make_room_for
@@ -63,7 +64,7 @@ from llm_rlhf.ppo.rollout import MicroBatch, rows_of, shuffled_steps
 from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
-from llm_rlhf.training import check_loss, compute_in_own_types, is_sharded
+from llm_rlhf.training import compute_in_own_types, is_sharded
 
 LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
 
@@ -100,6 +101,7 @@ class PPOTrainer(WatchedEvaluation):
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo", "llm-rlhf"]
     _name = "PPO"
+    stage_name = "ppo"
     _paper: ClassVar[dict[str, str]] = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
     loss_is_scaled_for_ga = True  # the loss is already divided by the whole mini-batch's counted tokens
 
@@ -175,6 +177,7 @@ class PPOTrainer(WatchedEvaluation):
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)
         self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
+        self.add_callback(FiniteGradients(self))
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
@@ -189,6 +192,7 @@ class PPOTrainer(WatchedEvaluation):
         self._micro_batches: list[MicroBatch] = []
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
+        self.step_inputs: list[MicroBatch] = []  # of the optimizer step that is being made
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
 
     # ---- the roles ---------------------------------------------------------------------------------------------
@@ -332,6 +336,7 @@ class PPOTrainer(WatchedEvaluation):
         """
         if self._step_sums is None:
             self._largest_piece = (0, 0)  # a new optimizer step
+        self.step_inputs += inputs
         *others, last = [piece for batch in inputs for piece in self._pieces(batch)]
         known = torch.zeros((), device=self.accelerator.device)
         for batch in others:
@@ -367,7 +372,7 @@ class PPOTrainer(WatchedEvaluation):
         if demonstrations is not None:
             ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / demonstrations.tokens_per_mini_batch
             loss = loss + (0.0 if warming_up else self.args.ptx_coef) * ptx
-        check_loss(loss.detach(), "ppo", self.state.global_step)
+        check_loss(loss.detach(), self)
         with torch.no_grad():
             numbers = {
                 "loss/policy": policy.loss,

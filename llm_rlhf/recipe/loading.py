@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.launch import uses_fsdp
+from llm_rlhf.launch import uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -109,7 +109,7 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     """The configuration object of one stage's trainer.
 
     The section's own values come first, then the run's (folder, seed, compute type), then defaults that suit a stage
-    inside a run: no checkpoints of its own unless asked for, no tracker unless asked for.
+    inside a run: checkpoints to go on from after an interruption, no tracker unless asked for.
     """
     section = {key: value for key, value in getattr(recipe, stage).items() if key not in option_names(stage)}
     decided: dict[str, Any] = {
@@ -130,9 +130,9 @@ def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
 
     section = getattr(recipe, stage) or {}
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if stage in METHODS and not uses_fsdp():  # FSDP could not read a checkpoint back
-        # shares of the run, rounded up to whole rollouts
-        defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
+    if not (uses_fsdp() or uses_deepspeed()):  # neither could read a checkpoint back
+        # shares of the run, rounded up to whole rollouts; two, as one may turn out to be damaged
+        defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
     if stage in ("dpo", "kto", "best_of_n"):
         defaults["remove_unused_columns"] = False  # every column is ours, and meant
     if stage == "ppo":

@@ -22,7 +22,8 @@ from trl import SFTTrainer
 from llm_rlhf.methods.best_of_n import Sources, chosen_prompts, pick, read_picked, sft_rows
 from llm_rlhf.methods.prompts import training_prompts
 from llm_rlhf.methods.rewards import paying_beside_adapters
-from llm_rlhf.methods.training import TrainedPolicy, train_policy
+from llm_rlhf.methods.training import train_policy
+from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.inference import ReplyCache, load_roles
 from llm_rlhf.ppo.scores import weighing
@@ -37,7 +38,7 @@ RESUMES = True  # this stage goes on from what an interrupted launch left in its
 PICKED, REPLIES = "picked.jsonl", "replies"
 
 
-class _SFTTrainer(TrainedPolicy, SFTTrainer):
+class _SFTTrainer(TrainedAdapter, SFTTrainer):
     stage_name = "best_of_n"
 
 

@@ -18,14 +18,15 @@ from typing import Any
 
 from datasets import Dataset
 
+from llm_rlhf import checkpoints
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.refusal_detector import refused
+from llm_rlhf.finite import BATCHES
 from llm_rlhf.methods.prompts import as_dataset, training_prompts
 from llm_rlhf.methods.rewards import reward_functions
-from llm_rlhf.models.base import announce, context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.roles import HELDOUT
-from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.snapshots import LOG as SNAPSHOTS
 from llm_rlhf.ppo.trainer import PPOTrainer
@@ -35,7 +36,7 @@ from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log, constructing
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, is_sharded
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {
@@ -77,20 +78,13 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             refuses=refused,
         )
     attach_log(trainer, StageLog("ppo", folder, SHOWN, run_folder.followers))
-    found = checkpoint.latest(folder)
-    run_folder.state.wait_for_everyone()  # before the main process deletes what is newer than that checkpoint
+    found = checkpoints.to_resume(folder, "ppo", run_folder.allow_partial_resume, is_sharded(trainer.accelerator))
     if found is None:
         _start_anew(run_folder, folder)
-    else:
-        announce(f"PPO was interrupted; it goes on from optimizer step {checkpoint.step_of(found)}.")
-        if run_folder.state.is_main_process:
-            checkpoint.forget_after(folder / METRICS, checkpoint.step_of(found))
-    trainer.train(resume_from_checkpoint=found)
+    elif run_folder.state.is_main_process:
+        checkpoints.forget_after(folder / METRICS, found.step)
+    trainer.train(resume_from_checkpoint=None if found is None else found.path)
     trainer.save_roles(folder)
-    run_folder.state.wait_for_everyone()
-    if run_folder.state.is_main_process:
-        for old in checkpoint.checkpoints(folder):
-            shutil.rmtree(old)
 
 
 def _demonstrations(recipe: Recipe, run_folder: RunFolder, tokenizer: Any, model: Any) -> Dataset:
@@ -112,6 +106,8 @@ def _start_anew(run_folder: RunFolder, folder: Path) -> None:
         for name in (METRICS, "samples.jsonl", SNAPSHOTS, WATCH, PREVIEW):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "snapshots", ignore_errors=True)
-        for old in checkpoint.checkpoints(folder):
-            shutil.rmtree(old)
+        for old in checkpoints.all_in(folder):
+            checkpoints.remove(old)
+        for rows in folder.glob(f"{BATCHES}*"):
+            rows.unlink()
     run_folder.state.wait_for_everyone()

@@ -3,7 +3,8 @@
 1. Training pairs are two disjoint sets by a hash of the prompt: one for the reward model, one for the held-out one.
 2. The reward model is one adapter or several on one base (`reward.objectives`, `reward.ensemble`), the held-out one
    another, with another seed. Each is trained by TRL's RewardTrainer with the recipe's additions (llm_rlhf/reward/).
-   The held-out one is never trained against; it only measures.
+   The held-out one is never trained against; it only measures. Checkpoints are written; a launch that finds those of an
+   interrupted launch goes on from them: one that was trained to its end is not trained again.
 3. The mean score of the starting model's own replies is stored with each: PPO and the evaluation read scores less it.
 4. All are read back from their files, as PPO and the evaluation will read them, and what they are worth on pairs that
    none of them saw is written beside what rules without a model would score; to each the temperature that makes its
@@ -32,9 +33,9 @@ from llm_rlhf.evaluation.reward_checks import Check, calibration_check, no_refus
 from llm_rlhf.evaluation.reward_gates import tell
 from llm_rlhf.evaluation.start_samples import StartSamples, sample_start
 from llm_rlhf.evaluation.suites.reward_accuracy import OBJECTIVES, reward_report
+from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
-    adapters_in_float32,
     context_limit,
     keep_unpacked,
     load_tokenizer,
@@ -57,19 +58,19 @@ from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
 from llm_rlhf.statistics.intervals import Estimate
-from llm_rlhf.training import (
-    StageLog,
-    StopsOnBadLoss,
-    attach_log,
-    compute_in_own_types,
-    constructing,
-    read_metrics,
-    whole_weights,
-)
+from llm_rlhf.training import constructing, read_metrics
+
+RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 
 
-class _RewardTrainer(StopsOnBadLoss, PairTrainer):
+class _RewardTrainer(TrainedAdapter, PairTrainer):
     stage_name = "reward"
+
+    def _own_state(self) -> dict[str, Any]:
+        return super()._own_state() | {"length_weight": self.length_weight}
+
+    def take_back(self, state: dict[str, Any]) -> None:
+        self.length_weight = state["length_weight"]
 
 
 class Normalisation(NamedTuple):
@@ -110,7 +111,7 @@ def _pairs(
     recipe: Recipe, run_folder: RunFolder, base: str | Path, tokenizer: Any, folder: Path
 ) -> dict[str, list[Preference]]:
     """The pairs that fit, by split; no `heldout_pairs` where the recipe wants no held-out one."""
-    config = trainer_config(recipe, "reward", folder / "trainer")
+    config = trainer_config(recipe, "reward", folder)
     model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
     score_head_name(model_config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
@@ -138,7 +139,7 @@ def _train(
     recipe: Recipe, run_folder: RunFolder, base: str | Path, tokenizer: Any, plan: AdapterPlan, folder: Path
 ) -> None:
     options = stage_options(recipe, "reward")
-    config = trainer_config(recipe, "reward", folder / "trainer")
+    config = trainer_config(recipe, "reward", folder)
     config.seed = plan.seed
     config.max_length = None  # every pair already fits; TRL would drop the others without a word
     set_seed(plan.seed)  # the head starts random
@@ -157,17 +158,9 @@ def _train(
             options=options,
             length_weight=starting_weight(rows, options),
         )
-    adapters_in_float32(trainer.model)
-    compute_in_own_types(trainer)
+    train_adapter(trainer, run_folder, f"reward/{folder.name}", {"loss": "loss", "accuracy": "accuracy"})
+    trainer.save_adapter(folder)
     if run_folder.state.is_main_process:
-        folder.mkdir(exist_ok=True)
-    run_folder.state.wait_for_everyone()
-    shown = {"loss": "loss", "accuracy": "accuracy"}
-    attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
-    trainer.train()
-    weights = whole_weights(trainer)
-    if run_folder.state.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
 

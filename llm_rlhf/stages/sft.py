@@ -1,7 +1,8 @@
 """Supervised fine-tuning: the base learns to answer as the demonstrations do.
 
 1. Demonstrations are encoded by the chat template; only the assistant's replies and their stop tokens are trained on.
-2. TRL's SFTTrainer trains a LoRA adapter on the (optionally quantised) base.
+2. TRL's SFTTrainer trains a LoRA adapter on the (optionally quantised) base. Checkpoints are written; a launch that
+   finds one of an interrupted launch goes on from it.
 3. The adapter is merged into full weights: `sft/model` is the base of every later role, and the reference of PPO.
 
 Writes: adapter/ model/ metrics.jsonl lengths.json
@@ -18,22 +19,20 @@ from transformers import AutoConfig
 from trl import SFTTrainer
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.models.base import (
-    adapters_in_float32,
-    context_limit,
-    load_causal_lm,
-    load_tokenizer,
-    lora_config,
-)
+from llm_rlhf.finite import check_weights
+from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
+from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, compute_in_own_types, constructing, whole_weights
+from llm_rlhf.training import constructing
+
+RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 
 
-class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
+class _SFTTrainer(TrainedAdapter, SFTTrainer):
     stage_name = "sft"
 
 
@@ -41,7 +40,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Train and merge. `folder` becomes `sft/`."""
     base = starting_model(recipe, run_folder, before="sft")
     tokenizer = load_tokenizer(base, recipe.model)
-    config = trainer_config(recipe, "sft", folder / "trainer")
+    config = trainer_config(recipe, "sft", folder)
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     model = load_causal_lm(base, recipe.model, tokenizer)
     with constructing("sft"):
@@ -52,14 +51,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
         )
-    adapters_in_float32(trainer.model)
-    compute_in_own_types(trainer)
-    shown = {"loss": "loss", "mean_token_accuracy": "accuracy"}
-    attach_log(trainer, StageLog("sft", folder, shown, run_folder.followers))
-    trainer.train()
-    weights = whole_weights(trainer)
-    if run_folder.state.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter", state_dict=weights)
+    train_adapter(trainer, run_folder, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    trainer.save_adapter(folder / "adapter")
     run_folder.state.wait_for_everyone()
     del trainer, model
     gc.collect()
@@ -90,5 +83,7 @@ def _merge(recipe: Recipe, base: str | Path, tokenizer: Any, folder: Path) -> No
     """Full weights with the adapter added, in the compute type, next to the tokenizer they were trained with."""
     model = load_causal_lm(base, recipe.model, tokenizer, quantized=False)
     merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
-    merged.to(getattr(torch, recipe.model.dtype)).save_pretrained(folder / "model")
+    merged.to(getattr(torch, recipe.model.dtype))
+    check_weights(merged, str(folder / "model"), every=True)
+    merged.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.finite import check_loss
 from llm_rlhf.ppo.guards import check_scores
-from llm_rlhf.training import check_loss
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
