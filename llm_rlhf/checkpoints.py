@@ -259,10 +259,12 @@ def _warn_of_versions(stage: str, seal: dict[str, Any]) -> None:
 
 
 def rotate(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` finished checkpoints (None: delete none). Call it when the newest is sealed."""
+    """Delete all but the newest `keep` finished checkpoints (None: none). Call it when the newest is sealed."""
     if keep is not None:
-        for old in finished_in(folder)[:-keep]:
-            remove(old)
+        kept = finished_in(folder)[-keep:]
+        for old in all_in(folder):
+            if old not in kept and step_of(old) < step_of(kept[-1]):
+                remove(old)
 
 
 def remove(folder: Path) -> None:

@@ -31,6 +31,7 @@ class FiniteSteps:
     args: Any
     state: Any
     accelerator: Any
+    is_in_train: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,7 +39,7 @@ class FiniteSteps:
         self.add_callback(FiniteGradients(self))  # type: ignore[attr-defined]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if model.training:
+        if self.is_in_train and model.training:
             self.step_inputs.append(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 

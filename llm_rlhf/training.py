@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import resource
 import sys
 import time
@@ -88,7 +89,11 @@ def attach_log(trainer: Trainer, log: StageLog) -> None:
 
 
 def append_line(log: Path, line: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a log that people read. Where that fails, to a full disk for one, training goes on."""
+    """Add a line of JSON to a log that people read; numbers that are not finite are null, as JSON has none.
+
+    Where that fails, to a full disk for one, training goes on.
+    """
+    line = {key: None if isinstance(of, float) and not math.isfinite(of) else of for key, of in line.items()}
     try:
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -29,4 +29,4 @@ def test_the_newest_whole_checkpoint_is_found_and_older_ones_are_rotated_out(tmp
     (newest.path / "complete.json").unlink()
     assert checkpoints.latest(tmp_path).path == tmp_path / "checkpoint-8"
     checkpoints.rotate(tmp_path, 2)
-    assert [path.name for path in checkpoints.all_in(tmp_path)] == ["checkpoint-12", "checkpoint-100"]
+    assert [path.name for path in checkpoints.all_in(tmp_path)] == ["checkpoint-8", "checkpoint-100"]
