@@ -22,6 +22,7 @@ COMPLETE = "complete.json"
 # What training can go on without, if not as it would have: moments, schedule, random states, and what is only read
 # by people. Everything else of a checkpoint is weights, and where it stands.
 SPARED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "README.md")
+SUMMARY = "train_runtime"  # in the line that transformers logs when a training has ended
 PARTIAL = "--allow-partial-resume"
 
 
@@ -278,17 +279,18 @@ def remove(folder: Path) -> None:
 def forget_after(log: Path, step: int) -> None:
     """Drop the lines of a JSON-lines log that belong to later optimizer steps, and a line cut off in writing.
 
-    A resumed run does those steps again, and says the same again.
+    A resumed run does those steps again, and says the same again; also what is said of a training as a whole.
     """
     if not log.is_file():
         return
     kept = []
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            known = json.loads(line)
         except ValueError:
             continue
+        if known["step"] <= step and SUMMARY not in known:
+            kept.append(line + "\n")
     write_text(log, "".join(kept))
 
 
