@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-
-from llm_rlhf.errors import RecipeError, RunError, RunFolderError
+from llm_rlhf.errors import RecipeError, RunError, RunFolderError, first_line, of_disk
 from llm_rlhf.finite import check_weights
 from llm_rlhf.launch import agreed, processes
 from llm_rlhf.run_folder import digests, read_json, sync, versions, write_json, write_text
@@ -66,14 +64,14 @@ class SealedCheckpoints:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 seal(checkpoint, self._own_state())
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _is_of_writing(error):
+        except Exception as error:
+            if not (isinstance(error, OSError) or of_disk(error)):
                 raise
             shutil.rmtree(checkpoint, ignore_errors=True)
             kept = latest(folder)
             earlier = "there is none before it" if kept is None else f"that of step {kept.step} is kept"
             raise RunError(
-                f"The checkpoint {checkpoint} cannot be written ({_first_line(error)}); {earlier}. Make room, and give "
+                f"The checkpoint {checkpoint} cannot be written ({first_line(error)}); {earlier}. Make room, and give "
                 "the same command again to go on from there; fewer and smaller ones: save_steps, save_total_limit."
             ) from error
         finally:
@@ -292,12 +290,3 @@ def forget_after(log: Path, step: int) -> None:
         if known["step"] <= step and SUMMARY not in known:
             kept.append(line + "\n")
     write_text(log, "".join(kept))
-
-
-def _is_of_writing(error: Exception) -> bool:
-    """Whether it is the disk's: torch and safetensors say so in words of their own."""
-    return isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

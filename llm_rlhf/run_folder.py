@@ -30,7 +30,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from llm_rlhf.errors import RunFolderError
+from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk
 from llm_rlhf.launch import processes
 
 MANIFEST = "manifest.json"
@@ -157,6 +157,9 @@ class RunFolder:
         Args:
             resumes: the stage can go on from what an interrupted launch left there, if that was made from the same
                 inputs; otherwise the folder is empty.
+
+        Raises:
+            RunError: where the disk is full, or fails.
         """
         partial = self._partial(stage)
         if self.state.is_main_process and not (resumes and self._begun_from(inputs, partial)):
@@ -166,8 +169,22 @@ class RunFolder:
             write_json(partial / INPUTS, inputs)
         self.state.wait_for_everyone()
         started = time.time()
-        yield partial
+        try:
+            yield partial
+            self.state.wait_for_everyone()
+            self._finish(stage, inputs, started)
+        except Exception as error:
+            if not of_disk(error):
+                raise
+            raise RunError(
+                f"{partial} cannot be written: {first_line(error)}. Make room, and give the same command again: it "
+                "goes on from what is there."
+            ) from error
         self.state.wait_for_everyone()
+
+    def _finish(self, stage: str, inputs: dict[str, Any], started: float) -> None:
+        """Declare what a stage has written its artefact."""
+        partial = self._partial(stage)
         if self.state.is_main_process:
             open_to_readers(partial)
             manifest = {
@@ -183,7 +200,6 @@ class RunFolder:
             os.rename(partial, self.path / stage)
             sync(self.path, deep=False)
             self._remove_spent(self.path / stage)
-        self.state.wait_for_everyone()
 
     def archive(self, stages: list[str]) -> list[str]:
         """Move what these stages made, or were making, to `archive/TIME/`; returns the names moved."""
