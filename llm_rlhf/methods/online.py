@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from llm_rlhf import interruption
 from llm_rlhf.methods.training import TrainedPolicy
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import plain_decoding
@@ -35,6 +36,7 @@ from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
 from llm_rlhf.recipe.sections import OnlineOptions
+from llm_rlhf.stopping import stop_if_asked
 
 
 class ScoredReplies(TrainedPolicy):
@@ -92,14 +94,19 @@ class ScoredReplies(TrainedPolicy):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's, from the policy's own distribution, by the loop that PPO samples by."""
         own = self._sampler
-        with plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step):
-            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        how = plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step)
+        with interruption.broken_off_at_once(self.accelerator.num_processes == 1), how:
+            replies = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        stop_if_asked(self.accelerator)  # before what was broken off is taken for replies
+        return replies
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> Tensor:
         """The score of every reply of all processes, shape (rows, 1)."""
-        scores_B = self.score(inputs, prompts, completions, completion_ids_list)
+        with interruption.broken_off_at_once(self.accelerator.num_processes == 1):
+            scores_B = self.score(inputs, prompts, completions, completion_ids_list)
+        stop_if_asked(self.accelerator)
         check_scores(scores_B, prompts, completions)
         stopped = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids_list], device=scores_B.device)
         return gather(scores_B - self.missing_eos_penalty * ~stopped).unsqueeze(1)

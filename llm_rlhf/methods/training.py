@@ -13,6 +13,7 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
+from llm_rlhf import stopping
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32, announce
@@ -61,12 +62,13 @@ class PolicySnapshots(TrainerCallback):
             self.trainer.save_policy(self.folder / "snapshots" / f"step-{state.global_step}")
 
 
-def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: dict[str, str]) -> None:
+def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: dict[str, str], every: int = 1) -> None:
     """Train from the start, or from what an interrupted launch left, to `policy/`, `snapshots/` and `metrics.jsonl`.
 
     Args:
         trainer: one of TRL's with `TrainedPolicy` mixed in, whose `output_dir` is `folder`.
         shown: metric name to the short name it has on the progress line.
+        every: optimizer steps from one that a checkpoint can hold to the next.
 
     Raises:
         RecipeError: where the interrupted launch had another number of processes, or weights are spread over them.
@@ -82,7 +84,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     if run.state.is_main_process:
         _forget_after(folder, 0 if found is None else checkpoint.step_of(found))
     run.state.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=None if found is None else str(found))
+    stopping.train(trainer, found, every, saves=not is_sharded(trainer.accelerator))
     trainer.save_policy(folder / "policy")
     run.state.wait_for_everyone()
     if run.state.is_main_process:

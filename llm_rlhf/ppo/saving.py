@@ -38,6 +38,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
     snapshots: Snapshots | None
     samples_file: Path | None
     watch: Watch | None
+    _evaluation_due = False  # whether the evaluation at the step that training goes on from is still to be made
 
     def base_model(self) -> Any:
         """The causal language model that carries the roles, without PEFT's and the launcher's wrappers."""
@@ -130,7 +131,8 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
             output = TrainOutput(self.state.global_step, 0.0, {})
         else:
             evaluates = self.args.eval_on_start
-            self.args.eval_on_start = evaluates and found is None  # a resumed run knows how it started
+            # A resumed run knows how it started; the evaluation that SIGTERM took from its checkpoint is made up for.
+            self.args.eval_on_start = evaluates if found is None else self._evaluation_due
             output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
             self.args.eval_on_start = evaluates
         self._settle_on_a_policy()
@@ -188,6 +190,7 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
         self.kl_controller.value = state["kl_coef"]
         self.score_moments.load_state_dict(state["score_moments"])
         self._step = state["micro_steps"]
+        self._evaluation_due = state.get("evaluation_due", False)
         self.accelerator.wait_for_everyone()  # all have read what the main process now tidies up
         if self.accelerator.is_main_process:
             self._forget_after(checkpoint.step_of(found))

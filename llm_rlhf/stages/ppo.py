@@ -18,6 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from llm_rlhf import stopping
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.refusal_detector import refused
 from llm_rlhf.methods.prompts import as_dataset, training_prompts
@@ -35,7 +36,7 @@ from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log, constructing
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, is_sharded
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {
@@ -85,7 +86,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         announce(f"PPO was interrupted; it goes on from optimizer step {checkpoint.step_of(found)}.")
         if run_folder.state.is_main_process:
             checkpoint.forget_after(folder / METRICS, checkpoint.step_of(found))
-    trainer.train(resume_from_checkpoint=found)
+    stopping.train(trainer, found, config.steps_per_rollout, saves=not is_sharded(trainer.accelerator))
     trainer.save_roles(folder)
     run_folder.state.wait_for_everyone()
     if run_folder.state.is_main_process:

@@ -24,6 +24,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
+from llm_rlhf import stopping
 from llm_rlhf.data.rows import Preference
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.judges import model_identity
@@ -63,6 +64,7 @@ from llm_rlhf.training import (
     attach_log,
     compute_in_own_types,
     constructing,
+    is_sharded,
     read_metrics,
     whole_weights,
 )
@@ -164,7 +166,7 @@ def _train(
     run_folder.state.wait_for_everyone()
     shown = {"loss": "loss", "accuracy": "accuracy"}
     attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
-    trainer.train()
+    stopping.train(trainer, saves=not is_sharded(trainer.accelerator))
     weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)

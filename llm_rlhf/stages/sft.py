@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 from trl import SFTTrainer
 
+from llm_rlhf import stopping
 from llm_rlhf.errors import DataError
 from llm_rlhf.models.base import (
     adapters_in_float32,
@@ -30,7 +31,15 @@ from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import StageLog, StopsOnBadLoss, attach_log, compute_in_own_types, constructing, whole_weights
+from llm_rlhf.training import (
+    StageLog,
+    StopsOnBadLoss,
+    attach_log,
+    compute_in_own_types,
+    constructing,
+    is_sharded,
+    whole_weights,
+)
 
 
 class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
@@ -56,7 +65,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     compute_in_own_types(trainer)
     shown = {"loss": "loss", "mean_token_accuracy": "accuracy"}
     attach_log(trainer, StageLog("sft", folder, shown, run_folder.followers))
-    trainer.train()
+    stopping.train(trainer, saves=not is_sharded(trainer.accelerator))
     weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter", state_dict=weights)
