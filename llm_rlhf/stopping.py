@@ -85,7 +85,9 @@ class _SafePoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.point = None
-        ended = control.should_training_stop and state.global_step < state.max_steps  # by a limit: a resumed one would go on
+        ended = (
+            control.should_training_stop and state.global_step < state.max_steps
+        )  # by a limit: a resumed one would go on
         if state.global_step % self.every or ended:
             return
         self.point, self.evaluates = self._here(), control.should_evaluate

@@ -1,21 +1,28 @@
 """SIGTERM ends a training in time, with a checkpoint from which the same bits come as without it."""
 
-import json
+import ctypes
 import os
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chain_helpers import copy
 from datasets import Dataset
+from launching import Launch, start
+from method_helpers import make
 from ppo_helpers import make_trainer
 
 from llm_rlhf import interruption, stopping
 from llm_rlhf.interruption import Terminated
+from llm_rlhf.methods.training import train_policy
 from llm_rlhf.ppo import checkpoint
 from llm_rlhf.ppo.trainer import PPOTrainer
+from llm_rlhf.run_folder import RunFolder
 
 KEPT_BACK = [{"prompt": [{"role": "user", "content": f"kept back {i}"}], "objective": "helpful"} for i in range(4)]
 STEPS = 4  # optimizer steps of a rollout; there are four rollouts of four responses
@@ -111,3 +118,147 @@ def test_fault_05_a_terminated_ppo_ends_with_the_same_bits(place, whole, base_fo
     assert histories[0] == histories[1]
     assert again.kl_controller.value == whole.kl_controller.value != whole.args.kl_coef
     assert again.score_moments.state_dict() == whole.score_moments.state_dict()
+
+
+def test_fault_06_a_second_sigterm_in_the_middle_of_the_save_changes_nothing(
+    base_folder, reward_folder, tmp_path
+) -> None:
+    """Slurm sends one to every process of a job, and torchrun hands on its own."""
+    trainer = ppo(base_folder, reward_folder, tmp_path)
+    trainer.finish_step = at_call(3, trainer.finish_step)
+    for method in ("_save_optimizer_and_scheduler", "_save_rng_state"):
+        setattr(trainer, method, at_call(1, getattr(trainer, method)))
+    with interruption.listening(), pytest.raises(Terminated, match="143"):
+        train(trainer)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert checkpoint.step_of(found) == STEPS
+
+
+METHODS = {  # which method is called for the so-manieth time as the signal comes, and what is saved
+    "dpo": ("compute_loss", 5, 2),  # in the first micro-batch of the third step: as after the second
+    "grpo": ("_generate_single_turn", 2, 2),  # two steps learn from a rollout
+    "rloo": ("score", 2, 2),
+    "best_of_n": ("compute_loss", 4, 2),  # in the last micro-batch of the second step
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(METHODS))
+def test_fault_05_terminated_methods_end_with_the_same_bits(kind, base_folder, reward_folder, tmp_path) -> None:
+    method, call, saved = METHODS[kind]
+    online = kind in ("grpo", "rloo")
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 100, "max_steps": 6, "logging_steps": 2}
+    if online:
+        options |= {"per_device_train_batch_size": 4, "steps_per_generation": 2, "beta": 0.1}
+    else:
+        options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
+    def started(folder: Path) -> Any:
+        folder.mkdir(exist_ok=True)
+        return make(kind, base_folder, folder, {"joint": reward_folder}, **options)
+
+    def run(trainer: Any) -> None:
+        folder = Path(trainer.args.output_dir)
+        train_policy(trainer, RunFolder(tmp_path), folder, kind, {}, every=2 if online else 1)
+
+    run(started(tmp_path / "whole"))
+    stopped = started(tmp_path / "again")
+    setattr(stopped, method, at_call(call, getattr(stopped, method)))
+    with interruption.listening(), pytest.raises(Terminated) as ended:
+        run(stopped)
+    assert ended.value.told.startswith(f"the newest checkpoint is of optimizer step {saved}")
+    run(started(tmp_path / "again"))
+    one, two = (tmp_path / name / "policy" / "adapter_model.safetensors" for name in ("whole", "again"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_outside_training_it_ends_what_is_going_on_at_once() -> None:
+    with interruption.listening(), pytest.raises(Terminated):
+        terminate()
+        time.sleep(5)
+        pytest.fail("went on")
+    assert not interruption.asked()
+
+
+def test_handlers_are_as_they_were_afterwards_and_only_under_a_command() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interruption.listening():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def _waits_in_c(grace: str) -> None:
+    os.environ[interruption.VARIABLE] = grace
+    with interruption.listening():
+        print("waits", flush=True)
+        ctypes.CDLL(None).system(b"sleep 20")  # comes back to Python for no signal
+
+
+@pytest.mark.slow
+def test_fault_08_a_process_that_waits_in_a_library_ends_in_time(tmp_path) -> None:
+    launched = Launch(_waits_in_c, ("1",), 1, tmp_path)
+    _until(launched, lambda: "waits" in launched.out)
+    began = time.monotonic()
+    launched.send(signal.SIGTERM)
+    assert launched.codes() == [143]
+    assert time.monotonic() - began < 10
+    assert "no safe point was reached within 1 seconds" in launched.errors
+
+
+def _until(launched: Launch, condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert launched.runs, launched.errors
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+LONG = ("ppo.total_episodes=960", "ppo.save_rollouts=1000")
+
+
+def _run(run: Path, *overrides: str, processes: int = 1) -> Launch:
+    asked = ["run", run.parent / "tiny.yaml", f"output_dir={run}", *LONG, *overrides]
+    return start(*asked, processes=processes, folder=run.parent / "said")
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A run folder that lacks its last two stages."""
+    run = copy(finished, tmp_path)
+    for name in ("ppo", "evaluate"):
+        shutil.rmtree(run / name)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fault_05_a_command_ends_by_sigterm_with_143_and_says_how_to_go_on(processes, run) -> None:
+    """Of two processes, though one alone is told."""
+    launched = _run(run, processes=processes)
+    _until(launched, lambda: _lines(run / "partial-ppo" / "metrics.jsonl") >= 4)
+    launched.send(signal.SIGTERM, processes - 1)
+    assert launched.codes() == [143] * processes, launched.errors
+    found = checkpoint.latest(run / "partial-ppo")
+    assert found is not None
+    told = f"error: stopped by SIGTERM: the newest checkpoint is of optimizer step {checkpoint.step_of(found)}"
+    assert launched.errors.count(told) == 1
+    assert "Run the same command again to go on." in launched.errors
+    again = _run(run, f"ppo.total_episodes={960}", processes=processes)
+    _until(again, lambda: "PPO was interrupted; it goes on from" in again.out)
+    again.send(signal.SIGTERM)
+    assert again.codes() == [143] * processes
+
+
+@pytest.mark.slow
+def test_fault_07_a_command_ends_by_ctrl_c_with_130_and_says_how_to_go_on(run) -> None:
+    launched = _run(run)
+    _until(launched, lambda: _lines(run / "partial-ppo" / "metrics.jsonl") >= 2)
+    launched.send(signal.SIGINT)
+    assert launched.codes() == [130]
+    assert "error: interrupted. Run the same command again to go on" in launched.errors
+    assert "Traceback" not in launched.errors
