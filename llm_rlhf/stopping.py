@@ -21,16 +21,19 @@ from transformers import TrainerCallback
 
 from llm_rlhf import interruption
 from llm_rlhf.interruption import Terminated
+from llm_rlhf.training import is_sharded
 
 
-def train(trainer: Any, resume_from_checkpoint: Path | None = None, every: int = 1, saves: bool = True) -> Any:
+def train(trainer: Any, resume_from_checkpoint: Path | None = None) -> Any:
     """`trainer.train`, which ends by `Terminated` at a safe point once SIGTERM has come.
 
+    Nothing is saved where weights are spread over processes, which cannot read a checkpoint back.
+
     Args:
-        every: optimizer steps from one that a checkpoint can hold to the next.
-        saves: whether a checkpoint could be read back; FSDP and ZeRO-3 have none.
+        trainer: whose `checkpoint_every`, if it has one, says how many optimizer steps there are from one that a
+            checkpoint can hold to the next.
     """
-    points = _SafePoints(trainer, every, saves)
+    points = _SafePoints(trainer)
     trainer.add_callback(points)
     with interruption.at_a_safe_point():
         try:
@@ -43,11 +46,11 @@ def train(trainer: Any, resume_from_checkpoint: Path | None = None, every: int =
 
 def stop_if_asked(accelerator: Any) -> None:
     """End by `Terminated` on all processes, once one of them is to stop. Called on every process."""
-    if agreed(accelerator):
+    if any_asked(accelerator):
         raise Terminated
 
 
-def agreed(accelerator: Any) -> bool:
+def any_asked(accelerator: Any) -> bool:
     """Whether any process of the launch is to stop. Called on every process."""
     if accelerator.num_processes == 1:
         return interruption.asked()
@@ -68,8 +71,9 @@ class _Point(NamedTuple):
 
 
 class _SafePoints(TrainerCallback):
-    def __init__(self, trainer: Any, every: int, saves: bool) -> None:
-        self.trainer, self.every, self.saves = trainer, every, saves
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.saves = trainer, not is_sharded(trainer.accelerator)
+        self.every = getattr(trainer, "checkpoint_every", 1)
         self.point: _Point | None = None  # the newest step's end, where a checkpoint can hold it
         self.evaluates = False  # whether the evaluation that belongs to it is not through
         self.saved = self.began = 0  # the newest step that is saved; the one that this launch began at
@@ -85,13 +89,12 @@ class _SafePoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.point = None
-        ended = (
-            control.should_training_stop and state.global_step < state.max_steps
-        )  # by a limit: a resumed one would go on
+        # Ended by a limit; a resumed training would go on.
+        ended = control.should_training_stop and state.global_step < state.max_steps
         if state.global_step % self.every or ended:
             return
         self.point, self.evaluates = self._here(), control.should_evaluate
-        if not agreed(self.trainer.accelerator):
+        if not any_asked(self.trainer.accelerator):
             return
         if not self.saves:
             raise Terminated(self.where())

@@ -70,7 +70,7 @@ class Launch:
             os.kill(self._processes[rank].pid or 0, number)
 
     def codes(self, seconds: float = 120) -> list[int | None]:
-        """Exit codes of all processes, which end by themselves; None of one that does not in that time, and is killed."""
+        """Exit codes of all processes, which end by themselves; None of one that does not, and is killed."""
         end = time.monotonic() + seconds
         for process in self._processes:
             process.join(max(end - time.monotonic(), 0))

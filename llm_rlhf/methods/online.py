@@ -87,6 +87,11 @@ class ScoredReplies(TrainedPolicy):
         self._sampler = own_sampler(self.args, self.accelerator, base, POLICY, may_round=False)
         self.add_callback(_BetweenRollouts())
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimizer steps after which a rollout is used up: a checkpoint holds none."""
+        return steps_per_rollout(self.args)
+
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The parent applies the template itself; here, conversations are encoded as every stage encodes them."""
         return encode_prompts(self._tokenizer, prompts), None, {}

@@ -68,7 +68,6 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     Args:
         trainer: one of TRL's with `TrainedPolicy` mixed in, whose `output_dir` is `folder`.
         shown: metric name to the short name it has on the progress line.
-        every: optimizer steps from one that a checkpoint can hold to the next.
 
     Raises:
         RecipeError: where the interrupted launch had another number of processes, or weights are spread over them.
@@ -84,7 +83,7 @@ def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: 
     if run.state.is_main_process:
         _forget_after(folder, 0 if found is None else checkpoint.step_of(found))
     run.state.wait_for_everyone()
-    stopping.train(trainer, found, every, saves=not is_sharded(trainer.accelerator))
+    stopping.train(trainer, found)
     trainer.save_policy(folder / "policy")
     run.state.wait_for_everyone()
     if run.state.is_main_process:

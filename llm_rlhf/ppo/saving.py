@@ -40,6 +40,11 @@ class SavedRoles(checkpoint.SealedCheckpoints, RLOOTrainer):
     watch: Watch | None
     _evaluation_due = False  # whether the evaluation at the step that training goes on from is still to be made
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimizer steps after which a rollout is used up: a checkpoint holds none."""
+        return int(self.args.steps_per_rollout)
+
     def base_model(self) -> Any:
         """The causal language model that carries the roles, without PEFT's and the launcher's wrappers."""
         model = self.accelerator.unwrap_model(self.model)

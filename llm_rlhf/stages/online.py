@@ -16,7 +16,7 @@ from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.ppo.scores import weighing
-from llm_rlhf.recipe.loading import steps_for, steps_per_rollout, trainer_config
+from llm_rlhf.recipe.loading import steps_for, trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
@@ -52,4 +52,4 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
         )
-    train_policy(trainer, run_folder, folder, stage, SHOWN, every=steps_per_rollout(config))
+    train_policy(trainer, run_folder, folder, stage, SHOWN)

@@ -36,7 +36,7 @@ from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, is_sharded
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {
@@ -86,7 +86,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         announce(f"PPO was interrupted; it goes on from optimizer step {checkpoint.step_of(found)}.")
         if run_folder.state.is_main_process:
             checkpoint.forget_after(folder / METRICS, checkpoint.step_of(found))
-    stopping.train(trainer, found, config.steps_per_rollout, saves=not is_sharded(trainer.accelerator))
+    stopping.train(trainer, found)
     trainer.save_roles(folder)
     run_folder.state.wait_for_everyone()
     if run_folder.state.is_main_process:

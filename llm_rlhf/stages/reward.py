@@ -64,7 +64,6 @@ from llm_rlhf.training import (
     attach_log,
     compute_in_own_types,
     constructing,
-    is_sharded,
     read_metrics,
     whole_weights,
 )
@@ -166,7 +165,7 @@ def _train(
     run_folder.state.wait_for_everyone()
     shown = {"loss": "loss", "accuracy": "accuracy"}
     attach_log(trainer, StageLog(f"reward/{folder.name}", folder, shown, run_folder.followers))
-    stopping.train(trainer, saves=not is_sharded(trainer.accelerator))
+    stopping.train(trainer)
     weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)

@@ -37,7 +37,6 @@ from llm_rlhf.training import (
     attach_log,
     compute_in_own_types,
     constructing,
-    is_sharded,
     whole_weights,
 )
 
@@ -65,7 +64,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     compute_in_own_types(trainer)
     shown = {"loss": "loss", "mean_token_accuracy": "accuracy"}
     attach_log(trainer, StageLog("sft", folder, shown, run_folder.followers))
-    stopping.train(trainer, saves=not is_sharded(trainer.accelerator))
+    stopping.train(trainer)
     weights = whole_weights(trainer)
     if run_folder.state.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "adapter", state_dict=weights)

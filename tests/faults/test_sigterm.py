@@ -62,7 +62,7 @@ def ppo(base: Path, reward: Path, folder: Path, **options: Any) -> PPOTrainer:
 
 
 def train(trainer: PPOTrainer, found: Path | None = None) -> None:
-    stopping.train(trainer, found, trainer.args.steps_per_rollout)
+    stopping.train(trainer, found)
 
 
 PLACES = {  # of the PPO trainer: which method is called for the so-manieth time as the signal comes, and what is saved
@@ -160,7 +160,7 @@ def test_fault_05_terminated_methods_end_with_the_same_bits(kind, base_folder, r
 
     def run(trainer: Any) -> None:
         folder = Path(trainer.args.output_dir)
-        train_policy(trainer, RunFolder(tmp_path), folder, kind, {}, every=2 if online else 1)
+        train_policy(trainer, RunFolder(tmp_path), folder, kind, {})
 
     run(started(tmp_path / "whole"))
     stopped = started(tmp_path / "again")
@@ -174,10 +174,13 @@ def test_fault_05_terminated_methods_end_with_the_same_bits(kind, base_folder, r
 
 
 def test_outside_training_it_ends_what_is_going_on_at_once() -> None:
-    with interruption.listening(), pytest.raises(Terminated):
+    def work() -> None:
         terminate()
         time.sleep(5)
         pytest.fail("went on")
+
+    with interruption.listening(), pytest.raises(Terminated):
+        work()
     assert not interruption.asked()
 
 
