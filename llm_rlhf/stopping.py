@@ -5,8 +5,8 @@ behind one that has changed no weight yet: further micro-batches, an evaluation,
 changed (random states, counters, log lines) is put back to how it was at the step's end before the checkpoint is
 written. All processes agree on the point, by a sum over them.
 
-Private attributes of transformers' Trainer that are used, guarded by tests/faults/test_sigterm.py: `_save_checkpoint`,
-`current_flos`.
+Private methods of transformers' Trainer that are called, guarded by tests/methods/test_methods_contract.py:
+`_save_checkpoint`.
 """
 
 import copy

@@ -11,6 +11,7 @@ Private methods of TRL's trainers that are overridden or called, guarded by test
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from llm_rlhf.methods.training import TrainedPolicy
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
+from llm_rlhf.models.halving import HalvesRollouts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
+from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import add_reward_role, role_scores
 from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
@@ -39,7 +42,7 @@ from llm_rlhf.recipe.sections import OnlineOptions
 from llm_rlhf.stopping import stop_if_asked
 
 
-class ScoredReplies(TrainedPolicy):
+class ScoredReplies(HalvesRollouts, TrainedPolicy):
     """Mixed into GRPOTrainer and RLOOTrainer.
 
     Args:
@@ -75,7 +78,7 @@ class ScoredReplies(TrainedPolicy):
             reward_processing_classes=tokenizers or None,
             train_dataset=train_dataset,
             **kwargs,
-        )  # type: ignore[call-arg]
+        )
         self.scores.bind(self.reward_funcs if functions else [], self.reward_func_names if functions else [])
         self._function_names = self.reward_func_names
         self.reward_func_names, self.reward_weights = ["score"], torch.ones(1)  # what `_calculate_rewards` returns
@@ -85,6 +88,8 @@ class ScoredReplies(TrainedPolicy):
         base = self.model.get_base_model()
         # TRL has no importance weights for what another sampler drew, but for vLLM
         self._sampler = own_sampler(self.args, self.accelerator, base, POLICY, may_round=False)
+        self._sampling = Portion(f"sampling for {self.stage_name}", self._pieces.lower)
+        self._scoring = Portion(f"scoring for {self.stage_name}", self._pieces.lower)
         self.add_callback(_BetweenRollouts())
 
     @property
@@ -96,14 +101,23 @@ class ScoredReplies(TrainedPolicy):
         """The parent applies the template itself; here, conversations are encoded as every stage encodes them."""
         return encode_prompts(self._tokenizer, prompts), None, {}
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, from the policy's own distribution, by the loop that PPO samples by."""
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """The parent's, from the policy's own distribution, by the loop that PPO samples by; in parts that fit."""
+        width = max(len(ids) for ids in prompt_ids) + self.args.max_completion_length
+        parts = self._sampling.run(lambda part: self._generate_part(part, *args, **kwargs), prompt_ids, width)
+        stop_if_asked(self.accelerator)  # before what was broken off is taken for replies
+        if not isinstance(parts[0], tuple):  # RLOO's ids; GRPO's have more beside them
+            return [ids for part in parts for ids in part]
+        return tuple(
+            None if column[0] is None else [row for rows in column for row in rows]
+            for column in zip(*parts, strict=True)
+        )
+
+    def _generate_part(self, *args: Any, **kwargs: Any) -> Any:
         own = self._sampler
         how = plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step)
         with interruption.broken_off_at_once(self.accelerator.num_processes == 1), how:
-            replies = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
-        stop_if_asked(self.accelerator)  # before what was broken off is taken for replies
-        return replies
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
@@ -135,15 +149,15 @@ class ScoredReplies(TrainedPolicy):
             inputs = [row | {THOUGHT: reply.thought} for row, reply in zip(inputs, replies, strict=True)]
             functions_BF = self._by_functions(inputs, prompts, texts, ids)
         heard, size = ids_to_score(tokenizer, prompts, replies), self.args.per_device_train_batch_size
-        batches = [
-            right_padded(heard[start : start + size], tokenizer.pad_token_id, device)
-            for start in range(0, len(heard), size)
-        ]
-        with self.accelerator.autocast():
-            by_adapter = {
-                name: torch.cat([role_scores(self.model, name, *batch) for batch in batches])
-                for name in self.scores.adapters
-            }
+        by_adapter = {}
+        for name in self.scores.adapters:
+
+            def scores_of(part: Sequence[list[int]], name: str = name) -> Tensor:
+                with self.accelerator.autocast():
+                    return role_scores(self.model, name, *right_padded(part, tokenizer.pad_token_id, device))
+
+            width = max(len(ids) for ids in heard)
+            by_adapter[name] = torch.cat(self._scoring.run(scores_of, heard, width, most=size))
         return self.scores.of_batch(by_adapter, functions_BF).raw
 
     def _by_functions(self, inputs: list[Any], prompts: list[Any], texts: list[Any], ids: list[Any]) -> Tensor:
@@ -167,6 +181,20 @@ class ScoredGRPOTrainer(ScoredReplies, GRPOTrainer):
     """GRPO (Shao et al. 2024, arXiv:2402.03300) with `ScoredReplies`."""
 
     stage_name = "grpo"
+
+    def inseparable(self) -> str | None:
+        if self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0:
+            return "grpo's entropy bonus and top_entropy_quantile are of the whole micro-batch"
+        return super().inseparable()
+
+    def adds_up(self, num_items_in_batch: Any) -> bool:
+        return self.loss_type in ("cispo", "dapo", "vespo")
+
+    def weight_of(self, inputs: dict[str, Any]) -> float:
+        """Of bnpo, counted tokens; else rows."""
+        if self.loss_type == "bnpo":
+            return float(inputs["completion_mask"].sum())
+        return super().weight_of(inputs)
 
 
 class ScoredRLOOTrainer(ScoredReplies, RLOOTrainer):

@@ -62,7 +62,7 @@ class PolicySnapshots(TrainerCallback):
             self.trainer.save_policy(self.folder / "snapshots" / f"step-{state.global_step}")
 
 
-def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: dict[str, str], every: int = 1) -> None:
+def train_policy(trainer: Any, run: RunFolder, folder: Path, stage: str, shown: dict[str, str]) -> None:
     """Train from the start, or from what an interrupted launch left, to `policy/`, `snapshots/` and `metrics.jsonl`.
 
     Args:

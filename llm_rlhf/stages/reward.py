@@ -45,6 +45,7 @@ from llm_rlhf.models.base import (
 )
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.fitting import Fitted, fit_preferences
+from llm_rlhf.models.halving import HalvesPairs
 from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.models.roles import HELDOUT, NORMALISATION
 from llm_rlhf.ppo.scores import training_reward
@@ -69,8 +70,13 @@ from llm_rlhf.training import (
 )
 
 
-class _RewardTrainer(StopsOnBadLoss, PairTrainer):
+class _RewardTrainer(HalvesPairs, StopsOnBadLoss, PairTrainer):
     stage_name = "reward"
+
+    def inseparable(self) -> str | None:
+        if self.options.length_control == "residual":
+            return "the weight of reward.length_control: residual follows whole micro-batches"
+        return super().inseparable()
 
 
 class Normalisation(NamedTuple):

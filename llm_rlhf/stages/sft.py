@@ -27,6 +27,7 @@ from llm_rlhf.models.base import (
     lora_config,
 )
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
+from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
@@ -41,7 +42,7 @@ from llm_rlhf.training import (
 )
 
 
-class _SFTTrainer(StopsOnBadLoss, SFTTrainer):
+class _SFTTrainer(HalvesTokens, StopsOnBadLoss, SFTTrainer):
     stage_name = "sft"
 
 
