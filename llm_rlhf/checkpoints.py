@@ -81,8 +81,11 @@ class SealedCheckpoints:
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """The parent's; none where the checkpoint is of the last step: the parent counts only behind a step."""
-        if self.state.global_step >= self.state.max_steps:
+        """The parent's; none where the checkpoint is of the last step, or an evaluation before the first stopped it.
+
+        The parent asks only behind a step.
+        """
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

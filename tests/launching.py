@@ -64,6 +64,21 @@ class Launch:
             process.join(60)
             assert process.exitcode == -signal.SIGKILL, self.errors
 
+    def send(self, number: int, *ranks: int) -> None:
+        """A signal to these processes; without any, to all."""
+        for rank in ranks or range(len(self._processes)):
+            os.kill(self._processes[rank].pid or 0, number)
+
+    def codes(self, seconds: float = 120) -> list[int | None]:
+        """Exit codes of all processes, which end by themselves; None of one that does not, and is killed."""
+        end = time.monotonic() + seconds
+        for process in self._processes:
+            process.join(max(end - time.monotonic(), 0))
+        found = [process.exitcode for process in self._processes]
+        for process in self._processes:
+            process.kill()
+        return found
+
     def finish(self, seconds: float = 600) -> str:
         """What was printed, of all processes; they must end in time. Where one fails, none waits for it any longer."""
         end = time.monotonic() + seconds
@@ -78,6 +93,10 @@ class Launch:
         for process in self._processes:
             process.kill()
         assert set(codes) == {0}, (codes, self.errors)
+        return "".join(out.read_text() for out, _ in self._said)
+
+    @property
+    def out(self) -> str:
         return "".join(out.read_text() for out, _ in self._said)
 
     @property

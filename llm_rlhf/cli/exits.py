@@ -1,4 +1,7 @@
-"""How a command ends, and what it shows. Exit codes: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted."""
+"""How a command ends, and what it shows.
+
+Exit codes: 0 done, 1 it failed, 2 the request was wrong, 130 ended by Ctrl-C, 143 by SIGTERM.
+"""
 
 import contextlib
 import json
@@ -11,6 +14,7 @@ from typing import Any
 
 import typer
 
+from llm_rlhf import interruption
 from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
 from llm_rlhf.launch import speaks_for_all
 
@@ -22,10 +26,11 @@ def told_in_one_message(
     """What a person can mend becomes one message and an exit code; a fault of ours keeps its traceback.
 
     Args:
-        interrupted: what is said where Ctrl-C ended the command.
+        interrupted: what is said where Ctrl-C or SIGTERM ended the command.
     """
     try:
-        yield
+        with interruption.listening():
+            yield
     except (RecipeError, DataError, RunFolderError) as error:
         say_error(str(error))
         raise typer.Exit(2) from None
@@ -35,6 +40,10 @@ def told_in_one_message(
     except KeyboardInterrupt:
         say_error(interrupted)
         raise typer.Exit(130) from None
+    except interruption.Terminated as ended:
+        where = f"{ended.told}. Run the same command again to go on." if ended.told else interrupted
+        say_error(f"stopped by SIGTERM: {where}")
+        raise typer.Exit(interruption.CODE) from None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from trl import DPOTrainer, KTOTrainer
 from llm_rlhf.data.rows import Conversation, Preference, Rating
 from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.encoding import encode_whole_replies
+from llm_rlhf.models.halving import HalvesBatches, HalvesPairs
 
 Rows = list[dict[str, Any]]
 
@@ -27,16 +28,25 @@ class _ReadsTokenIds(TrainedAdapter):
         return dataset
 
 
-class PairDPOTrainer(_ReadsTokenIds, DPOTrainer):
+class PairDPOTrainer(HalvesPairs, _ReadsTokenIds, DPOTrainer):
     """Rows of `dpo_rows`. Everything else is as in trl.DPOTrainer."""
 
     stage_name = "dpo"
 
+    def inseparable(self) -> str | None:
+        mixed = [name for name in self.loss_types if name in ("aot", "aot_unpaired", "sft")]
+        return f"dpo.loss_type {mixed[0]} is not a mean over pairs" if mixed else super().inseparable()
 
-class ReplyKTOTrainer(_ReadsTokenIds, KTOTrainer):
+
+class ReplyKTOTrainer(HalvesBatches, _ReadsTokenIds, KTOTrainer):
     """Rows of `kto_rows`, in their order. Everything else is as in trl.KTOTrainer."""
 
     stage_name = "kto"
+
+    def inseparable(self) -> str | None:
+        if self.calculate_KL:
+            return "kto estimates its KL over the whole micro-batch"
+        return super().inseparable()
 
 
 class Said(NamedTuple):

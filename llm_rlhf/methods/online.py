@@ -11,6 +11,7 @@ Private methods of TRL's trainers that are overridden or called, guarded by test
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from llm_rlhf import interruption
 from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
+from llm_rlhf.models.halving import HalvesRollouts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
+from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import add_reward_role, role_scores
 from llm_rlhf.ppo.guards import check_scores
 from llm_rlhf.ppo.preparation import SeededSampler
@@ -35,9 +39,10 @@ from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
 from llm_rlhf.recipe.sections import OnlineOptions
+from llm_rlhf.stopping import stop_if_asked
 
 
-class ScoredReplies(TrainedAdapter):
+class ScoredReplies(HalvesRollouts, TrainedAdapter):
     """Mixed into GRPOTrainer and RLOOTrainer.
 
     Args:
@@ -83,23 +88,44 @@ class ScoredReplies(TrainedAdapter):
         base = self.model.get_base_model()
         # TRL has no importance weights for what another sampler drew, but for vLLM
         self._sampler = own_sampler(self.args, self.accelerator, base, POLICY, may_round=False)
+        self._sampling = Portion(f"sampling for {self.stage_name}", self._pieces.lower)
+        self._scoring = Portion(f"scoring for {self.stage_name}", self._pieces.lower)
         self.add_callback(_BetweenRollouts())
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimizer steps after which a rollout is used up: a checkpoint holds none."""
+        return steps_per_rollout(self.args)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The parent applies the template itself; here, conversations are encoded as every stage encodes them."""
         return encode_prompts(self._tokenizer, prompts), None, {}
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, from the policy's own distribution, by the loop that PPO samples by."""
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """The parent's, from the policy's own distribution, by the loop that PPO samples by; in parts that fit."""
+        width = max(len(ids) for ids in prompt_ids) + self.args.max_completion_length
+        parts = self._sampling.run(lambda part: self._generate_part(part, *args, **kwargs), prompt_ids, width)
+        stop_if_asked(self.accelerator)  # before what was broken off is taken for replies
+        if not isinstance(parts[0], tuple):  # RLOO's ids; GRPO's have more beside them
+            return [ids for part in parts for ids in part]
+        return tuple(
+            None if column[0] is None else [row for rows in column for row in rows]
+            for column in zip(*parts, strict=True)
+        )
+
+    def _generate_part(self, *args: Any, **kwargs: Any) -> Any:
         own = self._sampler
-        with plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step):
+        how = plain_decoding(self.model.get_base_model()) if own is None else own(seed=self.state.global_step)
+        with interruption.broken_off_at_once(self.accelerator.num_processes == 1), how:
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> Tensor:
         """The score of every reply of all processes, shape (rows, 1)."""
-        scores_B = self.score(inputs, prompts, completions, completion_ids_list)
+        with interruption.broken_off_at_once(self.accelerator.num_processes == 1):
+            scores_B = self.score(inputs, prompts, completions, completion_ids_list)
+        stop_if_asked(self.accelerator)
         check_scores(scores_B, prompts, completions)
         stopped = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids_list], device=scores_B.device)
         return gather(scores_B - self.missing_eos_penalty * ~stopped).unsqueeze(1)
@@ -123,15 +149,15 @@ class ScoredReplies(TrainedAdapter):
             inputs = [row | {THOUGHT: reply.thought} for row, reply in zip(inputs, replies, strict=True)]
             functions_BF = self._by_functions(inputs, prompts, texts, ids)
         heard, size = ids_to_score(tokenizer, prompts, replies), self.args.per_device_train_batch_size
-        batches = [
-            right_padded(heard[start : start + size], tokenizer.pad_token_id, device)
-            for start in range(0, len(heard), size)
-        ]
-        with self.accelerator.autocast():
-            by_adapter = {
-                name: torch.cat([role_scores(self.model, name, *batch) for batch in batches])
-                for name in self.scores.adapters
-            }
+        by_adapter = {}
+        for name in self.scores.adapters:
+
+            def scores_of(part: Sequence[list[int]], name: str = name) -> Tensor:
+                with self.accelerator.autocast():
+                    return role_scores(self.model, name, *right_padded(part, tokenizer.pad_token_id, device))
+
+            width = max(len(ids) for ids in heard)
+            by_adapter[name] = torch.cat(self._scoring.run(scores_of, heard, width, most=size))
         return self.scores.of_batch(by_adapter, functions_BF).raw
 
     def _by_functions(self, inputs: list[Any], prompts: list[Any], texts: list[Any], ids: list[Any]) -> Tensor:
@@ -155,6 +181,20 @@ class ScoredGRPOTrainer(ScoredReplies, GRPOTrainer):
     """GRPO (Shao et al. 2024, arXiv:2402.03300) with `ScoredReplies`."""
 
     stage_name = "grpo"
+
+    def inseparable(self) -> str | None:
+        if self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0:
+            return "grpo's entropy bonus and top_entropy_quantile are of the whole micro-batch"
+        return super().inseparable()
+
+    def adds_up(self, num_items_in_batch: Any) -> bool:
+        return self.loss_type in ("cispo", "dapo", "vespo")
+
+    def weight_of(self, inputs: dict[str, Any]) -> float:
+        """Of bnpo, counted tokens; else rows."""
+        if self.loss_type == "bnpo":
+            return float(inputs["completion_mask"].sum())
+        return super().weight_of(inputs)
 
 
 class ScoredRLOOTrainer(ScoredReplies, RLOOTrainer):

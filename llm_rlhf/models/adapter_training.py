@@ -11,7 +11,7 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
-from llm_rlhf import checkpoints
+from llm_rlhf import checkpoints, stopping
 from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32
@@ -84,7 +84,7 @@ def train_adapter(trainer: Any, run: RunFolder, stage: str, shown: dict[str, str
     run.state.wait_for_everyone()
     if found is not None:
         trainer.take_back(found.state)
-    trainer.train(resume_from_checkpoint=None if found is None else str(found.path))
+    stopping.train(trainer, None if found is None else found.path)
 
 
 def _forget_after(folder: Path, step: int) -> None:

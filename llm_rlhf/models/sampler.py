@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
+from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
@@ -111,11 +112,13 @@ class DecodingLoop:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             ids = torch.cat([ids, drawn_N.unsqueeze(1)], 1)
             if self.forward is None or step % ASKED_EVERY == ASKED_EVERY - 1:
-                left = alive_N.sum()
+                left, stops_here = alive_N.sum(), interruption.asked()  # then whoever samples ends it
                 waits = bool(left == 0)
                 if self.synced:
-                    torch.distributed.all_reduce(left)
-                if left == 0:
+                    both = torch.stack([left, left.new_tensor(stops_here)])
+                    torch.distributed.all_reduce(both)
+                    left, stops_here = both[0], bool(both[1])
+                if left == 0 or stops_here:
                     break
                 if not self.synced and left <= FEWER * len(rows_N) and self._may_leave(model_kwargs, len(rows_N)):
                     stay = alive_N.nonzero().squeeze(1)

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from trl.data_utils import is_conversational
 
+from llm_rlhf import interruption
 from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.inference import Reply, ids_to_score, reply_of, right_padded
 from llm_rlhf.models.memory import Portion
@@ -39,7 +40,8 @@ from llm_rlhf.ppo.rollout import (
     stopped_by_itself,
 )
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
-from llm_rlhf.training import append_line
+from llm_rlhf.stopping import stop_if_asked
+from llm_rlhf.training import append_line, is_sharded
 
 
 class CollectedRollouts(GeneratedResponses):
@@ -67,7 +69,14 @@ class CollectedRollouts(GeneratedResponses):
         """Sample, score and turn into micro-batches that hold everything the update needs.
 
         `inputs` are rows of the data set, dictionaries because TRL's reward functions get their columns by name.
+
+        Raises:
+            Terminated: where SIGTERM is to stop the training; several processes do it together, at its sync points.
         """
+        with interruption.broken_off_at_once(self.accelerator.num_processes == 1):
+            return self._make_rollout(inputs)
+
+    def _make_rollout(self, inputs: list[dict[str, Any]]) -> list[MicroBatch]:
         training = self.model.training
         prompts = [row["prompt"] for row in inputs]
         sides = [str(row.get("objective") or OVERALL) for row in inputs]
@@ -90,7 +99,10 @@ class CollectedRollouts(GeneratedResponses):
         else:
             together = [list(range(len(prompts)))]
         scored = []
+        spread = is_sharded(self.accelerator)  # where every process must make as many forwards
         for rows in together:
+            if interruption.asked() and not spread:
+                break
             padded = pad_rows(
                 [prompt_ids[i] for i in rows],
                 [response_ids[i] for i in rows],
@@ -98,6 +110,7 @@ class CollectedRollouts(GeneratedResponses):
                 self.accelerator.device,
             )
             scored.append(self._score_in_portions(padded, function_scores[rows], rows))
+        stop_if_asked(self.accelerator)
         order = [i for rows in together for i in rows]
         prompts, responses = [prompts[i] for i in order], [self._shown(i, responses[i]) for i in order]
         scores = torch.cat([b.raw_scores for b in scored])

@@ -20,6 +20,7 @@ from llm_rlhf.ppo.config import PPOConfig, sampled_otherwise
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
+from llm_rlhf.stopping import stop_if_asked
 from llm_rlhf.training import is_sharded
 
 WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
@@ -111,6 +112,7 @@ class GeneratedResponses(SavedRoles):
             return self._generate_part(part, None, {}), self._sampled
 
         parts = self._sampling.run(sample, prompt_ids, longest + replies, most)
+        stop_if_asked(self.accelerator)  # before what was broken off is taken for replies
         kept = [sampled for _, sampled in parts if sampled is not None]
         self._sampled = Sampled.together(kept) if kept else None
         return [ids for part, _ in parts for ids in part]

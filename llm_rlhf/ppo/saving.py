@@ -38,6 +38,12 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
     snapshots: Snapshots | None
     samples_file: Path | None
     watch: Watch | None
+    _evaluation_due = False  # whether the evaluation at the step that training goes on from is still to be made
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimizer steps after which a rollout is used up: a checkpoint holds none."""
+        return int(self.args.steps_per_rollout)
 
     def base_model(self) -> Any:
         """The causal language model that carries the roles, without PEFT's and the launcher's wrappers."""
@@ -135,7 +141,8 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
             output = TrainOutput(self.state.global_step, 0.0, {})
         else:
             evaluates = self.args.eval_on_start
-            self.args.eval_on_start = evaluates and found is None  # a resumed run knows how it started
+            # A resumed run knows how it started; the evaluation that SIGTERM took from its checkpoint is made up for.
+            self.args.eval_on_start = evaluates if found is None else self._evaluation_due
             output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
             self.args.eval_on_start = evaluates
         self._settle_on_a_policy()
@@ -197,6 +204,7 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
         self.kl_controller.value = state["kl_coef"]
         self.score_moments.load_state_dict(state["score_moments"])
         self._step = state["micro_steps"]
+        self._evaluation_due = state.get("evaluation_due", False)
         self.accelerator.wait_for_everyone()  # all have read what the main process now tidies up
         if self.accelerator.is_main_process:
             self._forget_after(checkpoints.step_of(found))

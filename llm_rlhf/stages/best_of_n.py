@@ -25,6 +25,7 @@ from llm_rlhf.methods.rewards import paying_beside_adapters
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.models.inference import ReplyCache, load_roles
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import trainer_config
@@ -38,7 +39,7 @@ RESUMES = True  # this stage goes on from what an interrupted launch left in its
 PICKED, REPLIES = "picked.jsonl", "replies"
 
 
-class _SFTTrainer(TrainedAdapter, SFTTrainer):
+class _SFTTrainer(HalvesTokens, TrainedAdapter, SFTTrainer):
     stage_name = "best_of_n"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from llm_rlhf import checkpoints
+from llm_rlhf import checkpoints, stopping
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.refusal_detector import refused
 from llm_rlhf.finite import BATCHES
@@ -83,7 +83,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         _start_anew(run_folder, folder)
     elif run_folder.state.is_main_process:
         checkpoints.forget_after(folder / METRICS, found.step)
-    trainer.train(resume_from_checkpoint=None if found is None else found.path)
+    stopping.train(trainer, None if found is None else found.path)
     trainer.save_roles(folder)
 
 

@@ -45,6 +45,7 @@ from llm_rlhf.models.base import (
 )
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.fitting import Fitted, fit_preferences
+from llm_rlhf.models.halving import HalvesPairs
 from llm_rlhf.models.inference import load_roles, score_ids
 from llm_rlhf.models.roles import HELDOUT, NORMALISATION
 from llm_rlhf.ppo.scores import training_reward
@@ -63,7 +64,7 @@ from llm_rlhf.training import constructing, read_metrics
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 
 
-class _RewardTrainer(TrainedAdapter, PairTrainer):
+class _RewardTrainer(HalvesPairs, TrainedAdapter, PairTrainer):
     stage_name = "reward"
 
     def _own_state(self) -> dict[str, Any]:
@@ -71,6 +72,11 @@ class _RewardTrainer(TrainedAdapter, PairTrainer):
 
     def take_back(self, state: dict[str, Any]) -> None:
         self.length_weight = state["length_weight"]
+
+    def inseparable(self) -> str | None:
+        if self.options.length_control == "residual":
+            return "the weight of reward.length_control: residual follows whole micro-batches"
+        return super().inseparable()
 
 
 class Normalisation(NamedTuple):

@@ -23,6 +23,7 @@ from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
+from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
@@ -32,7 +33,7 @@ from llm_rlhf.training import constructing
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 
 
-class _SFTTrainer(TrainedAdapter, SFTTrainer):
+class _SFTTrainer(HalvesTokens, TrainedAdapter, SFTTrainer):
     stage_name = "sft"
 
 

@@ -17,8 +17,9 @@ ONLINE = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
     "_get_train_sampler": ["self", "dataset"],
+    "_prepare_inputs": ["self", "generation_batch"],
 }
-OF_TRAINER = {
+OF_TRAINER = {  # also what llm_rlhf/stopping.py calls
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
@@ -41,6 +42,11 @@ def test_what_the_online_trainers_override_has_the_signature_it_had(own, parent)
     assert "self._step % generate_every == 0 or self._buffered_inputs is None" in inspect.getsource(
         parent._prepare_inputs
     )
+    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in inspect.getsource(
+        parent._prepare_inputs
+    )
+    step = inspect.getsource(parent.training_step)  # one that fails is not counted
+    assert step.index("super().training_step(") < step.index("self._step += 1")
     for name in ("reward_func_names", "reward_weights"):  # set after the constructor to those of one score
         assert f"self.{name}" in inspect.getsource(parent._generate_and_score_completions), name
 
