@@ -30,7 +30,12 @@ def told_in_one_message(
     """
     try:
         with interruption.listening():
-            yield
+            try:
+                yield
+            except Exception:
+                if interruption.asked():  # such as the connection to a process that has ended by it already
+                    raise interruption.Terminated from None
+                raise
     except (RecipeError, DataError, RunFolderError) as error:
         say_error(str(error))
         raise typer.Exit(2) from None
