@@ -12,6 +12,7 @@ from llm_rlhf.evaluation.report.labels import WORLDS_BASE
 from llm_rlhf.evaluation.report.watch_section import CURVES as WATCHED_CURVES
 from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
+from llm_rlhf.finite import BATCHES
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
@@ -62,8 +63,22 @@ def build_report(
     )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += found.notes + account_lines(found.material.counts)
-    report["alarms"] += _about_rewards(recipe)
+    report["alarms"] += _about_rewards(recipe) + skipped_steps(manifests)
     return report
+
+
+def skipped_steps(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    """A sentence for each stage in which optimizer steps were skipped, because their gradient was not finite."""
+    lines = []
+    for stage, manifest in manifests.items():
+        steps = {name.rpartition("-process-")[0] for name in manifest["files"] if BATCHES in name}
+        if steps:
+            counted = "1 optimizer step was" if len(steps) == 1 else f"{len(steps)} optimizer steps were"
+            lines.append(
+                f"{stage}: {counted} skipped, as the gradient was not finite; what they were to learn from is kept in "
+                f"{stage}/ ({BATCHES}*)."
+            )
+    return lines
 
 
 def _about_rewards(recipe: Recipe) -> list[str]:
@@ -158,4 +173,5 @@ def _data_counts(run_folder: RunFolder) -> dict[str, Any]:
 
 
 def _weights(manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, entry) for name, entry in manifest["files"].items() if name.endswith((".safetensors", ".jsonl"))]
+    files = manifest["files"].items()
+    return [(name, of) for name, of in files if name.endswith((".safetensors", ".jsonl")) and BATCHES not in name]

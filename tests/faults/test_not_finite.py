@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from llm_rlhf import checkpoints
 from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.evaluation.run_report import skipped_steps
 from llm_rlhf.finite import BATCHES, IN_A_ROW, check_loss, check_weights, save_batch
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
@@ -200,3 +201,10 @@ def test_fault_24_of_the_last_step_seals_no_weights_that_are_not_finite(
     assert list((run / stage).rglob(f"{BATCHES}2-process-0.safetensors"))
     lines = [json.loads(line) for line in next((run / stage).rglob("metrics.jsonl")).read_text().split("\n") if line]
     assert any("train_loss" in line for line in lines)
+
+
+def test_fault_24_skipped_steps_are_told_in_the_report() -> None:
+    files = {f"joint/{BATCHES}{step}-process-{rank}.safetensors": {} for step in (3, 12) for rank in (0, 1)}
+    manifests = {"sft": {"files": {"adapter/x": {}}}, "reward": {"files": files | {"joint/adapter": {}}}}
+    (line,) = skipped_steps(manifests)
+    assert line.startswith("reward: 2 optimizer steps were skipped, as the gradient was not finite")

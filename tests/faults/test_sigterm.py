@@ -17,10 +17,9 @@ from launching import Launch, start
 from method_helpers import make
 from ppo_helpers import make_trainer
 
-from llm_rlhf import interruption, stopping
+from llm_rlhf import checkpoints, interruption, stopping
 from llm_rlhf.interruption import Terminated
 from llm_rlhf.methods.training import train_policy
-from llm_rlhf import checkpoints
 from llm_rlhf.ppo.trainer import PPOTrainer
 from llm_rlhf.run_folder import RunFolder
 
