@@ -4,11 +4,11 @@ A checkpoint is a `checkpoint-N` folder of transformers.Trainer with our state b
 last and by a rename, holds the digest of every file, so that a run killed at any moment finds the newest whole one.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.run_folder import digests, read_json, write_json, write_text
 
 COMPLETE = "complete.json"
@@ -96,10 +96,10 @@ def forget_after(log: Path, step: int) -> None:
     if not log.is_file():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for _, line in lines_of(log.read_bytes()):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            if parse_json(text := line.decode("utf-8"))["step"] <= step:
+                kept.append(text + "\n")
         except ValueError:
             continue
     write_text(log, "".join(kept))
