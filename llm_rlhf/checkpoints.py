@@ -5,14 +5,14 @@ last and by a rename when everything else is on the disk, holds the digest of ev
 moment finds the newest whole one. The newest two are kept until the stage's artefact is finished.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_rlhf.errors import RecipeError, RunError, RunFolderError, first_line, of_disk
+from llm_rlhf.errors import RecipeError, RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.finite import check_weights
+from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import agreed, processes
 from llm_rlhf.run_folder import digests, read_json, sync, versions, write_json, write_text
 
@@ -284,12 +284,18 @@ def forget_after(log: Path, step: int) -> None:
     """
     if not log.is_file():
         return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    kept, unread = [], []
+    content = log.read_bytes()
+    for number, line in lines_of(content):
         try:
-            known = json.loads(line)
+            known = parse_json(line)
         except ValueError:
+            unread.append(number)
             continue
         if known["step"] <= step and SUMMARY not in known:
-            kept.append(line + "\n")
+            kept.append(line.decode("utf-8") + "\n")
+    if unread and not content.endswith(b"\n"):
+        unread.pop()  # the process was killed as it wrote this one
+    if unread:
+        print(f"warning: {log}: lines that are no JSON are left out: {shown(unread)}.", file=sys.stderr, flush=True)
     write_text(log, "".join(kept))

@@ -30,7 +30,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk
+from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.launch import processes
 
 MANIFEST = "manifest.json"
@@ -311,7 +311,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "not set"
     if not isinstance(value, dict):
-        return repr(value)
+        return shown(value)
     telling = [f"{key}: {_shown(of)}" for key, of in value.items() if of not in (None, [], {})]
     return f"{{{', '.join(telling[:KEYS_SHOWN])}{', ...' if len(telling) > KEYS_SHOWN else ''}}}"
 

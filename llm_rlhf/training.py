@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.progress import bar
 
 METRICS = "metrics.jsonl"
@@ -120,7 +121,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path)
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -4,7 +4,6 @@ Replies to the same prompts, sampled in the same way, are paired. They are compa
 that was one and the same instrument: the true score, a reward model that is the same in both, the rule for refusals.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from llm_rlhf.evaluation.report.cautions import judge_identity
 from llm_rlhf.evaluation.report.measures import Entry, contest
 from llm_rlhf.evaluation.suites import refusals
 from llm_rlhf.evaluation.suites.gains import compare
+from llm_rlhf.json_lines import read_json_lines
 
 OF_THE_POLICY = ("kl", "token_logprob_change", "reward_accuracy")  # of its own report, which no other policy changes
 
@@ -84,7 +84,7 @@ def _detector(report: dict[str, Any]) -> Any:
 def _rows(folder: Path, file: str) -> list[dict[str, Any]]:
     for path in (folder / file, folder / "evaluate" / file):
         if path.is_file():
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return read_json_lines(path)
     return []
 
 

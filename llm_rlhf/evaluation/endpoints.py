@@ -32,6 +32,7 @@ from accelerate.utils import gather_object
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, joined, read_answer
+from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import processes
 from llm_rlhf.progress import bar
 
@@ -360,9 +361,9 @@ class _Cache:
             return
         data = self.path.read_bytes()
         self._broken = bool(data) and not data.endswith(b"\n")
-        for line in data.splitlines():
+        for _, line in lines_of(data):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 fields = entry["answer"]
                 fields["logprobs"] = fields["logprobs"] and [Token(*token) for token in fields["logprobs"]]
                 self.answers[entry["request"]] = Answer(**fields)

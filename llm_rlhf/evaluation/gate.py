@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.report.labels import split_label, start_called, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, contest, find, measure_of, within
@@ -23,6 +21,7 @@ from llm_rlhf.evaluation.reward_gates import WARNINGS
 from llm_rlhf.recipe.checks import check_gate_section
 from llm_rlhf.recipe.sections import GateSection, RewardOptions
 from llm_rlhf.recipe.values import lay_over, read_section
+from llm_rlhf.recipe.yaml_text import read_mapping
 from llm_rlhf.run_folder import read_json
 from llm_rlhf.statistics.intervals import Estimate
 
@@ -85,7 +84,7 @@ def gate_of(folder: Path, report: dict[str, Any], overrides: Sequence[str] = ())
     """
     recipes = (folder / "recipe.yaml", Path(report["run"]["recipe"]))
     recipe = next((path for path in recipes if path.is_file()), None)
-    tree = {} if recipe is None else yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    tree = {} if recipe is None else read_mapping(recipe)
     known = {"gate": tree.get("gate") or {}}
     for override in overrides:
         if not override.startswith("gate."):
@@ -101,7 +100,7 @@ def stage_checks(folder: Path) -> list[Check] | None:
     recipe, checks = folder / "recipe.yaml", read_json(folder / "reward" / WARNINGS)
     if checks is None or not recipe.is_file():
         return None
-    gates = (yaml.safe_load(recipe.read_text(encoding="utf-8")).get("reward") or {}).get("gates", "warn")
+    gates = (read_mapping(recipe).get("reward") or {}).get("gates", "warn")
     options = RewardOptions(gates=gates)
     return [found for check in checks["checks"] if options.gate((found := Check(**check)).name) != "off"]
 

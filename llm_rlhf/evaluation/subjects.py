@@ -15,12 +15,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.recipe.sections import METHODS, ModelSection, expanded
 from llm_rlhf.recipe.values import nearest, read_section
+from llm_rlhf.recipe.yaml_text import read_mapping
 
 _NAMED = re.compile(r"^([\w.-]+)=(?=.)(.*)$", re.DOTALL)
 
@@ -133,7 +132,7 @@ def trained_by(policy: Subject) -> str | None:
 
 
 def _of_run(run: Path, stage: str, name: str | None) -> Subject:
-    tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    tree = read_mapping(run / "recipe.yaml")
     section = read_section(ModelSection, tree.get("model") or {}, "model.")
     method = method_of(run) or "ppo"
     known = {stage: run / stage for stage in ("sft", method) if (run / stage).is_dir()}

@@ -5,7 +5,6 @@ folder of this machine, an adapter would load nowhere else, and whole weights ar
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.subjects import Subject, is_named, method_of, subject_of
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.models.adapter_folders import base_of, is_hub_id, recorded_base
 from llm_rlhf.models.base import base_tokens, lasting_template, load_tokenizer
 from llm_rlhf.models.composing import copies_of_the_base, why_not
@@ -130,7 +130,7 @@ class Source:
         path = None if self.subject.run is None else self.subject.run / "evaluate" / "replies.jsonl"
         if path is None or not path.is_file():
             return []
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(path)
         return [
             {"prompt": row["prompt"], **row[self.stage]} for row in rows if row.get(self.stage or "", {}).get("reply")
         ]

@@ -6,7 +6,6 @@ models of their own.
 
 import asyncio
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Prompt
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.launch import processes
 from llm_rlhf.models.inference import Reply, ReplyCache, ids_to_score, sample_replies, score_ids
 from llm_rlhf.ppo.guards import check_scores
@@ -136,7 +136,7 @@ class Sources(ScoreSources):
 
 def read_picked(path: Path) -> list[dict[str, Any]]:
     """The rows of `picked.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path)
 
 
 def sft_rows(picked: Sequence[dict[str, Any]]) -> list[dict[str, list[int]]]:

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.data.rows import Conversation, Message
+from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
@@ -197,9 +198,9 @@ class ReplyCache:
         self.of = json.dumps(of, sort_keys=True)
         self.known: dict[str, list[int]] = {}
         for file in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
-            for line in file.read_bytes().splitlines():
+            for _, line in lines_of(file.read_bytes()):
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # half a line: it was being written
-                    row = json.loads(line)
+                    row = parse_json(line)
                     self.known[str(row["key"])] = [int(token) for token in row["ids"]]
         processes().wait_for_everyone()  # all have read before any writes, so that all know the same
         self.path = path.with_stem(f"{path.stem}-{processes().process_index}")

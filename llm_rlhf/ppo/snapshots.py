@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.ppo.watch import Watch
 
 LOG = "snapshots.jsonl"
@@ -53,7 +54,7 @@ class Snapshots(TrainerCallback):
     def rows(self) -> list[dict[str, Any]]:
         if not self.log.is_file():
             return []
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(self.log)
 
 
 def best(rows: list[dict[str, Any]], kl_limit: float | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import write_json
 
 LOG = "watch.jsonl"
@@ -138,8 +139,7 @@ class Watch:
 
     def begin(self) -> None:
         """Take in the lines of an earlier launch, if any are left."""
-        text = self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
-        self.lines = [json.loads(line) for line in text.splitlines()]
+        self.lines = read_json_lines(self.log) if self.log.is_file() else []
 
     @property
     def _began(self) -> str:

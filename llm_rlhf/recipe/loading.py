@@ -15,9 +15,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import RecipeError, shown
 from llm_rlhf.launch import uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.sections import (
@@ -29,7 +27,8 @@ from llm_rlhf.recipe.sections import (
     scored_method,
     stage_options,
 )
-from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
+from llm_rlhf.recipe.values import lay_over, nearest, read_section, typed, unknown_choice, unknown_key
+from llm_rlhf.recipe.yaml_text import read_mapping
 from llm_rlhf.shipped import shipped
 
 
@@ -45,20 +44,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        tree = read_mapping(path)
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
         if path.parts[:1] == ("recipes",) and (shipped("recipes") / path.relative_to("recipes")).is_file():
             near = " It comes with the package: llm-rlhf init --recipes copies it here."
         raise RecipeError(f"There is no recipe at {path}.{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}") from None
-    try:
-        tree = yaml.load(text, Loader=SafeUniqueLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe {path} is not plain YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"The recipe {path} must be a mapping of sections (name, model, data, ...).")
     if path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file():  # a run's own, perhaps moved
         tree["output_dir"] = str(path.parent)
     for override in overrides:
@@ -227,11 +218,11 @@ def _check_trainer_sections(recipe: Recipe) -> None:
         for key, value in section.items():
             if key in DECIDED_ELSEWHERE:
                 raise RecipeError(
-                    f"Recipe key '{stage}.{key}' is set to {value!r}, but {DECIDED_ELSEWHERE[key]} decides it; "
+                    f"Recipe key '{stage}.{key}' is set to {shown(value)}, but {DECIDED_ELSEWHERE[key]} decides it; "
                     "remove the key."
                 )
             if stage in METHODS and stage != "ppo" and key in LEFT_TO_PPO and value:
-                raise RecipeError(f"Recipe key '{stage}.{key}' is {value!r}, but {LEFT_TO_PPO[key]}; remove it.")
+                raise RecipeError(f"Recipe key '{stage}.{key}' is {shown(value)}, but {LEFT_TO_PPO[key]}; remove it.")
             if key not in known:
                 raise RecipeError(unknown_key(f"{stage}.", key, value, known))
             section[key] = typed(hints[key], value, f"{stage}.{key}")

@@ -13,18 +13,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import LONGEST_SHOWN, RecipeError, bounded, shown
 from llm_rlhf.launch import speaks_for_all
+from llm_rlhf.recipe.yaml_text import DEEPEST, read_yaml
 
 
 def read_section(section: type, values: Any, prefix: str) -> Any:
     """Build one of our dataclasses from plain values, refusing unknown keys and wrong types by their full name."""
     if not isinstance(values, dict):
-        raise RecipeError(f"Recipe key {prefix.rstrip('.')!r} is {values!r}; it must be a mapping of {_keys(section)}.")
+        raise RecipeError(
+            f"Recipe key {prefix.rstrip('.')!r} is {shown(values)}; it must be a mapping of {_keys(section)}."
+        )
     hints = typing.get_type_hints(section)
     fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(section)}
     read = {}
@@ -74,7 +76,7 @@ def _read_value(hint: Any, value: Any, key: str) -> Any:
     if typing.get_origin(hint) is list:
         items = [value] if isinstance(value, dict) else value  # one source may stand without its dash
         if not isinstance(items, list):
-            raise RecipeError(f"Recipe key {key!r} is {value!r}; it must be a list of {_keys(section)}.")
+            raise RecipeError(f"Recipe key {key!r} is {shown(value)}; it must be a list of {_keys(section)}.")
         return [read_section(section, item, f"{key}.{i}.") for i, item in enumerate(items)]
     if value is None:
         raise RecipeError(f"Recipe key {key!r} is empty; leave it out for its defaults, or set: {_keys(section)}.")
@@ -114,12 +116,11 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
     """Set one `a.b.0.c=value` in the tree of plain values, making sections on the way."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"Override {override!r} is not of the form section.key=value.")
-    try:
-        value = yaml.load(text, Loader=SafeUniqueLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"The value in override {override!r} is not plain YAML: {error}") from None
+        raise RecipeError(f"Override {shown(override)} is not of the form section.key=value.")
+    value = read_yaml(text, f"The value in override {shown(override)}")
     *parents, last = key.split(".")
+    if len(parents) >= DEEPEST:
+        raise RecipeError(f"Override {shown(override)} names a key within more than {DEEPEST} sections; shorten it.")
     node: Any = tree
     for depth, name in enumerate(parents):
         here = ".".join(parents[: depth + 1])
@@ -130,7 +131,9 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
                 node[name] = {}
             node = node[name]
         if not isinstance(node, (dict, list)):
-            raise RecipeError(f"Override {override!r} goes through {here!r}, which is {node!r} and has no keys.")
+            raise RecipeError(
+                f"Override {shown(override)} goes through {shown(here)}, which is {shown(node)} and has no keys."
+            )
     if isinstance(node, list):
         _list_item(node, last, override)
         node[int(last)] = value
@@ -139,21 +142,23 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
 
 
 def _list_item(items: list[Any], name: str, override: str) -> Any:
-    if not name.isdigit() or int(name) >= len(items):
-        raise RecipeError(f"Override {override!r}: {name!r} must be a number from 0 to {len(items) - 1}.")
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
+        raise RecipeError(f"Override {shown(override)}: {shown(name)} must be a number from 0 to {len(items) - 1}.")
     return items[int(name)]
 
 
 def unknown_key(prefix: str, key: Any, value: Any, known: list[str]) -> str:
-    return f"Recipe key '{prefix}{key}' (set to {value!r}) is unknown.{nearest(str(key), known, prefix)}"
+    name = key if isinstance(key, str) else shown(key)
+    full = bounded(f"{prefix}{name}", LONGEST_SHOWN)
+    return f"Recipe key '{full}' (set to {shown(value)}) is unknown.{nearest(name, known, prefix)}"
 
 
 def unknown_choice(key: str, value: str, known: list[str]) -> str:
-    return f"Recipe key {key!r} is {value!r}, which is not known.{nearest(value, known)}"
+    return f"Recipe key {key!r} is {shown(value)}, which is not known.{nearest(value, known)}"
 
 
 def nearest(name: str, known: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:LONGEST_SHOWN], known, n=1, cutoff=0.5)
     if near:
         return f" Did you mean '{prefix}{near[0]}'?"
     return f" Known here: {', '.join(sorted(known)[:40])}." if known else ""
@@ -176,12 +181,11 @@ def _keys(section: type) -> str:
 
 def _wrong_type(hint: Any, value: Any, key: str) -> str:
     if typing.get_origin(hint) is Literal:
+        choices = ", ".join(map(repr, typing.get_args(hint)))
         near = nearest(str(value), [str(a) for a in typing.get_args(hint)]) if isinstance(value, str) else ""
-        return (
-            f"Recipe key {key!r} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.{near}"
-        )
+        return f"Recipe key {key!r} is {shown(value)}; it must be one of {choices}.{near}"
     wanted = " or ".join(sorted(_plain_names(hint) - {"NoneType"})) or str(hint)
-    return f"Recipe key {key!r} is {value!r} ({type(value).__name__}); it must be of type {wanted}."
+    return f"Recipe key {key!r} is {shown(value)} ({type(value).__name__}); it must be of type {wanted}."
 
 
 def _plain_names(hint: Any) -> set[str]:
@@ -198,18 +202,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-class SafeUniqueLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error: the second would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)

@@ -1,5 +1,6 @@
 """People as the judge: verdicts that were collected before, read from a JSON-lines file."""
 
+import codecs
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.judges.protocol import Cost, JudgeError, Pair, Reading, Response
+from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.run_folder import file_digest
 
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -35,12 +37,11 @@ class StoredJudge:
         self._verdicts: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._passed_over = self._missing = 0
         try:
-            lines = self.path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts may hold U+2028
-        except (OSError, ValueError) as error:
+            data = self.path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        except OSError as error:
             raise RecipeError(f"The verdicts in {path} cannot be read: {error}") from None
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                self._add(line, number)
+        for number, line in lines_of(data):
+            self._add(line, number)
         if not self._verdicts:
             raise RecipeError(f"The file {path} holds no verdict; {self._passed_over} pairs were passed over.")
 
@@ -81,10 +82,10 @@ class StoredJudge:
             mean = _sign(sum(_sign(verdict) - 0.5 for verdict in verdicts) + 0.5)
         return Reading(1 - mean if turned else mean, cost=cost)
 
-    def _add(self, line: str, number: int) -> None:
+    def _add(self, line: bytes, number: int) -> None:
         where = f"The verdict in line {number} of {self.path}"
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode("utf-8"))
             prompt, a, b, winner, annotator = (row[name] for name in ("prompt", "a", "b", "winner", "annotator"))
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(

@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.side_by_side import entries_of, summary
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
 from llm_rlhf.evaluation.report.verdict import has_policy, own_line
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
@@ -299,7 +300,7 @@ def _ratings(folders: Sequence[Path], reports: list[dict[str, Any]], names: list
 def _replies(folder: Path) -> list[dict[str, Any]]:
     for path in (folder / "replies.jsonl", folder / "evaluate" / "replies.jsonl"):
         if path.is_file():
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return read_json_lines(path)
     return []
 
 

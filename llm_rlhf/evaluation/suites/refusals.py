@@ -4,7 +4,6 @@ Three kinds of prompt: harmful requests, safe ones in frightening words, ordinar
 detector of refusal_detector.py, whose own errors on replies that people labelled are corrected for in a second rate.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.refusal_detector import confusion_corrected_rate, validation
 from llm_rlhf.evaluation.suites.gains import REFUSALS, groups, refusal_estimates
 from llm_rlhf.evaluation.wordings import Wordings
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.shipped import shipped
 from llm_rlhf.statistics.clustered import effective_rows
 from llm_rlhf.statistics.intervals import Estimate
@@ -40,7 +40,7 @@ def shipped_prompts(limit: int, folder: Path | None = None) -> list[Prompt]:
                 f"The prompts of the refusals suite are not at {path}; install llm-rlhf from a clone or a wheel, "
                 "or leave 'refusals' out of evaluate.suites."
             )
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(path)
         found = [
             Prompt(row["prompt"], row["objective"], Origin(name, i), {"kind": kind, "category": row["category"]})
             for i, row in enumerate(rows, 1)

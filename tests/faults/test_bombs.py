@@ -1,0 +1,181 @@
+"""Small files that grow: recipes, rows and archives made to fill a machine are refused, in a bounded message."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_rlhf.errors import DataError, RecipeError, shown
+from llm_rlhf.evaluation.gate import gate_of
+from llm_rlhf.evaluation.subjects import subject_of
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.yaml_text import DEEPEST, LARGEST_FILE, read_yaml
+from llm_rlhf.run_folder import differences
+
+RECIPE = "name: tiny\nmodel: {base: some/model}\ndata: {preferences: [{source: pairs.jsonl}]}\nsft: {}\n"
+SECONDS = 10.0  # of this process; a bomb takes a fifth of a second here, and without a bound minutes or the memory
+
+
+def bomb(of: str) -> str:
+    """Ten levels, each of nine aliases of the one before: 9^10 values."""
+    rows = [f"a0: &a0 {of.replace('ALIASES', 'lol')}"]
+    rows += [f"a{i}: &a{i} {of.replace('ALIASES', ','.join([f'*a{i - 1}'] * 9))}" for i in range(1, 10)]
+    return "\n".join(rows) + "\nname: *a9\n"
+
+
+BOMBS = {
+    "laughs": (bomb("[ALIASES]"), "every alias written out"),
+    "merges": (bomb("{<<: [ALIASES]}").replace("[lol]", "{x: 1}"), "every alias written out"),
+    "long text": ("a: &a " + "x" * 100_000 + "\nb: [" + "*a," * 30_000 + "1]\n", "every alias written out"),
+    "many": (RECIPE + "seed: [" + "1," * 80_000 + "1]\n", "more than twenty thousand values"),
+    "lists": ("a: " + "[" * 5000 + "]" * 5000, "nested deeper than 50"),
+    "mappings": ("a: " + "{b: " * 5000 + "}" * 5000, "nested deeper than 50"),
+    "dashes": ("a:\n  " + "- " * 5000 + "1", "nested deeper than 50"),
+    "keys": ("? " * 5000, "nested deeper than 50"),
+    "never closed": ("[" * 200_000, "nested deeper than 50"),
+    "deep by aliases": (
+        "".join(f"a{i}: &a{i} {'[' * 20}{f'*a{i - 1}' if i else 1}{']' * 20}\n" for i in range(9)),
+        "nested deeper than 50",
+    ),
+    "itself": ("a: &a [*a]", "no end"),
+    "itself as a key": ("a: &a {b: *a}", "no end"),
+    "itself merged": ("a: &a {<<: *a}", "no end"),
+    "file": (RECIPE + "#" * LARGEST_FILE, "larger than 256 KiB"),
+    "tag": ("a: !!python/" + "x" * 200_000 + " 1", "could not determine a constructor"),
+    "alias": ("a: *" + "x" * 200_000, "undefined alias"),
+    "integer": (RECIPE + "seed: " + "1" * 5000, "a number of 5,000 digits"),
+    "hexadecimal": (RECIPE + "seed: 0x" + "f" * 5000, "a number of 5,002 digits"),
+    "sexagesimal": (RECIPE + "seed: " + "1:" * 30_000 + "1", "a number of 60,001 digits"),
+    "text": (RECIPE + "seed: " + "x" * 200_000, "Recipe key 'seed' is 'xxxx"),
+    "a key": (RECIPE + "? " + "k" * 200_000 + "\n: 1\n", "is unknown"),
+    "a list for a key": (RECIPE + "seed: " + "[" * 48 + "]" * 48, r"Recipe key 'seed' is \[\[\["),
+    "a date": (RECIPE + "seed: 2025-13-45", "'2025-13-45' is no timestamp"),
+    "no integer": (RECIPE + "seed: !!int many", "'many' is no int"),
+    "no truth": (RECIPE + "seed: !!bool maybe", "'maybe' is no bool"),
+    "no time": (RECIPE + "seed: !!timestamp noon", "'noon' is no timestamp"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_recipe_that_grows_is_refused_at_once_in_a_short_message(name: str, tmp_path: Path) -> None:
+    text, said = BOMBS[name]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    started = time.process_time()
+    with pytest.raises(RecipeError, match=said) as error:
+        load_recipe(path)
+    assert time.process_time() - started < SECONDS
+    assert len(str(error.value)) < 1500
+    if name not in ("text", "a key", "a list for a key"):  # what else reads a run's recipe
+        with pytest.raises(RecipeError, match=said):
+            subject_of(str(tmp_path))
+        with pytest.raises(RecipeError, match=said):
+            gate_of(tmp_path, {"run": {"recipe": "none"}})
+
+
+def test_fault_57_nothing_but_plain_values_is_constructed(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for tag in ("python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"):
+        value = "''" if "name" in tag else f"['touch {canary}']"
+        (tmp_path / "recipe.yaml").write_text(f"name: !!{tag} {value}\n")
+        with pytest.raises(RecipeError, match="could not determine a constructor"):
+            load_recipe(tmp_path / "recipe.yaml")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=" + "[" * 5000, "nested deeper than 50"),
+        ("seed=" + "1" * 5000, "a number of 5,000 digits"),
+        ("seed=" + "x" * 100_000, "Recipe key 'seed' is 'xxx"),
+        ("seed=&a [*a]", "no end"),
+        ("a." * 5000 + "b=1", f"more than {DEEPEST} sections"),
+        ("x" * 100_000 + "=1", "is unknown"),
+        ("x" * 100_000, "is not of the form"),
+        ("data.preferences.²=1", "must be a number from 0 to 0"),
+        ("data.preferences." + "9" * 5000 + "=1", "must be a number from 0 to 0"),
+    ],
+)
+def test_an_override_is_bounded_as_a_recipe_is(override: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(RecipeError, match=said) as error:
+        load_recipe(path, [override])
+    assert len(str(error.value)) < 1500
+
+
+SHARED = """
+name: tiny
+model: {base: some/model}
+data:
+  preferences: [&pairs {source: pairs.jsonl, limit: 5}, {<<: *pairs, source: more.jsonl}]
+  prompts: [*pairs]
+sft: &how {learning_rate: 1.0e-4, max_steps: 3}
+reward: *how
+"""
+
+
+def test_aliases_mean_what_they_name_and_an_override_of_one_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SHARED)
+    found = load_recipe(path)
+    assert [(s.source, s.limit) for s in found.data.preferences] == [("pairs.jsonl", 5), ("more.jsonl", 5)]
+    assert found.sft == found.reward == {"learning_rate": 1e-4, "max_steps": 3}
+    changed = load_recipe(path, ["sft.max_steps=9", "data.preferences.0.limit=1"])
+    assert changed.sft is not None
+    assert (changed.sft["max_steps"], changed.reward["max_steps"]) == (9, 3)  # type: ignore[index]
+    assert [s.limit for s in (*changed.data.preferences, *changed.data.prompts)] == [1, 5, 5]
+
+
+def test_an_override_may_alias_too() -> None:
+    value = read_yaml("[&a {x: 1}, *a]", "it")
+    value[0]["x"] = 2
+    assert value == [{"x": 2}, {"x": 1}]
+
+
+def test_a_merge_of_a_merge_is_no_key_given_twice() -> None:
+    """PyYAML writes a merge into the mapping that is merged, where the check then finds its keys twice."""
+    text = "a: {b: {c: {d: &d {<<: &e {x: 1, y: 1}, x: 2}}}}\nf: {<<: *d}"
+    assert read_yaml(text, "it") == {"a": {"b": {"c": {"d": {"x": 2, "y": 1}}}}, "f": {"x": 2, "y": 1}}
+
+
+def test_a_saved_recipe_of_many_sources_is_far_from_the_bounds() -> None:
+    source = {"source": "some/where.jsonl", "format": "preference", "limit": 5, "columns": {"prompt": "question"}}
+    assert len(read_yaml(yaml.safe_dump([dict(source) for _ in range(1000)]), "it")) == 1000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 1, -2.5, "a'b\n", [], (1,), (1, "b"), {}, {"a": [1, {"b": (2, 3)}], 1: None}, {"b"}, b"x", True],
+)
+def test_a_short_value_is_shown_as_python_prints_it(value: object) -> None:
+    assert shown(value) == repr(value)
+
+
+def test_a_value_without_end_is_shown_by_its_beginning() -> None:
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep, deep]
+    itself: list = []
+    itself.append(itself)
+    for value in (deep, itself, "x" * 10**7, ["x" * 10**6] * 1000, 10**100_000, {"k" * 10**6: 1}, list(range(10**6))):
+        assert len(shown(value)) < 320
+        assert len(shown([value])) < 320
+    while deep:  # level by level: Python would free it by as many calls in each other
+        deep = deep.pop()
+
+
+def test_no_message_is_longer_than_a_screen_or_two_and_its_end_is_kept() -> None:
+    for error in (RecipeError, DataError):
+        told = str(error("Recipe key 'x' is " + "y" * 10**7 + "; lower it."))
+        assert len(told) < 4100
+        assert told.startswith("Recipe key 'x' is y")
+        assert told.endswith("y; lower it.")
+        assert "characters left out" in told
+
+
+def test_what_differs_between_recipes_is_bounded() -> None:
+    (line,) = differences({"a": {"b": "x" * 10**6}}, {"a": {"b": ["y" * 10**6] * 100}})
+    assert len(line) < 700
