@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunFolderError
 from llm_rlhf.launch import processes
+from llm_rlhf.redaction import redacted, redacted_tree
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
@@ -124,7 +125,7 @@ class RunFolder:
         if self.state.is_main_process and not (resumes and self._begun_from(inputs, partial)):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            write_json(partial / INPUTS, inputs)
+            write_json(partial / INPUTS, _plain(inputs))
         self.state.wait_for_everyone()
         started = time.time()
         yield partial
@@ -174,7 +175,8 @@ class RunFolder:
         if not self.state.is_main_process:
             return
         recipe = {key: value for key, value in recipe.items() if key != "output_dir"}
-        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        recipe = redacted_tree(recipe)  # one that was made in Python has not been looked at
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
         write_json(
             self.path / MANIFEST,
             {
@@ -269,8 +271,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON so that a reader sees the old file or the whole new one; without secrets."""
+    write_text(path, redacted(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -348,7 +350,8 @@ def _digest_or_none(path: Path) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    """As it is read back from a file."""
+    return json.loads(json.dumps(redacted_tree(value)))
 
 
 def _sync(folder: Path) -> None:

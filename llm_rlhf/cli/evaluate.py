@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.completion import policies
+from llm_rlhf.cli.console import outlive
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
 from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, columns_of
@@ -101,6 +102,7 @@ def evaluate(
 
     Without a policy, test reward models: llm-rlhf evaluate --reward path/to/model --pairs pairs.jsonl
     """
+    outlive()
     with told_in_one_message():
         quiet_libraries()
         from llm_rlhf.errors import RecipeError

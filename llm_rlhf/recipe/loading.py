@@ -30,6 +30,7 @@ from llm_rlhf.recipe.sections import (
     stage_options,
 )
 from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
+from llm_rlhf.redaction import found_in
 from llm_rlhf.shipped import shipped
 
 
@@ -63,6 +64,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         tree["output_dir"] = str(path.parent)
     for override in overrides:
         lay_over(tree, override)
+    _refuse_secrets(tree)
     recipe = read_section(Recipe, tree, "")
     check_together(recipe)
     _check_report_to(recipe.report_to)
@@ -72,6 +74,15 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if scored_method(recipe) is not None:
         check_scores(recipe)
     return recipe
+
+
+def _refuse_secrets(tree: dict[str, Any]) -> None:
+    """RecipeError for a token, key or password; its value is not shown."""
+    for found in found_in(tree):
+        raise RecipeError(
+            f"Recipe key '{found.key}' holds {found.what} (not shown here). A recipe is copied into its run's folder, its "
+            f"reports and its trackers, where others read it: take it out, and {found.remedy}."
+        )
 
 
 # Keys of the trainers' classes that the run decides, with the place that decides them.
