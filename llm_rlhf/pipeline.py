@@ -141,13 +141,13 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
             if stage == next(name for name in ahead.stages if name != "world"):
                 check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
-        started = time.time()
+        started = time.monotonic()
         module = importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
         with run.making(stage, inputs, resumes=getattr(module, "RESUMES", False)) as folder:
             module.run(recipe, run, folder)
             if run.state.is_main_process:
                 make_movable(folder, run.path)
-        say(run, f"      done in {time.time() - started:.0f} s")
+        say(run, f"      done in {time.monotonic() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":
         _show_report(run)

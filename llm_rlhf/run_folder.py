@@ -13,6 +13,7 @@ together; only the main one touches these files.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -127,7 +128,7 @@ class RunFolder:
             partial.mkdir()
             write_json(partial / INPUTS, _plain(inputs))
         self.state.wait_for_everyone()
-        started = time.time()
+        started = time.monotonic()
         yield partial
         self.state.wait_for_everyone()
         if self.state.is_main_process:
@@ -135,7 +136,7 @@ class RunFolder:
             open_to_readers(partial)
             manifest = {
                 "stage": stage,
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(time.monotonic() - started, 3),
                 "processes": self.state.num_processes,
                 "machine": machine(),
                 "inputs": _plain(inputs),
@@ -322,7 +323,9 @@ def move_to_archive(folder: Path, names: Sequence[str]) -> None:
     """Move these files and folders of a folder to its `archive/TIME/`, so that nothing is written over."""
     if not names:
         return
-    target = folder / "archive" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    places = (folder / "archive" / (f"{now}-{number}" if number else now) for number in itertools.count())
+    target = next(place for place in places if not place.exists())  # a clock may go back
     target.mkdir(parents=True)
     for name in names:
         os.rename(folder / name, target / name)

@@ -69,7 +69,7 @@ def chat(
         from llm_rlhf.chat.voices import load, sides_of
         from llm_rlhf.launch import processes
         from llm_rlhf.models.streaming import Sampling
-        from llm_rlhf.recipe.loading import load_recipe
+        from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import ModelSection
         from llm_rlhf.recipe.values import read_section
 
@@ -82,7 +82,7 @@ def chat(
             models, only, read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
         )
         run = next((subject.run for subject in reversed(subjects) if subject.run is not None), None)
-        recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
+        recipe = recipe_of(run) if run is not None else None
         screen: Screen = Json() if as_json else Terminal() if _somebody_is_there() else Lines()
         with contextlib.redirect_stdout(sys.stderr):  # notes of loading are no part of what is said
             voices, scores, sampling = load(

@@ -113,7 +113,7 @@ def evaluate(
         from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
-        from llm_rlhf.recipe.loading import load_recipe
+        from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
@@ -146,7 +146,7 @@ def evaluate(
         default = Path("evaluations") / folder_name((policy, judged), (reference, compared))
         folder = Path(output) if output is not None else default
         run = judged.run or compared.run
-        recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
+        recipe = recipe_of(run) if run is not None else None
         asked = Evaluation(
             policy=judged,
             start=compared,

@@ -66,10 +66,12 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
 
 
 def _of_path(text: str, name: str | None, defaults: ModelSection) -> Subject:
-    path, _, stage = text.partition(":")
-    if (Path(path) / "recipe.yaml").is_file():
-        return _of_run(Path(path), stage, name)
     folder = expanded(text)
+    if (folder / "recipe.yaml").is_file():  # whose name may hold a colon
+        return _of_run(folder, "", name)
+    path, _, stage = text.rpartition(":")
+    if path and (expanded(path) / "recipe.yaml").is_file():
+        return _of_run(expanded(path), stage, name)
     if (folder / "adapter_config.json").is_file():
         try:
             base = base_of(folder)

@@ -20,7 +20,7 @@ from llm_rlhf.models.base import base_tokens, lasting_template, load_tokenizer
 from llm_rlhf.models.composing import copies_of_the_base, why_not
 from llm_rlhf.models.decoding import sampling_config
 from llm_rlhf.models.finding import find_config
-from llm_rlhf.recipe.loading import load_recipe, sampling
+from llm_rlhf.recipe.loading import recipe_of, sampling
 from llm_rlhf.recipe.sections import ModelSection, Recipe
 from llm_rlhf.run_folder import read_json
 
@@ -150,7 +150,7 @@ def source_of(text: str) -> Source:
         adapters = [] if subject.adapter is None else [subject.adapter]
         return Source(text, subject, base=subject.base, adapters=adapters)
     run = subject.run
-    recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"])
+    recipe = recipe_of(run)
     if subject.adapter is None and subject.base != str(run / "sft" / "model"):
         raise RecipeError(f"{text} is the base that the run began from; nothing of it was trained here.")
     adapters = [run / "sft" / "adapter"] if (run / "sft").is_dir() else []

@@ -10,6 +10,7 @@
 
 import dataclasses
 import importlib
+import json
 import math
 import typing
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
+from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
     METHODS,
     STAGE_OPTIONS,
@@ -60,12 +62,16 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"The recipe {path} is not plain YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"The recipe {path} must be a mapping of sections (name, model, data, ...).")
-    if path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file():  # a run's own, perhaps moved
+    of_a_run = path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file()
+    if of_a_run:  # perhaps moved
         tree["output_dir"] = str(path.parent)
     for override in overrides:
         lay_over(tree, override)
     _refuse_secrets(tree)
     recipe = read_section(Recipe, tree, "")
+    if not of_a_run:  # which has a place already
+        check_name(recipe.name)
+        check_folder(recipe.output_dir)
     check_together(recipe)
     _check_report_to(recipe.report_to)
     _check_trainer_sections(recipe)
@@ -74,6 +80,11 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if scored_method(recipe) is not None:
         check_scores(recipe)
     return recipe
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a run's folder, wherever it lies now and whatever it is called. Raises as `load_recipe`."""
+    return load_recipe(run / "recipe.yaml", [f"output_dir={json.dumps(str(run))}"])
 
 
 def _refuse_secrets(tree: dict[str, Any]) -> None:

@@ -364,7 +364,7 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir or f"runs/{self.name}")
+        return expanded(self.output_dir or f"runs/{self.name}")
 
     @property
     def method(self) -> str | None:

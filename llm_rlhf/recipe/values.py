@@ -119,6 +119,11 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=SafeUniqueLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value in override {override!r} is not plain YAML: {error}") from None
+    if comment := _comment_in(text):
+        raise RecipeError(
+            f"Override {override!r} ends in {comment!r}, which YAML takes for a comment and leaves out; put the value "
+            f"into quotes of its own, as '{key}=\"{text}\"', or leave the end out."
+        )
     *parents, last = key.split(".")
     node: Any = tree
     for depth, name in enumerate(parents):
@@ -136,6 +141,12 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         node[int(last)] = value
     else:
         node[last] = value
+
+
+def _comment_in(text: str) -> str:
+    """What of a value YAML leaves out as a comment; "" where that is nothing."""
+    ends = [token.end_mark.index for token in yaml.scan(text) if token.start_mark.index < token.end_mark.index]
+    return text[max(ends, default=0) :].strip()
 
 
 def _list_item(items: list[Any], name: str, override: str) -> Any:

@@ -28,7 +28,7 @@ from llm_rlhf.runs import starting_model
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Sample, score, compare and write the report. `folder` becomes `evaluate/`."""
-    started = time.time()
+    started = time.monotonic()
     if recipe.method is None:
         found = Measured()
         found.of_judges, found.reward_model = as_sections(read_json(run_folder / "reward" / "accuracy.json"))
