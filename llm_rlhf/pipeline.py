@@ -160,6 +160,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
+    inputs["model"] = {key: value for key, value in inputs["model"].items() if key != "trust_remote_code"}  # a permission
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}
@@ -172,6 +173,7 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     found = dict(inputs)
     if inputs.get("model") is not None:
         found["model"] = plain(ModelSection()) | inputs["model"]
+        del found["model"]["trust_remote_code"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says

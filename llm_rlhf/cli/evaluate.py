@@ -10,7 +10,7 @@ from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.console import outlive
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
-from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, columns_of
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, TrustRemoteCode, columns_of
 
 
 def evaluate(
@@ -94,6 +94,7 @@ def evaluate(
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
     key_variable: KeyVariable = None,
+    trust_remote_code: TrustRemoteCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
 ) -> None:
     """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
@@ -128,7 +129,8 @@ def evaluate(
         check_own_suites(suites, key=None, taken=TAKEN)
         public = [benchmark_of(text) for text in benchmarks or []]
         check_benchmarks(public, "--benchmarks")
-        defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
+        how = {"dtype": dtype, "quantization": quantization, "trust_remote_code": trust_remote_code or False}
+        defaults = read_section(ModelSection, how, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
                            "--benchmarks": [suite.name for suite in public if BENCHMARKS[suite.name].kind != "scores"],

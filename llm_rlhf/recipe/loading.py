@@ -140,6 +140,8 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "bf16": recipe.model.dtype == "bfloat16",
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
+    if any(field.name == "trust_remote_code" for field in dataclasses.fields(config_class_of(stage))):
+        decided["trust_remote_code"] = recipe.model.trusts_base
     config = config_class_of(stage)(**{**run_defaults(recipe, stage), **section, **decided})
     if stage in ("grpo", "rloo"):
         _settle_length(config, section, stage_options(recipe, stage).total_episodes)
