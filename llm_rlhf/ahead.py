@@ -275,9 +275,7 @@ def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
         said = key if name == named else f"Recipe key '{recipe.method}.reward_funcs':"
         check_there(name, said)
         with _told_of(said):
-            RewardModel.from_pretrained(
-                name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trusted
-            )
+            RewardModel.from_pretrained(name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trusted)
         gc.collect()
         torch.cuda.empty_cache()
 

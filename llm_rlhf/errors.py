@@ -6,24 +6,24 @@ Messages quote what was found, and go to logs and to those who are asked for hel
 from llm_rlhf.redaction import redacted
 
 
-class _Told(Exception):
+class _ToldError(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(redacted(str(message), keyed=True))
 
 
-class RecipeError(_Told, ValueError):
+class RecipeError(_ToldError, ValueError):
     """The request was wrong; the message says which key, what was found, the rule and what to do."""
 
 
-class DataError(_Told, ValueError):
+class DataError(_ToldError, ValueError):
     """A source cannot be used, or nothing is left of it; the message says which, why, and what to do."""
 
 
-class RunFolderError(_Told, ValueError):
+class RunFolderError(_ToldError, ValueError):
     """The folder cannot be used as asked; the message says why and what to do."""
 
 
-class RunError(_Told, RuntimeError):
+class RunError(_ToldError, RuntimeError):
     """The run failed for a reason that its message explains; nothing is wrong with the request."""
 
 

@@ -160,7 +160,9 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
-    inputs["model"] = {key: value for key, value in inputs["model"].items() if key != "trust_remote_code"}  # a permission
+    inputs["model"] = {
+        key: value for key, value in inputs["model"].items() if key != "trust_remote_code"
+    }  # a permission
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}

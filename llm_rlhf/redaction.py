@@ -3,8 +3,8 @@
 A recipe is copied into the run's folder, its reports, its trackers and a model card, so none may stand in it
 (`found_in`). What leaves the process nevertheless, as an error that quotes a value, goes through `redacted` first.
 
-Forms are those that their issuers document, with lengths that no commit id, digest, model or file has: forty hexadecimal
-signs may be a key of Weights & Biases or a commit, so only the environment tells these.
+Forms are those that their issuers document, with lengths that no commit id, digest, model or file has: forty
+hexadecimal signs may be a key of Weights & Biases or a commit, so only the environment tells these.
 """
 
 import os
@@ -80,8 +80,8 @@ def redacted(text: str, keyed: bool = False) -> str:
     """The text with a mark in place of each secret.
 
     Args:
-        keyed: of what stands under a telling name, as `api_key: ...`, the value is one, whatever its form. For messages,
-            not for what a model said.
+        keyed: of what stands under a telling name, as `api_key: ...`, the value is one, whatever its form. For
+            messages, not for what a model said.
     """
     for secret in _of_the_environment():
         text = text.replace(secret, MARK)
@@ -144,6 +144,6 @@ def _of_the_environment() -> list[str]:
     values = {
         value
         for name, value in os.environ.items()
-        if len(value) >= SHORTEST and _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(name) and "/" != value[0]
+        if len(value) >= SHORTEST and _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(name) and value[0] != "/"
     }
     return sorted(values, key=len, reverse=True)

@@ -27,7 +27,7 @@ def build_report(
     """The report of a run: what its evaluation found, and what its earlier stages left.
 
     Args:
-        started: when the evaluation began, in seconds of `time.monotonic`; it counts up to here, but for writing the page.
+        started: when the evaluation began, in seconds of `time.monotonic`; it counts up to here, without writing.
     """
     done = [s for s in ("world", "sft", "reward", *METHODS) if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}

@@ -19,7 +19,7 @@ from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
 from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe, expanded
-from llm_rlhf.redaction import redacted, redacted_tree
+from llm_rlhf.redaction import MARK, redacted, redacted_tree
 from llm_rlhf.run_folder import read_json
 
 OURS = "apache-2.0"  # of the gold world
@@ -133,7 +133,7 @@ def data_of(recipe: Recipe | None) -> list[dict[str, str]]:
 def shown(value: Any, key: str = "") -> Any:
     """A recipe's plain values without what is of this machine, or secret."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in redacted_tree(value).items() if k != "output_dir"}
+        kept = {k: v for k, v in redacted_tree(value).items() if k != "output_dir" and v != MARK}
         return {k: shown(v, k) for k, v in kept.items()}
     if isinstance(value, list):
         return [shown(item, key) for item in value]

@@ -56,8 +56,8 @@ def _ask_the_hub(path: str | Path, named: str) -> None:
         ) from None
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
         raise RecipeError(
-            f"{nowhere} and not in the hub's cache, and the hub cannot be reached ({reason_of(error)}); mend the name or "
-            "the connection."
+            f"{nowhere} and not in the hub's cache, and the hub cannot be reached ({reason_of(error)}); mend the name "
+            "or the connection."
         ) from None
 
 
@@ -89,8 +89,8 @@ def needs_code(path: str | Path, error: Exception) -> str | None:
     if "trust_remote_code" not in str(error):
         return None
     return (
-        f"{str(path)!r} comes with Python code of its own, which would run here with your rights. Look at it; where you "
-        f"trust it, say so of this model by its name: model.trust_remote_code: [{path}] in a recipe, or "
+        f"{str(path)!r} comes with Python code of its own, which would run here with your rights. Look at it; where "
+        f"you trust it, say so of this model by its name: model.trust_remote_code: [{path}] in a recipe, or "
         f"--trust-remote-code {path} for a command."
     )
 

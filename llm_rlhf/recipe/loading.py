@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import json
 import math
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.launch import uses_fsdp
+from llm_rlhf.launch import speaks_for_all, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
@@ -32,16 +33,17 @@ from llm_rlhf.recipe.sections import (
     stage_options,
 )
 from llm_rlhf.recipe.values import SafeUniqueLoader, lay_over, nearest, read_section, typed, unknown_choice, unknown_key
-from llm_rlhf.redaction import found_in
+from llm_rlhf.redaction import Found, found_in, redacted_tree
 from llm_rlhf.shipped import shipped
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), to_run: bool = True) -> Recipe:
     """Read, override, check and resolve one recipe.
 
     Args:
         path: YAML file; one that lies in a run folder goes on with that run, unless it or an override says otherwise.
         overrides: `section.key=value` each; the value is read as YAML, list items are addressed by number.
+        to_run: False: the run is there, and only looked at.
 
     Raises:
         RecipeError: for whatever a person can mend in the file or the command line.
@@ -67,7 +69,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         tree["output_dir"] = str(path.parent)
     for override in overrides:
         lay_over(tree, override)
-    _refuse_secrets(tree)
+    secrets = list(found_in(tree))
+    if secrets and to_run:
+        raise RecipeError(_told_of(secrets[0]))
+    if secrets:
+        tree = redacted_tree(tree)
+        if speaks_for_all():
+            print(f"warning: {path} holds {secrets[0].what} ('{secrets[0].key}'); take it out.", file=sys.stderr)
     recipe = read_section(Recipe, tree, "")
     if not of_a_run:  # which has a place already
         check_name(recipe.name)
@@ -83,17 +91,19 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe of a run's folder, wherever it lies now and whatever it is called. Raises as `load_recipe`."""
-    return load_recipe(run / "recipe.yaml", [f"output_dir={json.dumps(str(run))}"])
+    """The recipe of a run's folder, to be looked at, wherever it lies and whatever it is called.
+
+    Raises as `load_recipe`, but for a secret that an older version has left in it, which is told and left out.
+    """
+    return load_recipe(run / "recipe.yaml", [f"output_dir={json.dumps(str(run))}"], to_run=False)
 
 
-def _refuse_secrets(tree: dict[str, Any]) -> None:
-    """RecipeError for a token, key or password; its value is not shown."""
-    for found in found_in(tree):
-        raise RecipeError(
-            f"Recipe key '{found.key}' holds {found.what} (not shown here). A recipe is copied into its run's folder, its "
-            f"reports and its trackers, where others read it: take it out, and {found.remedy}."
-        )
+def _told_of(found: Found) -> str:
+    """What to say of a token, key or password in a recipe; its value is not shown."""
+    return (
+        f"Recipe key '{found.key}' holds {found.what} (not shown here). A recipe is copied into its run's folder, its "
+        f"reports and its trackers, where others read it: take it out, and {found.remedy}."
+    )
 
 
 # Keys of the trainers' classes that the run decides, with the place that decides them.

@@ -22,8 +22,8 @@ def check_name(name: str, key: str = "name") -> None:
     why = f"it has {len(name)} signs, and {LONGEST} are the most" if len(name) > LONGEST else _unfit(name)
     if why is not None:
         raise RecipeError(
-            f"Recipe key {key!r} is {_short(name)}, which cannot be a run's name: {why}. Take letters, digits, '-', '_' "
-            "and '.'; where the run lies is said by 'output_dir'."
+            f"Recipe key {key!r} is {_short(name)}, which cannot be a run's name: {why}. Take letters, digits, '-', "
+            "'_' and '.'; where the run lies is said by 'output_dir'."
         )
 
 
@@ -41,8 +41,8 @@ def check_folder(folder: str | None, key: str = "output_dir") -> None:
         why = _unfit(last)
     if why is not None:
         raise RecipeError(
-            f"Recipe key {key!r} is {_short(folder)}, where no run can lie: {why}. Name a folder, as runs/NAME, or leave "
-            "the key out."
+            f"Recipe key {key!r} is {_short(folder)}, where no run can lie: {why}. Name a folder, as runs/NAME, or "
+            "leave the key out."
         )
 
 

@@ -159,7 +159,9 @@ class DataSection:
 def is_among(model: str | Path, names: Iterable[str]) -> bool:
     """Whether a model is one of those that are named: by its name, or as the same folder."""
     place = os.path.realpath(expanded(str(model)))
-    return any(str(model) == name or (place == os.path.realpath(expanded(name)) and os.path.isdir(place)) for name in names)
+    return any(
+        str(model) == name or (place == os.path.realpath(expanded(name)) and os.path.isdir(place)) for name in names
+    )
 
 
 SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "ratings", "evaluation_preferences", "evaluation_prompts")

@@ -66,7 +66,11 @@ class Loading:
 
     def trusts(self, model: str | Path) -> bool:
         """Whether Python that the model's repository ships may run."""
-        return self.trust_remote_code if isinstance(self.trust_remote_code, bool) else is_among(model, self.trust_remote_code)
+        return (
+            self.trust_remote_code
+            if isinstance(self.trust_remote_code, bool)
+            else is_among(model, self.trust_remote_code)
+        )
 
     def arguments(self, model: str | Path) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` for this model."""

@@ -57,7 +57,7 @@ def test_the_model_is_called_as_its_folder(monkeypatch, base_folder, tmp_path) -
     monkeypatch.setattr(upstream, "Serve", lambda **options: asked.update(options))
     monkeypatch.chdir(tmp_path)
     serving.serve(base_folder, "localhost", 8001)
-    assert asked == {"force_model": base_folder.name, "host": "localhost", "port": 8001}
+    assert asked == {"force_model": base_folder.name, "host": "localhost", "port": 8001, "trust_remote_code": False}
     assert (tmp_path / base_folder.name).exists() is False
     from pathlib import Path
 

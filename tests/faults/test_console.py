@@ -32,8 +32,8 @@ def work(folder, redirect: str, outlive: bool = True, **variables: str) -> subpr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1", "| true; exit ${PIPESTATUS[0]}",
-                 "2>&1 | true; exit ${PIPESTATUS[0]}"],
+    "redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1",
+                 "| true; exit ${PIPESTATUS[0]}", "2>&1 | true; exit ${PIPESTATUS[0]}"],
 )  # fmt: skip
 def test_long_work_goes_on_where_nothing_can_be_printed(tmp_path, redirect) -> None:
     done = work(tmp_path, redirect)

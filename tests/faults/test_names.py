@@ -23,9 +23,11 @@ def in_its_folder(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("../../x", "another folder"), ("a/b", "another folder"), ("a\\b", "on Windows"), ("", "empty"), ("  ", "empty"),
+        ("../../x", "another folder"), ("a/b", "another folder"), ("a\\b", "on Windows"), ("", "empty"),
+        ("  ", "empty"),
         (".", "already"), ("..", "already"), ("a\0b", r"'\x00'"), ("a\nb", r"'\n'"), ("a\x1b[31mb", r"'\x1b'"),
-        ("a\u202eb", r"'\u202e'"), ("x" * 300, "300 signs"), ("-rf", "as options do"), ("a ", "a space"), (" a", "a space"),
+        ("a\u202eb", r"'\u202e'"), ("x" * 300, "300 signs"), ("-rf", "as options do"), ("a ", "a space"),
+        (" a", "a space"),
         ("a.", "Windows"), ("CON", "Windows"), ("nul.txt", "Windows"), ("com1", "Windows"), ("a:sft", "RUN:STAGE"),
         ("a*", "patterns"), ("a|b", "Windows"), ("猫" * 90, "255 bytes"), ("\ud800", r"'\ud800'"),
     ],
@@ -37,13 +39,17 @@ def test_names_that_no_run_can_have(name, why) -> None:
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["a", "hh-qwen2.5-0.5b", "a b", "a#1", "ünï", "a=b", "(1)", "console", "x" * 100, ".a", "_"])
+@pytest.mark.parametrize(
+    "name", ["a", "hh-qwen2.5-0.5b", "a b", "a#1", "ünï", "a=b", "(1)", "console", "x" * 100, ".a", "_"]
+)
 def test_names_that_a_run_can_have(name) -> None:
     check_name(name)
     check_folder(f"runs/{name}")
 
 
-@pytest.mark.parametrize("folder", ["", " ", "a\0b", "runs/a\nb", "runs/a ", "runs/-x", "runs/a:b", "x" * 300, "x" * 300 + "/a"])
+@pytest.mark.parametrize(
+    "folder", ["", " ", "a\0b", "runs/a\nb", "runs/a ", "runs/-x", "runs/a:b", "x" * 300, "x" * 300 + "/a"]
+)
 def test_folders_where_no_run_can_lie(folder) -> None:
     with pytest.raises(RecipeError, match="where no run can lie"):
         check_folder(folder)
@@ -68,7 +74,8 @@ def test_home_is_home(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "left_out"), [("output_dir=a #1", "#1"), ("name=#1", "#1"), ("seed=1 # one", "# one"), ("name='a' #b", "#b")]
+    ("override", "left_out"),
+    [("output_dir=a #1", "#1"), ("name=#1", "#1"), ("seed=1 # one", "# one"), ("name='a' #b", "#b")],
 )
 def test_an_override_that_yaml_would_cut_is_refused(tmp_path, override, left_out) -> None:
     refused(ask("run", str(write_recipe(tmp_path)), override), repr(left_out), "comment", "quotes")

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,14 @@ def canary(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
     for module in (dynamic_module_utils, hub):
         monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    forget_code()
     return tmp_path / "canary"
+
+
+def forget_code() -> None:
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -78,7 +85,9 @@ def test_fault_56_code_of_a_repository_is_refused_before_it_runs(own, base_folde
     shutil.copytree(base_folder, tmp_path / "plain")
     write_recipe(tmp_path)
     done = ask(*arguments)
-    refused(done, "'own' comes with Python code of its own", "model.trust_remote_code: [own]", "--trust-remote-code own")
+    refused(
+        done, "'own' comes with Python code of its own", "model.trust_remote_code: [own]", "--trust-remote-code own"
+    )
     assert done.stderr.count("comes with Python") == 1
     assert not canary.exists()
 
@@ -120,10 +129,10 @@ def test_fault_56_trusting_one_repository_trusts_no_other(own, other, base_folde
 
 @pytest.mark.slow
 def test_fault_56_an_adapter_is_not_its_base(own, tmp_path, canary, monkeypatch) -> None:
-    monkeypatch.setenv("CANARY", os.devnull)  # to make it, the code runs
-    adapter = random_reward_adapter(own, tmp_path / "adapter", **{})
+    monkeypatch.setenv("CANARY", "/dev/null")  # to make it, the code runs
+    adapter = random_reward_adapter(own, tmp_path / "adapter", trust_remote_code=True)
     monkeypatch.setenv("CANARY", str(canary))
-    shutil.rmtree(tmp_path / "modules", ignore_errors=True)
+    forget_code()
     with pytest.raises(ValueError, match="comes with Python code"):
         RewardModel.from_pretrained(adapter, trust_remote_code=True)
     assert RewardModel.from_pretrained(adapter, trust_remote_code=[str(own)]).max_length > 0
@@ -146,7 +155,12 @@ def test_what_is_trusted(tmp_path) -> None:
     assert (yes.trusts_base, yes.trusts("a"), yes.trusts("./a/"), yes.trusts("link"), yes.trusts("b")) == (
         True, True, True, True, False,
     )  # fmt: skip
-    assert (named.trusts_base, named.trusts("b/c"), named.trusts("b/c/"), named.trusts("B/c")) == (False, True, False, False)
+    assert (named.trusts_base, named.trusts("b/c"), named.trusts("b/c/"), named.trusts("B/c")) == (
+        False,
+        True,
+        False,
+        False,
+    )
     made = yes.made_into("run/sft/model", "run/ppo/policy")
     assert (made.base, made.trusts_base, made.trusts("run/ppo/policy")) == ("run/sft/model", True, True)
     made = named.made_into("run/sft/model", "run/ppo/policy")

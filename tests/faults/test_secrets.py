@@ -11,7 +11,7 @@ from chain_helpers import TINY, write_recipe
 from test_requests import ask, refused
 
 from llm_rlhf.errors import DataError, RecipeError, RunError
-from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.loading import load_recipe, recipe_of
 from llm_rlhf.redaction import MARK, found_in, redacted, redacted_tree
 from llm_rlhf.run_folder import RunFolder, differences
 
@@ -95,7 +95,10 @@ def test_fault_58_a_recipe_with_a_secret_is_refused_by_its_key(tmp_path, overrid
 
 def test_fault_58_a_file_with_a_secret_is_refused_too_also_where_it_is_no_yaml(tmp_path) -> None:
     path = tmp_path / "recipe.yaml"
-    for text, words in ((f"name: a\nsft: {{hub_token: {HUB}}}", "sft.hub_token"), (f"name: [{HUB}\n: - x", "plain YAML")):
+    for text, words in (
+        (f"name: a\nsft: {{hub_token: {HUB}}}", "sft.hub_token"),
+        (f"name: [{HUB}\n: - x", "plain YAML"),
+    ):
         path.write_text(text)
         done = ask("run", str(path))
         refused(done, words)
@@ -128,14 +131,20 @@ def test_fault_58_a_recipe_that_was_made_in_python_leaves_no_secret_in_the_run_f
 @pytest.mark.slow
 def test_fault_58_a_whole_chain_leaves_no_secret_of_the_environment_anywhere(tmp_path) -> None:
     """With a tracker, an export and its card; everything that was written or said is searched."""
-    canaries = {"HF_TOKEN": HUB, "WANDB_API_KEY": WANDB, "OPENAI_API_KEY": SECRETS["of OpenAI"], "AWS_ACCESS_KEY_ID": AWS,
-                "MLFLOW_TRACKING_PASSWORD": PASSWORD, "JUDGE_TOKEN": "judge-token-canary"}  # fmt: skip
+    canaries = {
+        "HF_TOKEN": HUB, "WANDB_API_KEY": WANDB, "OPENAI_API_KEY": SECRETS["of OpenAI"], "AWS_ACCESS_KEY_ID": AWS,
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD, "JUDGE_TOKEN": "judge-token-canary",
+    }  # fmt: skip
     environment = {**os.environ, **canaries, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "report_to": ["tensorboard"]}))
     said = b""
     for arguments in (["run", "tiny.yaml"], ["export", "runs/tiny"], ["doctor"], ["plan", "tiny.yaml"]):
         done = subprocess.run(
-            [sys.executable, "-m", "llm_rlhf", *arguments], cwd=tmp_path, env=environment, capture_output=True, timeout=600
+            [sys.executable, "-m", "llm_rlhf", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=600,
         )
         said += done.stdout + done.stderr
         assert done.returncode == 0 or arguments == ["doctor"], done.stderr.decode()[-2000:]
@@ -151,3 +160,14 @@ def test_a_recipe_of_honest_names_loads(tmp_path) -> None:
     assert recipe.name.startswith("a3f1")
     assert json.dumps(recipe.as_dict())
 
+
+def test_fault_58_a_run_that_an_older_version_made_with_one_is_looked_at_without_it(tmp_path, capsys) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    write_recipe(tmp_path, ppo={**TINY["ppo"], "hub_token": HUB}).rename(folder / "recipe.yaml")
+    (folder / "manifest.json").write_text("{}")
+    assert recipe_of(folder).ppo["hub_token"] == MARK
+    said = capsys.readouterr().err
+    assert "ppo.hub_token" in said
+    assert HUB not in said
+    refused(ask("run", str(folder / "recipe.yaml")), "ppo.hub_token")
