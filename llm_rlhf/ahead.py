@@ -216,7 +216,7 @@ def _check_hub(configs: dict[str, Any]) -> None:
 def _check_base(ahead: Ahead) -> None:
     """It must be a causal language model that the recipe's sections can work with; fills in what is known of it."""
     recipe, base, configs = ahead.recipe, ahead.base, ahead.configs
-    config = find_config(base, recipe.model.trust_remote_code, BASE)
+    config = find_config(base, recipe.model.trusts_base, BASE)
     has_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not has_causal and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
@@ -225,7 +225,7 @@ def _check_base(ahead: Ahead) -> None:
     if recipe.model.lora.target_modules != "all-linear":
         _check_target_modules(recipe, config)
     if "reward" in configs:
-        score_head_name(config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
+        score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
     if (sampled := sampling(recipe)) and recipe.method in configs:
         _check_room(f"{recipe.method}.{length_key(recipe)}", sampled[0], context)
     if "ppo" in configs:
@@ -243,7 +243,7 @@ def _check_base(ahead: Ahead) -> None:
 def _check_target_modules(recipe: Recipe, config: Any) -> None:
     """Put the adapter on the base's architecture, without weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trusts_base)
     try:
         get_peft_model(model, lora_config(recipe.model, "CAUSAL_LM", model))
     except ValueError as error:
@@ -275,9 +275,7 @@ def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
         said = key if name == named else f"Recipe key '{recipe.method}.reward_funcs':"
         check_there(name, said)
         with _told_of(said):
-            RewardModel.from_pretrained(
-                name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code
-            )
+            RewardModel.from_pretrained(name, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trusted)
         gc.collect()
         torch.cuda.empty_cache()
 

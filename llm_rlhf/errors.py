@@ -1,12 +1,14 @@
 """What can go wrong that a person can mend. The command line tells each in one message, without a traceback.
 
 A message quotes what was found, and what was found may be a file of megabytes: `shown` bounds a value, and the errors
-bound the whole.
+bound the whole. It goes to logs and to those who are asked for help: no secret stays in one.
 """
 
 import errno
 from collections.abc import Iterator
 from typing import Any
+
+from llm_rlhf.redaction import redacted
 
 LONGEST_MESSAGE = 4000  # characters: a screen or two; the beginning says what was found, the end what to do
 LONGEST_SHOWN = 300  # characters of one value in a message
@@ -16,10 +18,10 @@ TORCH_SAYS = ("PytorchStreamWriter", "unexpected pos", "iostream")  # where it c
 
 
 class _ToldError(Exception):
-    """An error of which only the beginning and the end are told where it is long."""
+    """An error of which only the beginning and the end are told where it is long, and no secret."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(bounded(str(message)))
+        super().__init__(bounded(redacted(bounded(str(message), 10 * LONGEST_MESSAGE), keyed=True)))
 
 
 class RecipeError(_ToldError, ValueError):

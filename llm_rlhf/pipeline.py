@@ -159,13 +159,13 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
             if stage == next(name for name in ahead.stages if name != "world"):
                 check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
-        started = time.time()
+        started = time.monotonic()
         module = importlib.import_module(f"llm_rlhf.stages.{MODULES.get(stage, stage)}")
         with run.making(stage, inputs, resumes=getattr(module, "RESUMES", False)) as folder:
             module.run(recipe, run, folder)
             if run.state.is_main_process:
                 make_movable(folder, run.path)
-        say(run, f"      done in {time.time() - started:.0f} s")
+        say(run, f"      done in {time.monotonic() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":
         _show_report(run)
@@ -181,6 +181,9 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
             inputs[name] = _that_matter(inputs[name])
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
+    inputs["model"] = {
+        key: value for key, value in inputs["model"].items() if key != "trust_remote_code"
+    }  # a permission
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}
@@ -198,6 +201,7 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     found = {key: _that_matter(of) if key in (*METHODS, "sft", "reward") else of for key, of in inputs.items()}
     if inputs.get("model") is not None:
         found["model"] = plain(ModelSection()) | inputs["model"]
+        del found["model"]["trust_remote_code"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says

@@ -13,6 +13,7 @@ go when that is there. All processes of a launch walk the stages together; only 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.launch import processes
+from llm_rlhf.redaction import redacted, redacted_tree
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
@@ -166,9 +168,9 @@ class RunFolder:
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir()
-            write_json(partial / INPUTS, inputs)
+            write_json(partial / INPUTS, _plain(inputs))
         self.state.wait_for_everyone()
-        started = time.time()
+        started = time.monotonic()
         try:
             yield partial
             self.state.wait_for_everyone()
@@ -189,7 +191,7 @@ class RunFolder:
             open_to_readers(partial)
             manifest = {
                 "stage": stage,
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(time.monotonic() - started, 3),
                 "processes": self.state.num_processes,
                 "machine": machine(),
                 "inputs": _plain(inputs),
@@ -230,7 +232,8 @@ class RunFolder:
         if not self.state.is_main_process:
             return
         recipe = {key: value for key, value in recipe.items() if key != "output_dir"}
-        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        recipe = redacted_tree(recipe)  # one that was made in Python has not been looked at
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
         write_json(
             self.path / MANIFEST,
             {
@@ -325,8 +328,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON so that a reader sees the old file or the whole new one; without secrets."""
+    write_text(path, redacted(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -376,7 +379,9 @@ def move_to_archive(folder: Path, names: Sequence[str]) -> None:
     """Move these files and folders of a folder to its `archive/TIME/`, so that nothing is written over."""
     if not names:
         return
-    target = folder / "archive" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    places = (folder / "archive" / (f"{now}-{number}" if number else now) for number in itertools.count())
+    target = next(place for place in places if not place.exists())  # a clock may go back
     target.mkdir(parents=True)
     for name in names:
         os.rename(folder / name, target / name)
@@ -415,7 +420,8 @@ def _digest_or_none(path: Path) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    """As it is read back from a file."""
+    return json.loads(json.dumps(redacted_tree(value)))
 
 
 def sync(folder: Path, deep: bool = True) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import RunFolder, read_json, write_json
 
 PROJECT = "llm-rlhf"  # what trackers collect runs under, where their own environment variables name nothing else
@@ -167,7 +168,7 @@ def _attach(tracker: GeneralTracker, files: Sequence[Path]) -> None:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Keys as in overrides, values as text: what every tracker takes."""
     flat: dict[str, str] = {}
-    for key, value in tree.items():
+    for key, value in redacted_tree(tree).items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         elif value is not None:

@@ -18,10 +18,10 @@ from llm_rlhf.models.base import load_causal_lm, load_tokenizer
 from llm_rlhf.recipe.sections import ModelSection
 
 
-def random_reward_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
+def random_reward_adapter(base: Path, folder: Path, seed: int = 1, trust_remote_code: bool = False) -> Path:
     """What RewardTrainer leaves behind, with random weights: a LoRA adapter and its score head."""
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, trust_remote_code=trust_remote_code)
     config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", modules_to_save=["score"])
     model = get_peft_model(model, config)
     for parameter in model.parameters():

@@ -246,7 +246,7 @@ def _context(section: ModelSection) -> int | None:
     from llm_rlhf.models.base import context_limit
 
     try:
-        config = AutoConfig.from_pretrained(section.base, trust_remote_code=section.trust_remote_code)
+        config = AutoConfig.from_pretrained(section.base, trust_remote_code=section.trusts_base)
     except (OSError, ValueError):
         return section.context_length
     return context_limit(section, config)

@@ -10,7 +10,7 @@ import typer
 from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, say_error, told_in_one_message
 from llm_rlhf.cli.next_steps import after_chat, tell
-from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, TrustRemoteCode
 
 
 def chat(
@@ -43,6 +43,7 @@ def chat(
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
     key_variable: KeyVariable = None,
+    trust_remote_code: TrustRemoteCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each answer.")] = False,
 ) -> None:
     """Talk to a policy: beside what its training started from, or to any two models beside each other.
@@ -69,7 +70,7 @@ def chat(
         from llm_rlhf.chat.voices import load, sides_of
         from llm_rlhf.launch import processes
         from llm_rlhf.models.streaming import Sampling
-        from llm_rlhf.recipe.loading import load_recipe
+        from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import ModelSection
         from llm_rlhf.recipe.values import read_section
 
@@ -78,11 +79,10 @@ def chat(
         for name, value in options.items():
             if value is not None:
                 Sampling().changed(name, value)  # before anything is loaded
-        subjects = sides_of(
-            models, only, read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
-        )
+        how = {"dtype": dtype, "quantization": quantization, "trust_remote_code": trust_remote_code or False}
+        subjects = sides_of(models, only, read_section(ModelSection, how, "--"))
         run = next((subject.run for subject in reversed(subjects) if subject.run is not None), None)
-        recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
+        recipe = recipe_of(run) if run is not None else None
         screen: Screen = Json() if as_json else Terminal() if _somebody_is_there() else Lines()
         with contextlib.redirect_stdout(sys.stderr):  # notes of loading are no part of what is said
             voices, scores, sampling = load(

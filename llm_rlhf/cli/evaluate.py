@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.completion import policies
+from llm_rlhf.cli.console import outlive
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_comparison, after_evaluation, tell
-from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, columns_of
+from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, TrustRemoteCode, columns_of
 
 
 def evaluate(
@@ -93,6 +94,7 @@ def evaluate(
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
     key_variable: KeyVariable = None,
+    trust_remote_code: TrustRemoteCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict and paths as JSON at the end.")] = False,
 ) -> None:
     """Compare any policy with any other, by reward models, by a judge, and by what it refuses.
@@ -101,6 +103,7 @@ def evaluate(
 
     Without a policy, test reward models: llm-rlhf evaluate --reward path/to/model --pairs pairs.jsonl
     """
+    outlive()
     with told_in_one_message():
         quiet_libraries()
         from llm_rlhf.errors import RecipeError
@@ -111,7 +114,7 @@ def evaluate(
         from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.recipe.checks import check_own_suites
-        from llm_rlhf.recipe.loading import load_recipe
+        from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
@@ -126,7 +129,8 @@ def evaluate(
         check_own_suites(suites, key=None, taken=TAKEN)
         public = [benchmark_of(text) for text in benchmarks or []]
         check_benchmarks(public, "--benchmarks")
-        defaults = read_section(ModelSection, {"dtype": dtype, "quantization": quantization}, "--")
+        how = {"dtype": dtype, "quantization": quantization, "trust_remote_code": trust_remote_code or False}
+        defaults = read_section(ModelSection, how, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
                            "--benchmarks": [suite.name for suite in public if BENCHMARKS[suite.name].kind != "scores"],
@@ -144,7 +148,7 @@ def evaluate(
         default = Path("evaluations") / folder_name((policy, judged), (reference, compared))
         folder = Path(output) if output is not None else default
         run = judged.run or compared.run
-        recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"]) if run is not None else None
+        recipe = recipe_of(run) if run is not None else None
         asked = Evaluation(
             policy=judged,
             start=compared,

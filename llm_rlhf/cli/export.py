@@ -9,6 +9,7 @@ import typer
 from llm_rlhf.cli.completion import policies
 from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_export, tell, while_serving
+from llm_rlhf.cli.options import TrustRemoteCode
 from llm_rlhf.launch import speaks_for_all
 
 Policy = Annotated[
@@ -26,6 +27,7 @@ def export(
     despite_gate: Annotated[
         bool, typer.Option("--despite-gate", help="Push it also where it does not pass the gate of its run.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON at the end.")] = False,
 ) -> None:
     """Make a folder that others load, with a model card that says what was measured.
@@ -37,7 +39,9 @@ def export(
         from llm_rlhf.export.folder import export as make_export
 
         with said_aside(as_json):
-            made = make_export(policy, merge, to, push, despite_gate, partial(print, flush=True))
+            made = make_export(
+                policy, merge, to, push, despite_gate, partial(print, flush=True), trust_remote_code or ()
+            )
         if not speaks_for_all():
             return
         if as_json:
@@ -57,6 +61,7 @@ def serve(
     policy: Policy,
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0: on every network.")] = "localhost",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port there.")] = 8000,
+    trust_remote_code: TrustRemoteCode = None,
 ) -> None:
     """Serve a policy with an API as OpenAI's, by `transformers serve`.
 
@@ -68,7 +73,7 @@ def serve(
         from llm_rlhf.export.serving import serve as answer
 
         check_can_serve(host, port)
-        folder = folder_to_serve(policy)
+        folder, trusted = folder_to_serve(policy, trust_remote_code or ())
         name, address = folder.resolve().name, f"http://{host}:{port}/v1"
         ask = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
         print(
@@ -78,4 +83,4 @@ def serve(
             flush=True,
         )
         tell(while_serving(address, name))
-        answer(folder, host, port)
+        answer(folder, host, port, trusted)

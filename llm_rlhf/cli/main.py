@@ -10,6 +10,7 @@ import typer
 from llm_rlhf.cli.app import app
 from llm_rlhf.cli.chat import chat
 from llm_rlhf.cli.completion import colons_whole
+from llm_rlhf.cli.console import guard
 from llm_rlhf.cli.data import data_app
 from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
@@ -65,5 +66,6 @@ def _commands(
 
 def main() -> None:
     """Run the command line."""
+    guard()
     with colons_whole():
         app(prog_name="llm-rlhf")  # also as `python -m llm_rlhf`: completion is installed for this name

@@ -14,6 +14,10 @@ Quantization = Annotated[str, typer.Option("--quantization", help="none, nf4 or 
 KeyVariable = Annotated[
     str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with an API key.")
 ]
+TrustRemoteCode = Annotated[
+    list[str] | None,
+    typer.Option("--trust-remote-code", metavar="MODEL", help="Run the Python that this model's repository ships."),
+]
 
 
 def columns_of(texts: list[str] | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.completion import recipes
+from llm_rlhf.cli.console import outlive
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_run, tell
 
@@ -34,6 +35,7 @@ def run(
     """
     if only is not None and from_stage is not None:
         raise typer.BadParameter("--only and --from exclude each other; --from redoes the stage and all later ones.")
+    outlive()
     with told_in_one_message():
         quiet_warnings()
         from llm_rlhf.recipe.loading import load_recipe

@@ -81,14 +81,14 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     Raises:
         RecipeError, DataError: where it cannot be done as asked.
     """
-    started = time.time()
+    started = time.monotonic()
     check_output(asked.output)
     found = measure(asked)
     report = assemble(
         name=_title(asked),
         recipe=str(asked.run / "recipe.yaml") if asked.run else "none",
         base=asked.policy.url or asked.policy.base,
-        seconds={"evaluate": round(time.time() - started, 3)},
+        seconds={"evaluate": round(time.monotonic() - started, 3)},
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,
         own=found.own,

@@ -81,7 +81,7 @@ def evaluate_rewards(
     Raises:
         RecipeError, DataError: where it cannot be done as asked.
     """
-    started = time.time()
+    started = time.monotonic()
     check_output(output)
     if not rewards.folders["reward"]:
         raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
@@ -106,7 +106,7 @@ def evaluate_rewards(
         name=f"{', '.join(Path(folder).name for folder in rewards.folders['reward'])} on {on}",
         recipe="none",
         base=", ".join(rewards.folders["reward"]),
-        seconds={"evaluate": round(time.time() - started, 3)},
+        seconds={"evaluate": round(time.monotonic() - started, 3)},
         estimates=entries,
         reward_model=of_rewards,
         benchmarks={b.name: record(b, len(suites[b.name].rows)) for b in benchmarks},

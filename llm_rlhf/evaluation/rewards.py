@@ -119,7 +119,9 @@ class Rewards:
             dtype, quantization = self.how.dtype, self.how.quantization
             path = folders[0] if len(folders) == 1 else folders
             with told_of(folders):
-                model = RewardModel.from_pretrained(path, dtype=dtype, quantization=quantization)
+                model = RewardModel.from_pretrained(
+                    path, dtype=dtype, quantization=quantization, trust_remote_code=self.how.trusted
+                )
             self.tell(role, reading=model.reading)
             yield role, ByItself(model, folders, self._exact, progress)
             del model

@@ -28,7 +28,7 @@ def build_report(
     """The report of a run: what its evaluation found, and what its earlier stages left.
 
     Args:
-        started: when the evaluation began, in seconds of `time.time`; it counts up to here, but for writing the page.
+        started: when the evaluation began, in seconds of `time.monotonic`; it counts up to here, without writing.
     """
     done = [s for s in ("world", "sft", "reward", *METHODS) if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
@@ -38,7 +38,7 @@ def build_report(
         recipe=str(run_folder / "recipe.yaml"),
         base=WORLDS_BASE if recipe.world is not None else str(recipe.model.base),
         seconds={stage: manifest["seconds"] for stage, manifest in manifests.items()}
-        | {"evaluate": round(time.time() - started, 3)},
+        | {"evaluate": round(time.monotonic() - started, 3)},
         estimates=[estimate.as_dict() for estimate in found.estimates] + found.of_judges,
         reward_model=found.reward_model,
         own=found.own,

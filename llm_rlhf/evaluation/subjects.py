@@ -65,10 +65,12 @@ def subject_of(text: str, defaults: ModelSection | None = None) -> Subject:
 
 
 def _of_path(text: str, name: str | None, defaults: ModelSection) -> Subject:
-    path, _, stage = text.partition(":")
-    if (Path(path) / "recipe.yaml").is_file():
-        return _of_run(Path(path), stage, name)
     folder = expanded(text)
+    if (folder / "recipe.yaml").is_file():  # whose name may hold a colon
+        return _of_run(folder, "", name, defaults)
+    path, _, stage = text.rpartition(":")
+    if path and (expanded(path) / "recipe.yaml").is_file():
+        return _of_run(expanded(path), stage, name, defaults)
     if (folder / "adapter_config.json").is_file():
         try:
             base = base_of(folder)
@@ -131,7 +133,7 @@ def trained_by(policy: Subject) -> str | None:
     return method_of(policy.run)
 
 
-def _of_run(run: Path, stage: str, name: str | None) -> Subject:
+def _of_run(run: Path, stage: str, name: str | None, defaults: ModelSection) -> Subject:
     tree = read_mapping(run / "recipe.yaml")
     section = read_section(ModelSection, tree.get("model") or {}, "model.")
     method = method_of(run) or "ppo"
@@ -149,4 +151,7 @@ def _of_run(run: Path, stage: str, name: str | None) -> Subject:
         start = before
     elif stage != "sft" or "sft" not in known:
         raise RecipeError(f"{run} has no {stage!r}.{nearest(stage, ['base', *known, *snapshots])}")
-    return Subject(name or stage, dataclasses.replace(section, base=str(start)), adapter=adapter, run=run)
+    model = section.made_into(start, run / method / "policy", *snapshots.values())
+    trusted = [*model.trusted, *defaults.trusted]
+    model = dataclasses.replace(model, trust_remote_code=list(dict.fromkeys(trusted)) or False)
+    return Subject(name or stage, model, adapter=adapter, run=run)

@@ -19,11 +19,10 @@ from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
 from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe, expanded
+from llm_rlhf.redaction import MARK, redacted, redacted_tree
 from llm_rlhf.run_folder import read_json
 
 OURS = "apache-2.0"  # of the gold world
-_SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 SAMPLING = ("ppo", "grpo", "rloo")  # methods that train the policy on replies that it drew itself
 _IN_THE_INDEX = ("gold_gain", "gold_helpful_gain", "gold_harmless_gain", "heldout_reward_gain",
                  "heldout_helpful_gain", "heldout_harmless_gain", "win_rate", "refusal_harmful_change",
@@ -134,7 +133,7 @@ def data_of(recipe: Recipe | None) -> list[dict[str, str]]:
 def shown(value: Any, key: str = "") -> Any:
     """A recipe's plain values without what is of this machine, or secret."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k != "output_dir" and not (_SECRET.search(k) and isinstance(v, str))}
+        kept = {k: v for k, v in redacted_tree(value).items() if k != "output_dir" and v != MARK}
         return {k: shown(v, k) for k, v in kept.items()}
     if isinstance(value, list):
         return [shown(item, key) for item in value]
@@ -158,8 +157,8 @@ def plain(name: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The card without tokens of the hub, and without the home and the working folder of whoever made it."""
-    text = _HUB_TOKEN.sub("hf_...", text)
+    """The card without tokens and keys, and without the home and the working folder of whoever made it."""
+    text = redacted(text)
     for place in {str(Path.cwd()), str(Path.home())} - {"/"}:
         text = re.sub(rf"{re.escape(place)}(?=[/\s\"'`,;)]|$)", "...", text)
     return text

@@ -50,6 +50,7 @@ def export(
     push: str | None = None,
     despite_gate: bool = False,
     say: Callable[[str], None] = print,
+    trust_remote_code: Sequence[str] = (),
 ) -> Exported:
     """Make a folder that transformers, PEFT and servers load.
 
@@ -59,11 +60,12 @@ def export(
         to: the folder; None: exports/NAME.
         push: an id on the hub (OWNER/NAME), where the folder is uploaded to.
         despite_gate: pushed also where the policy does not pass the gate of its run.
+        trust_remote_code: models whose repositories' Python may run here.
 
     Raises:
         RecipeError, RunFolderError, RunError: where it cannot be done as asked; nothing has been written then.
     """
-    source = source_of(text)
+    source = source_of(text, trust_remote_code)
     folder = Path(to) if to is not None else Path("exports") / source.name
     check_target(folder)
     if push is not None:
@@ -103,7 +105,7 @@ def make(
         if rows := rows_of(source):
             say(f"comparing what was written with the policy as it was trained, on {len(rows)} replies")
             trained = as_trained(source, rows)
-            exported = as_exported(partial, source.section.trust_remote_code, rows)
+            exported = as_exported(partial, source.section.trusts_base, rows)
             made.difference = difference(trained, exported, len(rows))
         card = model_card(source, kind, name, made.notes, made.difference)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -5,6 +5,7 @@ folder of this machine, an adapter would load nowhere else, and whole weights ar
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from llm_rlhf.models.base import base_tokens, lasting_template, load_tokenizer
 from llm_rlhf.models.composing import copies_of_the_base, why_not
 from llm_rlhf.models.decoding import sampling_config
 from llm_rlhf.models.finding import find_config
-from llm_rlhf.recipe.loading import load_recipe, sampling
+from llm_rlhf.recipe.loading import recipe_of, sampling
 from llm_rlhf.recipe.sections import ModelSection, Recipe
 from llm_rlhf.run_folder import read_json
 
@@ -74,7 +75,7 @@ class Source:
         """How its weights are loaded: as its run does, else in the type that they are kept in."""
         if self.subject.run is not None:
             return self.subject.model
-        config = AutoConfig.from_pretrained(self.subject.base, trust_remote_code=self.subject.model.trust_remote_code)
+        config = AutoConfig.from_pretrained(self.subject.base, trust_remote_code=self.subject.model.trusts_base)
         dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         return dataclasses.replace(self.subject.model, dtype=dtype)  # type: ignore[arg-type]
 
@@ -136,21 +137,24 @@ class Source:
         ]
 
 
-def source_of(text: str) -> Source:
+def source_of(text: str, trust_remote_code: Sequence[str] = ()) -> Source:
     """What `text` names, as `subject_of` reads it, with the run around it.
+
+    Args:
+        trust_remote_code: models whose repositories' Python may run here.
 
     Raises:
         RecipeError: where it names nothing that has weights, or nothing that was trained.
     """
-    subject = subject_of(text)
+    subject = subject_of(text, ModelSection(trust_remote_code=list(trust_remote_code) or False))
     if subject.url is not None:
         raise RecipeError(f"{text} is an endpoint, whose weights are elsewhere; name a run, an adapter or a model.")
     if subject.run is None:
-        find_config(subject.base, subject.model.trust_remote_code, "The model")
+        find_config(subject.base, subject.model.trusts_base, "The model")
         adapters = [] if subject.adapter is None else [subject.adapter]
         return Source(text, subject, base=subject.base, adapters=adapters)
     run = subject.run
-    recipe = load_recipe(run / "recipe.yaml", [f"output_dir={run}"])
+    recipe = recipe_of(run)
     if subject.adapter is None and subject.base != str(run / "sft" / "model"):
         raise RecipeError(f"{text} is the base that the run began from; nothing of it was trained here.")
     adapters = [run / "sft" / "adapter"] if (run / "sft").is_dir() else []

@@ -17,7 +17,7 @@ def paying_beside_adapters(recipe: Recipe) -> list[str]:
 def reward_functions(recipe: Recipe) -> tuple[list[Any], list[Any]]:
     """`paying_beside_adapters` as TRL takes it, functions by name and models loaded, and the tokenizers of these."""
     names = paying_beside_adapters(recipe)
-    loading = Loading(dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    loading = Loading(dtype=recipe.model.dtype, trust_remote_code=tuple(recipe.model.trusted))
     loaded = [None if FUNCTION.match(name) else load_whole(name, None, loading) for name in names]
     return (
         [name if found is None else found.model for name, found in zip(names, loaded, strict=True)],

@@ -17,6 +17,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
+from llm_rlhf.models.finding import loading_raises, needs_code, reason_of
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -96,9 +97,11 @@ def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None
     place, template = tokens_beside(beside)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            place or path, trust_remote_code=section.trust_remote_code, padding_side="left"
+            place or path,
+            trust_remote_code=section.trusts_base if place is None else section.trusts(place),
+            padding_side="left",
         )
-    except (OSError, ValueError) as error:
+    except loading_raises(section.trusts_base) as error:
         raise RecipeError(_cannot_load("tokenizer", place or path, error)) from None
     named = section.chat_template or template
     if named is not None:
@@ -133,7 +136,7 @@ def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quan
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **loading_arguments(section, quantized))
-    except (OSError, ValueError) as error:
+    except loading_raises(section.trusts_base) as error:
         raise RecipeError(_cannot_load("model", path, error)) from None
     keep_unpacked(model)
     make_room_for(tokenizer, model)
@@ -146,7 +149,7 @@ def loading_arguments(section: ModelSection, quantized: bool = True) -> dict[str
     """Keyword arguments of `from_pretrained` for this model section."""
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, section.dtype),
-        "trust_remote_code": section.trust_remote_code,
+        "trust_remote_code": section.trusts_base,
     }
     if quantized and section.quantization != "none":
         arguments["quantization_config"] = quantization_config(section)
@@ -366,6 +369,8 @@ def _add_pad_token(tokenizer: Any, path: str | Path) -> None:
 
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if of_code := needs_code(path, error):
+        return f"The {what} of {of_code}"
+    reason = reason_of(error)
     offline = " HF_HUB_OFFLINE is set, so the hub was not asked." if os.environ.get("HF_HUB_OFFLINE") else ""
-    return f"Recipe key 'model.base': the {what} of {str(path)!r} cannot be loaded: {reason}{offline}"
+    return f"Recipe key 'model.base': the {what} of {str(path)!r} cannot be loaded: {reason}.{offline}"

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.recipe.values import neighbour
+from llm_rlhf.user_code import told
 
 SECONDS = 10  # for the hub to answer; its own downloads try again and again, for half a minute each
 
@@ -55,8 +56,8 @@ def _ask_the_hub(path: str | Path, named: str) -> None:
         ) from None
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
         raise RecipeError(
-            f"{nowhere} and not in the hub's cache, and the hub cannot be reached ({_reason(error)}); mend the name or "
-            "the connection."
+            f"{nowhere} and not in the hub's cache, and the hub cannot be reached ({reason_of(error)}); mend the name "
+            "or the connection."
         ) from None
 
 
@@ -65,8 +66,33 @@ def find_config(path: str | Path, trust_remote_code: bool, named: str) -> Any:
     check_there(path, named)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=_cached(path))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{named} {str(path)!r} is no model that can be loaded: {_reason(error)}.") from None
+    except loading_raises(trust_remote_code) as error:
+        if of_code := needs_code(path, error):
+            raise RecipeError(f"{named} {of_code}") from None
+        raise RecipeError(f"{named} {str(path)!r} is no model that can be loaded: {reason_of(error)}.") from None
+
+
+def loading_raises(runs_code: bool) -> tuple[type[Exception], ...]:
+    """What loading a model may raise where it cannot be loaded: more, where code of its own runs.
+
+    No RuntimeError, which is also what an accelerator without memory raises.
+    """
+    of_code = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, SyntaxError, TypeError)
+    return (OSError, ValueError, ImportError, *(of_code if runs_code else ()))
+
+
+def needs_code(path: str | Path, error: Exception) -> str | None:
+    """What to say where a model could not be loaded as it comes with code that nobody has allowed; None: it was else.
+
+    transformers refuses before it fetches or imports any of it.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return (
+        f"{str(path)!r} comes with Python code of its own, which would run here with your rights. Look at it; where "
+        f"you trust it, say so of this model by its name: model.trust_remote_code: [{path}] in a recipe, or "
+        f"--trust-remote-code {path} for a command."
+    )
 
 
 def check_logged_in(named: str, otherwise: str) -> None:
@@ -74,7 +100,7 @@ def check_logged_in(named: str, otherwise: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
-        reason = "nobody is logged in" if isinstance(error, LocalTokenNotFoundError) else _reason(error)
+        reason = "nobody is logged in" if isinstance(error, LocalTokenNotFoundError) else reason_of(error)
         raise RecipeError(
             f"{named} the hub cannot be asked who you are ({reason}); log in (hf auth login), or {otherwise}."
         ) from None
@@ -89,5 +115,7 @@ def _cached(path: str | Path) -> bool:
     return any(isinstance(file, str) for file in found)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    if not isinstance(error, (OSError, ValueError)):  # of a package that is missing, or of the model's own code
+        return told(error)
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

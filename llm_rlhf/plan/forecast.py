@@ -94,7 +94,7 @@ class Forecast:
                 write_files(GoldWorld(recipe.world, recipe.seed), run / "world")
             splits, _ = read_data(recipe, run)
             check_rows(ahead, splits)
-            self.config = find_config(ahead.base, recipe.model.trust_remote_code, "Recipe key 'model.base':")
+            self.config = find_config(ahead.base, recipe.model.trusts_base, "Recipe key 'model.base':")
             self.tokens = len(ahead.tokenizer)
             self.lists = self._measure(ahead, splits)
         self.context = ahead.context
@@ -154,7 +154,7 @@ class _Stage:
         self._train(simulation, rows.rows)
         steps.imitate(simulation, self.config.per_device_train_batch_size, self._padded(length))
         self._keep(simulation)
-        whole = weight_bytes(self.blueprint.config, self.blueprint.dtype, self.recipe.model.trust_remote_code)
+        whole = weight_bytes(self.blueprint.config, self.blueprint.dtype, self.recipe.model.trusts_base)
         adapter = self._adapter_bytes(simulation)
         self.found.memory["merging"] = {steps.BASE: whole, steps.ADAPTERS: adapter}
         self.found.disk = whole + adapter
@@ -370,8 +370,9 @@ class _Stage:
         """Bytes of the reward models with a base of their own."""
         if self.recipe.method in OFFLINE:
             return 0
-        trust, found = self.recipe.model.trust_remote_code, 0
+        found = 0
         for name in whole_rewards(self.recipe):
+            trust = self.recipe.model.trusts(name)
             config = find_config(name, trust, "Recipe key 'reward.model':")
             found += weight_bytes(config, self.blueprint.dtype, trust, classifier=True)
             self.found.notes.append(f"the reward model {name} is counted by its weights alone")

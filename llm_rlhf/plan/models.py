@@ -96,7 +96,7 @@ def reward_model(blueprint: Blueprint) -> Any:
     """The base as a reward model in training, with one adapter and its head; within `without_data`."""
     with torch.device("meta"):
         model = _base(AutoModelForSequenceClassification, blueprint)
-        head = score_head_name(model.config, blueprint.section.trust_remote_code)
+        head = score_head_name(model.config, blueprint.section.trusts_base)
         model = get_peft_model(model, lora_config(blueprint.section, "SEQ_CLS", model, modules_to_save=[head]))
     return _finished(model, blueprint)
 
@@ -116,7 +116,7 @@ def _base(kind: Any, blueprint: Blueprint) -> Any:
         config.num_labels = 1
         config.pad_token_id = config.get_text_config().pad_token_id = 0  # by which it finds a row's end
     with no_init_weights():
-        model = kind.from_config(config, dtype=blueprint.dtype, trust_remote_code=blueprint.section.trust_remote_code)
+        model = kind.from_config(config, dtype=blueprint.dtype, trust_remote_code=blueprint.section.trusts_base)
     model.tie_weights()
     if blueprint.tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(blueprint.tokens, mean_resizing=False)

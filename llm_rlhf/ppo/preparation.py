@@ -173,7 +173,7 @@ def check_reads_alike(tokenizer: Any, adapters: Iterable[str | Path], trust_remo
         place, _ = tokens_beside(Path(folder))
         if place is None:
             continue
-        own = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        own = _tokenizer_at(place, tokenizer, trust_remote_code)
         here, there = tokenizer.get_vocab(), own.get_vocab()
         if other := next((token for token, i in there.items() if here.get(token, i) != i), None):
             raise ValueError(
@@ -261,3 +261,13 @@ def checkpoint_with_adapters(args: PPOConfig) -> None:
     args.gradient_checkpointing_kwargs = kwargs
     if hasattr(args, "activation_checkpointing_kwargs"):  # transformers' newer name for the same
         args.activation_checkpointing_kwargs = kwargs
+
+
+def _tokenizer_at(place: Path, like: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer in a folder; one with code of its own by the class of the policy's, which is trusted already."""
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except ValueError:
+        if not (trust_remote_code and type(like).__module__.startswith("transformers_modules")):
+            raise
+    return type(like).from_pretrained(place)

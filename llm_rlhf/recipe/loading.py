@@ -10,14 +10,17 @@
 
 import dataclasses
 import importlib
+import json
 import math
+import sys
 import typing
 from pathlib import Path
 from typing import Any
 
 from llm_rlhf.errors import RecipeError, shown
-from llm_rlhf.launch import uses_deepspeed, uses_fsdp
+from llm_rlhf.launch import speaks_for_all, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
+from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
     METHODS,
     STAGE_OPTIONS,
@@ -29,15 +32,17 @@ from llm_rlhf.recipe.sections import (
 )
 from llm_rlhf.recipe.values import lay_over, nearest, read_section, typed, unknown_choice, unknown_key
 from llm_rlhf.recipe.yaml_text import read_mapping
+from llm_rlhf.redaction import Found, found_in, redacted_tree
 from llm_rlhf.shipped import shipped
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), to_run: bool = True) -> Recipe:
     """Read, override, check and resolve one recipe.
 
     Args:
         path: YAML file; one that lies in a run folder goes on with that run, unless it or an override says otherwise.
         overrides: `section.key=value` each; the value is read as YAML, list items are addressed by number.
+        to_run: False: the run is there, and only looked at.
 
     Raises:
         RecipeError: for whatever a person can mend in the file or the command line.
@@ -50,11 +55,22 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if path.parts[:1] == ("recipes",) and (shipped("recipes") / path.relative_to("recipes")).is_file():
             near = " It comes with the package: llm-rlhf init --recipes copies it here."
         raise RecipeError(f"There is no recipe at {path}.{near}") from None
-    if path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file():  # a run's own, perhaps moved
+    of_a_run = path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file()
+    if of_a_run:  # perhaps moved
         tree["output_dir"] = str(path.parent)
     for override in overrides:
         lay_over(tree, override)
+    secrets = list(found_in(tree))
+    if secrets and to_run:
+        raise RecipeError(_told_of(secrets[0]))
+    if secrets:
+        tree = redacted_tree(tree)
+        if speaks_for_all():
+            print(f"warning: {path} holds {secrets[0].what} ('{secrets[0].key}'); take it out.", file=sys.stderr)
     recipe = read_section(Recipe, tree, "")
+    if not of_a_run:  # which has a place already
+        check_name(recipe.name)
+        check_folder(recipe.output_dir)
     check_together(recipe)
     _check_report_to(recipe.report_to)
     _check_trainer_sections(recipe)
@@ -63,6 +79,22 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if scored_method(recipe) is not None:
         check_scores(recipe)
     return recipe
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a run's folder, to be looked at, wherever it lies and whatever it is called.
+
+    Raises as `load_recipe`, but for a secret that an older version has left in it, which is told and left out.
+    """
+    return load_recipe(run / "recipe.yaml", [f"output_dir={json.dumps(str(run))}"], to_run=False)
+
+
+def _told_of(found: Found) -> str:
+    """What to say of a token, key or password in a recipe; its value is not shown."""
+    return (
+        f"Recipe key '{found.key}' holds {found.what} (not shown here). A recipe is copied into its run's folder, its "
+        f"reports and its trackers, where others read it: take it out, and {found.remedy}."
+    )
 
 
 # Keys of the trainers' classes that the run decides, with the place that decides them.
@@ -109,6 +141,8 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
         "bf16": recipe.model.dtype == "bfloat16",
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
     }
+    if any(field.name == "trust_remote_code" for field in dataclasses.fields(config_class_of(stage))):
+        decided["trust_remote_code"] = recipe.model.trusts_base
     config = config_class_of(stage)(**{**run_defaults(recipe, stage), **section, **decided})
     if stage in ("grpo", "rloo"):
         _settle_length(config, section, stage_options(recipe, stage).total_episodes)

@@ -6,9 +6,9 @@ import functools
 import glob
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,11 +59,36 @@ class ModelSection:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # its arguments, as enable_thinking: false
     chat_template_date: datetime.date | None = None  # what it takes for today; None: the day the run began
     context_length: int | None = None  # tokens of prompt and reply together; None: the model's own limit
-    trust_remote_code: bool = False  # run Python that the model's repository ships
+    # whose Python may run here: true: that of `base`'s repository; or names of models: base, reward models, a judge
+    trust_remote_code: bool | list[str] = False
 
     def __post_init__(self) -> None:
         if self.dtype == "auto":
             self.dtype = sensible_dtype()
+
+    @property
+    def trusted(self) -> list[str]:
+        """Names of the models whose repositories' Python may run; trusting one trusts no other."""
+        if isinstance(self.trust_remote_code, bool):
+            return [self.base] if self.trust_remote_code and self.base is not None else []
+        return list(self.trust_remote_code)
+
+    def trusts(self, model: str | Path) -> bool:
+        return is_among(model, self.trusted)
+
+    @property
+    def trusts_base(self) -> bool:
+        """Also of what a run has made of the base, which has its code."""
+        return self.trust_remote_code is True or (self.base is not None and self.trusts(self.base))
+
+    def made_into(self, base: str | Path, *with_it: str | Path) -> "ModelSection":
+        """The same of a model that a run made of its base, or the base itself; trusted as the base is.
+
+        Args:
+            with_it: what the run has made besides, as the folder of an adapter with its tokenizer.
+        """
+        own = [str(base), *map(str, with_it)] if self.trusts_base else []
+        return replace(self, base=str(base), trust_remote_code=[*self.trusted, *own] or False)
 
 
 @dataclass
@@ -129,6 +154,14 @@ class DataSection:
         """The files here that the sources name, alone, by glob or as a folder; each once, in order of their names."""
         named = [s.source for name in SOURCE_LISTS for s in getattr(self, name) if s.source]
         return sorted({str(path) for name in named for path in local_files(name)})
+
+
+def is_among(model: str | Path, names: Iterable[str]) -> bool:
+    """Whether a model is one of those that are named: by its name, or as the same folder."""
+    place = os.path.realpath(expanded(str(model)))
+    return any(
+        str(model) == name or (place == os.path.realpath(expanded(name)) and os.path.isdir(place)) for name in names
+    )
 
 
 SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "ratings", "evaluation_preferences", "evaluation_prompts")
@@ -364,7 +397,7 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir or f"runs/{self.name}")
+        return expanded(self.output_dir or f"runs/{self.name}")
 
     @property
     def method(self) -> str | None:

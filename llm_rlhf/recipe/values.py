@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
@@ -118,6 +119,11 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"Override {shown(override)} is not of the form section.key=value.")
     value = read_yaml(text, f"The value in override {shown(override)}")
+    if comment := _comment_in(text):
+        raise RecipeError(
+            f"Override {shown(override)} ends in {shown(comment)}, which YAML takes for a comment and leaves out; put "
+            f"the value into quotes of its own, as '{key}=\"{text}\"', or leave the end out."
+        )
     *parents, last = key.split(".")
     if len(parents) >= DEEPEST:
         raise RecipeError(f"Override {shown(override)} names a key within more than {DEEPEST} sections; shorten it.")
@@ -139,6 +145,12 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         node[int(last)] = value
     else:
         node[last] = value
+
+
+def _comment_in(text: str) -> str:
+    """What of a value YAML leaves out as a comment; "" where that is nothing."""
+    ends = [token.end_mark.index for token in yaml.scan(text) if token.start_mark.index < token.end_mark.index]
+    return text[max(ends, default=0) :].strip()
 
 
 def _list_item(items: list[Any], name: str, override: str) -> Any:

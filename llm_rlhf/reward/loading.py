@@ -27,9 +27,9 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapter_folders import base_of, places_of_base
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
-from llm_rlhf.models.finding import check_there
+from llm_rlhf.models.finding import check_there, needs_code
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
-from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.recipe.sections import ModelSection, is_among
 from llm_rlhf.run_folder import write_json
 
 CALIBRATION = "calibration.json"
@@ -61,15 +61,23 @@ class Loading:
     quantization: str = "none"
     device: str | torch.device | None = None
     attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: bool | tuple[str, ...] = False  # of any model, or of those that are named
     chat_template: str | Path | None = None
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained`."""
+    def trusts(self, model: str | Path) -> bool:
+        """Whether Python that the model's repository ships may run."""
+        return (
+            self.trust_remote_code
+            if isinstance(self.trust_remote_code, bool)
+            else is_among(model, self.trust_remote_code)
+        )
+
+    def arguments(self, model: str | Path) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` for this model."""
         dtype = str(self.dtype).removeprefix("torch.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype is {self.dtype!r}; give float32, bfloat16 or float16.")
-        known: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": self.trust_remote_code}
+        known: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": self.trusts(model)}
         if self.attn_implementation is not None:
             known["attn_implementation"] = self.attn_implementation
         if self.quantization in ("nf4", "int8"):
@@ -113,7 +121,7 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
     """
     base = _common_base(folders) if base is None else base
     tokenizer = _tokenizer(folders, base, loading)
-    arguments = loading.arguments()
+    arguments = loading.arguments(base)
     try:
         model = _load_headless(base, arguments)
     except (OSError, ValueError) as error:
@@ -161,7 +169,7 @@ def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Load
     Raises:
         ValueError: where it has another number of labels, or no trained head.
     """
-    arguments = loading.arguments() | {"revision": revision}
+    arguments = loading.arguments(path) | {"revision": revision}
     model, tokenizer = load_classifier(path, arguments)
     _set_chat_template(tokenizer, loading.chat_template, path)
     keep_unpacked(model)
@@ -291,7 +299,7 @@ def _tokenizer(folders: Sequence[Path], base: str | Path, loading: Loading) -> A
         saved, template = tokens_beside(folder)
         place = saved or base
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=loading.trusts(place))
         except (OSError, ValueError) as error:
             raise ValueError(_cannot_load("tokenizer", place, error)) from None
         _set_chat_template(tokenizer, loading.chat_template or template, place)
@@ -317,6 +325,8 @@ def _set_chat_template(tokenizer: Any, chat_template: str | Path | None, place: 
 
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
+    if of_code := needs_code(path, error):
+        return f"The {what} {of_code}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     nowhere = "" if Path(path).is_dir() else "There is no such folder here; as a hub id: "
     return f"The {what} {str(path)!r} cannot be loaded: {nowhere}{reason}"

@@ -92,7 +92,7 @@ class RewardModel:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         chat_template: str | Path | None = None,
-        trust_remote_code: bool = False,
+        trust_remote_code: bool | Sequence[str] = False,
         revision: str | None = None,
     ) -> "RewardModel":
         """Load a reward model to read with; it is never trained.
@@ -110,14 +110,17 @@ class RewardModel:
             quantization: "none", "nf4" or "int8", by bitsandbytes.
             device: None: the accelerator where there is one.
             chat_template: a .jinja file or a template's text, for tokenizers that have none.
-            trust_remote_code: run Python that the model's repository ships.
+            trust_remote_code: run Python that a model's repository ships: True: of `path` and `base`; or of those that
+                are named, as the base that an adapter names.
             revision: branch, tag or commit of a hub id.
 
         Raises:
             ValueError: where it is no reward model with one label, or its parts do not fit together.
         """
         paths = [path] if isinstance(path, str | Path) else list(path)
-        loading = Loading(dtype, quantization, device, attn_implementation, trust_remote_code, chat_template)
+        given = [str(name) for name in (*paths, *([] if base is None else [base]))]
+        trusted = (given if trust_remote_code else []) if isinstance(trust_remote_code, bool) else trust_remote_code
+        loading = Loading(dtype, quantization, device, attn_implementation, tuple(trusted), chat_template)
         adapters = [local_adapter(p, revision) for p in paths]
         folders = [folder for folder in adapters if folder is not None]
         if not paths:

@@ -48,7 +48,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     base = starting_model(recipe, run_folder, before="best_of_n")
     tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, "best_of_n", folder)
-    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
+    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trusts_base)
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
     if not (folder / PICKED).is_file():
         _pick(recipe, run_folder, folder, tokenizer, base, limit)
@@ -74,7 +74,7 @@ def _pick(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, b
     options = stage_options(recipe, "best_of_n")
     prompts, _ = training_prompts(recipe, run_folder, folder, tokenizer, limit - options.response_length)
     adapters = reward_folders(recipe, run_folder)
-    how = {"dtype": recipe.model.dtype, "trust_remote_code": recipe.model.trust_remote_code}
+    how = {"dtype": recipe.model.dtype, "trust_remote_code": recipe.model.trusted}
     sources = Sources(adapters, paying_beside_adapters(recipe), weighing(recipe), recipe.seed, **how)
     model = load_roles(base, recipe.model, tokenizer, adapters)
     cache = ReplyCache(folder / REPLIES / "replies.jsonl", {"of": "best_of_n"})  # the folder is of these inputs alone

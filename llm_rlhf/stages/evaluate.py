@@ -10,7 +10,6 @@ Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judg
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from llm_rlhf.evaluation.evaluate import SAMPLING, Measured, measure, write
@@ -28,7 +27,7 @@ from llm_rlhf.runs import starting_model
 
 def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     """Sample, score, compare and write the report. `folder` becomes `evaluate/`."""
-    started = time.time()
+    started = time.monotonic()
     if recipe.method is None:
         found = Measured()
         found.of_judges, found.reward_model = as_sections(read_json(run_folder / "reward" / "accuracy.json"))
@@ -47,7 +46,8 @@ def request(recipe: Recipe, run_folder: RunFolder, folder: Path) -> Evaluation:
     assert section is not None
     assert method is not None
     scored = bool(reward_folders(recipe, run_folder) or whole_rewards(recipe))  # without, there is no curve of rewards
-    how = replace(recipe.model, base=str(starting_model(recipe, run_folder, before="evaluate")))
+    base = starting_model(recipe, run_folder, before="evaluate")
+    how = recipe.model.made_into(base, run_folder / method / "policy")
     start = Subject("base" if recipe.sft is None else "sft", how, run=run_folder.path)
     return Evaluation(
         policy=Subject(method, how, adapter=run_folder / method / "policy", run=run_folder.path),

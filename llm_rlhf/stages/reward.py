@@ -118,8 +118,8 @@ def _pairs(
 ) -> dict[str, list[Preference]]:
     """The pairs that fit, by split; no `heldout_pairs` where the recipe wants no held-out one."""
     config = trainer_config(recipe, "reward", folder)
-    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
-    score_head_name(model_config, recipe.model.trust_remote_code)  # refuses an architecture that cannot score
+    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trusts_base)
+    score_head_name(model_config, recipe.model.trusts_base)  # refuses an architecture that cannot score
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
     pairs = splits(recipe, run_folder)
     sets = {}
@@ -152,7 +152,7 @@ def _train(
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **loading_arguments(recipe.model))
     keep_unpacked(model)
     make_room_for(tokenizer, model)
-    head = score_head_name(model.config, recipe.model.trust_remote_code)
+    head = score_head_name(model.config, recipe.model.trusts_base)
     rows = encode_pairs(tokenizer, plan.pairs, options)
     with constructing("reward"):
         trainer = _RewardTrainer(

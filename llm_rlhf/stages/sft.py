@@ -62,7 +62,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
 
 
 def _encode(recipe: Recipe, run_folder: RunFolder, folder: Path, tokenizer: Any, config: Any, base: Any) -> Dataset:
-    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trust_remote_code)
+    model_config = AutoConfig.from_pretrained(base, trust_remote_code=recipe.model.trusts_base)
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model_config))
     account = Fitted(limit, "demonstrations")
     rows = fit_demonstrations(tokenizer, splits(recipe, run_folder).demonstrations, account)

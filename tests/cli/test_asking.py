@@ -183,7 +183,9 @@ def test_an_export_a_server_and_a_good_machine_lead_on(tmp_path, monkeypatch) ->
     assert ask(export, "runs/hh").stdout.endswith(onward)
     answering = []
     monkeypatch.setattr("llm_rlhf.export.serving.check_can_serve", lambda *a: None)
-    monkeypatch.setattr("llm_rlhf.export.serving.folder_to_serve", lambda policy: Path("runs/hh/cache/serve/hh"))
+    monkeypatch.setattr(
+        "llm_rlhf.export.serving.folder_to_serve", lambda policy, trusted: (Path("runs/hh/cache/serve/hh"), False)
+    )
     monkeypatch.setattr("llm_rlhf.export.serving.serve", lambda *a: answering.append(a))
     told = ask(serve, "runs/hh", "--port", "8001").stdout
     assert told.endswith("\nTalk to it: llm-rlhf chat 'http://localhost:8001/v1#hh'\n")

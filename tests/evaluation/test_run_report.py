@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_what_the_stages_left_stands_beside_what_was_found(run: RunFolder) -> None:
     recipe = Recipe("mine", model=ModelSection(base="org/base"), reward={}, ppo={"reward_funcs": ["m:f"]}, seed=3)
-    report = build_report(recipe, run, Measured(notes=["a note"]), {"temperature": 1.0}, time.time() - 8)
+    report = build_report(recipe, run, Measured(notes=["a note"]), {"temperature": 1.0}, time.monotonic() - 8)
     assert report["run"]["seconds"] == {"reward": 2.5, "ppo": 4.0, "evaluate": pytest.approx(8, abs=2)}
     assert (report["run"]["base"], report["provenance"]["seed"]) == ("org/base", 3)
     assert report["curves"] == {

@@ -28,12 +28,13 @@ def test_a_port_that_is_taken_is_told_first(monkeypatch) -> None:
 
 def test_a_run_is_exported_into_its_cache_once(hub, make_run, capsys) -> None:
     run = make_run()
-    folder = serving.folder_to_serve(str(run))
+    folder, trusted = serving.folder_to_serve(str(run))
+    assert not trusted
     assert folder == run / "cache" / "serve" / "hh"
     assert (folder / "model.safetensors").is_file()
     assert "writing whole weights" in capsys.readouterr().out
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert serving.folder_to_serve(str(run)) == folder
+    assert serving.folder_to_serve(str(run))[0] == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     weights = run / "ppo" / "policy" / "adapter_model.safetensors"
     weights.write_bytes((run / "sft" / "adapter" / "adapter_model.safetensors").read_bytes())  # trained anew
@@ -42,7 +43,7 @@ def test_a_run_is_exported_into_its_cache_once(hub, make_run, capsys) -> None:
 
 
 def test_a_model_is_served_where_it_lies_and_a_lone_adapter_is_not(hub, make_run, base_folder) -> None:
-    assert serving.folder_to_serve(str(base_folder)) == base_folder
+    assert serving.folder_to_serve(str(base_folder)) == (base_folder, False)
     run = make_run(sft=False)
     with pytest.raises(RecipeError, match=r"is an adapter; make whole weights first: llm-rlhf export .* --merge"):
         serving.folder_to_serve(str(run / "ppo" / "policy"))
@@ -56,7 +57,7 @@ def test_the_model_is_called_as_its_folder(monkeypatch, base_folder, tmp_path) -
     monkeypatch.setattr(upstream, "Serve", lambda **options: asked.update(options))
     monkeypatch.chdir(tmp_path)
     serving.serve(base_folder, "localhost", 8001)
-    assert asked == {"force_model": base_folder.name, "host": "localhost", "port": 8001}
+    assert asked == {"force_model": base_folder.name, "host": "localhost", "port": 8001, "trust_remote_code": False}
     assert (tmp_path / base_folder.name).exists() is False
     from pathlib import Path
 

@@ -65,13 +65,13 @@ def test_a_temperature_that_cannot_be_is_refused(tmp_path, stored) -> None:
 
 
 def test_how_weights_are_loaded() -> None:
-    assert Loading("torch.bfloat16", attn_implementation="eager").arguments() == {
+    assert Loading("torch.bfloat16", attn_implementation="eager").arguments("any/model") == {
         "dtype": torch.bfloat16, "trust_remote_code": False, "attn_implementation": "eager"
     }  # fmt: skip
     with pytest.raises(ValueError, match="dtype is 'float9'"):
-        Loading("float9").arguments()
+        Loading("float9").arguments("any/model")
     with pytest.raises(ValueError, match="quantization is 'int4'; known: none, nf4, int8"):
-        Loading(quantization="int4").arguments()
+        Loading(quantization="int4").arguments("any/model")
 
 
 def test_a_folder_is_an_adapter_a_whole_model_or_neither(tmp_path) -> None:

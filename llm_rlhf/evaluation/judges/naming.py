@@ -69,7 +69,8 @@ def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None
     assert found is not None
     kind, name, url, served = found.groups()
     if kind == "local":
-        return LocalJudge.load(name, ModelSection(dtype=how.dtype, quantization=how.quantization), batch_size)
+        own = ModelSection(base=name, dtype=how.dtype, quantization=how.quantization, trust_remote_code=how.trusted)
+        return LocalJudge.load(name, own, batch_size)
     if kind == "people":
         return StoredJudge(name)
     return EndpointJudge(Endpoint(url, served, key_variable, cache=cache))

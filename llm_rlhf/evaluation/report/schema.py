@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llm_rlhf.evaluation.report.headline import Tone
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.recipe.sections import METHODS
+from llm_rlhf.redaction import redacted
 from llm_rlhf.run_folder import write_text
 
 SCHEMA = 2
@@ -258,7 +259,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_text(folder / name, redacted(text))
 
 
 def check_report(report: dict[str, Any]) -> None:
