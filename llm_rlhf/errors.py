@@ -54,8 +54,8 @@ def of_disk(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line of bounded length."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """The first line of what an error says, to stand in a sentence; what it is called where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST_SHOWN].rstrip(".")
 
 
 def bounded(text: str, longest: int = LONGEST_MESSAGE) -> str:

@@ -74,7 +74,7 @@ def disturb(run: Path, processes: int, kills: int, seconds: dict[str, float], dr
         started = launch(run, processes, from_stage)
         again = STAGES if from_stage is None else STAGES[STAGES.index(from_stage) :]
         stage = draw.choice([name for name in again if from_stage is not None or name in missing(run)])
-        delay = draw.uniform(0, 1.05) * seconds[stage]
+        delay = draw.uniform(0, 0.9) * seconds[stage]
         if from_stage is not None and not wait_for(started, run / "archive"):
             raise SystemExit(f"a launch with --from {from_stage} ended by itself: {started.errors}")
         if wait_for(started, run / f"partial-{stage}"):

@@ -20,7 +20,7 @@ from llm_rlhf.data.cells import of_table
 from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.json_files import BOM_REMOVED, holds_lines, read_json, read_lines
 from llm_rlhf.data.rows import Origin, RawRow
-from llm_rlhf.errors import DataError
+from llm_rlhf.errors import DataError, first_line
 from llm_rlhf.recipe.sections import Source, expanded, local_files
 
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
@@ -169,8 +169,7 @@ def _read_parquet(file: BinaryIO, name: str) -> Iterator[RawRow]:
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, gzip.BadGzipFile):
             raise
-        first_line = (str(error).splitlines() or [""])[0][:200].rstrip(".")
-        raise DataError(f"{name} is a damaged Parquet file ({first_line}); fetch it again.") from None
+        raise DataError(f"{name} is a damaged Parquet file ({first_line(error)}); fetch it again.") from None
 
 
 def _open_dataset(source: Source, name: str) -> Opened:
@@ -183,9 +182,8 @@ def _open_dataset(source: Source, name: str) -> Opened:
         asked = {"split": source.split, "data_dir": source.data_dir, "subset": source.subset}
         described = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value is not None)
         what = "folder" if Path(name).is_dir() else "hub dataset"
-        first_line = (str(error).splitlines() or [""])[0][:300].rstrip(".")
         raise DataError(
-            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line}. "
+            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line(error)}. "
             "Check the name and the split, and that the network is there or the data set is in the local cache; "
             "or download its files and name those."
         ) from None

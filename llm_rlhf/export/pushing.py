@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from llm_rlhf.errors import RecipeError, RunError
+from llm_rlhf.errors import RecipeError, RunError, first_line
 from llm_rlhf.evaluation.gate import check_gate, gate_of, stage_checks
 from llm_rlhf.export.source import Source
 from llm_rlhf.models.finding import check_logged_in
@@ -56,8 +56,8 @@ def push(folder: Path, repo: str) -> str:
         address = str(api.create_repo(repo, private=True, exist_ok=True))
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of llm-rlhf")
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise RunError(
-            f"The export is at {folder}, but the hub did not take it ({reason}). Try again: hf upload {repo} {folder}"
+            f"The export is at {folder}, but the hub did not take it ({first_line(error)}). Try again: "
+            f"hf upload {repo} {folder}"
         ) from None
     return address

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import RecipeError, first_line
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.user_code import told
 
@@ -118,4 +118,4 @@ def _cached(path: str | Path) -> bool:
 def reason_of(error: Exception) -> str:
     if not isinstance(error, (OSError, ValueError)):  # of a package that is missing, or of the model's own code
         return told(error)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_rlhf.errors import RunError
+from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.models.memory import Portion, make_room, ran_out
 
 
@@ -118,7 +118,7 @@ class HalvesBatches:
 
     def _check(self, error: Exception) -> None:
         """Raises RunError where smaller pieces cannot help, or would not be the same."""
-        stage, why = self.stage_name, str(error).splitlines()[0]
+        stage, why = self.stage_name, first_line(error)
         fewer = (
             f"lower {stage}.per_device_train_batch_size and raise {stage}.gradient_accumulation_steps by as much, or "
             f"lower {self._pieces.lower}. ({why})"

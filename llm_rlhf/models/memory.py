@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from llm_rlhf.errors import RunError
+from llm_rlhf.errors import RunError, first_line
 
 Row = TypeVar("Row")
 Found = TypeVar("Found")
@@ -65,7 +65,7 @@ class Portion:
         if rows <= 1:
             raise RunError(
                 f"Memory ran out in {self.what}, at a single row of {width} tokens; lower {self.lower}. "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from error
         self.tokens = -(-rows // 2) * width
         self.say(

@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from llm_rlhf.errors import RunError
+from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
@@ -311,7 +311,7 @@ class PPOTrainer(WatchedEvaluation):
         if self.accelerator.num_processes > 1:
             raise RunError(
                 "Memory ran out in the update of one of several processes, which the others' gradients wait for; "
-                f"lower {LOWER}. ({str(error).splitlines()[0]})"
+                f"lower {LOWER}. ({first_line(error)})"
             ) from error
         for parameter in self.model.parameters():
             parameter.grad = None

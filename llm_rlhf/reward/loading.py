@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import find_adapter_config_file, logging
 
+from llm_rlhf.errors import first_line
 from llm_rlhf.launch import processes
 from llm_rlhf.models.adapter_folders import base_of, places_of_base
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
@@ -327,6 +328,5 @@ def _set_chat_template(tokenizer: Any, chat_template: str | Path | None, place: 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
     if of_code := needs_code(path, error):
         return f"The {what} {of_code}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     nowhere = "" if Path(path).is_dir() else "There is no such folder here; as a hub id: "
-    return f"The {what} {str(path)!r} cannot be loaded: {nowhere}{reason}"
+    return f"The {what} {str(path)!r} cannot be loaded: {nowhere}{first_line(error)}"

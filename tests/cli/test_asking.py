@@ -55,11 +55,13 @@ def test_a_run_is_asked_with_overrides_and_stages_and_shows_its_report(recipe, t
     done = ask(run, recipe, "seed=7", "--from", "sft")
     onward = f"\nGo on with world: llm-rlhf run {recipe}"
     assert (done.exit_code, done.stdout) == (0, f"{onward} seed=7\n")  # no report yet
-    ((loaded, only, from_stage),) = asked
-    assert (loaded.name, loaded.seed, only, from_stage) == ("mine", 7, None, "sft")
+    ((loaded, *how),) = asked
+    assert (loaded.name, loaded.seed, *how) == ("mine", 7, None, "sft", False)
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     text = ask(run, recipe, "--only", "sft").stdout
-    assert asked[1][1:] == ("sft", None)
+    assert asked[1][1:] == ("sft", None, False)
+    ask(run, recipe, "--allow-partial-resume")
+    assert asked[2][1:] == (None, None, True)
     page = tmp_path / "report.html"
     told = f"\nOverall: better\n\nBoth sides gained.\n{COVERS}\nwarning: an alarm\n\nReport: {page}\n"
     assert text == f"{told}{onward}\n"

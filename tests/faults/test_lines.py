@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from llm_rlhf.ppo.checkpoint import forget_after
 
 import llm_rlhf
+from llm_rlhf.checkpoints import forget_after
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation import against
 from llm_rlhf.evaluation.answers import Answers, write_replies
@@ -32,18 +32,12 @@ SAID = f"one{ENDS}two\r\nthree\nfour"
 # Modules that cut other things than JSON lines, and how often.
 OTHERS = {
     "cli/completion.py": 1,  # what a shell is offered
-    "data/files.py": 2,  # the first line of an error's text, as in the others that follow
-    "doctor/examine.py": 1,
+    "doctor/examine.py": 1,  # the first line of an error's text
     "doctor/machine.py": 1,
     "doctor/outside.py": 3,
     "doctor/packages.py": 1,
     "evaluation/judges/prompts.py": 1,  # the last line that a judge said
-    "export/pushing.py": 1,
-    "models/base.py": 1,
-    "models/finding.py": 1,
-    "models/memory.py": 1,
-    "ppo/trainer.py": 1,
-    "reward/loading.py": 1,
+    "errors.py": 1,
     "run_folder.py": 1,  # /proc/cpuinfo
 }
 
