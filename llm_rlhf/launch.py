@@ -28,13 +28,35 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-def processes() -> "PartialState":
+WAITS = (
+    1800.0  # seconds; transformers' ddp_timeout. Of itself NCCL gives up after 600, which one process may work alone
+)
+
+
+def processes(waits: float = WAITS) -> "PartialState":
     """The state every process of this launch shares; a single process where none was launched.
 
     Without an accelerator the processes talk through gloo. accelerate must be told so: by itself it would take each
     CPU process of a launch for a run of its own.
+
+    Args:
+        waits: seconds that a process waits for the others before it gives up; of the first call alone.
     """
+    from datetime import timedelta
+
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=waits))
+
+
+def lost_others(error: Exception) -> str:
+    """Why a process could not wait for the others of its launch any more, as an error tells it; empty for any other."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return ""
+    text = str(error).lower()
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text or "by peer" in text:
+        return "did not answer in time" if "timed out" in text or "timeout" in text else "has ended"
+    return ""
