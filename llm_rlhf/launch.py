@@ -1,10 +1,18 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
 import os
+import time
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+
+# Seconds, as transformers' ddp_timeout. By itself NCCL gives up after 600, and one process may work alone for longer.
+WAITS = 1800.0
+SEEN_WITHIN = 5.0  # seconds that a shared disk may take to show one machine what another wrote
 
 
 def speaks_for_all() -> bool:
@@ -28,11 +36,6 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-WAITS = (
-    1800.0  # seconds; transformers' ddp_timeout. Of itself NCCL gives up after 600, which one process may work alone
-)
-
-
 def processes(waits: float = WAITS) -> "PartialState":
     """The state every process of this launch shares; a single process where none was launched.
 
@@ -48,6 +51,40 @@ def processes(waits: float = WAITS) -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=waits))
+
+
+def told_by_all(text: str) -> list[str]:
+    """What each process of the launch tells, by which it is: "process 1 on node-b: ...". Called on every process."""
+    import platform
+
+    from accelerate.utils import gather_object
+
+    here: list[str] = gather_object([f"process {processes().process_index} on {platform.node()}: {text}"])
+    return here
+
+
+def blind_processes(folder: Path) -> list[str]:
+    """The processes that do not see what the main process writes into a folder, each by number and machine.
+
+    Called on every process. A folder that is there under the same name on each machine's own disk is not the same.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    state = processes()
+    if state.num_processes == 1:
+        return []
+    (token,) = broadcast_object_list([uuid.uuid4().hex])
+    file = folder / f".seen-{token}"
+    if state.is_main_process:
+        file.touch()
+    state.wait_for_everyone()
+    end = time.monotonic() + SEEN_WITHIN
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    found = told_by_all("" if file.exists() else "blind")
+    if state.is_main_process:
+        file.unlink(missing_ok=True)
+    return [told.removesuffix(": blind") for told in found if told.endswith(": blind")]
 
 
 def lost_others(error: Exception) -> str:

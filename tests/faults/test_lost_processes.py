@@ -17,6 +17,8 @@ from launching import Launch, start
 from llm_rlhf.cli.exits import say_error, told_in_one_message
 from llm_rlhf.errors import RunError
 from llm_rlhf.launch import lost_others, processes
+from llm_rlhf.pipeline import _alike
+from llm_rlhf.run_folder import RunFolder
 
 
 @contextlib.contextmanager
@@ -144,3 +146,38 @@ def test_fault_08_a_process_of_a_real_run_dies(finished, tmp_path) -> None:
     assert launched.codes(60) == [-signal.SIGKILL, 1], launched.errors
     assert time.monotonic() - began < 30
     assert "which has ended" in launched.errors
+
+
+def _sees_another_disk(folder: str) -> None:
+    """As on a machine that has a folder of this name on a disk of its own."""
+    os.chdir(Path(folder) / os.environ["RANK"])
+    Path("run").mkdir()
+    with command():
+        RunFolder("run")
+
+
+@pytest.mark.slow
+def test_fault_09_a_run_folder_that_the_processes_do_not_share_is_refused_by_all(tmp_path) -> None:
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    launched = Launch(_sees_another_disk, (str(tmp_path),), 2, tmp_path / "said")
+    assert launched.codes(60) == [2, 2], launched.errors
+    assert launched.errors.count("error: The run folder run is not the same for all processes: process 1 on") == 1
+    assert "Set output_dir to a disk that all machines share." in launched.errors
+
+
+def _finds(folder: str) -> None:
+    with command():
+        run = RunFolder(folder)
+        alike = _alike(run, lambda: ["the same"])
+        assert alike == ["the same"]
+        _alike(run, lambda: [f"stage {run.state.process_index}"])
+
+
+@pytest.mark.slow
+def test_fault_09_processes_that_would_walk_different_ways_are_stopped_by_one_message(tmp_path) -> None:
+    launched = Launch(_finds, (str(tmp_path / "run"),), 2, tmp_path / "said")
+    assert launched.codes(60) == [2, 2], launched.errors
+    assert launched.errors.count("error: The processes of this launch do not find the same in") == 1
+    assert "['stage 0']" in launched.errors
+    assert "['stage 1']" in launched.errors
