@@ -150,7 +150,7 @@ def latest(folder: Path) -> Found | None:
 def to_resume(folder: Path, stage: str, partial: bool = False, sharded: bool = False) -> Found | None:
     """The checkpoint that this launch goes on from, told; None where an interrupted one left none. On every process.
 
-    The main process looks; the others must see what it found.
+    The main process looks, and the others take what it found.
 
     Args:
         stage: what is called interrupted.
@@ -158,29 +158,11 @@ def to_resume(folder: Path, stage: str, partial: bool = False, sharded: bool = F
         sharded: weights are spread over processes, which cannot read a checkpoint back.
 
     Raises:
-        RunFolderError: where some were finished and none is whole; where it was made by another number of processes;
-            where a process does not see it.
+        RunFolderError: where some were finished and none is whole; where it was made by another number of processes.
         RecipeError: where there is one, and weights are sharded.
     """
-    found = agreed(lambda: _look(folder, stage, partial, sharded))
-    blind = [told for told in _told_by_all(found is None or found.path.is_dir()) if told]
-    if blind:
-        raise RunFolderError(
-            f"{', '.join(blind)} cannot see {found.path if found else folder}: the run folder must be on a disk that "
-            "all machines share. Set output_dir to one."
-        )
+    found: Found | None = agreed(lambda: _look(folder, stage, partial, sharded))
     return found
-
-
-def _told_by_all(sees: bool) -> list[str]:
-    """Of every process that does not see it, which it is; an empty text of the others."""
-    import platform
-
-    from accelerate.utils import gather_object
-
-    state = processes()
-    told: list[str] = gather_object([" " if sees else f"process {state.process_index} on {platform.node()}"])
-    return [text.strip() for text in told]
 
 
 def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | None:

@@ -1,11 +1,19 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+
+# Seconds, as transformers' ddp_timeout. By itself NCCL gives up after 600, and one process may work alone for longer.
+WAITS = 1800.0
+SEEN_WITHIN = 5.0  # seconds that a shared disk may take to show one machine what another wrote
 
 
 def speaks_for_all() -> bool:
@@ -34,16 +42,21 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-def processes() -> "PartialState":
+def processes(waits: float = WAITS) -> "PartialState":
     """The state every process of this launch shares; a single process where none was launched.
 
     Without an accelerator the processes talk through gloo. accelerate must be told so: by itself it would take each
     CPU process of a launch for a run of its own.
+
+    Args:
+        waits: seconds that a process waits for the others before it gives up; of the first call alone.
     """
+    from datetime import timedelta
+
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=waits))
 
 
 def agreed(find: Callable[[], Any]) -> Any:
@@ -60,3 +73,49 @@ def agreed(find: Callable[[], Any]) -> Any:
     if failed is not None:
         raise failed
     return value
+
+
+def told_by_all(text: str) -> list[str]:
+    """What each process of the launch tells, by which it is: "process 1 on node-b: ...". Called on every process."""
+    import platform
+
+    from accelerate.utils import gather_object
+
+    here: list[str] = gather_object([f"process {processes().process_index} on {platform.node()}: {text}"])
+    return here
+
+
+def blind_processes(folder: Path) -> list[str]:
+    """The processes that do not see what the main process writes into a folder, each by number and machine.
+
+    Called on every process. A folder that is there under the same name on each machine's own disk is not the same.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    state = processes()
+    if state.num_processes == 1:
+        return []
+    (token,) = broadcast_object_list([uuid.uuid4().hex])
+    file = folder / f".seen-{token}"
+    if state.is_main_process:
+        file.touch()
+    state.wait_for_everyone()
+    end = time.monotonic() + SEEN_WITHIN
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    found = told_by_all("" if file.exists() else "blind")
+    if state.is_main_process:
+        file.unlink(missing_ok=True)
+    return [told.removesuffix(": blind") for told in found if told.endswith(": blind")]
+
+
+def lost_others(error: Exception) -> str:
+    """Why a process could not wait for the others of its launch any more, as an error tells it; empty for any other."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return ""
+    text = str(error).lower()
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text or "by peer" in text:
+        return "did not answer in time" if "timed out" in text or "timeout" in text else "has ended"
+    return ""

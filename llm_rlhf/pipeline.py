@@ -5,6 +5,7 @@ import gc
 import importlib
 import inspect
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llm_rlhf.errors import RecipeError, RunFolderError
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
+from llm_rlhf.launch import told_by_all
 from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import METHODS, DataSection, EvaluateSection, ModelSection, Recipe, scored_method
@@ -78,9 +80,11 @@ def run_recipe(
     if recipe.world is not None:
         torch.set_num_threads(1)  # as fast as many for a model this small, and the same bits whatever the cores
     with run.locked():
-        leftovers = _leftovers(run, stages, from_stage)
         _settle_day(recipe, run)
-        to_make = _stages_to_make(recipe, run, stages, only, from_stage)
+        leftovers, to_make = _alike(
+            run,
+            lambda: (_leftovers(run, stages, from_stage), _stages_to_make(recipe, run, stages, only, from_stage)),
+        )
         ahead = look_ahead(recipe, run, to_make)  # errors come before anything is trained, or moved
         if "evaluate" in to_make:
             check_section(recipe)
@@ -96,6 +100,29 @@ def run_recipe(
             if "evaluate" in to_make and run.state.is_main_process:
                 trackers.report(read_json(run / "report.json") or {}, [run / name for name in REPORTS])
     return run
+
+
+def _alike(run: RunFolder, find: Callable[[], Any]) -> Any:
+    """What every process finds in the run folder, or the error that every one raises.
+
+    Raises:
+        RunFolderError: where they do not find the same, and would walk different ways.
+    """
+    found, failed = None, None
+    try:
+        found = find()
+    except (RecipeError, RunFolderError) as error:
+        failed = error
+    if run.state.num_processes > 1:
+        told = told_by_all(str(failed) if failed is not None else f"{found}")
+        if len({text.partition(": ")[2] for text in told}) > 1:
+            raise RunFolderError(
+                f"The processes of this launch do not find the same in {run.path}: {'; '.join(told)}. It must be on a "
+                "disk that all machines share, and each must be started with the same recipe."
+            )
+    if failed is not None:
+        raise failed
+    return found
 
 
 def _leftovers(run: RunFolder, stages: list[str], from_stage: str | None) -> list[str]:

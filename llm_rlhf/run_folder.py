@@ -32,7 +32,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
-from llm_rlhf.launch import processes
+from llm_rlhf.launch import blind_processes, processes
 from llm_rlhf.redaction import redacted, redacted_tree
 
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ class RunFolder:
         as_today: reads the inputs of a stage that an older version recorded under other names.
 
     Raises:
-        RunFolderError: where the folder cannot be written.
+        RunFolderError: where the folder cannot be written, or the processes do not share it.
     """
 
     def __init__(self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
@@ -70,6 +70,11 @@ class RunFolder:
                     f"The run folder {self.path} cannot be written: {error}. Set output_dir."
                 ) from None
         self.state.wait_for_everyone()
+        if blind := blind_processes(self.path):
+            raise RunFolderError(
+                f"The run folder {self.path} is not the same for all processes: {', '.join(blind)} cannot see what the "
+                "first one writes there. Set output_dir to a disk that all machines share."
+            )
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -4,9 +4,14 @@ Exit codes: 0 done, 1 it failed, 2 the request was wrong, 130 ended by Ctrl-C, 1
 """
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
+import platform
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +21,7 @@ import typer
 
 from llm_rlhf import interruption
 from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
-from llm_rlhf.launch import speaks_for_all
+from llm_rlhf.launch import lost_others, speaks_for_all
 
 
 @contextlib.contextmanager
@@ -49,6 +54,11 @@ def told_in_one_message(
         where = f"{ended.told}. Run the same command again to go on." if ended.told else interrupted
         say_error(f"stopped by SIGTERM: {where}")
         raise typer.Exit(interruption.CODE) from None
+    except RuntimeError as error:
+        if not (how := lost_others(error)):
+            raise
+        say_error(LOST.format(how))
+        raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager
@@ -78,9 +88,39 @@ def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
 COVERS = "(Intervals cover other prompts or pairs like these, not another training: that takes several seeds.)"
 
 
+LOST = (
+    "a process of this launch waited for another, which {}. If that one said nothing itself, see how its machine ended "
+    "it (memory?), or give it more time by the key 'ddp_timeout' of the stage's section, in seconds. Run the same "
+    "command again to go on."
+)
+FIRST_SPEAKS = 1.0  # seconds that the other processes leave to the first to say what all of them have to say
+
+
 def say_error(message: str) -> None:
-    if speaks_for_all():
-        print(f"error: {message}", file=sys.stderr)
+    """Say it once: what all processes of a launch have to say, the first; what one alone has, that one, by its number.
+
+    Of processes that are told apart by nothing but their machines, each machine's first speaks.
+    """
+    rank, many = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if rank:
+        time.sleep(FIRST_SPEAKS)
+    if not many or _is_first_to_say(message):
+        of = f"[process {rank} on {platform.node()}] " if rank else ""
+        print(f"{of}error: {message}", file=sys.stderr, flush=True)
+
+
+def _is_first_to_say(message: str) -> bool:
+    """Whether no other process of this launch on this machine has said it; a file that only one can make tells."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    launch = [str(os.getppid()), *(os.environ.get(name, "") for name in names)]
+    key = hashlib.sha256("\n".join([*launch, message]).encode()).hexdigest()[:24]
+    try:
+        with (Path(tempfile.gettempdir()) / f"llm-rlhf-said-{key}").open("x"):
+            return True
+    except FileExistsError:
+        return False
+    except OSError:  # no place for a file: rather twice than never
+        return True
 
 
 def quiet_warnings() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.errors import RecipeError, shown
-from llm_rlhf.launch import speaks_for_all, uses_deepspeed, uses_fsdp
+from llm_rlhf.launch import WAITS, processes, speaks_for_all, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
@@ -261,6 +261,7 @@ def _check_trainer_sections(recipe: Recipe) -> None:
                 raise RecipeError(unknown_key(f"{stage}.", key, value, known))
             section[key] = typed(hints[key], value, f"{stage}.{key}")
         try:
+            _begin_processes(recipe)
             config = trainer_config(recipe, stage, recipe.folder / stage)
         except Exception as error:  # what a library's class makes of any value at all
             raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
@@ -268,6 +269,13 @@ def _check_trainer_sections(recipe: Recipe) -> None:
             raise RecipeError(f"Recipe section '{stage}' asks for what is not here: {error}") from None
         _check_trackers(stage, config.report_to)
         _check_evaluation(recipe, stage, config)
+
+
+def _begin_processes(recipe: Recipe) -> None:
+    """Let the processes of the launch find each other; else the first section's trainer would, by its own timeout."""
+    waits = [(getattr(recipe, stage) or {}).get("ddp_timeout") for stage in ("sft", "reward", *METHODS)]
+    given = [float(seconds) for seconds in waits if isinstance(seconds, (int, float)) and seconds > 0]
+    processes(max(given, default=WAITS))
 
 
 def _check_evaluation(recipe: Recipe, stage: str, config: Any) -> None:
