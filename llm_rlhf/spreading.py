@@ -107,7 +107,12 @@ def _check_deepspeed(configs: Mapping[str, Any]) -> None:
             "The launch asks for DeepSpeed's ZeRO-3, under which transformers spreads every model when it loads it, "
             f"too that stages only read between trainings. Launch with {FSDP2}, which spreads weights in training."
         )
-    for stage in configs:
+    for stage, config in configs.items():
+        if config.save_strategy != "no":
+            raise RecipeError(
+                f"Recipe key '{stage}.save_strategy' is {config.save_strategy.value!r}, but to go on from a checkpoint "
+                "of DeepSpeed's has never been run; remove it."
+            )
         if stage in METHODS:
             raise RecipeError(
                 f"Recipe section '{stage}' cannot run under DeepSpeed: its engine rounds the heads to its compute type "

@@ -157,7 +157,7 @@ class _Stage:
         whole = weight_bytes(self.blueprint.config, self.blueprint.dtype, self.recipe.model.trusts_base)
         adapter = self._adapter_bytes(simulation)
         self.found.memory["merging"] = {steps.BASE: whole, steps.ADAPTERS: adapter}
-        self.found.disk = whole + adapter
+        self.found.disk = whole + adapter + self._checkpoint_bytes(adapter)
 
     def _reward(self) -> None:
         if self.config is None:
@@ -169,7 +169,8 @@ class _Stage:
         self._train(simulation, *(rows.rows for rows in lists.values()))
         steps.prefer_pairs(simulation, self.config.per_device_train_batch_size, self._padded(longest))
         self._keep(simulation)
-        self.found.disk = self._adapter_bytes(simulation) * len(lists)
+        adapter = self._adapter_bytes(simulation)
+        self.found.disk = (adapter + self._checkpoint_bytes(adapter)) * len(lists)
         options = stage_options(self.recipe, "reward")
         simulation = self._reading(list(lists))
         if options.reference_samples:
@@ -382,12 +383,15 @@ class _Stage:
         """Of what is trained."""
         return sum(p.numel() * p.element_size() for p in simulation.model.parameters() if p.requires_grad)
 
-    def _leave_policy(self, simulation: Simulation) -> None:
-        """The policy, its snapshots, and a checkpoint with the optimizer's state while it trains."""
-        trained = self._adapter_bytes(simulation)
-        snapshots, checkpoints = 8, 1 + (self.config.save_total_limit or 1)
+    def _checkpoint_bytes(self, trained: int) -> int:
+        """Of a training's checkpoints, each the weights and Adam's two moments; one more while it is written."""
         saves = str(getattr(self.config.save_strategy, "value", self.config.save_strategy)) != "no"
-        self.found.disk = trained * (1 + snapshots + (3 * checkpoints if saves else 0))
+        return 3 * trained * (1 + (self.config.save_total_limit or 2)) if saves else 0
+
+    def _leave_policy(self, simulation: Simulation) -> None:
+        """The policy, its snapshots, and checkpoints while it trains."""
+        trained, snapshots = self._adapter_bytes(simulation), 8
+        self.found.disk = trained * (1 + snapshots) + self._checkpoint_bytes(trained)
 
     def _note_what_is_left_out(self) -> None:
         left_out = {

@@ -91,12 +91,18 @@ def test_what_ppo_cannot_do_under_fsdp_is_told_before_anything_is_made(tmp_path,
 
 
 def test_deepspeed_is_refused_where_its_sources_say_it_goes_wrong(tmp_path, monkeypatch) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), [])
-    configs = {stage: trainer_config(recipe, stage, tmp_path / stage) for stage in TINY if stage in ("sft", "reward")}
-    with_ppo = configs | {"ppo": trainer_config(recipe, "ppo", tmp_path / "ppo")}
+    stages = [stage for stage in TINY if stage in ("sft", "reward", "ppo")]
+    recipe = load_recipe(write_recipe(tmp_path), [f"{stage}.save_strategy=no" for stage in stages])  # the default there
+    with_ppo = {stage: trainer_config(recipe, stage, tmp_path / stage) for stage in stages}
+    configs = {stage: config for stage, config in with_ppo.items() if stage != "ppo"}
+    saving = trainer_config(load_recipe(write_recipe(tmp_path), []), "sft", tmp_path / "sft")
     for name, value in DEEPSPEED.items():
         monkeypatch.setenv(name, value)
     check_spreading(recipe, configs)  # ZeRO-2, accelerate's default
+    with pytest.raises(
+        RecipeError, match=r"'sft.save_strategy' is 'steps', but to go on from a checkpoint of DeepSpeed"
+    ):
+        check_spreading(recipe, configs | {"sft": saving})
     with pytest.raises(RecipeError, match="section 'ppo' cannot run under DeepSpeed: its engine rounds the heads"):
         check_spreading(recipe, with_ppo)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
