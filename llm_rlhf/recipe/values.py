@@ -9,6 +9,7 @@ import difflib
 import sys
 import types
 import typing
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -98,11 +99,20 @@ def typed(hint: Any, value: Any, key: str) -> Any:
     if adapter is None:
         return value
     if isinstance(value, bool) and _plain_names(hint).isdisjoint({"bool", "Any"}):
-        raise RecipeError(_wrong_type(hint, value, key))
+        if value is not False or not _has_no(hint):
+            raise RecipeError(_wrong_type(hint, value, key))
+        value = "no"  # which is what was written, and false to YAML
     try:
         return adapter.validate_python(value)
     except ValidationError:
         raise RecipeError(_wrong_type(hint, value, key)) from None
+
+
+def _has_no(hint: Any) -> bool:
+    """Whether "no" is one of the values of a type, as of `save_strategy`."""
+    kinds = typing.get_args(hint) or (hint,)
+    enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
+    return any(member.value == "no" for kind in enums for member in kind)
 
 
 @cache

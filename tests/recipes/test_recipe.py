@@ -302,3 +302,14 @@ def test_keys_that_an_older_version_did_not_have_are_their_defaults(recipe) -> N
     assert inputs_as_today(older) == inputs
     changed = stage_inputs(recipe(None, "evaluate.reference=some/model"), "evaluate")
     assert inputs_as_today(older) != changed
+
+
+def test_no_is_a_word_where_a_key_has_it(recipe, tmp_path) -> None:
+    """`save_strategy: no` is false to YAML."""
+    read = recipe(None, "sft.save_strategy=no", "ppo.eval_strategy=off")
+    assert trainer_config(read, "sft", tmp_path).save_strategy.value == "no"
+    assert trainer_config(read, "ppo", tmp_path).eval_strategy.value == "no"
+    with pytest.raises(RecipeError, match=r"'sft.save_strategy' is True \(bool\)"):
+        recipe(None, "sft.save_strategy=yes")
+    with pytest.raises(RecipeError, match=r"'sft.run_name' is False \(bool\)"):
+        recipe(None, "sft.run_name=no")
