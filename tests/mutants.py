@@ -1,9 +1,9 @@
 """Faults planted in the code, one at a time: each must be caught by a test of the invariant that it breaks.
 
 `make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name, file or test holds one of the words.
-Those of the methods beside PPO stand in method_mutants.py. Every fault is a change of one line, made in a copy of the
-package; a fault counts as caught only if a test that carries the name of its invariant fails, and fails as a test (an
-import error or an unknown option does not count).
+Those of the methods beside PPO stand in method_mutants.py, those of what keeps a run in recovery_mutants.py. Every fault
+is a change of one line or two, made in a copy of the package; it counts as caught only if a test that carries the name of
+its invariant fails, and fails as a test (an import error or an unknown option does not count).
 
 Tests run in the folder of that copy and with it first on the path, and so do the processes they start: `python -m
 llm_rlhf`, accelerate, forks. Each process writes down which package it imported; where one imported another than
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from method_mutants import OF_METHODS
+from recovery_mutants import OF_RECOVERY
 
 ROOT = Path(__file__).resolve().parent.parent
 WIRING = "tests/parity/test_ppo_wiring.py"
@@ -356,6 +357,7 @@ FAULTS = [
     Fault("every_turn_of_a_conversation", "a rewritten turn is context alone", "models/encoding.py",
           "rows.insert(0, row)", "rows or rows.insert(0, row)", "tests/models/test_thoughts.py"),
     *(Fault(*fault) for fault in OF_METHODS),
+    *(Fault(*fault) for fault in OF_RECOVERY),
 ]  # fmt: skip
 
 

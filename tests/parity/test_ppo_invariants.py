@@ -375,7 +375,7 @@ def _separate_gradients(trainer: PPOTrainer, batches: list[MicroBatch]) -> dict[
 
 @pytest.mark.slow
 @both_values
-def test_invariant_12_gradient_does_not_depend_on_the_micro_batch(
+def test_invariant_12_fault_39_gradient_does_not_depend_on_the_micro_batch(
     base_folder, reward_folder, tmp_path, eos, value
 ) -> None:
     found = []
@@ -768,7 +768,7 @@ def test_invariant_15_beyond_the_updates_kl_limit_the_rest_of_the_rollout_is_ski
     assert trainer.state.global_step == 12
 
 
-def test_invariant_15_training_stops_before_it_learns_from_a_rollout_beyond_the_kl_limit(
+def test_invariant_15_fault_29_training_stops_before_it_learns_from_a_rollout_beyond_the_kl_limit(
     base_folder, reward_folder, tmp_path, capsys
 ) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, kl_limit=1e-6)

@@ -36,7 +36,7 @@ def shared(one_and_two) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("value", ["shared", "adapter"])
-def test_invariant_12_two_processes_give_the_gradients_of_one(one_and_two, value) -> None:
+def test_invariant_12_fault_40_two_processes_give_the_gradients_of_one(one_and_two, value) -> None:
     one, two = one_and_two[value]
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     assert one["gradients"].keys() == two["gradients"].keys()

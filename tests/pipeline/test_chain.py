@@ -168,7 +168,7 @@ def test_a_damaged_artefact_is_refused(finished: Path, tmp_path) -> None:
         again(run)
 
 
-def test_the_same_seed_twice_gives_bit_identical_adapters(finished: Path, tmp_path) -> None:
+def test_fault_38_the_same_seed_twice_gives_bit_identical_adapters(finished: Path, tmp_path) -> None:
     recipe = load_recipe(finished.parent / "tiny.yaml", [f"output_dir={tmp_path / 'second'}"])
     run_recipe(recipe)
     for adapter in ADAPTERS:

@@ -30,7 +30,7 @@ def test_what_was_made_is_finished(tmp_path) -> None:
     assert not (tmp_path / "partial-sft").exists()
 
 
-def test_what_was_interrupted_is_not_finished_and_is_made_anew(tmp_path) -> None:
+def test_fault_17_what_was_interrupted_is_not_finished_and_is_made_anew(tmp_path) -> None:
     run = RunFolder(tmp_path)
     make_half = run.making("sft", INPUTS)
     (make_half.__enter__() / "half").write_text("half")  # and never left, as by a kill
@@ -88,7 +88,7 @@ def test_archive_moves_and_loses_nothing(tmp_path) -> None:
     assert len(list((tmp_path / "archive").rglob("a.bin"))) == 2
 
 
-def test_a_second_run_is_refused(tmp_path) -> None:
+def test_fault_21_a_second_run_is_refused(tmp_path) -> None:
     run = RunFolder(tmp_path)
     code = (
         "import sys; from llm_rlhf.run_folder import *\n"

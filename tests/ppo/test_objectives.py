@@ -39,7 +39,7 @@ def test_what_each_estimator_regularises_when_it_is_paid() -> None:
     assert (forward.abs() > 0.01).any()  # so that the two differ
 
 
-def test_log_ratio_is_clamped_so_that_nothing_overflows() -> None:
+def test_fault_30_log_ratio_is_clamped_so_that_nothing_overflows() -> None:
     far = objectives.kl_estimate(T([[-1.0]]), T([[-101.0]]), "k3")
     assert torch.isfinite(far).all()
     assert far.item() == pytest.approx(19.0, abs=1e-6)  # exp(-20) - 1 + 20
