@@ -1,9 +1,9 @@
 """Faults planted in the code, one at a time: each must be caught by a test of the invariant that it breaks.
 
 `make mutants`, or `python tests/mutants.py [WORD ...]` for the faults whose name, file or test holds one of the words.
-Those of the methods beside PPO stand in method_mutants.py, those of what keeps a run in recovery_mutants.py. Every fault
-is a change of one line or two, made in a copy of the package; it counts as caught only if a test that carries the name of
-its invariant fails, and fails as a test (an import error or an unknown option does not count).
+Those of the methods beside PPO stand in method_mutants.py, those of what keeps a run in recovery_mutants.py. Every
+fault is a change of one line or two, made in a copy of the package; it counts as caught only if a test that carries the
+name of its invariant fails, and fails as a test (an import error or an unknown option does not count).
 
 Tests run in the folder of that copy and with it first on the path, and so do the processes they start: `python -m
 llm_rlhf`, accelerate, forks. Each process writes down which package it imported; where one imported another than
