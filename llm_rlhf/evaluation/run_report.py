@@ -14,6 +14,7 @@ from llm_rlhf.evaluation.report.watch_section import watch_alarms
 from llm_rlhf.evaluation.reward_gates import report_lines
 from llm_rlhf.finite import BATCHES
 from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.ppo.alarms import ALARMS
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
 from llm_rlhf.recipe.sections import METHODS, OFFLINE, Recipe, method_options, stage_options, trains_reward
@@ -139,8 +140,9 @@ def _method_curve(recipe: Recipe, run_folder: RunFolder) -> dict[str, list[dict[
 
 
 def _watch(run_folder: RunFolder) -> dict[str, Any]:
-    """What PPO foresaw and saw of each side."""
-    files = {"guard": run_folder / "ppo" / SUMMARY, "preview": run_folder / "ppo" / PREVIEW}
+    """What PPO foresaw and saw of each side, and of its own training."""
+    names = {"guard": SUMMARY, "preview": PREVIEW, "training": ALARMS}
+    files = {key: run_folder / "ppo" / name for key, name in names.items()}
     return {name: known for name, path in files.items() if (known := read_json(path)) is not None}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
+from tqdm.std import tqdm
 from trl.data_utils import is_conversational
 
 from llm_rlhf import interruption
@@ -21,6 +22,7 @@ from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import HELDOUT, role_scores
 from llm_rlhf.models.thoughts import KEY
 from llm_rlhf.ppo import objectives
+from llm_rlhf.ppo.alarms import TrainingAlarms
 from llm_rlhf.ppo.generation import GeneratedResponses
 from llm_rlhf.ppo.guards import StepGuard, check_scores
 from llm_rlhf.ppo.preparation import OVERALL
@@ -50,6 +52,7 @@ class CollectedRollouts(GeneratedResponses):
     samples_per_rollout = 4
     scores: ScoreSources
     guard: StepGuard
+    alarms: TrainingAlarms
     has_heldout: bool
     reference_adapters: list[str]
     _replies: list[Reply]  # the newest rollout's, of this process
@@ -172,12 +175,37 @@ class CollectedRollouts(GeneratedResponses):
         kl = metrics["objective/kl"]
         if self.rollouts_done >= self.args.value_warmup_rollouts:  # before, the policy stands still
             self.kl_controller.update(kl, episodes)
+        self._raise_alarms(metrics)
         if self.args.kl_limit is not None and kl > self.args.kl_limit:
-            self.guard.rest_is_skipped = self.control.should_training_stop = True
-            self.accelerator.print(
+            self.alarms.kl_over(self.state.global_step, kl, self.args.kl_limit)
+            self._write_alarms()
+            self._stop_before_learning()
+            self._say(
                 f"  note: PPO stops at step {self.state.global_step}: the rollout's KL to the reference, {kl:.3g} nats "
-                f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout."
+                f"per response, is over kl_limit ({self.args.kl_limit:g}). The policy is the one before this rollout.",
             )
+
+    def _raise_alarms(self, metrics: dict[str, float]) -> None:
+        """Tell what begins to be wrong with values or entropy, and what no longer is; stop where that is asked for."""
+        news = self.alarms.see(self.state.global_step, metrics)
+        for one in news:
+            self._say(f"  {'warning' if one['began'] else 'note'}: {one['text']}")
+        if news:
+            self._write_alarms()
+        if any(one["began"] for one in news) and self.args.alarm_action == "stop":
+            self._stop_before_learning()
+            self._say(
+                f"  note: alarm_action stops PPO at optimizer step {self.state.global_step}. The policy is the one "
+                "before this rollout.",
+            )
+
+    def _stop_before_learning(self) -> None:
+        """End training with the weights that made this rollout."""
+        self.guard.rest_is_skipped = self.control.should_training_stop = True
+
+    def _write_alarms(self) -> None:
+        if self.accelerator.is_main_process:
+            self.alarms.write()
 
     def _score_in_portions(self, padded: PaddedRows, function_scores_BF: Tensor, rows: list[int]) -> ScoredRows:
         def score(places: Sequence[int]) -> ScoredRows:
@@ -242,6 +270,11 @@ class CollectedRollouts(GeneratedResponses):
                 return scores_B
             scores_B = self.score_moments.normalised(scores_B, sides_B, self.args.score_normalization)
         return scores_B.clamp(*self.reward_clip_range) if self.reward_clip_range else scores_B
+
+    def _say(self, line: str) -> None:
+        """Print once, above the progress line."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
 
     def _total(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x, reduction="sum")

@@ -123,6 +123,28 @@ class PPOConfig(RLOOConfig):
         },
     )
 
+    # Alarms: what is wrong with a rollout, against the first, before anything is learned from it
+    value_alarm: float | None = field(
+        default=10.0,
+        metadata={
+            "help": "Alarm when a rollout's values (their root mean square) are so many times the largest rewards of "
+            "any rollout yet, and the first rollout's values. None: no alarm."
+        },
+    )
+    entropy_alarm: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "Alarm when a rollout's mean entropy per token is below this share of the first's. None: no alarm."
+        },
+    )
+    alarm_action: Literal["warn", "stop"] = field(
+        default="warn",
+        metadata={
+            "help": "What an alarm of value_alarm or entropy_alarm does: 'warn' tells it, now and in the report; "
+            "'stop' also ends training, before it learns from that rollout."
+        },
+    )
+
     # Scores
     score_combination: Literal["weighted", "minimum", "mean_minus_spread"] = field(
         default="weighted",
@@ -368,7 +390,8 @@ class PPOConfig(RLOOConfig):
                 "'k1'; objective/kl_k3 is logged beside."
             )
         for name in ("value", "kl_estimator", "score_combination", "score_normalization",
-                     "score_normalization_by", "old_logprobs", "decoding", "keep", "side_guard"):  # fmt: skip
+                     "score_normalization_by", "old_logprobs", "decoding", "keep", "side_guard",
+                     "alarm_action"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -428,7 +451,8 @@ class PPOConfig(RLOOConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("adaptive_kl_target", "adaptive_kl_horizon", "kl_limit", "ratio_limit", "update_kl_limit",
-                     "keep_kl_limit", "importance_cap", "micro_batch_tokens"):  # fmt: skip
+                     "keep_kl_limit", "importance_cap", "micro_batch_tokens", "value_alarm",
+                     "entropy_alarm"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be over 0.")

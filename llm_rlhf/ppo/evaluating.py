@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from tqdm.std import tqdm
 
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.collecting import CollectedRollouts
@@ -154,11 +153,6 @@ class WatchedEvaluation(CollectedRollouts):
             write_json(Path(self.args.output_dir) / PREVIEW, found)
         for line in preview_lines(found):
             self._say(f"  {line}")
-
-    def _say(self, line: str) -> None:
-        """Print once, above the progress line."""
-        if self.accelerator.is_main_process:
-            tqdm.write(line)
 
 
 def _last_words(prompt: Any) -> str:

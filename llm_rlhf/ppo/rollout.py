@@ -289,12 +289,15 @@ def rollout_statistics(batches: Sequence[MicroBatch], kl_coef: float, total: obj
         columns["objective/kl"].append(batch.sequence_kl)
         k3 = objectives.kl_estimate(batch.old_logprobs, batch.ref_logprobs, "k3") * mask
         columns["objective/kl_k3"].append(k3.sum(1))
-        columns["objective/rlhf_reward"].append(batch.final_scores - kl_coef * batch.sequence_kl)
+        earned = batch.final_scores - kl_coef * batch.sequence_kl
+        columns["objective/rlhf_reward"].append(earned)
+        columns["objective/rlhf_reward_rms"].append(earned**2)
         columns["response_length"].append(mask.sum(1).float())
         columns["eos_rate"].append(batch.stopped.float())
         for name, values in batch.source_scores.items():
             columns[f"scores/{name}"].append(values)
         token_sums["objective/entropy"].append((batch.entropies * mask).sum().float())
+        token_sums["val/rms"].append((batch.old_values**2 * mask).sum().float())
         if batch.engine_logprobs is not None and batch.importance is not None:
             difference = (batch.old_logprobs - batch.engine_logprobs).abs() * mask
             token_sums["sampling/logprob_difference"].append(difference.sum())
@@ -307,6 +310,8 @@ def rollout_statistics(batches: Sequence[MicroBatch], kl_coef: float, total: obj
     count, tokens = sums[-2:]
     metrics = {name: value / count for name, value in zip(columns, sums, strict=False)}
     metrics |= {name: value / tokens for name, value in zip(token_sums, sums[len(columns) :], strict=False)}
+    for name in ("objective/rlhf_reward_rms", "val/rms"):
+        metrics[name] **= 0.5
     deviation = total(((rows - metrics["objective/scores"]) ** 2).sum()) / max(count - 1, 1)
     metrics["objective/scores_std"] = deviation.sqrt().item()
     metrics["objective/kl_per_token"] = metrics["objective/kl"] * count / tokens

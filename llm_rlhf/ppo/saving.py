@@ -23,6 +23,7 @@ from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import save_language
 from llm_rlhf.models.roles import VALUE
+from llm_rlhf.ppo.alarms import TrainingAlarms
 from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
@@ -35,6 +36,7 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
 
     kl_controller: KLController
     score_moments: ScoreMoments
+    alarms: TrainingAlarms
     snapshots: Snapshots | None
     samples_file: Path | None
     watch: Watch | None
@@ -120,6 +122,7 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
         return {
             "kl_coef": self.kl_controller.value,
             "score_moments": self.score_moments.state_dict(),
+            "alarms": self.alarms.state_dict(),
             "micro_steps": self._step,
             "processes": self.accelerator.num_processes,
             "rollout": self.args.generation_batch_size,
@@ -133,6 +136,8 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
         found = self._checkpoint_to_resume(resume_from_checkpoint)
         if found is None:
             self._forget_evaluations()
+        if self.alarms.news and self.accelerator.is_main_process:
+            self.alarms.write()  # without what was told after the checkpoint
         if self.watch is not None:
             self.watch.begin()
         if found is not None and self._stopped_by_a_side():  # killed between that stop and the end
@@ -173,7 +178,7 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
         """What an earlier training in this folder saw is not this one's."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log):
+            for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log, self.alarms.file):
                 if log:
                     log.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
@@ -203,6 +208,8 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
                 )
         self.kl_controller.value = state["kl_coef"]
         self.score_moments.load_state_dict(state["score_moments"])
+        if "alarms" in state:  # which older versions had not
+            self.alarms.load_state_dict(state["alarms"])
         self._step = state["micro_steps"]
         self._evaluation_due = state.get("evaluation_due", False)
         self.accelerator.wait_for_everyone()  # all have read what the main process now tidies up

@@ -41,6 +41,7 @@ from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
+from llm_rlhf.ppo.alarms import ALARMS, TrainingAlarms
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.evaluating import Refuses, WatchedEvaluation
 from llm_rlhf.ppo.guards import StepGuard
@@ -177,6 +178,7 @@ class PPOTrainer(WatchedEvaluation):
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)
         self.guard = StepGuard(args.ratio_limit, args.update_kl_limit)
+        self.alarms = TrainingAlarms(Path(args.output_dir) / ALARMS, args.value_alarm, args.entropy_alarm)
         self.add_callback(FiniteGradients(self))
         self.add_callback(_GuardCallback(self))
         self.snapshots: Snapshots | None = None
@@ -380,6 +382,7 @@ class PPOTrainer(WatchedEvaluation):
                 "policy/approxkl": objectives.approx_kl(now["logprobs"], batch.old_logprobs),
                 "policy/clipfrac": policy.clipped,
                 "policy/ratio": ratio,
+                "policy/clamped": (now["logprobs"] - batch.old_logprobs).abs() > objectives.LOG_RATIO_LIMIT,
                 "val/clipfrac": value.clipped,
                 "tokens": mask,
             }

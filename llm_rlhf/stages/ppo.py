@@ -8,8 +8,8 @@
    training. Snapshots and checkpoints are written; a launch that finds one of an interrupted launch goes on from it.
 4. What is left is the policy's adapter, small enough to keep and to share, and the value function's.
 
-Writes: policy/ value/ snapshots/ snapshots.jsonl watch.jsonl watch.json preview.json metrics.jsonl samples.jsonl
-lengths.json
+Writes: policy/ value/ snapshots/ snapshots.jsonl watch.jsonl watch.json preview.json alarms.json metrics.jsonl
+samples.jsonl lengths.json
 """
 
 import shutil
@@ -27,6 +27,7 @@ from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.roles import HELDOUT
+from llm_rlhf.ppo.alarms import ALARMS
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.snapshots import LOG as SNAPSHOTS
 from llm_rlhf.ppo.trainer import PPOTrainer
@@ -103,7 +104,7 @@ def nothing_to_imitate(account: Fitted) -> str:
 def _start_anew(run_folder: RunFolder, folder: Path) -> None:
     """Nothing of an interrupted launch that had no checkpoint yet may stay."""
     if run_folder.state.is_main_process:
-        for name in (METRICS, "samples.jsonl", SNAPSHOTS, WATCH, PREVIEW):
+        for name in (METRICS, "samples.jsonl", SNAPSHOTS, WATCH, PREVIEW, ALARMS):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "snapshots", ignore_errors=True)
         for old in checkpoints.all_in(folder):

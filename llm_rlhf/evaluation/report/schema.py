@@ -143,6 +143,8 @@ class Watched(_Record):
     """What `Watch.write_summary` wrote."""
     preview: dict[str, Any] = {}
     """What `preview` found before training."""
+    training: dict[str, Any] = {}
+    """What `TrainingAlarms.write` wrote: `news`, and what is `raised` at the end."""
 
 
 class Message(_Record):

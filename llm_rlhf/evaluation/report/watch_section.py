@@ -24,9 +24,9 @@ CURVES = tuple(f"eval_{side}/{measure}" for side in SIDES for measure in MEASURE
 
 
 def watch_alarms(watch: Mapping[str, Any]) -> list[str]:
-    """Sentences on the sides that PPO made worse, and on a training reward that would; the gravest first."""
+    """Sentences on what went wrong in PPO, sides it made worse, and a training reward that would; the gravest first."""
     guard, foreseen = watch.get("guard"), watch.get("preview")
-    alarms = []
+    alarms = training_alarms(watch.get("training"))
     fell: list[str] = []
     if guard is not None:
         fell = guard["worse_at_the_end"]
@@ -42,6 +42,18 @@ def watch_alarms(watch: Mapping[str, Any]) -> list[str]:
             if side not in fell
         ]
     return alarms
+
+
+def training_alarms(training: Mapping[str, Any] | None) -> list[str]:
+    """Of each thing that went wrong in PPO itself, the sentence that told it first, and whether it was over later."""
+    if not training:
+        return []
+    told: dict[str, str] = {}
+    for news in training["news"]:
+        if news["began"]:
+            told.setdefault(news["what"], news["text"])
+    over = " Later it was no longer so."
+    return [text + ("" if what in training["raised"] else over) for what, text in told.items()]
 
 
 def _kept(guard: Mapping[str, Any], side: str) -> str:
