@@ -96,7 +96,7 @@ class RunFolder:
         folder = self.path / stage
         if not folder.exists():
             return False
-        manifest = read_json(folder / MANIFEST)
+        manifest = whole_manifest(folder)
         again = f"Run with --from {stage} to make it again (the old one moves to {self.path / 'archive'})"
         if manifest is None:
             raise RunFolderError(f"{folder} has no readable {MANIFEST}, so it was not finished here. {again}.")
@@ -105,7 +105,7 @@ class RunFolder:
         ]
         if damaged:
             raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
-        changes = differences(self.as_today(manifest["inputs"]), _plain(inputs))
+        changes = differences(self.as_today(manifest.get("inputs", {})), _plain(inputs))
         if changes:
             more = f"; and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
             raise RunFolderError(
@@ -158,7 +158,7 @@ class RunFolder:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a finished stage."""
-        manifest = read_json(self.path / stage / MANIFEST)
+        manifest = whole_manifest(self.path / stage)
         if manifest is None:
             raise RunFolderError(f"{self.path / stage} is not finished; run the recipe without --only first.")
         return manifest
@@ -269,6 +269,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def whole_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage; None where it is none, half of one, or not there."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not isinstance(manifest.get("inputs", {}), dict):
+        return None
+    return manifest if all(isinstance(entry, dict) and "sha256" in entry for entry in files.values()) else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -60,7 +60,9 @@ def seal(checkpoint: Path, state: dict[str, Any]) -> None:
 def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
     """The state of a whole checkpoint; None where a file is missing or differs from what was sealed."""
     seal = read_json(checkpoint / COMPLETE)
-    if seal is None or digests(checkpoint, but=COMPLETE) != seal["files"]:
+    if not (isinstance(seal, dict) and isinstance(seal.get("state"), dict)):  # half written, or none
+        return None
+    if digests(checkpoint, but=COMPLETE) != seal.get("files"):
         return None
     state: dict[str, Any] = seal["state"]
     return state

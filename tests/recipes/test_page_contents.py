@@ -53,7 +53,7 @@ def test_every_key_of_ours_has_a_meaning() -> None:
         ("quantization", "`none` `nf4` `int8`", "`none`"),
         ("base", "text or null", "`null`"),
         ("lora.target_modules", "text or list of text", "`all-linear`"),
-        ("trust_remote_code", "true/false", "`false`"),
+        ("trust_remote_code", "true/false or list of text", "`false`"),
     ],
 )
 def test_types_and_defaults_are_those_of_yaml(key: str, kind: str, default: str) -> None:
