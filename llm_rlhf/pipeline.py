@@ -151,7 +151,7 @@ def _settle_day(recipe: Recipe, run: RunFolder) -> None:
     """What the chat template takes for today, where the recipe does not say: the day of the run's first launch."""
     if recipe.model.chat_template_date is None:
         launched = read_json(run / MANIFEST)
-        day = datetime.date.today().isoformat() if launched is None else launched.get("chat_template_date")
+        day = launched.get("chat_template_date") if isinstance(launched, dict) else datetime.date.today().isoformat()
         (day,) = broadcast_object_list([day])  # it may be midnight
         recipe.model.chat_template_date = None if day is None else datetime.date.fromisoformat(day)
 

@@ -107,7 +107,7 @@ class RunFolder:
             self._check_begun(stage, inputs)
             return False
         self._remove_spent(folder)
-        manifest = read_json(folder / MANIFEST)
+        manifest = whole_manifest(folder)
         again = f"Run with --from {stage} to make it again (the old one moves to {self.path / 'archive'})"
         if manifest is None:
             raise RunFolderError(f"{folder} has no readable {MANIFEST}, so it was not finished here. {again}.")
@@ -116,7 +116,7 @@ class RunFolder:
         ]
         if damaged:
             raise RunFolderError(f"{folder / damaged[0]} is missing or has changed since it was written. {again}.")
-        if changes := self._changes(manifest["inputs"], inputs):
+        if changes := self._changes(manifest.get("inputs", {}), inputs):
             raise RunFolderError(f"{folder} was made by another recipe: {changes}. {again}, or set another output_dir.")
         return True
 
@@ -219,7 +219,7 @@ class RunFolder:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a finished stage."""
-        manifest = read_json(self.path / stage / MANIFEST)
+        manifest = whole_manifest(self.path / stage)
         if manifest is None:
             raise RunFolderError(f"{self.path / stage} is not finished; run the recipe without --only first.")
         return manifest
@@ -330,6 +330,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def whole_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage; None where it is none, half of one, or not there."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not isinstance(manifest.get("inputs", {}), dict):
+        return None
+    return manifest if all(isinstance(entry, dict) and "sha256" in entry for entry in files.values()) else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,6 +31,7 @@ from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.models.streaming import Sampling, Tell, stream_reply
 from llm_rlhf.models.thoughts import KEY, thought_marks
 from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.unchanged import check_unchanged
 
 SAID = Prompt([{"role": "user", "content": "Hello."}], "overall", Origin("chat", 1))  # what reward models are tried on
 
@@ -205,6 +206,7 @@ def load(
     )  # fmt: skip
     found = Rewards({"reward": [], "heldout": []}) if rewards is None else Rewards.of(asked)
     local = [subject for subject in subjects if subject.url is None]
+    check_unchanged(found.places(local))
     for path in dict.fromkeys(subject.base for subject in local):
         check_there(path, "The model")  # once, where loading would ask the hub again and again
     voices: dict[str, Voice] = {s.name: Remote(s, key_variable) for s in subjects if s.url is not None}

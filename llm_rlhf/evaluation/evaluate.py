@@ -49,6 +49,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.recipe.values import plain
 from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.unchanged import check_unchanged
 
 SAMPLING = {"top_p": 1.0, "top_k": 0}  # how replies are always drawn
 
@@ -130,6 +131,8 @@ def measure(asked: Evaluation) -> Measured:
     """
     rewards = Rewards.of(asked)
     _check(asked, rewards)
+    if not asked.in_recipe:  # whose run has looked at its stages
+        check_unchanged([*rewards.places(asked.local), *asked.snapshots.values()])
     rewards.identify()
     material = gather(asked)
     found = ask(asked, material, rewards)

@@ -27,6 +27,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.recipe.sections import Benchmark, Source, stage_options
 from llm_rlhf.recipe.values import plain
 from llm_rlhf.run_folder import read_json
+from llm_rlhf.unchanged import check_unchanged
 
 
 def preferences(
@@ -80,6 +81,7 @@ def evaluate_rewards(
 
     Raises:
         RecipeError, DataError: where it cannot be done as asked.
+        RunFolderError: where a model of a run is not as it was written.
     """
     started = time.monotonic()
     check_output(output)
@@ -87,6 +89,7 @@ def evaluate_rewards(
         raise RecipeError("Without a policy there is nothing to evaluate but a reward model; name one: --reward MODEL.")
     loaded = load_pairs(sources, "--pairs") if sources else Loaded[Preference]()
     suites = {benchmark.name: load_benchmark(benchmark, "--benchmarks") for benchmark in benchmarks}
+    check_unchanged(rewards.places([]))
     rewards.identify()
     rows = {"pairs": list(loaded.rows)} | {name: as_pairs(suite.rows) for name, suite in suites.items()}
     scores = {name: PairScores() for name in rows}

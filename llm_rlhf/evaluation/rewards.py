@@ -21,7 +21,9 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.judges import model_identity
 from llm_rlhf.evaluation.request import Evaluation
+from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.launch import processes
+from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.encoding import encode_prompt, encode_replies
 from llm_rlhf.models.fitting import Fitted, fit_preferences
@@ -96,6 +98,17 @@ class Rewards:
         elif not named["reward"]:
             found.folders["reward"] = whole_rewards(asked.recipe)
         return found
+
+    def places(self, policies: Sequence[Subject]) -> list[str | Path | None]:
+        """Where all lies that is loaded: these policies, and the reward models with what they stand on."""
+        own: list[str | Path | None] = [place for subject in policies for place in (subject.base, subject.adapter)]
+        rewards = [folder for folders in self.folders.values() for folder in folders]
+        for folder in rewards:
+            with contextlib.suppress(
+                ValueError
+            ):  # no adapter, or one whose base is gone, which is told when it is loaded
+                own.append(base_of(folder))
+        return list(dict.fromkeys([*own, *rewards]))
 
     def names(self, role: str) -> list[str]:
         """Names of a role's models: their folders', numbered where two are called alike or as a role."""

@@ -24,6 +24,7 @@ from llm_rlhf.models.finding import find_config
 from llm_rlhf.recipe.loading import recipe_of, sampling
 from llm_rlhf.recipe.sections import ModelSection, Recipe
 from llm_rlhf.run_folder import read_json
+from llm_rlhf.unchanged import check_unchanged
 
 
 @dataclass
@@ -145,6 +146,7 @@ def source_of(text: str, trust_remote_code: Sequence[str] = ()) -> Source:
 
     Raises:
         RecipeError: where it names nothing that has weights, or nothing that was trained.
+        RunFolderError: where its files are not those that the run wrote.
     """
     subject = subject_of(text, ModelSection(trust_remote_code=list(trust_remote_code) or False))
     if subject.url is not None:
@@ -157,6 +159,7 @@ def source_of(text: str, trust_remote_code: Sequence[str] = ()) -> Source:
     recipe = recipe_of(run)
     if subject.adapter is None and subject.base != str(run / "sft" / "model"):
         raise RecipeError(f"{text} is the base that the run began from; nothing of it was trained here.")
+    check_unchanged([subject.base, subject.adapter, run / "sft" / "adapter" if (run / "sft").is_dir() else None])
     adapters = [run / "sft" / "adapter"] if (run / "sft").is_dir() else []
     adapters += [] if subject.adapter is None else [subject.adapter]
     try:

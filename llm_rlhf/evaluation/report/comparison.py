@@ -29,6 +29,7 @@ from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
+from llm_rlhf.unchanged import check_report as check_report_unchanged
 
 # What a comparison shows, in this order, where it was measured; suites of the user's own between the two.
 BY_TRUTH = (
@@ -141,12 +142,14 @@ def read_policy_report(folder: Path) -> dict[str, Any]:
 
     Raises:
         RecipeError: where there is none, or it is none of a policy.
+        RunFolderError: where it is not what the run's evaluation wrote.
     """
     path = folder / "report.json"
     if not folder.is_dir():
         raise RecipeError(f"There is no folder {folder}.{neighbour(folder)}")
     if not path.is_file():
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
+    check_report_unchanged(folder)
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         check_report(report)
