@@ -59,7 +59,9 @@ def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
 def _pieces(value: Any, longest: int) -> Iterator[str]:
     """The text of a value bit by bit, so that what is not shown is never made."""
     if type(value) in (list, tuple, dict):
-        opening, closing = {list: "[]", tuple: "()", dict: "{}"}[type(value)]
+        opening, closing = (
+            ("[", "]") if isinstance(value, list) else ("(", ")") if isinstance(value, tuple) else ("{", "}")
+        )
         yield opening
         for number, item in enumerate(value):
             yield ", " if number else ""

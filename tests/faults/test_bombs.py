@@ -1,4 +1,4 @@
-"""Small files that grow: recipes, rows and archives made to fill a machine are refused at once, in a bounded message."""
+"""Small files that grow: recipes, rows and archives made to fill a machine are refused at once, in a short message."""
 
 import time
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_a_saved_recipe_of_many_sources_is_far_from_the_bounds() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, 1, -2.5, "a'b\n", [], (1,), (1, "b"), {}, {"a": [1, {"b": (2, 3)}], 1: None}, {"b", "b"}, b"x", True],
+    [None, 1, -2.5, "a'b\n", [], (1,), (1, "b"), {}, {"a": [1, {"b": (2, 3)}], 1: None}, {"b"}, b"x", True],
 )
 def test_a_short_value_is_shown_as_python_prints_it(value: object) -> None:
     assert shown(value) == repr(value)
