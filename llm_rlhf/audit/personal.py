@@ -43,11 +43,21 @@ def suspicions(text: str) -> list[Suspicion]:
         return []  # nearly all texts
     found: list[Suspicion] = []
     for kind, pattern, holds in _KINDS:
-        for match in pattern.finditer(text):
-            start, end = match.span()
-            if holds(match[0]) and not any(start < other.end and other.start < end for other in found):
-                found.append(Suspicion(kind, start, end))
-    return sorted(found, key=lambda suspicion: suspicion.start)
+        places = [match.span() for match in pattern.finditer(text) if holds(match[0])]
+        if places:
+            found = sorted([*found, *(Suspicion(kind, *place) for place in _beside(places, found))], key=_start)
+    return found
+
+
+def _beside(places: list[tuple[int, int]], found: list[Suspicion]) -> Iterator[tuple[int, int]]:
+    """The places that overlap nothing of what was found before. Both are in the order of the text, without overlaps."""
+    others = iter(found)
+    other = next(others, None)
+    for start, end in places:
+        while other is not None and other.end <= start:
+            other = next(others, None)
+        if other is None or end <= other.start:
+            yield start, end
 
 
 def masked(text: str) -> str:
@@ -84,6 +94,10 @@ def _is_phone(text: str) -> bool:
 
 def _digits(text: str) -> Iterator[str]:
     return (character for character in text if character.isdigit())
+
+
+def _start(suspicion: Suspicion) -> int:
+    return suspicion.start
 
 
 def _always(text: str) -> bool:

@@ -5,17 +5,18 @@ same as a row of a data set is {"input": TEXT, "targets": {"choices": [REPLY, RE
 transcript ("\\n\\nHuman: ...\\n\\nAssistant:") or the one thing a person said.
 """
 
-import gzip
-import json
+import codecs
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_rlhf.data.bounds import LONGEST_ROW, unpacked
 from llm_rlhf.data.checks import BadRow, SetAside, check_prompt, check_text, extract, prompt_share
-from llm_rlhf.data.files import open_source
+from llm_rlhf.data.files import GZIP, open_source
 from llm_rlhf.data.formats.columns import is_transcript
 from llm_rlhf.data.formats.naming import under_our_names
 from llm_rlhf.data.formats.recognition import nothing_left
@@ -23,6 +24,7 @@ from llm_rlhf.data.formats.transcripts import parse_transcript
 from llm_rlhf.data.rows import Conversation, Origin, Preference, RawRow
 from llm_rlhf.data.sources import load_preferences
 from llm_rlhf.errors import DataError
+from llm_rlhf.json_lines import parse_json
 from llm_rlhf.recipe.sections import Source, expanded, local_files
 
 OBJECTIVES = ("helpful", "harmless", "honest", "other")
@@ -105,10 +107,21 @@ def _task_rows(source: Source) -> list[RawRow] | None:
 
 def _task(file: Path) -> dict[str, Any] | None:
     """A file's one object where that is a task; None where it holds anything else."""
-    data = file.read_bytes()
+    with file.open("rb") as opened:
+        packed = opened.read(len(GZIP)) == GZIP
     try:
-        found = json.loads(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
-    except (ValueError, OSError, EOFError):
+        with unpacked(file, str(file)) if packed else file.open("rb") as opened:
+            first = opened.readline(LONGEST_ROW)
+            if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] not in (b"{", b""):  # a list, say
+                return None
+            try:
+                found = parse_json(first)  # one line; or the first of many rows, which is no task
+            except ValueError:
+                opened.seek(0)
+                found = parse_json(opened.read())
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error):
         return None
     return found if isinstance(found, dict) and "examples" in found else None
 

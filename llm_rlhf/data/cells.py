@@ -1,15 +1,16 @@
 """What stands in one cell: numbers, thumbs and lists, also where a table or a careless export has them as text."""
 
 import ast
-import json
 import math
 import re
 import warnings
 from typing import Any
 
 from llm_rlhf.data.checks import BadRow, extract
+from llm_rlhf.json_lines import parse_json
 
 UNREADABLE = "list that cannot be read"
+LONGEST_LITERAL = 2**20  # characters: to read a list as Python prints it takes hundreds of times its size
 
 _UP = ("true", "t", "yes", "y", "up", "thumbs_up", "thumbs up", "good", "like", "liked", "desirable", "positive", "👍")
 _DOWN = (
@@ -69,9 +70,11 @@ def as_list(text: Any, column: str) -> Any:
     if not isinstance(text, str) or not _LIST.match(text):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         pass
+    if len(text) > LONGEST_LITERAL:
+        raise BadRow(UNREADABLE, f"{column} is no JSON, and longer than {LONGEST_LITERAL:,} characters; write JSON")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash in the text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Origin, Preference, Prompt, Rating
+from llm_rlhf.errors import shown
 
 JOINED_TURNS = "turns of one role in a row joined"
 EMPTY_SYSTEM_REMOVED = "empty system message removed"
@@ -45,7 +46,7 @@ class SetAside:
 
 def extract(value: Any, length: int = 80) -> str:
     """The beginning of a value as printable text: control characters and lone surrogates stand escaped."""
-    text = value[: length + 1] if isinstance(value, str) else repr(value)
+    text = value[: length + 1] if isinstance(value, str) else shown(value, length)
     return repr(text[:length]) + (" ..." if len(text) > length else "")
 
 

@@ -16,6 +16,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llm_rlhf.data.bounds import (
+    DECODED_FREELY,
+    LONGEST_ROW,
+    MOST_DECODED,
+    TOO_LONG,
+    Growth,
+    too_long,
+    unpacked,
+)
 from llm_rlhf.data.cells import of_table
 from llm_rlhf.data.checks import BadRow, extract
 from llm_rlhf.data.json_files import BOM_REMOVED, holds_lines, read_json, read_lines
@@ -25,6 +34,8 @@ from llm_rlhf.recipe.sections import Source, expanded, local_files
 
 _LINES, _JSON, _TABLES, _PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
 SMALL = 1 << 20  # bytes of a source's files that are read in less time than it takes to import what would cache it
+GZIP = b"\x1f\x8b"  # how a gzip file begins
+_PARQUET_BATCH = 32  # rows decoded at once: each may be as long as a row may be
 _SUFFIXES = (*_LINES, *_JSON, *_TABLES, *_PARQUET)
 
 
@@ -88,11 +99,12 @@ def _read_file(path: Path, name: str) -> Iterator[RawRow]:
             start = file.read(24)
         if start.startswith(b"version https://git-lfs"):
             raise DataError(f"{name} is a Git LFS pointer, not the data; run `git lfs pull` in its repository.")
-        opened: Any = gzip.open(path, "rb") if start.startswith(b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
+        packed = start.startswith(GZIP)
+        opened = unpacked(path, name) if packed else path.open("rb")
         kind = _kind(name)
         with opened as file:
             if kind in _PARQUET:
-                yield from _read_parquet(file, name)
+                yield from _read_parquet(io.BytesIO(file.read()) if packed else file, name, path.stat().st_size)
             elif kind in _TABLES:
                 yield from _read_table(file, name, "\t" if kind == ".tsv" else ",")
             elif kind in _JSON and not holds_lines(file):
@@ -114,10 +126,10 @@ def _clear_errors(name: str) -> Iterator[None]:
 
 def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:
     """The rows under a header, numbered from 1; a cell that is empty or says nan is absent: a table cannot say null."""
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole conversation; the default is 128 KiB
+    csv.field_size_limit(LONGEST_ROW)  # a cell may hold a whole conversation; the default is 128 KiB
     # Bytes that are no UTF-8 come through as lone surrogates, and only the row that has them is set aside.
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    reader = csv.reader(_bounded_lines(text), delimiter=delimiter, strict=True)
     number = 0
     try:
         header = next(reader, [])
@@ -140,7 +152,18 @@ def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:
             yield RawRow(Origin(name, number), _cells(header, cells), repairs if number == 1 else set())
     except csv.Error as error:
         place = f"row {number + 1}, which ends on line {reader.line_num}"
-        raise DataError(f"{name} is damaged in {place} ({error}); mend its quotes.") from None
+        raise DataError(
+            f"{name} is damaged in {place} ({error}); mend its quotes: one that is never closed takes in "
+            "the rest of the file."
+        ) from None
+
+
+def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a table. A row may have several, but its cells are bounded, each by csv's own limit."""
+    while line := text.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise csv.Error(f"a line of more than {LONGEST_ROW:,} characters")
+        yield line
 
 
 def _cells(header: list[str], cells: list[str]) -> Any:
@@ -155,20 +178,24 @@ def _cells(header: list[str], cells: list[str]) -> Any:
         return bad
 
 
-def _read_parquet(file: BinaryIO, name: str) -> Iterator[RawRow]:
+def _read_parquet(file: BinaryIO, name: str, size: int) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number = decoded = 0
+    growth = Growth(name, size, MOST_DECODED, DECODED_FREELY)
     try:
-        whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
-        for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1000):
+        opened = pyarrow.parquet.ParquetFile(file)
+        groups = (opened.metadata.row_group(i) for i in range(opened.num_row_groups))
+        Growth(name, size).check(sum(group.total_byte_size for group in groups))
+        for batch in opened.iter_batches(batch_size=_PARQUET_BATCH):
+            decoded += batch.nbytes
+            growth.check(decoded)
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(Origin(name, number), row)
+                long = too_long(row)
+                yield RawRow(Origin(name, number), row if long is None else BadRow(TOO_LONG, long))
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise
         raise DataError(f"{name} is a damaged Parquet file ({first_line(error)}); fetch it again.") from None
 
 

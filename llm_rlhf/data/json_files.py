@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from llm_rlhf.data.bounds import LONGEST_ROW, TOO_LONG
 from llm_rlhf.data.checks import BadRow
 from llm_rlhf.data.rows import Origin, RawRow
 from llm_rlhf.errors import DataError
+from llm_rlhf.json_lines import DEEPEST, is_too_deep, parse_json
 
 BOM_REMOVED = "byte-order mark removed"
 
@@ -18,29 +20,40 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:
     """One row a line. Blank lines are skipped, but counted in the row numbers, so these are line numbers."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_lines(file), 1):
         raw = RawRow(Origin(name, number), None)
         if number == 1 and line.startswith(_BOM):
             line = line[3:]
             raw.repairs.add(BOM_REMOVED)
-        if line.strip():
+        if len(line) > LONGEST_ROW:
+            raw.fields = BadRow(TOO_LONG, f"the line has more than {LONGEST_ROW:,} bytes; split the row, or the file")
+            yield raw
+        elif line.strip():
             raw.fields = _parse_line(line)
             yield raw
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long, its beginning."""
+    while line := file.readline(LONGEST_ROW + 1):
+        yield line
+        while len(line) > LONGEST_ROW and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_ROW + 1)
 
 
 def _parse_line(line: bytes) -> Any:
     """The JSON value on a line, or the BadRow that says why there is none."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow("invalid UTF-8", f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BadRow("malformed JSON", str(error))
 
 
 def holds_lines(file: BinaryIO) -> bool:
     """Whether a .json file holds an object a line, as many on the hub do, no list and no columns; goes to the start."""
-    first = next((line for line in file if line.removeprefix(_BOM).strip()), b"").removeprefix(_BOM)
+    first = next((line for line in _lines(file) if line.removeprefix(_BOM).strip()), b"").removeprefix(_BOM)
     file.seek(0)
     row = _parse_line(first) if first.lstrip()[:1] == b"{" else None
     return isinstance(row, dict) and columns_of(row) is None
@@ -68,8 +81,13 @@ def read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
     decoder, number, place = json.JSONDecoder(), 0, _after_space(text, place + 1)
     try:
         while text[place : place + 1] != "]" or number:
-            value, place = decoder.raw_decode(text, place)
+            value, end = decoder.raw_decode(text, place)
             number += 1
+            if end - place > LONGEST_ROW:
+                value = BadRow(TOO_LONG, f"it has {end - place:,} characters; at most {LONGEST_ROW:,} are read")
+            elif is_too_deep(value):
+                value = BadRow("malformed JSON", f"it is nested deeper than {DEEPEST} levels")
+            place = end
             yield RawRow(Origin(name, number), value, repairs if number == 1 else set())
             place = _after_space(text, place)
             if text[place : place + 1] == "]":
@@ -86,8 +104,8 @@ def read_json(file: BinaryIO, name: str) -> Iterator[RawRow]:
 def _read_columns(text: str, name: str) -> Iterator[RawRow]:
     """The rows of one object of columns, each a list, or an object by row number as pandas writes it."""
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{name} is damaged JSON ({error}); mend or fetch it again.") from None
     columns = columns_of(table)
     if columns is None:

@@ -34,7 +34,6 @@ _PASSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _STOPS = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
 _THOUGHTS = ("reasoning_content", "reasoning")  # a message's keys, where the server tells thoughts apart
 _THOUGHT_PARTS = ("thinking", "reasoning")  # types of a content's parts, likewise
-_ENDS = re.compile(rf"(?:\A|\n)\s*{WRITTEN.closing}|{WRITTEN.closing}\s*(?:\n|\Z)")
 _FILTERED = re.compile(r"content[ _-]?(filter|policy|management policy)|moderation|flagged", re.IGNORECASE)
 
 
@@ -366,9 +365,12 @@ def _begun_by_prompt(text: str) -> bool:
 
     Thoughts end with a line; a reply that speaks of the closing mark has it within one.
     """
-    before, closed, _ = text.partition(WRITTEN.closing)
-    ends = _ENDS.search(text)
-    return bool(closed) and WRITTEN.opening not in text and ends is not None and ends.start() <= len(before)
+    before, closed, after = text.partition(WRITTEN.closing)
+    if not closed or WRITTEN.opening in text:
+        return False
+    space_before, space_after = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
+    begins_line = "\n" in space_before or space_before == before
+    return begins_line or "\n" in space_after or space_after == after
 
 
 def _tokens(content: Any) -> list[Token] | None:

@@ -1,15 +1,25 @@
-"""Small files that grow: recipes, rows and archives made to fill a machine are refused, in a bounded message."""
+"""Small files that grow: recipes, rows and archives made to fill a machine are refused at once, in a short message."""
 
+import gzip
+import resource
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
+from llm_rlhf.data import big_bench, bounds, files, json_files
+from llm_rlhf.data.big_bench import load_comparisons
+from llm_rlhf.data.formats import parsing, recognition
+from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
+from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError, shown
 from llm_rlhf.evaluation.gate import gate_of
 from llm_rlhf.evaluation.subjects import subject_of
 from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import Source
 from llm_rlhf.recipe.yaml_text import DEEPEST, LARGEST_FILE, read_yaml
 from llm_rlhf.run_folder import differences
 
@@ -179,3 +189,174 @@ def test_no_message_is_longer_than_a_screen_or_two_and_its_end_is_kept() -> None
 def test_what_differs_between_recipes_is_bounded() -> None:
     (line,) = differences({"a": {"b": "x" * 10**6}}, {"a": {"b": ["y" * 10**6] * 100}})
     assert len(line) < 700
+
+
+GOOD = b'{"prompt": "Where is the key?", "chosen": "Mat", "rejected": "Hat"}\n'
+
+
+def packed(path: Path, *parts: tuple[bytes, int]) -> Path:
+    """A gzip file of each part so many times, written without holding it."""
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for part, times in parts:
+            block = part * max(1, 2**20 // len(part))
+            for _ in range(-(-times * len(part) // len(block))):
+                file.write(block)
+    return path
+
+
+@pytest.fixture
+def small_bounds(monkeypatch) -> None:
+    """Bounds of kilobytes in the place of megabytes, so that a test's bombs need no time."""
+    for module in (bounds, files, json_files, big_bench):
+        for name, value in {"LONGEST_ROW": 4096, "MOST_SET_ASIDE": 1000}.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(parsing, "MOST_SET_ASIDE", 1000)
+    monkeypatch.setattr(recognition, "MOST_SET_ASIDE", 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b" ", b"\n", b"{}\n", b"[", b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'])
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz"])
+def test_an_archive_that_grows_a_thousandfold_is_refused_in_bounded_memory(
+    content: bytes, name: str, tmp_path: Path
+) -> None:
+    path = packed(tmp_path / name, (GOOD, 1), (content, 400 * 2**20 // len(content)))
+    assert path.stat().st_size < 3 * 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"over 200 times as much|damaged|cannot be used|no list|columns of one name"):
+        load_preferences([Source(source=str(path), format="preference")])
+    with pytest.raises(DataError):
+        load_comparisons([Source(source=str(path))])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20  # KiB: three gigabytes
+
+
+def test_an_archive_that_grows_as_text_does_is_read(tmp_path: Path) -> None:
+    path = packed(tmp_path / "pairs.jsonl.gz", (GOOD, 2000))
+    assert len(load_preferences([Source(source=str(path))]).rows) >= 2000
+
+
+def test_a_growth_is_refused_only_beyond_the_ratio_and_the_free_bytes() -> None:
+    growth = bounds.Growth("x.gz", 1000, most=200, freely=10_000_000)
+    growth.check(10_000_000)
+    growth = bounds.Growth("x.gz", 10_000_000_000, most=200, freely=10)
+    growth.check(200 * 10_000_000_000)
+    with pytest.raises(DataError, match=r"x\.gz has 1,000 bytes and unpacks .* over 200 times as much.*split it"):
+        bounds.Growth("x.gz", 1000, most=200, freely=10_000).check(200_001)
+
+
+def test_a_line_that_is_too_long_is_set_aside_and_those_after_it_are_read(small_bounds, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    long = GOOD.replace(b"Mat", b"M" * 5000)
+    path.write_bytes(GOOD + long + GOOD + b"x" * 4096 + b"\n" + b"y" * 4097 + b"\n" + GOOD + b"z" * 20_000)
+    loaded = load_preferences([Source(source=str(path))])
+    assert [row.origin.row for row in loaded.rows] == [1, 3, 6]
+    assert [(item.origin.row, item.reason) for item in loaded.set_aside] == [
+        (2, "row too long"),
+        (4, "row too long"),
+        (5, "row too long"),
+        (7, "row too long"),
+    ]
+    assert "split the row, or the file" in loaded.set_aside[0].detail
+
+
+def test_a_list_item_that_is_too_long_or_deep_is_set_aside(small_bounds, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    items = [GOOD, GOOD.replace(b"Mat", b"M" * 5000), GOOD.replace(b'"Mat"', b"[" * 300 + b"]" * 300), GOOD]
+    path.write_bytes(b"[" + b",".join(items) + b"]")
+    loaded = load_preferences([Source(source=str(path))])
+    assert [row.origin.row for row in loaded.rows] == [1, 4]
+    assert [item.reason for item in loaded.set_aside] == ["row too long", "malformed JSON"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_cell_or_a_line_of_a_table_that_is_too_long_names_its_row(suffix, small_bounds, tmp_path: Path) -> None:
+    sign = "," if suffix == ".csv" else "\t"
+    header, good = sign.join(("prompt", "chosen", "rejected")), sign.join(("q", "a", "b"))
+    path = tmp_path / f"pairs{suffix}"
+    for bad in (sign.join(("q", "x" * 5000, "b")), sign.join(("q", '"' + "a\n" * 3000 + '"', "b")), '"' + "x\n" * 4000):
+        path.write_text("\n".join([header, good, bad, good]))
+        with pytest.raises(DataError, match=r"damaged in row 2, .*mend its quotes: one that is never closed"):
+            load_preferences([Source(source=str(path))])
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize("levels", [150, 199, 250, 900, 5000])
+@pytest.mark.parametrize("column", ["prompt", "chosen", "messages", "replies", "conversations", "margin", "label"])
+def test_a_row_of_any_depth_is_read_or_set_aside(levels: int, column: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    row = GOOD.rstrip()[:-1].decode() if column not in ("prompt", "chosen") else '{"rejected": "Hat"'
+    for value in (nested(levels), nested(levels - 1).replace("[]", '[{"role": "user", "content": "x"}]')):
+        path.write_text(GOOD.decode() + f'{row}, "{column}": {value}}}\n', encoding="utf-8")
+        source = Source(source=str(path))
+        for load in (load_preferences, lambda s: load_demonstrations(s, Rows()), lambda s: load_prompts(s, Rows())):
+            try:
+                loaded = load([source])
+            except DataError:
+                continue
+            assert loaded.counts()["read"] == 2
+            if levels > 200:
+                assert "nested deeper than 200" in loaded.set_aside[0].detail
+
+
+def test_numbers_and_nesting_without_end_in_other_readers_are_one_message(tmp_path: Path) -> None:
+    for content in (
+        nested(5000),
+        '{"a": ' * 5000,
+        '{"examples": ' + "1" * 5000 + "}",
+        '{"examples": ' + nested(900) + "}",
+    ):
+        path = tmp_path / "task.json"
+        path.write_text(content)
+        for load in (load_comparisons, load_preferences):
+            with pytest.raises(DataError) as error:
+                load([Source(source=str(path))])
+            assert len(str(error.value)) < 1000
+
+
+def test_a_printed_list_without_end_is_not_evaluated(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    row = "[{'role': 'user', 'content': '" + "x," * 600_000
+    path.write_text("prompt,chosen,rejected\nq,a,b\n" + f'"{row}",a,b\n')
+    loaded = load_preferences([Source(source=str(path))])
+    assert [(item.origin.row, item.reason) for item in loaded.set_aside] == [(2, "list that cannot be read")]
+    assert "longer than 1,048,576 characters; write JSON" in loaded.set_aside[0].detail
+
+
+def test_parquet_that_grows_is_refused(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "pairs.parquet"
+    text = "x" * 10_000
+    columns = {"prompt": ["q"] * 3000, "chosen": [text] * 3000, "rejected": ["b"] * 3000}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")  # 30 MB in a few KB
+    monkeypatch.setattr(files, "DECODED_FREELY", 2**20)
+    with pytest.raises(DataError, match=r"pairs\.parquet has .* over 1000 times as much"):
+        load_preferences([Source(source=str(path))])
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(bounds.Growth.__init__, "__defaults__", (200, 2**20))
+    with pytest.raises(DataError, match="over 200 times as much"):
+        load_preferences([Source(source=str(path))])
+
+
+def test_a_long_cell_of_parquet_is_set_aside(small_bounds, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    columns = {"prompt": ["q", "q"], "chosen": ["a", "x" * 5000], "rejected": ["b", "b"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    loaded = load_preferences([Source(source=str(path))])
+    assert [(item.origin.row, item.reason) for item in loaded.set_aside] == [(2, "row too long")]
+
+
+def test_a_file_of_millions_of_rows_of_another_kind_is_refused_before_they_fill_the_memory(
+    small_bounds, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD * 50 + b"{}\n" * 2000)
+    with pytest.raises(DataError, match=r"of the first 1,051 rows read as 'preference' 1,001 .*'missing field'"):
+        load_preferences([Source(source=str(path))])
+    path.write_bytes(GOOD * 500 + b"{}\n" * 2000)  # a fifth of it is good: it is read
+    assert len(load_preferences([Source(source=str(path))]).set_aside) == 2000
+    path.write_bytes(b"1\n" * 5000)
+    with pytest.raises(DataError, match="wrong type"):
+        load_preferences([Source(source=str(path))])

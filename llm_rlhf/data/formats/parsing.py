@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llm_rlhf.data.bounds import MOST_SET_ASIDE
 from llm_rlhf.data.checks import BadRow
 from llm_rlhf.data.files import Opened
 from llm_rlhf.data.formats.columns import prompt_columns, reply_columns
@@ -37,6 +38,7 @@ from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
 from llm_rlhf.data.formats.recognition import named_rows
 from llm_rlhf.data.formats.trees import Kind, flat_trees, grow, nested_tree
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating, RawRow
+from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
 
 ONE_OF_BOTH = "the better and the safer reply differ"
@@ -73,8 +75,17 @@ def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Ent
                 columns.update(unread(raw, written, form))
             yield raw
 
+    lost: Counter[str] = Counter()
     for entry in _entries(counted(), opened, form, source, kind):
         accounted += entry.rows
+        if entry.made is None:
+            lost[entry.reason] += entry.rows
+            if lost.total() > MOST_SET_ASIDE and lost.total() > 0.9 * accounted:
+                reason, count = lost.most_common(1)[0]
+                raise DataError(
+                    f"{opened.name}: of the first {accounted:,} rows read as '{form}' {lost.total():,} cannot be used, "
+                    f"{count:,} as '{reason}'. It is a file of another kind: look at some rows with llm-rlhf data show."
+                )
         yield entry
     assert read == accounted, f"{opened.name}: {read} rows read, {accounted} accounted for"
     for name, rows in columns.items():

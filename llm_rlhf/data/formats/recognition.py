@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
+from llm_rlhf.data.bounds import MOST_SET_ASIDE
 from llm_rlhf.data.cells import as_list
 from llm_rlhf.data.checks import BadRow, SetAside, extract
 from llm_rlhf.data.files import Opened
@@ -86,7 +87,7 @@ def _recognised(opened: Opened, source: Source, purpose: Kind) -> str:
                 f"{' or '.join(found)}; set 'format' to the one you mean."
             )
     if not rows:
-        bad = [(raw, _unreadable(raw)) for raw in named_rows(opened, source)]
+        bad = [(raw, _unreadable(raw)) for raw in itertools.islice(named_rows(opened, source), MOST_SET_ASIDE)]
         set_aside = [SetAside(raw.origin, reason.reason, reason.detail) for raw, reason in bad]
         raise nothing_left(opened.name, len(bad), set_aside)
     if purpose == "prompts" and is_asked(rows[0].fields):  # what else the rows have is not wanted

@@ -17,7 +17,8 @@ from llm_rlhf.evaluation.suites.benchmarks.rows import Choices
 from llm_rlhf.recipe.sections import Benchmark, Source
 from llm_rlhf.recipe.values import lay_over, nearest, read_section
 
-_SPELLED = re.compile(r"([\w.-]+)=(.+?)((?:,[a-z_]+(?:\.\w+)?=[^,]*)*)", re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")
+_KEY = re.compile(r"[a-z_]+(?:\.\w+)?=")
 DUPLICATE_ROW = "duplicate row"
 
 
@@ -39,15 +40,18 @@ class LoadedBenchmark:
 
 def benchmark_of(text: str) -> Benchmark:
     """The suite that `NAME=SOURCE` names on the command line, perhaps with `,KEY=VALUE` after it for the other keys."""
-    found = _SPELLED.fullmatch(text)
-    if found is None:
+    name, _, rest = text.partition("=")
+    pieces = rest.split(",")
+    more: list[str] = []
+    while len(pieces) > 1 and _KEY.match(pieces[-1]) and pieces[:-1] != [""]:  # a source may hold commas, too
+        more.append(pieces.pop())
+    if not _NAME.fullmatch(name) or not rest:
         raise RecipeError(
             f"--benchmarks {text!r} is not of the form NAME=SOURCE, such as xstest=xstest_prompts.csv; more keys "
             "follow as or_bench=bench-llm/or-bench,subset=or-bench-hard-1k,limit=300 or ,columns.prompt=text."
         )
-    name, source, more = found.groups()
-    tree: dict[str, Any] = {"name": name, "source": source}
-    for override in more.split(",")[1:]:
+    tree: dict[str, Any] = {"name": name, "source": ",".join(pieces)}
+    for override in reversed(more):
         lay_over(tree, override)
     asked: Benchmark = read_section(Benchmark, tree, "--benchmarks.")
     return asked
