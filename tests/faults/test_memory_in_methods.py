@@ -18,7 +18,7 @@ from llm_rlhf.recipe.sections import OnlineOptions, RewardOptions
 from llm_rlhf.reward.trainer import encode_pairs
 from llm_rlhf.stages.reward import _RewardTrainer
 
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 class Full(torch.autograd.Function):

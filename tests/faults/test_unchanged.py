@@ -10,7 +10,7 @@ from test_requests import ask, refused
 
 from llm_rlhf.errors import RunFolderError
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.ppo import checkpoint
+from llm_rlhf import checkpoints
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.run_folder import MANIFEST, RunFolder
 from llm_rlhf.unchanged import check_report, check_unchanged
@@ -113,7 +113,7 @@ def test_a_run_whose_own_manifest_is_none_goes_on(finished, tmp_path, capsys) ->
 def test_fault_13_a_seal_that_is_none_makes_no_whole_checkpoint(tmp_path, text) -> None:
     for step in (1, 2):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        checkpoint.seal(tmp_path / f"checkpoint-{step}", {"processes": 1})
-    (tmp_path / "checkpoint-2" / checkpoint.COMPLETE).write_text(text)
-    assert checkpoint.sealed_state(tmp_path / "checkpoint-2") is None
-    assert checkpoint.sealed_state(tmp_path / "checkpoint-1") == {"processes": 1}
+        checkpoints.seal(tmp_path / f"checkpoint-{step}", {"processes": 1})
+    (tmp_path / "checkpoint-2" / checkpoints.COMPLETE).write_text(text)
+    assert checkpoints.sealed_state(tmp_path / "checkpoint-2") is None
+    assert checkpoints.sealed_state(tmp_path / "checkpoint-1") == {"processes": 1}
