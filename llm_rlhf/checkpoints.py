@@ -21,6 +21,7 @@ COMPLETE = "complete.json"
 # by people. Everything else of a checkpoint is weights, and where it stands.
 SPARED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "README.md")
 SUMMARY = "train_runtime"  # in the line that transformers logs when a training has ended
+RESUMED_WITHOUT = "resumed_without.json"  # of a training that went on from a checkpoint that was not whole
 PARTIAL = "--allow-partial-resume"
 
 
@@ -221,13 +222,18 @@ def _is_spared(name: str) -> bool:
 
 
 def _patch(checkpoint: Path, seal: dict[str, Any], wrong: dict[str, str]) -> None:
-    """Put aside what is damaged, and seal what is left: from here on it is a checkpoint that never had it."""
+    """Put aside what is damaged, and seal what is left: from here on it is a checkpoint that never had it.
+
+    `resumed_without.json` beside it tells, for good.
+    """
+    aside = checkpoint.with_name(f"{checkpoint.name}-damaged")
     for name in wrong:
         if (checkpoint / name).exists():
-            aside = checkpoint.parent / "damaged" / checkpoint.name
-            aside.mkdir(parents=True, exist_ok=True)
+            aside.mkdir(exist_ok=True)
             (checkpoint / name).rename(aside / name)
-    left = {name: known for name, known in seal["files"].items() if name not in wrong}
+    known = read_json(checkpoint.parent / RESUMED_WITHOUT) or []
+    write_json(checkpoint.parent / RESUMED_WITHOUT, [*known, {"step": step_of(checkpoint), "lacks": sorted(wrong)}])
+    left = {name: digest for name, digest in seal["files"].items() if name not in wrong}
     write_json(checkpoint / COMPLETE, seal | {"files": left, "lacks": sorted(wrong)})
 
 

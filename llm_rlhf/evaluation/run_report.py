@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llm_rlhf.checkpoints import PARTIAL, RESUMED_WITHOUT
 from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
@@ -64,7 +65,7 @@ def build_report(
     )
     report["alarms"] = watch_alarms(report["watch"]) + report_lines(recipe, run_folder, report["alarms"])
     report["alarms"] += found.notes + account_lines(found.material.counts)
-    report["alarms"] += _about_rewards(recipe) + skipped_steps(manifests)
+    report["alarms"] += _about_rewards(recipe) + skipped_steps(manifests) + _resumed_without(run_folder)
     return report
 
 
@@ -80,6 +81,17 @@ def skipped_steps(manifests: dict[str, dict[str, Any]]) -> list[str]:
                 f"{stage}/ ({BATCHES}*)."
             )
     return lines
+
+
+def _resumed_without(run_folder: RunFolder) -> list[str]:
+    """A sentence for each checkpoint that a training went on from though it was not whole."""
+    return [
+        f"{path.relative_to(run_folder.path).parent.as_posix()} was trained on from a checkpoint of step {one['step']} "
+        f"without {', '.join(one['lacks'])}, as {PARTIAL} allowed: not as it would have been without an interruption."
+        for stage in ("sft", "reward", *METHODS)
+        for path in sorted((run_folder / stage).rglob(RESUMED_WITHOUT))
+        for one in read_json(path) or []
+    ]
 
 
 def _about_rewards(recipe: Recipe) -> list[str]:

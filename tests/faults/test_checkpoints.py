@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from llm_rlhf import checkpoints
 from llm_rlhf.errors import RunError, RunFolderError
+from llm_rlhf.evaluation.run_report import _resumed_without
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.run_folder import RunFolder, read_json, write_json
 from llm_rlhf.training import append_line
@@ -130,8 +131,13 @@ def test_fault_15_what_is_damaged_is_put_aside_and_not_lost(base_folder, left: P
     damaged = (left / "checkpoint-6" / "optimizer.pt").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         train(base_folder, left, partial=True, killed=True)
-    assert (left / "damaged" / "checkpoint-6" / "optimizer.pt").read_bytes() == damaged
+    assert (left / "checkpoint-6-damaged" / "optimizer.pt").read_bytes() == damaged
     assert read_json(left / "checkpoint-6" / "complete.json")["lacks"] == ["optimizer.pt"]
+    assert [path.name for path in checkpoints.all_in(left)] == ["checkpoint-4", "checkpoint-6"]
+    train(base_folder, left)  # once allowed, it is what there is
+    assert read_json(left / "resumed_without.json") == [{"step": 6, "lacks": ["optimizer.pt"]}]
+    (told,) = _resumed_without(RunFolder(left.parent))
+    assert told.startswith("dpo was trained on from a checkpoint of step 6 without optimizer.pt, as --allow-partial")
 
 
 @pytest.mark.parametrize("seal", ["{}", "[]", "null", "3", '{"state": {}}', '{"files": {}}', '{"state": {', ""])

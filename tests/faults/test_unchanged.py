@@ -8,9 +8,9 @@ import pytest
 from chain_helpers import copy
 from test_requests import ask, refused
 
+from llm_rlhf import checkpoints
 from llm_rlhf.errors import RunFolderError
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf import checkpoints
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.run_folder import MANIFEST, RunFolder
 from llm_rlhf.unchanged import check_report, check_unchanged
