@@ -6,7 +6,6 @@ moment finds the newest whole one. The newest two are kept until the stage's art
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from llm_rlhf.errors import RecipeError, RunError, RunFolderError, first_line, o
 from llm_rlhf.finite import check_weights
 from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import agreed, processes
+from llm_rlhf.progress import tell
 from llm_rlhf.run_folder import digests, read_json, sync, versions, write_json, write_text
 
 COMPLETE = "complete.json"
@@ -262,7 +262,7 @@ def remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        print(f"warning: {folder} is no longer needed but cannot be deleted: {error}.", file=sys.stderr, flush=True)
+        tell(f"warning: {folder} is no longer needed but cannot be deleted: {error}.")
 
 
 def forget_after(log: Path, step: int) -> None:
@@ -285,5 +285,5 @@ def forget_after(log: Path, step: int) -> None:
     if unread and not content.endswith(b"\n"):
         unread.pop()  # the process was killed as it wrote this one
     if unread:
-        print(f"warning: {log}: lines that are no JSON are left out: {shown(unread)}.", file=sys.stderr, flush=True)
+        tell(f"warning: {log}: lines that are no JSON are left out: {shown(unread)}.")
     write_text(log, "".join(kept))

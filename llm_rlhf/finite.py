@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.progress import tell
 
 # Skipped steps in a row: with one row that overflows, the others of its epoch still teach; five different batches that
 # all overflow are the weights' fault.
@@ -78,10 +79,9 @@ class FiniteGradients(TrainerCallback):
         for parameter in trainer.model.parameters():
             parameter.grad = None  # AdamW passes over it: no momentum, no decay
         if trainer.accelerator.is_main_process:
-            print(
-                f"\nwarning: {trainer.stage_name}: the gradient at optimizer step {state.global_step} is not finite; "
-                f"the step is skipped. What it was to learn from is in {rows}.",
-                flush=True,
+            tell(
+                f"warning: {trainer.stage_name}: the gradient at optimizer step {state.global_step} is not finite; "
+                f"the step is skipped. What it was to learn from is in {rows}."
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -47,3 +47,16 @@ def bar(*rows: Any, desc: str, **options: Any) -> "tqdm[Any]":
         shown = {"mininterval": EVERY, "delay": EVERY, "file": _Lines(sys.stderr), "ascii": True, "ncols": 0}
         shown["miniters"] = 1  # else tqdm, which adapts it, draws a line of its own ten seconds after each of ours
     return tqdm(*rows, desc=f"  {desc}", **(shown | options))
+
+
+def tell(line: str) -> None:
+    """Print a line; where bars are on the screen, above them."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def leave_bars() -> None:
+    """Leave the bars that are on the screen as they are: what is printed next begins a line of its own."""
+    for shown in list(getattr(tqdm, "_instances", ())):
+        shown.leave = True
+        shown.close()

@@ -18,6 +18,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.progress import tell
 from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import RunFolder, read_json, write_json
 
@@ -92,7 +93,7 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:  # a run is worth more than its picture
-                print(f"  warning: the tracker {name} failed and is left out from here on: {error}", flush=True)
+                tell(f"  warning: the tracker {name} failed and is left out from here on: {error}")
                 del self.active[name]
 
 

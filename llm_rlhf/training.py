@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.progress import bar
+from llm_rlhf.progress import bar, tell
 
 METRICS = "metrics.jsonl"
 Follower = Callable[[str, int, Mapping[str, Any]], None]  # told of a stage's metrics at a step
@@ -101,7 +101,7 @@ def append_line(log: Path, line: Mapping[str, Any]) -> None:
     except OSError as error:
         if log not in _UNWRITTEN:
             _UNWRITTEN.add(log)
-            print(f"\nwarning: {log} cannot be written ({error}); it will lack lines.", file=sys.stderr, flush=True)
+            tell(f"warning: {log} cannot be written ({error}); it will lack lines.")
 
 
 _UNWRITTEN: set[Path] = set()  # logs of which that was said

@@ -56,9 +56,13 @@ def told_in_one_message(
         raise typer.Exit(interruption.CODE) from None
     except RuntimeError as error:
         if not (how := lost_others(error)):
+            _leave_bars()
             raise
         say_error(LOST.format(how))
         raise typer.Exit(1) from None
+    except Exception:
+        _leave_bars()  # before the traceback
+        raise
 
 
 @contextlib.contextmanager
@@ -104,9 +108,18 @@ def say_error(message: str) -> None:
     rank, many = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
     if rank:
         time.sleep(FIRST_SPEAKS)
+    _leave_bars()
     if not many or _is_first_to_say(message):
         of = f"[process {rank} on {platform.node()}] " if rank else ""
         print(f"{of}error: {message}", file=sys.stderr, flush=True)
+
+
+def _leave_bars() -> None:
+    """So that what is said begins a line of its own; without tqdm there are no bars."""
+    if "tqdm.std" in sys.modules:
+        from llm_rlhf.progress import leave_bars
+
+        leave_bars()
 
 
 def _is_first_to_say(message: str) -> bool:

@@ -19,6 +19,7 @@ from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
 from llm_rlhf.models.finding import loading_raises, needs_code, reason_of
 from llm_rlhf.models.rendering import special_tokens_in
+from llm_rlhf.progress import tell
 from llm_rlhf.recipe.sections import ModelSection
 
 # For base models whose tokenizer knows no chat: plain words that every vocabulary can spell, so that no token is new
@@ -299,7 +300,7 @@ def context_limit(section: ModelSection, model_config: Any) -> int:
 def announce(message: str) -> None:
     """Say something once, on the main process."""
     if processes().is_main_process:
-        print(f"  note: {message}", flush=True)
+        tell(f"  note: {message}")
 
 
 def _settle_template(tokenizer: Any, path: str | Path, section: ModelSection) -> None:

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from llm_rlhf.errors import RunError, first_line
+from llm_rlhf.progress import tell
 
 Row = TypeVar("Row")
 Found = TypeVar("Found")
@@ -48,7 +49,7 @@ class Portion:
         halves: False where every process must make as many forwards, as under FSDP: then the first failure ends it.
     """
 
-    def __init__(self, what: str, lower: str, say: Callable[[str], None] = print, halves: bool = True) -> None:
+    def __init__(self, what: str, lower: str, say: Callable[[str], None] = tell, halves: bool = True) -> None:
         self.what, self.lower, self.say, self.halves = what, lower, say, halves
         self.tokens: int | None = None  # that a portion may hold, padding counted; None: any number
 

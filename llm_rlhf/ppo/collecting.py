@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
-from tqdm.std import tqdm
 from trl.data_utils import is_conversational
 
 from llm_rlhf import interruption
@@ -42,6 +41,7 @@ from llm_rlhf.ppo.rollout import (
     stopped_by_itself,
 )
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
+from llm_rlhf.progress import tell
 from llm_rlhf.stopping import stop_if_asked
 from llm_rlhf.training import append_line, is_sharded
 
@@ -274,7 +274,7 @@ class CollectedRollouts(GeneratedResponses):
     def _say(self, line: str) -> None:
         """Print once, above the progress line."""
         if self.accelerator.is_main_process:
-            tqdm.write(line)
+            tell(line)
 
     def _total(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x, reduction="sum")

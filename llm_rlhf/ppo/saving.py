@@ -178,9 +178,10 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
         """What an earlier training in this folder saw is not this one's."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log, self.alarms.file):
+            for log in (self.snapshots and self.snapshots.log, self.watch and self.watch.log):
                 if log:
                     log.unlink(missing_ok=True)
+            self.alarms.file.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 
     def _checkpoint_to_resume(self, asked: bool | str | Path | None) -> Path | None:

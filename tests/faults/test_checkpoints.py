@@ -183,7 +183,7 @@ def test_fault_22_pruning_that_fails_is_a_warning(base_folder, left: Path, whole
 
     monkeypatch.setattr(shutil, "rmtree", fails)
     train(base_folder, left)
-    assert "checkpoint-4 is no longer needed but cannot be deleted" in capsys.readouterr().err
+    assert "checkpoint-4 is no longer needed but cannot be deleted" in capsys.readouterr().out
     assert (left / WEIGHTS).read_bytes() == whole
 
 
@@ -267,7 +267,7 @@ def test_fault_11_a_log_that_cannot_be_written_is_a_warning(base_folder, tmp_pat
 
         patched.setitem(globals(), "make", with_a_full_disk)
         train(base_folder, log.parent)
-    assert capsys.readouterr().err.count(f"warning: {log} cannot be written") == 1  # once, not at every line
+    assert capsys.readouterr().out.count(f"warning: {log} cannot be written") == 1  # once, not at every line
     assert (log.parent / WEIGHTS).read_bytes() == whole
 
 
