@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from llm_rlhf.errors import RecipeError, RunError
+from llm_rlhf.errors import RecipeError, RunError, bounded
+from llm_rlhf.json_lines import parse_json
 from llm_rlhf.models.thoughts import WRITTEN, before_mark, split_thought
 
 LARGEST_BODY = 64 * 2**20  # bytes of one response
+LONGEST_SAID = 500  # characters quoted of what a server says
 SHORTEST_SECRET = 8  # characters; a shorter key ("EMPTY", for vLLM) is no secret and may be a word of an answer
 _PASSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _STOPS = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
@@ -109,7 +111,7 @@ class Wire:
             EndpointError: trouble that will not.
         """
         with self._answering(body) as response:
-            return without_key(self.key(), json.loads(_read(response, time.monotonic() + self.timeout)))
+            return without_key(self.key(), parse_json(_read(response, time.monotonic() + self.timeout)))
 
     def stream(self, body: dict[str, Any]) -> Iterator[Any]:
         """The parsed JSON of each event of a response that comes in pieces; the key is still in them.
@@ -121,16 +123,16 @@ class Wire:
         """
         with self._answering(body) as response:
             if "event-stream" not in (response.headers.get("Content-Type") or ""):
-                yield json.loads(_read(response, time.monotonic() + self.timeout))
+                yield parse_json(_read(response, time.monotonic() + self.timeout))
                 return
             size = 0
-            for line in response:
+            while line := response.readline(LARGEST_BODY + 1 - size):  # bounded: a line may have no end
                 size += len(line)
                 if size > LARGEST_BODY:
                     raise ValueError(f"it is larger than {LARGEST_BODY >> 20} MiB")
                 name, _, value = line.decode("utf-8", "replace").strip().partition(":")
                 if name == "data" and value.strip() != "[DONE]":
-                    yield json.loads(value)
+                    yield parse_json(value)
 
     @contextlib.contextmanager
     def _answering(self, body: dict[str, Any]) -> Iterator[Any]:
@@ -154,8 +156,9 @@ class Wire:
             if isinstance(reason, TimeoutError):
                 raise PassingError("timeout", f"no answer within {self.timeout:g} s") from None
             raise PassingError("connection", f"{type(reason).__name__}: {without_key(key, str(reason))}") from None
-        except (ValueError, RecursionError) as error:
-            raise PassingError("malformed", f"the answer is not JSON: {without_key(key, str(error))}") from None
+        except ValueError as error:
+            said = bounded(without_key(key, str(error)), LONGEST_SAID)
+            raise PassingError("malformed", f"the answer is not JSON: {said}") from None
         raise self._refusal(code, said, wait)
 
     def _refusal(self, code: int, said: str, wait: float) -> Exception:
@@ -204,8 +207,7 @@ def read_answer(value: Any, retries: int) -> Answer:
     try:
         choice = value["choices"][0]
         message = choice["message"]
-        refusal = message.get("refusal")
-        finish_reason = choice.get("finish_reason")
+        refusal, finish_reason = _said_as_text(message.get("refusal")), _said_as_text(choice.get("finish_reason"))
         usage = value.get("usage") or {}
         content, told = _text(message.get("content")), _thought(message)
         # A server that knows nothing of thoughts sends them as text; where its template opened one, without the mark.
@@ -215,9 +217,9 @@ def read_answer(value: Any, retries: int) -> Answer:
             thought=told or thought,
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
-            model=str(value.get("model", "")),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            model=str(value.get("model", ""))[:LONGEST_SAID],
+            prompt_tokens=_counted(usage.get("prompt_tokens")),
+            completion_tokens=_counted(usage.get("completion_tokens")),
             logprobs=_tokens((choice.get("logprobs") or {}).get("content")),
             retries=retries,
         )
@@ -240,7 +242,7 @@ def joined(events: Iterable[Any], key: str | None) -> Iterator[Answer]:
         try:
             if error := event.get("error"):
                 said = error.get("message", error) if isinstance(error, dict) else error
-                raise PassingError("http", f"it broke off: {without_key(key, str(said))[:500]}")
+                raise PassingError("http", f"it broke off: {without_key(key, str(said))[:LONGEST_SAID]}")
             whole = {"usage": None} | whole | {k: v for k, v in event.items() if k != "choices" and v is not None}
             for choice in event.get("choices") or []:
                 for name, text in (choice.get("delta") or choice.get("message") or {}).items():
@@ -309,13 +311,13 @@ def _said(error: urllib.error.HTTPError, key: str | None) -> str:
         said = without_key(key, error.read(2**16).decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException):
         return error.reason or "no reason given"
-    with contextlib.suppress(ValueError, RecursionError):
-        said = without_key(key, json.loads(said))  # again: what is quoted may spell the key in another way
+    with contextlib.suppress(ValueError):
+        said = without_key(key, parse_json(said))  # again: what is quoted may spell the key in another way
     said = said.get("error", said) if isinstance(said, dict) else said
     if isinstance(said, dict):
         told = said.get("message") or said.get("detail") or said
         said = f"{told} ({said['code']})" if isinstance(said.get("code"), str) else told
-    return " ".join(str(said).split())[:500] or error.reason or "no reason given"
+    return " ".join(str(said).split())[:LONGEST_SAID] or error.reason or "no reason given"
 
 
 def _retry_after(value: str | None, now: float) -> float:
@@ -326,7 +328,9 @@ def _retry_after(value: str | None, now: float) -> float:
         return max(0.0, float(value))
     except ValueError:
         parsed = email.utils.parsedate_tz(value)
-        return max(0.0, email.utils.mktime_tz(parsed) - now) if parsed else 0.0
+        with contextlib.suppress(ValueError, OverflowError):  # a date that no calendar has
+            return max(0.0, email.utils.mktime_tz(parsed) - now) if parsed else 0.0
+        return 0.0
 
 
 def without_key(key: str | None, value: Any) -> Any:
@@ -349,6 +353,17 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     raise TypeError("content is neither text nor parts")
+
+
+def _said_as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError("neither text nor null")
+
+
+def _counted(value: Any) -> int | None:
+    """A number of tokens; None where a server says anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _thought(message: dict[str, Any]) -> str:
