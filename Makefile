@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SEED ?= 0
 SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-gpu mutants bench docs check fix clean
+.PHONY: quickstart test test-fast test-gpu mutants soak bench docs check fix clean
 
 quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
@@ -22,6 +22,9 @@ test-gpu: $(READY)  ## what only a GPU can show, on one; all other tests hide it
 
 mutants: $(READY)  ## plant faults in PPO and the other methods, one at a time; each must be caught by the test of its invariant (long: tests run for each)
 	$(BIN)/python tests/mutants.py
+
+soak: $(READY)  ## kill the chain at random 30 times, in every stage, by one process and two; it must end in the same bits (ten minutes)
+	$(BIN)/python tests/soak.py
 
 bench: $(READY)  ## PPO against trl 1.12.0's, in an environment of its own: benchmarks/RESULTS.md; scoring: REWARD.md
 	$(BIN)/python benchmarks/cpu.py

@@ -5,6 +5,7 @@ last and by a rename when everything else is on the disk, holds the digest of ev
 moment finds the newest whole one. The newest two are kept until the stage's artefact is finished.
 """
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,45 +163,47 @@ def to_resume(folder: Path, stage: str, partial: bool = False, sharded: bool = F
         RunFolderError: where some were finished and none is whole; where it was made by another number of processes.
         RecipeError: where there is one, and weights are sharded.
     """
-    found: Found | None = agreed(lambda: _look(folder, stage, partial, sharded))
+    found: Found | None = agreed(functools.partial(_look, folder, stage, partial, sharded))
     return found
 
 
 def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | None:
-    passed: list[str] = []
-    broken: list[str] = []
-    for path in reversed(all_in(folder)):
-        seal = _seal_of(path)
-        if seal is None:
-            passed.append(f"{path.name} was not finished")
-            continue
-        wrong = damages(path, seal)
-        spared = all(_is_spared(name) for name in wrong)
-        if not wrong or (partial and spared):
-            found = Found(path, seal["state"])
-            _check(found, stage, sharded)
-            if passed:
-                print(f"warning: {stage}: {'; '.join(passed)}.", flush=True)
-            if wrong:
-                _patch(path, seal, wrong)
-                print(
-                    f"warning: {stage} goes on without {', '.join(wrong)} of {path.name}: not as it would have.",
-                    flush=True,
-                )
-            _warn_of_versions(stage, seal)
-            print(f"      {stage} was interrupted; it goes on from optimizer step {found.step}.", flush=True)
-            return found
-        name, what = next(iter(wrong.items()))
-        passed.append(f"{path.name} is damaged ({name} {what})")
-        broken.append(f"{path}: {name} {what}" + (f"; {PARTIAL} goes on without it" if spared else ""))
-    if broken:
+    there = list(reversed(all_in(folder)))
+    seals = {path: seal for path in there if (seal := _seal_of(path)) is not None}
+    wrong = {path: damages(path, seal) for path, seal in seals.items()}
+    usable = [path for path in seals if not wrong[path]]
+    if partial and not usable:
+        usable = [path for path in seals if all(map(_is_spared, wrong[path]))]
+    if not usable and wrong:
         raise RunFolderError(
-            f"{stage} was interrupted, and none of its checkpoints is whole: {'. '.join(broken)}. Bring the files "
-            f"back, or begin the stage again with --from {stage.split('/')[0]}."
+            f"{stage} was interrupted, and none of its checkpoints is whole: "
+            f"{'. '.join(_told(path, of) for path, of in wrong.items())}. Bring the files back, or begin the stage "
+            f"again with --from {stage.split('/')[0]}."
         )
-    if passed:
-        print(f"      {stage} was interrupted before its first checkpoint was finished; it begins anew.", flush=True)
-    return None
+    if not usable:
+        if there:
+            tell(f"      {stage} was interrupted before its first checkpoint was finished; it begins anew.")
+        return None
+    found = Found(usable[0], seals[usable[0]]["state"])
+    _check(found, stage, sharded)
+    for path in there[: there.index(found.path)]:
+        why = f"is damaged ({_first(wrong[path])})" if path in wrong else "was not finished"
+        tell(f"warning: {stage}: {path.name} {why} and is passed over.")
+    if lacks := wrong[found.path]:
+        tell(f"warning: {stage} goes on without {', '.join(lacks)} of {found.path.name}: not as it would have.")
+        _patch(found.path, seals[found.path], lacks)
+    _warn_of_versions(stage, seals[found.path])
+    tell(f"      {stage} was interrupted; it goes on from optimizer step {found.step}.")
+    return found
+
+
+def _told(checkpoint: Path, wrong: dict[str, str]) -> str:
+    remedy = f"; {PARTIAL} goes on without it" if all(map(_is_spared, wrong)) else ""
+    return f"{checkpoint}: {_first(wrong)}{remedy}"
+
+
+def _first(wrong: dict[str, str]) -> str:
+    return " ".join(next(iter(wrong.items())))
 
 
 def _check(found: Found, stage: str, sharded: bool) -> None:
@@ -241,10 +244,9 @@ def _warn_of_versions(stage: str, seal: dict[str, Any]) -> None:
     then, now = seal.get("versions", {}), versions()
     changed = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
     if changed:
-        print(
-            f"warning: {stage}'s checkpoint was made with other versions ({', '.join(changed)}): the end may differ "
-            "in its last bits from that of a run without an interruption.",
-            flush=True,
+        tell(
+            f"warning: {stage}'s checkpoint was made with other versions ({', '.join(changed)}): the end may differ in "
+            "its last bits from that of a run without an interruption."
         )
 
 

@@ -16,7 +16,7 @@ OF_RECOVERY = [
     ("damaged_checkpoint_is_named", "a file that has changed is not noticed", "checkpoints.py",
      'if known != seal["files"].get(name, known)', "if False", CHECKPOINTS),
     ("fault_15", "without a whole checkpoint training begins anew", "checkpoints.py",
-     "    if broken:\n", "    if False:\n", CHECKPOINTS),
+     "    if not usable and wrong:\n", "    if False:\n", CHECKPOINTS),
     ("fault_15", "weights may be missing", "checkpoints.py",
      "return any(Path(name).match(pattern) for pattern in SPARED)", "return True", CHECKPOINTS),
     ("fault_10", "what was written of a checkpoint stays", "checkpoints.py",

@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage(left / "checkpoint-6" / name)
     train(base_folder, left)
     out = capsys.readouterr().out
-    assert f"warning: dpo: checkpoint-6 is damaged ({name} {told})." in out
+    assert f"warning: dpo: checkpoint-6 is damaged ({name} {told}) and is passed over." in out
     assert "dpo was interrupted; it goes on from optimizer step 4." in out
     assert (left / WEIGHTS).read_bytes() == whole
 
@@ -115,6 +115,13 @@ def test_fault_15_with_no_whole_checkpoint_nothing_begins_anew_without_being_ask
     assert "goes on from optimizer step 6" in out
     assert trainer.state.global_step == STEPS
     assert (left / WEIGHTS).read_bytes() != whole  # Adam began anew
+
+
+def test_fault_15_a_whole_checkpoint_is_taken_before_a_newer_partial_one(base_folder, left: Path, whole: bytes) -> None:
+    (left / "checkpoint-6" / "optimizer.pt").unlink()
+    train(base_folder, left, partial=True)
+    assert (left / WEIGHTS).read_bytes() == whole
+    assert not (left / "resumed_without.json").exists()
 
 
 def test_fault_15_weights_are_not_gone_on_without(base_folder, left: Path) -> None:
@@ -147,7 +154,8 @@ def test_fault_16_what_was_never_finished_is_no_checkpoint(seal, base_folder, le
     (left / "checkpoint-9").mkdir()
     train(base_folder, left)
     out = capsys.readouterr().out
-    assert "warning: dpo: checkpoint-9 was not finished; checkpoint-7 was not finished." in out
+    for unfinished in ("checkpoint-9", "checkpoint-7"):
+        assert f"warning: dpo: {unfinished} was not finished and is passed over." in out
     assert "goes on from optimizer step 6" in out
     assert (left / WEIGHTS).read_bytes() == whole
     assert [path.name for path in checkpoints.all_in(left)] == ["checkpoint-6", "checkpoint-8"]
