@@ -32,6 +32,11 @@ def told_in_one_message(
     except RunError as error:
         say_error(str(error))
         raise typer.Exit(1) from None
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise
+        say_error("something within the run ended the process (sys.exit); what it was making is not finished.")
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         say_error(interrupted)
         raise typer.Exit(130) from None
