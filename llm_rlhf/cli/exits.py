@@ -3,7 +3,10 @@
 import contextlib
 import json
 import logging
+import os
+import pickle
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +35,12 @@ def told_in_one_message(
     except RunError as error:
         say_error(str(error))
         raise typer.Exit(1) from None
+    except pickle.UnpicklingError as error:
+        say_error(
+            f"{_file_of(error)} was refused: it is damaged, or holds more than numbers. Nothing of it was run. Take "
+            "weights in safetensors; where it is part of a checkpoint, begin the stage again with --from STAGE."
+        )
+        raise typer.Exit(1) from None
     except SystemExit as ended:
         if ended.code not in (None, 0):
             raise
@@ -40,6 +49,14 @@ def told_in_one_message(
     except KeyboardInterrupt:
         say_error(interrupted)
         raise typer.Exit(130) from None
+
+
+def _file_of(error: pickle.UnpicklingError) -> str:
+    """The file that torch was reading, which its error does not name."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "load" and isinstance(file := frame.f_locals.get("f"), str | os.PathLike):
+            return os.fspath(file)
+    return "A file in torch's format"
 
 
 @contextlib.contextmanager
