@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SEED ?= 0
 SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-gpu mutants soak bench docs check fix clean
+.PHONY: quickstart test test-fast test-gpu mutants soak bench docs check audit fix clean
 
 quickstart: $(READY)  ## from nothing to a report: base model, SFT, reward model, PPO, evaluation
 	$(BIN)/llm-rlhf run recipes/quickstart.yaml seed=$(SEED) $(if $(filter-out 0,$(SEED)),output_dir=runs/quickstart-seed-$(SEED))
@@ -39,6 +39,11 @@ check: $(READY)  ## judge, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit:  ## known weaknesses of the pinned packages; asks an index of them, so that it is no part of check
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 fix: $(READY)  ## rewrite
 	$(BIN)/ruff format .

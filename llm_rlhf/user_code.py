@@ -28,7 +28,7 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
         sys.path.append(here)  # last, so that nothing in it takes the place of an installed module
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script of the user's may end its process when it is imported
         raise RecipeError(f"The {what} {name!r} cannot be loaded: {told(error)}.") from None
     if not callable(function):
         raise RecipeError(f"The {what} {name!r} is {type(function).__name__}, which cannot be called.")

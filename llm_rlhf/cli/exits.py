@@ -8,10 +8,12 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import platform
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,17 @@ def told_in_one_message(
     except RunError as error:
         say_error(str(error))
         raise typer.Exit(1) from None
+    except pickle.UnpicklingError as error:
+        say_error(
+            f"{_file_of(error)} was refused: it is damaged, or holds more than numbers. Nothing of it was run. Take "
+            "weights in safetensors; where it is part of a checkpoint, begin the stage again with --from STAGE."
+        )
+        raise typer.Exit(1) from None
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise
+        say_error("something within the run ended the process (sys.exit); what it was making is not finished.")
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         say_error(interrupted)
         raise typer.Exit(130) from None
@@ -63,6 +76,14 @@ def told_in_one_message(
     except Exception:
         _leave_bars()  # before the traceback
         raise
+
+
+def _file_of(error: pickle.UnpicklingError) -> str:
+    """The file that torch was reading, which its error does not name."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "load" and isinstance(file := frame.f_locals.get("f"), str | os.PathLike):
+            return os.fspath(file)
+    return "A file in torch's format"
 
 
 @contextlib.contextmanager

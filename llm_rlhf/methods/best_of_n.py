@@ -6,6 +6,7 @@ models of their own.
 
 import asyncio
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.launch import processes
+from llm_rlhf.models.base import announce
 from llm_rlhf.models.inference import Reply, ReplyCache, ids_to_score, sample_replies, score_ids
-from llm_rlhf.ppo.guards import check_scores
+from llm_rlhf.ppo.guards import check_scores, check_some_scored
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.recipe.sections import BestOfNOptions
 from llm_rlhf.reward.model import RewardModel
@@ -61,12 +63,21 @@ def pick(
         known=cache,
     )
     scores_B = sources.score(model, tokenizer, asked, replies, size)
-    check_scores(scores_B, [p.messages for p in asked], [reply.text for reply in replies])
+    if not sources.may_be_silent:
+        check_scores(scores_B, [p.messages for p in asked], [reply.text for reply in replies])
+    silent = int(scores_B.isnan().sum())
+    check_some_scored(len(scores_B) - silent, len(scores_B))
+    if silent:
+        announce(
+            f"{silent} of {len(scores_B)} replies have no score, as no function returned one; none of them is picked."
+        )
     stopped_B = torch.tensor([reply.stopped for reply in replies])
     paid_BN = (scores_B - options.missing_eos_penalty * ~stopped_B).view(-1, n)
     rows = []
     for i, (prompt, paid_N) in enumerate(zip(prompts, paid_BN, strict=True)):
-        best = int(paid_N.argmax())
+        if paid_N.isnan().all():
+            continue
+        best = int(paid_N.nan_to_num(-math.inf).argmax())
         reply = replies[i * n + best]
         rows.append(
             {
@@ -74,7 +85,7 @@ def pick(
                 "objective": prompt.objective,
                 "reply": reply.text,
                 "score": float(paid_N[best]),
-                "scores": paid_N.tolist(),
+                "scores": [None if math.isnan(paid) else paid for paid in paid_N.tolist()],
                 "prompt_ids": reply.prompt_ids,
                 "reply_ids": reply.ids,
             }

@@ -26,13 +26,14 @@ from trl.trainer.utils import RepeatSampler
 from llm_rlhf import interruption
 from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.base import announce
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.halving import HalvesRollouts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import add_reward_role, role_scores
-from llm_rlhf.ppo.guards import check_scores
+from llm_rlhf.ppo.guards import check_scores, check_some_scored, neutral_where_silent, told_of_silent
 from llm_rlhf.ppo.preparation import SeededSampler
 from llm_rlhf.ppo.sampling import own_sampler
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
@@ -60,6 +61,10 @@ class ScoredReplies(HalvesRollouts, TrainedAdapter):
     eos_token_ids: list[int]
     _tokenizer: Any
     add_callback: Any
+    num_generations: int
+    num_generations_eval: int
+    _metrics: Any
+    _told_of_silent = False  # that some replies have no score
 
     def __init__(
         self,
@@ -126,9 +131,22 @@ class ScoredReplies(HalvesRollouts, TrainedAdapter):
         with interruption.broken_off_at_once(self.accelerator.num_processes == 1):
             scores_B = self.score(inputs, prompts, completions, completion_ids_list)
         stop_if_asked(self.accelerator)
-        check_scores(scores_B, prompts, completions)
+        if not self.scores.may_be_silent:
+            check_scores(scores_B, prompts, completions)
         stopped = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids_list], device=scores_B.device)
-        return gather(scores_B - self.missing_eos_penalty * ~stopped).unsqueeze(1)
+        paid_B = gather(scores_B - self.missing_eos_penalty * ~stopped)
+        return (self._without_silence(paid_B) if self.scores.may_be_silent else paid_B).unsqueeze(1)
+
+    def _without_silence(self, paid_B: Tensor) -> Tensor:
+        """Those of all processes, the replies to one prompt beside each other; see `neutral_where_silent`."""
+        silent, rows = int(paid_B.isnan().sum()), len(paid_B)
+        check_some_scored(rows - silent, rows)
+        mode, group = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        self._metrics[mode]["objective/unscored"].append(silent / rows)
+        if silent and not self._told_of_silent:
+            self._told_of_silent = True
+            announce(told_of_silent(silent, rows))
+        return neutral_where_silent(paid_B.view(-1, group)).flatten()
 
     @torch.no_grad()
     def score(self, inputs: list[dict[str, Any]], prompts: list[Any], texts: list[Any], ids: list[list[int]]) -> Tensor:

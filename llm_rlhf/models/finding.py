@@ -55,6 +55,11 @@ def _ask_the_hub(path: str | Path, named: str) -> None:
             "fetch it first (hf download)."
         ) from None
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
+        if isinstance(error, OSError) and error.filename is not None:  # of its token or its cache
+            raise RecipeError(
+                f"{nowhere}, and the hub's client cannot use its folder ({reason_of(error)}); set HF_HOME to one that "
+                "can be written."
+            ) from None
         raise RecipeError(
             f"{nowhere} and not in the hub's cache, and the hub cannot be reached ({reason_of(error)}); mend the name "
             "or the connection."

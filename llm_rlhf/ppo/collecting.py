@@ -6,7 +6,9 @@ Private methods of RLOOTrainer that are called, guarded by tests/ppo/test_trl_co
 Layout: B rows, F reward functions and models of their own.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from trl.data_utils import is_conversational
 
 from llm_rlhf import interruption
 from llm_rlhf.models.adapters import POLICY, active_adapters
+from llm_rlhf.models.base import announce
 from llm_rlhf.models.inference import Reply, ids_to_score, reply_of, right_padded
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.roles import HELDOUT, role_scores
@@ -23,7 +26,7 @@ from llm_rlhf.models.thoughts import KEY
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.alarms import TrainingAlarms
 from llm_rlhf.ppo.generation import GeneratedResponses
-from llm_rlhf.ppo.guards import StepGuard, check_scores
+from llm_rlhf.ppo.guards import StepGuard, check_scores, check_some_scored, told_of_silent
 from llm_rlhf.ppo.preparation import OVERALL
 from llm_rlhf.ppo.rollout import (
     Demonstrations,
@@ -58,6 +61,7 @@ class CollectedRollouts(GeneratedResponses):
     _replies: list[Reply]  # the newest rollout's, of this process
     _heard_ids: list[list[int]] | None  # its prompts and replies as reward models read them; None: as sampled
     _micro_batch_tokens: int | None  # that a micro-batch holds at most; None: it has a fixed number of rows
+    _told_of_silent = False  # that some responses have no score
     _scoring: Portion  # what goes through the model at once while a rollout is scored
     _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
     _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
@@ -117,9 +121,13 @@ class CollectedRollouts(GeneratedResponses):
         order = [i for rows in together for i in rows]
         prompts, responses = [prompts[i] for i in order], [self._shown(i, responses[i]) for i in order]
         scores = torch.cat([b.raw_scores for b in scored])
+        if self.scores.may_be_silent:
+            scored = self._without_silence(scored)
+        heard = [place for place, score in enumerate(scores.tolist()) if not math.isnan(score)]
+        scores = torch.cat([b.raw_scores for b in scored])
         check_scores(scores, prompts, responses)
         if training:
-            self.score_moments.update(scores, [sides[i] for i in order], self._total)
+            self.score_moments.update(scores[heard], [sides[order[place]] for place in heard], self._total)
         paid = [self._normalised(batch.raw_scores, [sides[i] for i in batch.rows]) for batch in scored]
         kl_coef = self.kl_controller.value
         demonstrations = self._demonstrations(scored) if training else None
@@ -157,6 +165,19 @@ class CollectedRollouts(GeneratedResponses):
         """A response as it is recorded: with its thought."""
         thought = self._replies[row].thought
         return [{**response[0], KEY: thought}] if thought else response
+
+    def _without_silence(self, batches: list[ScoredRows]) -> list[ScoredRows]:
+        """With the mean score of the rollout, over all processes, where functions alone score and all returned None."""
+        raw = torch.cat([batch.raw_scores for batch in batches])
+        rows, silent = int(self._total(torch.ones_like(raw).sum())), int(self._total(raw.isnan().sum()))
+        check_some_scored(rows - silent, rows)
+        mean = self._total(raw.nansum()) / (rows - silent)
+        if self.model.training:
+            self._metrics["train"]["objective/unscored"].append(silent / rows)
+        if silent and not self._told_of_silent:
+            self._told_of_silent = True
+            announce(told_of_silent(silent, rows))
+        return [replace(b, raw_scores=torch.where(b.raw_scores.isnan(), mean, b.raw_scores)) for b in batches]
 
     def _demonstrations(self, batches: list[ScoredRows]) -> list[Demonstrations] | None:
         """What is to be imitated beside each micro-batch, another draw for each rollout and process."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.errors import NonFiniteError, RunError
 
 
 def check_scores(scores_B: Tensor, prompts: list[object], responses: list[object]) -> None:
@@ -16,6 +16,33 @@ def check_scores(scores_B: Tensor, prompts: list[object], responses: list[object
             f"{scores_B[first].item()} for prompt {prompts[first]!r} and response {responses[first]!r}. A reward "
             "model or reward function returned it; mend it there."
         )
+
+
+def check_some_scored(scored: int, rows: int) -> None:
+    """RunError where none of a rollout's rows has a score: functions alone score, and returned None for all."""
+    if not scored:
+        raise RunError(
+            f"No response of {rows} has a score: every function of reward_funcs returned None for each of them. One "
+            "must return numbers; is it given the columns it looks for?"
+        )
+
+
+def neutral_where_silent(scores_BG: Tensor) -> Tensor:
+    """Rows of replies to one prompt each, (B, G), with the mean of a prompt's scores in place of NaN; 0 where all are.
+
+    Such a reply is neither better nor worse than the others to its prompt: its advantage is 0.
+    """
+    silent_BG = scores_BG.isnan()
+    means_B = scores_BG.nanmean(1).nan_to_num(0.0)
+    return torch.where(silent_BG, means_B[:, None].expand_as(scores_BG), scores_BG)
+
+
+def told_of_silent(silent: int, rows: int) -> str:
+    """What to say, once, of replies without a score."""
+    return (
+        f"{silent} of {rows} responses have no score, as every function of reward_funcs returned None for them; they "
+        "are taken to be neither better nor worse than the others, and counted as objective/unscored."
+    )
 
 
 class StepGuard:

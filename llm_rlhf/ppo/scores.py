@@ -10,24 +10,23 @@ Layout: B rows, K reward models, F reward functions and models of their own.
 
 import contextlib
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_rlhf.errors import RunError
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.roles import HELDOUT, VALUE
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.objectives import Total
+from llm_rlhf.ppo.reward_functions import checked
 from llm_rlhf.recipe.loading import default_weights, trainer_config
 from llm_rlhf.recipe.sections import Recipe, ScoreOptions, method_options, scored_method, stage_options
 from llm_rlhf.statistics.intervals import Values
-from llm_rlhf.user_code import FUNCTION, load_function, told
+from llm_rlhf.user_code import FUNCTION, load_function
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")  # to functions, by TRL
 THOUGHT = "thought"  # what functions get besides where prompts are messages: the thought before each reply, often empty
@@ -37,7 +36,7 @@ RESERVED = {POLICY, VALUE, HELDOUT, "ref", "spread"}  # names of roles, of TRL's
 class Scores(NamedTuple):
     """What all sources say of B responses."""
 
-    raw: Tensor  # (B,), all in one, before normalisation
+    raw: Tensor  # (B,), all in one, before normalisation; NaN where nothing scores a row
     by_source: dict[str, Tensor]  # (B,) each, where there are several; "spread": reward models' standard deviation
 
 
@@ -57,7 +56,7 @@ class ScoreSources:
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         self.adapters = list(adapters)
         self.functions = [load_function(f) if isinstance(f, str) and FUNCTION.match(f) else f for f in given]
-        self.functions = [_none_adds_nothing(f) if inspect.isroutine(f) else f for f in self.functions]
+        self.functions = [checked(f) if callable(f) and not isinstance(f, nn.Module) else f for f in self.functions]
         count = len(self.adapters) + len(self.functions)
         if count == 0:
             raise ValueError("There is nothing to score responses with; give reward_adapter, reward_funcs or both.")
@@ -71,6 +70,11 @@ class ScoreSources:
         self.names = list(self.adapters)
         self.is_model = [True] * len(self.adapters)
 
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether a row may go without a score: where functions alone give them, and all may return None."""
+        return not any(self.is_model)
+
     def check_signatures(self, columns: Sequence[str]) -> None:
         """Every Python function must take what TRL gives it: by name, and the data set's `columns` with it.
 
@@ -79,7 +83,7 @@ class ScoreSources:
         """
         given = {*columns, *GIVEN} - {"prompt", "completion"}
         for function in self.functions:
-            if not inspect.isroutine(function):  # a model, or an object whose signature may not tell
+            if not callable(function) or isinstance(function, nn.Module):  # a model
                 continue
             try:
                 signature = inspect.signature(function)
@@ -109,8 +113,14 @@ class ScoreSources:
         self.is_model += [isinstance(f, nn.Module) for f in reward_funcs]
 
     def of_batch(self, adapter_scores: dict[str, Tensor], function_scores_BF: Tensor) -> Scores:
-        """One score of each row, and those it is made of."""
+        """One score of each row, and those it is made of.
+
+        A function that returned None for a row (NaN, as TRL makes of it) adds nothing to it. A row of which all sources
+        are functions that did has no score: NaN.
+        """
         columns = [adapter_scores[name].float() for name in self.adapters] + list(function_scores_BF.float().unbind(1))
+        silent = [column.isnan() & (not is_model) for is_model, column in zip(self.is_model, columns, strict=True)]
+        columns = [column.masked_fill(none, 0.0) for column, none in zip(columns, silent, strict=True)]
         weights = torch.tensor(self.weights, device=columns[0].device)
         models = [i for i, is_model in enumerate(self.is_model) if is_model]
         total = torch.zeros_like(columns[0])
@@ -119,6 +129,7 @@ class ScoreSources:
         for i, is_model in enumerate(self.is_model):
             if not is_model:
                 total = total + weights[i] * columns[i]
+        total = total.masked_fill(torch.stack(silent).all(0), torch.nan)
         by_source = dict(zip(self.names, columns, strict=True)) if len(columns) > 1 else {}
         if len(models) > 1:
             by_source["spread"] = torch.stack([columns[i] for i in models], 1).std(1, correction=0)
@@ -137,51 +148,6 @@ def combine(scores_BK: Tensor, how: str, weights_K: Tensor, spread_coef: float) 
     if how == "minimum":
         return scores_BK.min(1).values
     return scores_BK.mean(1) - spread_coef * scores_BK.std(1, correction=0)
-
-
-def _none_adds_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward function may return None for rows it does not speak of (as in TRL); a NaN still stops the run.
-
-    Raises:
-        RunError: where it fails, or returns anything but a number or None for each completion.
-    """
-    who = f"The reward function {function.__module__}:{function.__qualname__}"
-
-    def without_none(scores: Any, completions: Sequence[Any]) -> list[float]:
-        try:
-            found = [0.0 if score is None else float(score) for score in scores]
-        except (TypeError, ValueError):
-            raise RunError(f"{who} returned {scores!r:.80}; it must return one number for each completion.") from None
-        if len(found) != len(completions):
-            raise RunError(
-                f"{who} returned {len(found)} numbers for {len(completions)} completions; it must return one for each."
-            )
-        return found
-
-    @contextlib.contextmanager
-    def named() -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise RunError(f"{who} failed: {told(error)}.") from error
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def asynchronous(*, completions: list[Any], **kwargs: Any) -> list[float]:
-            with named():
-                scores = await function(completions=completions, **kwargs)
-            return without_none(scores, completions)
-
-        return asynchronous
-
-    @functools.wraps(function)
-    def synchronous(*, completions: list[Any], **kwargs: Any) -> list[float]:
-        with named():
-            scores = function(completions=completions, **kwargs)
-        return without_none(scores, completions)
-
-    return synchronous
 
 
 class RunningMoments:

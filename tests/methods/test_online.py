@@ -14,7 +14,7 @@ from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
 from transformers import AutoModelForSequenceClassification
 
 from llm_rlhf.data.rows import Origin, Prompt
-from llm_rlhf.errors import NonFiniteError, RunError
+from llm_rlhf.errors import RunError
 from llm_rlhf.methods.best_of_n import Sources
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.inference import reply_of
@@ -140,7 +140,7 @@ def test_a_score_that_is_no_number_stops_the_training_and_one_of_the_wrong_kind_
     def short(completions: list[Any], **kwargs: Any) -> list[float]:
         return [0.0]
 
-    with pytest.raises(NonFiniteError, match="not finite"):
+    with pytest.raises(RunError, match="broken returned nan for row 0 of 8"):
         make("grpo", base_folder, tmp_path, functions=(broken,), max_steps=1).train()
     with pytest.raises(RunError, match="short returned 1 numbers for 8"):
         make("rloo", base_folder, tmp_path, functions=(short,), max_steps=1).train()

@@ -78,8 +78,12 @@ def score_replies(suite: OwnSuite, prompts: Sequence[Prompt], replies: Sequence[
     except (Exception, SystemExit) as error:
         raise RecipeError(f"{who} failed: {told(error)}.") from None
     try:
-        found = list(given)
-    except TypeError:
+        found = None if isinstance(given, (str, bytes, dict, set)) else list(given)
+    except (Exception, SystemExit) as error:  # a generator does its work here
+        if hasattr(given, "__iter__"):
+            raise RecipeError(f"{who} failed: {told(error)}.") from None
+        found = None
+    if found is None:
         raise RecipeError(f"{who} returned {given!r}; it must return one number for each reply.") from None
     if len(found) != len(replies):
         raise RecipeError(
@@ -93,7 +97,7 @@ def _number(value: Any, where: str) -> float | None:
         return None
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
         number = math.nan
     if not math.isfinite(number):
         raise RecipeError(f"{where} returned {value!r}; return a finite number, or None for a reply that has none.")
