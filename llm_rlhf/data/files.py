@@ -9,6 +9,7 @@ import csv
 import gzip
 import hashlib
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,26 +201,82 @@ def _read_parquet(file: BinaryIO, name: str, size: int) -> Iterator[RawRow]:
 
 
 def _open_dataset(source: Source, name: str) -> Opened:
-    import datasets
     from datasets.fingerprint import Hasher
 
-    try:
-        rows = datasets.load_dataset(name, name=source.subset, data_dir=source.data_dir, split=source.split)
-    except Exception as error:
-        asked = {"split": source.split, "data_dir": source.data_dir, "subset": source.subset}
-        described = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value is not None)
-        what = "folder" if Path(name).is_dir() else "hub dataset"
-        raise DataError(
-            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line(error)}. "
-            "Check the name and the split, and that the network is there or the data set is in the local cache; "
-            "or download its files and name those."
-        ) from None
+    rows = _whole_dataset(source, name)
 
     def read() -> Iterator[RawRow]:
         for number, row in enumerate(rows, 1):
-            yield RawRow(Origin(name, number), dict(row))
+            long = too_long(row)
+            yield RawRow(Origin(name, number), dict(row) if long is None else BadRow(TOO_LONG, long))
 
     return Opened(name, getattr(rows, "_fingerprint", None) or Hasher.hash(rows), read)
+
+
+def _whole_dataset(source: Source, name: str) -> Any:
+    """The dataset of a folder or of the hub. Of a folder, a damaged copy in the library's cache is made again.
+
+    Raises:
+        DataError: where it cannot be loaded, or its copy is damaged; says which folder to delete.
+    """
+    import datasets
+    import pyarrow
+
+    from llm_rlhf.data.table_cache import damage
+
+    here = Path(name).is_dir()
+    asked = {"split": source.split, "data_dir": source.data_dir, "subset": source.subset}
+
+    def load(**more: str) -> Any:
+        return datasets.load_dataset(name, name=source.subset, data_dir=source.data_dir, split=source.split, **more)
+
+    def refused(error: Exception, remedy: str) -> DataError:
+        described = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value is not None)
+        what = "folder" if here else "hub dataset"
+        first_line = (str(error).splitlines() or [""])[0][:300].rstrip(".")
+        return DataError(
+            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line}. {remedy}"
+        )
+
+    cached = _cached(name, here)
+    try:
+        rows = load()
+        found = damage(rows)
+    except Exception as error:
+        kept = f" If they are, its copy in {cached} may be damaged: delete that folder." if cached.is_dir() else ""
+        remedy = (
+            "Check the name and the split, and that the network is there or the data set is in the local cache; or "
+            f"download its files and name those.{kept}"
+        )
+        if not (here and cached.is_dir() and isinstance(error, (pyarrow.ArrowException, OSError))):
+            raise refused(error, remedy) from None
+        found = cached, str(error).partition("\n")[0][:200]
+    if found is None:
+        return rows
+    folder, why = found
+    if not here:
+        raise DataError(
+            f"The copy of {name!r} in the datasets library's cache is damaged ({why}). Delete the folder {folder}; it "
+            "is made again from the hub's files, which must be in the cache or to be had."
+        )
+    print(f"note: the copy of {name} in {folder} is damaged ({why}); it is made again.", file=sys.stderr)
+    try:
+        rows = load(download_mode="force_redownload")
+    except Exception as error:
+        raise refused(error, f"Delete the folder {folder}, or name the files.") from None
+    if (found := damage(rows)) is not None:
+        raise DataError(f"The copy of {name!r} in {found[0]} is damaged as soon as it is made ({found[1]}).")
+    return rows
+
+
+def _cached(name: str, here: bool) -> Path:
+    """Where the datasets library keeps the tables it made of a dataset."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, last = ("", "", Path(name).resolve().name) if here else name.rpartition("/")
+    folder = f"{owner}___{camelcase_to_snakecase(last)}" if owner else camelcase_to_snakecase(last)
+    return Path(datasets.config.HF_DATASETS_CACHE).expanduser() / folder
 
 
 def _nearest_existing(path: Path) -> str:

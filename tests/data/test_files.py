@@ -89,7 +89,7 @@ def test_json_may_hold_a_list_or_an_object_a_line(tmp_path: Path) -> None:
         (b'[\n{"prompt": "\xe4"}]', r"line 2: byte 0xe4 is not UTF-8"),
     ],
 )
-def test_row_41_damaged_json_is_one_clear_error(data: bytes, message: str, tmp_path: Path) -> None:
+def test_fault_41_damaged_json_is_one_clear_error(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path / "prompts.json", data)
 
@@ -115,7 +115,7 @@ def test_csv_rows_that_cannot_be_read_are_set_aside(tmp_path: Path) -> None:
         ("prompt,chosen\nq,a\n".encode("utf-16"), "UTF-16, not in UTF-8"),
     ],
 )
-def test_row_41_a_damaged_table_is_one_clear_error(data: bytes, message: str, tmp_path: Path) -> None:
+def test_fault_41_a_damaged_table_is_one_clear_error(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path / "prompts.csv", data)
 

@@ -126,7 +126,7 @@ TURN = (
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(TURN, min_size=1, max_size=7))
-def test_row_44_transcripts_come_back_as_they_went(contents: list[str]) -> None:
+def test_fault_44_transcripts_come_back_as_they_went(contents: list[str]) -> None:
     talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
     names = {"user": "Human", "assistant": "Assistant"}
     written = "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in talk)
@@ -144,7 +144,7 @@ SCRAPS = st.lists(
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(SCRAPS, st.none(), st.integers()), st.one_of(SCRAPS, st.text()))
-def test_rows_42_to_46_any_pair_of_transcripts_is_kept_or_set_aside(chosen: object, rejected: str) -> None:
+def test_fault_42_any_pair_of_transcripts_is_kept_or_set_aside(chosen: object, rejected: str) -> None:
     raw = RawRow(Origin("here", 1), {"chosen": chosen, "rejected": rejected})
     try:
         pair = to_preference(raw, "hh", "overall")
@@ -209,7 +209,9 @@ def texts_in(value: object) -> list[str]:
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=4))
-def test_rows_41_to_47_rows_of_any_shape_become_rows_or_reasons_and_none_is_lost(rows: list[object]) -> None:
+def test_fault_42_rows_of_any_shape_become_rows_or_reasons_and_none_is_lost(
+    rows: list[object],
+) -> None:
     def read() -> Iterator[RawRow]:
         return (RawRow(Origin("here", number), copy.deepcopy(row)) for number, row in enumerate(rows, 1))
 

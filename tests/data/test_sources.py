@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from llm_rlhf.data.checks import prompt_of
 from llm_rlhf.data.rows import Origin
@@ -216,9 +217,9 @@ def test_gzip_is_known_by_its_first_bytes(tmp_path: Path) -> None:
 def test_a_hub_dataset_is_asked_for_with_all_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
-    def load_dataset(path: str, **keys: object) -> list[dict[str, str | None]]:
+    def load_dataset(path: str, **keys: object) -> Dataset:
         asked.update(keys, path=path)
-        return [{"prompt": "q", "completion": "a", "objective": None}]
+        return Dataset.from_list([{"prompt": "q", "completion": "a", "objective": None}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     source = Source(source="someone/pairs", subset="small", data_dir="part", split="test")

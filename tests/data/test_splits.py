@@ -219,7 +219,7 @@ def test_named_evaluation_pairs_take_the_place_of_the_held_out_ones(named: dict[
     assert 0 < len(both.reward_pairs) < 20
 
 
-def test_row_52_a_leak_exact_or_normalised_is_an_error_unless_allowed(named: dict[str, str]) -> None:
+def test_fault_52_a_leak_exact_or_normalised_is_an_error_unless_allowed(named: dict[str, str]) -> None:
     with pytest.raises(
         DataError, match=r"reward_pairs: 1 with the same prompt, 1 with the same first user turn"
     ) as error:
@@ -238,13 +238,13 @@ def test_row_52_a_leak_exact_or_normalised_is_an_error_unless_allowed(named: dic
     assert allowed.counts["leaks_removed"]["prompts"] == 0
 
 
-def test_row_52_named_evaluation_prompts_leak_as_well(named: dict[str, str]) -> None:
+def test_fault_52_named_evaluation_prompts_leak_as_well(named: dict[str, str]) -> None:
     data = section(named["pairs"], evaluation_share=0.0, evaluation_prompts=[Source(source=named["tests"])])
     with pytest.raises(DataError, match="ask what a source of evaluation asks"):
         load_splits(data)
 
 
-def test_row_52_similar_openings_leak_where_a_threshold_is_given(
+def test_fault_52_similar_openings_leak_where_a_threshold_is_given(
     named: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def near_matches(training: list[str], evaluation: list[str], threshold: float) -> list[types.SimpleNamespace]:
@@ -257,7 +257,7 @@ def test_row_52_similar_openings_leak_where_a_threshold_is_given(
     assert splits.counts["leaks"]["reward_pairs"]["similar first user turn"] == 1
 
 
-def test_row_51_duplicates_in_training_are_counted_and_removed_only_if_asked(tmp_path: Path) -> None:
+def test_fault_51_duplicates_in_training_are_counted_and_removed_only_if_asked(tmp_path: Path) -> None:
     row = {"prompt": "What is 1?", "chosen": "A number", "rejected": "Guess"}
     other = {**row, "rejected": "No idea"}  # another pair, but the same demonstration
     path = write(tmp_path / "pairs.jsonl", [row, row, other, {**row, "prompt": "What is 2?"}])

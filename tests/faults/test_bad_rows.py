@@ -64,7 +64,9 @@ def pair(**changes: object) -> bytes:
     ],
     ids=lambda value: None if isinstance(value, bytes) else value,
 )
-def test_rows_41_42_43_45_46_47_a_bad_row_is_set_aside_with_its_line(line: bytes, reason: str, tmp_path: Path) -> None:
+def test_fault_41_fault_42_fault_43_fault_45_fault_46_fault_47_are_set_aside_by_line(
+    line: bytes, reason: str, tmp_path: Path
+) -> None:
     assert b"\n" not in line
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\n".join([GOOD, b"", b"  ", line, GOOD]) + b"\n\n")
@@ -79,7 +81,7 @@ def test_rows_41_42_43_45_46_47_a_bad_row_is_set_aside_with_its_line(line: bytes
     assert "\ufffd" not in str(json.loads(written))
 
 
-def test_row_43_a_byte_order_mark_at_the_start_is_removed_and_counted(tmp_path: Path) -> None:
+def test_fault_43_a_byte_order_mark_at_the_start_is_removed_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD + b"\r\n")
     loaded = load_preferences([Source(source=str(path))])
@@ -100,7 +102,7 @@ def test_row_43_a_byte_order_mark_at_the_start_is_removed_and_counted(tmp_path: 
     ],
 )
 @pytest.mark.parametrize("escaped", [True, False])
-def test_row_44_text_comes_through_unchanged(text: str, escaped: bool, tmp_path: Path) -> None:
+def test_fault_44_text_comes_through_unchanged(text: str, escaped: bool, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     row = {"prompt": f"{text}?", "chosen": text, "rejected": f"no {text}"}
     transcripts = {side: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
@@ -110,7 +112,7 @@ def test_row_44_text_comes_through_unchanged(text: str, escaped: bool, tmp_path:
         assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == (row["prompt"], text, f"no {text}")
 
 
-def test_row_48_a_prompt_of_a_million_characters_is_read_and_then_cut_by_the_rule(tmp_path: Path) -> None:
+def test_fault_48_a_prompt_of_a_million_characters_is_read_and_then_cut_by_the_rule(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     talk = [
         {"role": "user", "content": "long " * 200_000},
@@ -128,7 +130,7 @@ def test_row_48_a_prompt_of_a_million_characters_is_read_and_then_cut_by_the_rul
     assert fit_conversation(single.messages, count_tokens, 1000) is None
 
 
-def test_row_50_nothing_left_names_the_source_and_the_reasons(tmp_path: Path) -> None:
+def test_fault_50_nothing_left_names_the_source_and_the_reasons(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\n".join([pair(chosen="Hat"), b"{", pair(chosen="Hat"), pair(prompt="")]))
     with pytest.raises(DataError, match=r"4 rows read.*chosen equals rejected \(2\), .*row 1") as error:
@@ -137,14 +139,14 @@ def test_row_50_nothing_left_names_the_source_and_the_reasons(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
-def test_row_50_an_empty_file(content: bytes, tmp_path: Path) -> None:
+def test_fault_50_an_empty_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"pairs\.jsonl has no rows"):
         load_preferences([Source(source=str(path))])
 
 
-def test_row_50_a_file_of_broken_lines(tmp_path: Path) -> None:
+def test_fault_50_a_file_of_broken_lines(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(GOOD.decode().encode("utf-16"))
     with pytest.raises(DataError, match=r"invalid UTF-8 \(1\)"):

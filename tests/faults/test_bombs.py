@@ -195,12 +195,11 @@ GOOD = b'{"prompt": "Where is the key?", "chosen": "Mat", "rejected": "Hat"}\n'
 
 
 def packed(path: Path, *parts: tuple[bytes, int]) -> Path:
-    """A gzip file of each part so many times, written without holding it."""
-    with gzip.open(path, "wb", compresslevel=9) as file:
+    """A gzip file of each part so many times, in members of a megabyte, which are packed once."""
+    with path.open("wb") as file:
         for part, times in parts:
-            block = part * max(1, 2**20 // len(part))
-            for _ in range(-(-times * len(part) // len(block))):
-                file.write(block)
+            within = max(1, min(times, 2**20 // len(part)))
+            file.write(gzip.compress(part * within) * -(-times // within))
     return path
 
 
@@ -216,19 +215,26 @@ def small_bounds(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b" ", b"\n", b"{}\n", b"[", b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'])
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.jsonl.gz", b" ", "over 200 times as much"),
+        ("rows.jsonl.gz", b"[", "over 200 times as much"),
+        ("rows.jsonl.gz", b"{}\n", "1,000,001 cannot be used"),
+        ("rows.json.gz", b"[", "over 200 times as much"),
+        ("rows.csv.gz", b" ", "is damaged in row 1, .* a line of more than"),
+    ],
+)
 def test_an_archive_that_grows_a_thousandfold_is_refused_in_bounded_memory(
-    content: bytes, name: str, tmp_path: Path
+    name: str, content: bytes, said: str, tmp_path: Path
 ) -> None:
-    path = packed(tmp_path / name, (GOOD, 1), (content, 400 * 2**20 // len(content)))
+    path = packed(tmp_path / name, (GOOD.replace(b"\n", b" "), 1), (content, 2**30 // len(content)))
     assert path.stat().st_size < 3 * 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=r"over 200 times as much|damaged|cannot be used|no list|columns of one name"):
-        load_preferences([Source(source=str(path), format="preference")])
-    with pytest.raises(DataError):
-        load_comparisons([Source(source=str(path))])
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20  # KiB: three gigabytes
+    for load in (lambda source: load_preferences([source]), lambda source: load_comparisons([source])):
+        with pytest.raises(DataError, match=said):
+            load(Source(source=str(path), format="preference"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KiB: of a gigabyte that it takes
 
 
 def test_an_archive_that_grows_as_text_does_is_read(tmp_path: Path) -> None:
