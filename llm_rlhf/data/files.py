@@ -233,9 +233,8 @@ def _whole_dataset(source: Source, name: str) -> Any:
     def refused(error: Exception, remedy: str) -> DataError:
         described = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value is not None)
         what = "folder" if here else "hub dataset"
-        first_line = (str(error).splitlines() or [""])[0][:300].rstrip(".")
         return DataError(
-            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line}. {remedy}"
+            f"The {what} {name!r} ({described}) cannot be loaded: {type(error).__name__}: {first_line(error)}. {remedy}"
         )
 
     cached = _cached(name, here)

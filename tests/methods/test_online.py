@@ -169,7 +169,7 @@ def test_replies_are_the_policys_own_at_the_sections_temperature(kind, base_fold
 
 def test_a_saved_policy_is_the_policys_adapter_and_nothing_else(base_folder, reward_folder, tmp_path) -> None:
     trainer = moved(make("grpo", base_folder, tmp_path, {"joint": reward_folder}))
-    trainer.save_policy(tmp_path / "policy")
+    trainer.save_adapter(tmp_path / "policy")
     assert not [path for path in (tmp_path / "policy").iterdir() if path.is_dir()]
     saved = load_peft_weights(str(tmp_path / "policy"), device="cpu")
     own = get_peft_model_state_dict(trainer.model, adapter_name="default")
