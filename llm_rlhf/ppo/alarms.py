@@ -20,7 +20,8 @@ class TrainingAlarms:
     Values explode when their root mean square over a rollout is more than `value_alarm` times as large as the largest
     that rewards have had yet (the root mean square over a rollout of what a reply earns: score less KL penalty), and as
     their own in the first rollout. A value is an expected sum of rewards; one that is far beyond all that was ever paid
-    expects nothing real. Entropy collapses when it falls below `entropy_alarm` of the first rollout's.
+    expects nothing real. Entropy collapses when it falls below `entropy_alarm` of the first rollout's. An alarm is over
+    at half of the values, or twice the entropy, that raise it, so that numbers close to a limit do not raise it often.
 
     Args:
         file: where the news are kept.
@@ -58,19 +59,21 @@ class TrainingAlarms:
             return []
         news = []
         if self.value_alarm is not None:
-            scale = max(self.rewards, self.first["values"])
+            limit = self.value_alarm * max(self.rewards, self.first["values"])
+            limit *= 0.5 if "values" in self.raised else 1.0
             told = f"their root mean square is {values:.3g}, where no rollout's rewards came to more than"
             news += self._turn(
-                "values", values > self.value_alarm * scale > 0, step, f"{told} {self.rewards:.3g}",
+                "values", values > limit > 0, step, f"{told} {self.rewards:.3g}",
                 f"PPO's values have exploded: {told} {self.rewards:.3g} (ppo.value_alarm is {self.value_alarm:g}, "
                 f"optimizer step {step}). Advantages mean nothing then; lower ppo.learning_rate or ppo.vf_coef, or set "
                 "ppo.score_normalization: whiten.",
             )  # fmt: skip
         if self.entropy_alarm is not None:
+            limit = self.entropy_alarm * (2.0 if "entropy" in self.raised else 1.0)
             share = entropy / self.first["entropy"] if self.first["entropy"] > 0 else 1.0
             told = f"{entropy:.3g} nats a token, {100 * share:.2g} % of the first rollout's {self.first['entropy']:.3g}"
             news += self._turn(
-                "entropy", share < self.entropy_alarm, step, told,
+                "entropy", share < limit, step, told,
                 f"The policy's entropy has collapsed: {told} (ppo.entropy_alarm is {self.entropy_alarm:g}, optimizer "
                 f"step {step}). It says nearly the same every time; raise ppo.kl_coef, lower ppo.learning_rate, or "
                 "train less.",

@@ -132,7 +132,7 @@ class PPOConfig(RLOOConfig):
         },
     )
     entropy_alarm: float | None = field(
-        default=0.1,
+        default=0.05,
         metadata={
             "help": "Alarm when a rollout's mean entropy per token is below this share of the first's. None: no alarm."
         },

@@ -31,6 +31,7 @@ def test_fault_31_values_that_explode_are_told_once_and_again_when_they_no_longe
     assert "rewards came to more than 2 (ppo.value_alarm is 10, optimizer step 8)" in told["text"]
     assert seen(alarms, 12, values=300.0, rewards=0.5, entropy=1.0) == []
     assert alarms.raised == ["values"]
+    assert seen(alarms, 12, values=10.1, rewards=0.5, entropy=1.0) == []  # over from 10 on
     (over,) = seen(alarms, 16, values=3.0, rewards=0.5, entropy=1.0)
     assert not over["began"]
     assert alarms.raised == []
@@ -49,6 +50,8 @@ def test_fault_32_an_entropy_that_collapses_is_told(tmp_path) -> None:
     seen(alarms, 0, values=0.0, rewards=0.0, entropy=2.0)
     assert seen(alarms, 4, values=1e9, rewards=0.0, entropy=0.21) == []  # of values nothing is judged
     (told,) = seen(alarms, 8, values=0.0, rewards=0.0, entropy=0.19)
+    assert seen(alarms, 12, values=0.0, rewards=0.0, entropy=0.39) == []  # over from 0.4 on
+    assert [one["began"] for one in seen(alarms, 16, values=0.0, rewards=0.0, entropy=0.41)] == [False]
     assert "0.19 nats a token, 9.5 % of the first rollout's 2 (ppo.entropy_alarm is 0.1" in told["text"]
     off = TrainingAlarms(tmp_path / "alarms.json", None, None)
     seen(off, 0, values=0.0, rewards=0.0, entropy=2.0)
