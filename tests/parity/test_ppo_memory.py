@@ -50,7 +50,9 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["scoring", "forward", "backward"])
-def test_training_learns_the_same_in_halves(base_folder, reward_folder, tmp_path, monkeypatch, capsys, where) -> None:
+def test_fault_35_training_learns_the_same_in_halves(
+    base_folder, reward_folder, tmp_path, monkeypatch, capsys, where
+) -> None:
     """The second micro-batch of a step fails too, whose first one's gradients are then taken again."""
     start = None
     found = []
@@ -85,7 +87,7 @@ def test_the_first_ratio_is_exactly_1_in_pieces(base_folder, reward_folder, tmp_
     assert row["policy/approxkl"] == pytest.approx(0, abs=1e-9)
 
 
-def test_one_row_that_does_not_fit_ends_the_run_with_the_keys_to_lower(
+def test_fault_37_one_row_that_does_not_fit_ends_the_run_with_the_keys_to_lower(
     base_folder, reward_folder, tmp_path, monkeypatch
 ) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, **OPTIONS)
@@ -111,7 +113,7 @@ def test_what_fails_while_a_rollout_is_made_is_not_taken_for_the_update(
         trainer.train()
 
 
-def test_sampling_goes_on_in_halves(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
+def test_fault_36_sampling_goes_on_in_halves(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder)
     generate, tried = trainer._generate_part, []
 

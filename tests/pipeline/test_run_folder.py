@@ -102,7 +102,7 @@ def test_fault_21_a_second_run_is_refused(tmp_path) -> None:
     assert done.stdout.strip() == "in"
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path) -> None:
+def test_fault_12_a_folder_that_cannot_be_written_is_said_at_once(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot be written"):
         RunFolder(tmp_path / "file" / "run")

@@ -1,0 +1,40 @@
+"""The page of faults and the tests: each row has one that carries its number. And two rows that stand alone."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROW = re.compile(r"\| (\d+) \| .* \| .* \| (.*)\|\n")
+NO_PAGE = 59  # of the feedback page's requests
+
+
+def rows() -> dict[int, list[str]]:
+    """The test files of each row of the page."""
+    found = ROW.findall((ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
+    return {int(number): [name for name in files.strip().split(", ") if name] for number, files in found}
+
+
+def test_the_page_has_every_row_in_order() -> None:
+    assert list(rows()) == list(range(1, 61))
+
+
+@pytest.mark.parametrize("number", [number for number in range(1, 61) if number != NO_PAGE])
+def test_each_file_that_a_row_names_has_a_test_of_its_number(number) -> None:
+    files = rows()[number]
+    assert files
+    for name in files:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.search(rf"(def test_\w*|\")fault_{number:02}_", text), f"{name} has no test of row {number}"
+
+
+def test_fault_59_requests_to_the_feedback_page() -> None:
+    pytest.importorskip("llm_rlhf.feedback", reason="there is no feedback page yet")
+    pytest.fail("there is one now: show what it does with requests that are none")
+
+
+@pytest.mark.slow
+def test_fault_60_a_chain_makes_no_attempt_to_reach_the_network(finished: Path) -> None:
+    """The fixture makes the run with every connection forbidden: an attempt would have raised."""
+    assert (finished / "report.html").is_file()
