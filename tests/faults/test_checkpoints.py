@@ -311,9 +311,7 @@ class Photographs:
 
 
 @pytest.mark.slow
-def test_fault_03_fault_04_killed_at_any_write_of_a_save_and_of_pruning(
-    base_folder, left: Path, whole: bytes, tmp_path
-) -> None:
+def test_fault_03_fault_04_killed_at_any_write_of_a_save(base_folder, left: Path, whole: bytes, tmp_path) -> None:
     """A whole checkpoint is always there, and from each kind of state it ends alike."""
     photographs = Photographs(left, tmp_path / "photographs")
 

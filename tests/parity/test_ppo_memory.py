@@ -50,7 +50,7 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["scoring", "forward", "backward"])
-def test_fault_35_training_learns_the_same_in_halves(
+def test_fault_35_it_learns_the_same_in_halves(
     base_folder, reward_folder, tmp_path, monkeypatch, capsys, where
 ) -> None:
     """The second micro-batch of a step fails too, whose first one's gradients are then taken again."""
