@@ -31,7 +31,7 @@ OF_RECOVERY = [
     ("fault_03", "the old checkpoint goes before the new one is there", "checkpoints.py",
      "        limit, self.args.save_total_limit = self.args.save_total_limit, None\n",
      "        limit, self.args.save_total_limit = self.args.save_total_limit, None\n"
-     "        [shutil.rmtree(old) for old in all_in(folder)]\n", CHECKPOINTS),
+     "        [shutil.rmtree(old) for old in all_in(folder) if limit == 1]\n", CHECKPOINTS),
     ("fault_18", "half a stage of another recipe is deleted", "run_folder.py",
      "        if not _has_progress(partial):\n", "        if True:\n", STAGES),
     ("fault_18", "--from goes on with what it should begin anew", "run_folder.py",
