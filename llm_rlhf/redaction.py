@@ -72,7 +72,8 @@ _KEYED = re.compile(
     rf"(?i)(?<![A-Za-z])(?:[a-z0-9]+[-_])*(?:{_OF_A_KEY})['\"]?\s*(?:[:=]\s*['\"]?|\bis\s+['\"])"
     r"(?P<secret>(?![$<.\[])[^\s'\",;&}]{6,})"
 )
-_VARIABLE = re.compile(rf"(?i)(?:.*_)?(?:{_OF_A_KEY}|token|key)")
+_VARIABLE = re.compile(rf"(?i)(?:.*_)?(?:{_OF_A_KEY}|token)")
+_ANY_KEY = re.compile(r"(?i)(?:.*_)?key")
 _NO_SECRET = re.compile(r"(?i).*_(?:path|file|dir|url|name|id)|tokenizers_.*")
 
 
@@ -96,9 +97,9 @@ def redacted_tree(value: Any, key: str = "") -> Any:
         return {_text(name): redacted_tree(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redacted_tree(item, key) for item in value]
-    if not isinstance(value, str):
-        return value
-    return MARK if value and _KEY.fullmatch(key) else redacted(value)
+    if _is_telling(key, value):
+        return MARK
+    return redacted(value) if isinstance(value, str) else value
 
 
 def found_in(value: Any, key: str = "") -> Iterator[Found]:
@@ -111,12 +112,22 @@ def found_in(value: Any, key: str = "") -> Iterator[Found]:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             yield from found_in(item, f"{key}.{number}")
-    elif isinstance(value, str):
-        last = next(part for part in reversed(key.split(".")) if not part.isdigit()) if key else ""
-        if value and _KEY.fullmatch(last):
+    else:
+        last = next((part for part in reversed(key.split(".")) if not part.isdigit()), "")
+        if _is_telling(last, value):
             yield Found(key, "an access token, key or password", HUB if "token" in last.lower() else API)
-        else:
+        elif isinstance(value, str):
             yield from _told(value, key)
+
+
+def _is_telling(key: str, value: Any) -> bool:
+    """Whether a value stands under a key that tells a secret; nothing, yes and no are none."""
+    return (
+        isinstance(value, str | bytes | int | float)
+        and bool(value)
+        and value is not True
+        and _KEY.fullmatch(key) is not None
+    )
 
 
 def _told(text: str, key: str, where: str = "") -> Iterator[Found]:
@@ -125,7 +136,7 @@ def _told(text: str, key: str, where: str = "") -> Iterator[Found]:
             yield Found(f"{where}{key}" if where else key, form.what, form.remedy)
             return
     if any(secret in text for secret in _of_the_environment()):
-        yield Found(key, "the value of an environment variable with a secret", "take it from there")
+        yield Found(key, "the value of an environment variable with a secret", "leave it there")
     elif _KEYED.search(text):
         yield Found(key, "an access token, key or password", ENVIRONMENT)
 
@@ -140,10 +151,13 @@ def _marked(match: re.Match[str]) -> str:
 
 
 def _of_the_environment() -> list[str]:
-    """Values of variables whose names tell that they are secret, the longest first."""
-    values = {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST and _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(name) and value[0] != "/"
-    }
+    """Values of variables whose names tell that they are secret, the longest first.
+
+    Any other key (SORT_KEY) is one only where it looks like no word.
+    """
+    values = set()
+    for name, value in os.environ.items():
+        named = _VARIABLE.fullmatch(name) is not None or (_ANY_KEY.fullmatch(name) and any(s.isdigit() for s in value))
+        if named and len(value) >= SHORTEST and not _NO_SECRET.fullmatch(name) and value[0] != "/":
+            values.add(value)
     return sorted(values, key=len, reverse=True)

@@ -25,8 +25,8 @@ OF_METHODS = [
     ("steps_of_one", "every process takes the function scores of the first one's rows", "methods/online.py",
      "start = self.accelerator.process_index * len(prompts)", "start = 0", TWO),
     ("steps_of_one", "advantages are of each process's own rows", "methods/online.py",
-     "return gather(scores_B - self.missing_eos_penalty * ~stopped).unsqueeze(1)",
-     "return (scores_B - self.missing_eos_penalty * ~stopped).repeat(self.accelerator.num_processes).unsqueeze(1)",
+     "return gather(scores_B - self.missing_eos_penalty * ~stopped)",
+     "return (scores_B - self.missing_eos_penalty * ~stopped).repeat(self.accelerator.num_processes)",
      TWO),
     # what a training leaves, and how it goes on
     ("saved_policy", "another adapter is saved as the policy", "models/adapter_training.py",

@@ -73,11 +73,12 @@ def pick(
         )
     stopped_B = torch.tensor([reply.stopped for reply in replies])
     paid_BN = (scores_B - options.missing_eos_penalty * ~stopped_B).view(-1, n)
+    paid_BN = paid_BN.masked_fill(paid_BN.isnan(), -math.inf)
     rows = []
     for i, (prompt, paid_N) in enumerate(zip(prompts, paid_BN, strict=True)):
-        if paid_N.isnan().all():
+        best = int(paid_N.argmax())
+        if paid_N[best] == -math.inf:  # none of them has a score
             continue
-        best = int(paid_N.nan_to_num(-math.inf).argmax())
         reply = replies[i * n + best]
         rows.append(
             {
@@ -85,7 +86,7 @@ def pick(
                 "objective": prompt.objective,
                 "reply": reply.text,
                 "score": float(paid_N[best]),
-                "scores": [None if math.isnan(paid) else paid for paid in paid_N.tolist()],
+                "scores": [paid if math.isfinite(paid) else None for paid in paid_N.tolist()],
                 "prompt_ids": reply.prompt_ids,
                 "reply_ids": reply.ids,
             }

@@ -133,9 +133,13 @@ class ScoredReplies(HalvesRollouts, TrainedAdapter):
         stop_if_asked(self.accelerator)
         if not self.scores.may_be_silent:
             check_scores(scores_B, prompts, completions)
-        stopped = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids_list], device=scores_B.device)
-        paid_B = gather(scores_B - self.missing_eos_penalty * ~stopped)
+        paid_B = self._paid(scores_B, completion_ids_list)
         return (self._without_silence(paid_B) if self.scores.may_be_silent else paid_B).unsqueeze(1)
+
+    def _paid(self, scores_B: Tensor, ids: list[Any]) -> Tensor:
+        """Less what is taken off replies that were cut, those of all processes."""
+        stopped = torch.tensor([of_reply[-1] in self.eos_token_ids for of_reply in ids], device=scores_B.device)
+        return gather(scores_B - self.missing_eos_penalty * ~stopped)
 
     def _without_silence(self, paid_B: Tensor) -> Tensor:
         """Those of all processes, the replies to one prompt beside each other; see `neutral_where_silent`."""

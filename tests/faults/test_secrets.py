@@ -75,6 +75,8 @@ def test_fault_58_a_mark_stands_in_place_of_the_secret_alone() -> None:
     [
         ("sft.hub_token=zyxy", "sft.hub_token", "HF_TOKEN"),
         ("ppo.hub_token=plain", "ppo.hub_token", "HF_TOKEN"),
+        ("ppo.password=123456789", "ppo.password", "environment"),
+        (f"0={GITHUB}", "0", "environment"),
         (f"evaluate.judge_key_variable={SECRETS['of OpenAI']}", "evaluate.judge_key_variable", "--key-variable"),
         ("evaluate.judge=http://h/v1?api_key=abc123def#m", "evaluate.judge", "--key-variable"),
         (f"evaluate.judge=http://user:{PASSWORD}@h/v1#m", "evaluate.judge", "--key-variable"),
@@ -103,6 +105,12 @@ def test_fault_58_a_file_with_a_secret_is_refused_too_also_where_it_is_no_yaml(t
         done = ask("run", str(path))
         refused(done, words)
         assert HUB not in done.output
+
+
+def test_fault_58_a_variable_that_is_called_a_key_and_holds_a_word_is_none(monkeypatch) -> None:
+    monkeypatch.setenv("SORT_KEY", "conversation_id")
+    monkeypatch.setenv("JUDGE_KEY", "a-judges-key-0")
+    assert redacted("conversation_id a-judges-key-0") == f"conversation_id {MARK}"
 
 
 def test_fault_58_no_error_quotes_a_secret() -> None:

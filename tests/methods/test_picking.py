@@ -132,3 +132,20 @@ def test_the_trainers_loss_is_of_the_replys_tokens_alone(base_folder, tokenizer,
             assert torch.equal(ids[counted], labels[counted])
             learnt.append(tokenizer.decode(labels[counted]).strip())
     assert sorted(learnt) == [f"yes {i}<|eos|>" for i in range(8)]
+
+
+def every_third(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    """A score for one of three, and for none of the second prompt's three."""
+    return [1.0 if row % 3 == 1 and row // 3 != 1 else None for row in range(len(completions))]
+
+
+def test_a_reply_without_a_score_is_not_picked_and_a_prompt_of_such_is_left_out(
+    model, tokenizer, tmp_path, capsys
+) -> None:
+    options = BestOfNOptions(n=3, response_length=4, missing_eos_penalty=0.0)
+    prompts = [Prompt([{"role": "user", "content": str(i)}], "overall", Origin("here", i)) for i in range(3)]
+    sources = Sources({}, [f"{__name__}:every_third"], options, seed=0)
+    rows = pick(model, tokenizer, prompts, sources, options, ReplyCache(tmp_path / "cache", {}))
+    assert [row["prompt"] for row in rows] == [prompts[0].messages, prompts[2].messages]
+    assert [row["scores"] for row in rows] == [[None, 1.0, None]] * 2
+    assert "7 of 9 replies have no score" in capsys.readouterr().out

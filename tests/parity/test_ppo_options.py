@@ -16,7 +16,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from llm_rlhf.errors import NonFiniteError
+from llm_rlhf.errors import RunError
 from llm_rlhf.models.roles import role_scores
 from llm_rlhf.ppo.scores import combine
 from llm_rlhf.ppo.snapshots import best
@@ -121,7 +121,7 @@ def test_a_function_that_returns_nan_stops_the_run(base_folder, tmp_path) -> Non
     def broken(completions, **kwargs):
         return [float("nan")] * len(completions)
 
-    with pytest.raises(NonFiniteError, match="8 of 8"):
+    with pytest.raises(RunError, match="broken returned nan for row 0 of 8"):
         make_trainer(base_folder, tmp_path, None, reward_funcs=[broken]).train()
 
 
