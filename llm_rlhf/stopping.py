@@ -20,6 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from llm_rlhf import interruption
+from llm_rlhf.errors import RunError
 from llm_rlhf.interruption import Terminated
 from llm_rlhf.training import is_sharded
 
@@ -41,6 +42,14 @@ def train(trainer: Any, resume_from_checkpoint: Path | None = None) -> Any:
             stop_if_asked(trainer.accelerator)  # as training ended by itself
         except Terminated as ended:
             raise Terminated(ended.told or points.save()) from None
+        except RunError:
+            raise
+        except RuntimeError as error:
+            # Workers that load data die of a signal to all of a job's processes; another process may be gone already.
+            if not interruption.asked():
+                raise
+            alone = trainer.accelerator.num_processes == 1
+            raise Terminated(points.save() if alone else points.where()) from error
     return found
 
 
@@ -82,6 +91,9 @@ class _SafePoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.saved = self.began = state.global_step
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.point = None  # until the step's end weights are as no checkpoint has them
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         at_a_point = self.point is not None or state.global_step == self.began
         if at_a_point:
@@ -95,6 +107,7 @@ class _SafePoints(TrainerCallback):
             return
         self.point, self.evaluates = self._here(), control.should_evaluate
         if not any_asked(self.trainer.accelerator):
+            interruption.save_begins(control.should_save and not control.should_evaluate)  # behind this callback
             return
         if not self.saves:
             raise Terminated(self.where())
@@ -110,8 +123,8 @@ class _SafePoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.saved = state.global_step
+        interruption.save_begins(False)
         if self.stops:
-            interruption.save_begins(False)
             raise Terminated(self.where())
 
     def save(self) -> str:
