@@ -64,8 +64,8 @@ def told_in_one_message(
         say_error(interrupted)
         raise typer.Exit(130) from None
     except interruption.Terminated as ended:
-        where = f"{ended.told}. Run the same command again to go on." if ended.told else interrupted
-        say_error(f"stopped by SIGTERM: {where}")
+        stopped = interrupted.replace("interrupted", "stopped by SIGTERM", 1)
+        say_error(f"stopped by SIGTERM: {ended.told}. {AGAIN}" if ended.told else stopped)
         raise typer.Exit(interruption.CODE) from None
     except RuntimeError as error:
         if not (how := lost_others(error)):
@@ -113,10 +113,11 @@ def show(report: dict[str, Any], page: Path, as_json: bool) -> None:
 COVERS = "(Intervals cover other prompts or pairs like these, not another training: that takes several seeds.)"
 
 
+AGAIN = "Run the same command again to go on."
 LOST = (
     "a process of this launch waited for another, which {}. If that one said nothing itself, see how its machine ended "
-    "it (memory?), or give it more time by the key 'ddp_timeout' of the stage's section, in seconds. Run the same "
-    "command again to go on."
+    "it (memory?), or give it more time by the key 'ddp_timeout' of the stage's section, in seconds. "
+    f"{AGAIN}"
 )
 FIRST_SPEAKS = 1.0  # seconds that the other processes leave to the first to say what all of them have to say
 

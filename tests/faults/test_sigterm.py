@@ -18,6 +18,7 @@ from method_helpers import make
 from ppo_helpers import make_trainer
 
 from llm_rlhf import checkpoints, interruption, stopping
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.interruption import Terminated
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.ppo.trainer import PPOTrainer
@@ -72,6 +73,8 @@ PLACES = {  # of the PPO trainer: which method is called for the so-manieth time
     "between": ("finish_step", 8, 8),
     "update": ("finish_step", 6, 8),
     "last step": ("finish_step", 16, 16),
+    "long update": ("finish_step", 6, 4),  # back to before the rollout that it learns from
+    "long first update": ("finish_step", 2, 0),
 }
 
 
@@ -85,8 +88,12 @@ def whole(base_folder, reward_folder, tmp_path_factory) -> PPOTrainer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", list(PLACES))
-def test_fault_05_a_terminated_ppo_ends_with_the_same_bits(place, whole, base_folder, reward_folder, tmp_path) -> None:
+def test_fault_05_a_terminated_ppo_ends_with_the_same_bits(
+    place, whole, base_folder, reward_folder, tmp_path, monkeypatch
+) -> None:
     method, call, saved = PLACES[place]
+    if place.startswith("long"):
+        monkeypatch.setattr(stopping, "FEW_SECONDS", -1.0)
     stopped = ppo(base_folder, reward_folder, tmp_path / "again")
     setattr(stopped, method, at_call(call, getattr(stopped, method)))
     with interruption.listening(), pytest.raises(Terminated) as ended:
@@ -94,7 +101,7 @@ def test_fault_05_a_terminated_ppo_ends_with_the_same_bits(place, whole, base_fo
     assert ended.value.code == 143
     found = checkpoints.latest(tmp_path / "again")
     assert (0 if found is None else found.step) == saved
-    assert ended.value.told == (
+    assert ended.value.told.removesuffix(" (training was at step 6)") == (
         f"the newest checkpoint is of optimizer step {saved}"
         if saved
         else "this stage has no checkpoint yet and begins anew"
@@ -264,3 +271,42 @@ def test_fault_07_a_command_ends_by_ctrl_c_with_130_and_says_how_to_go_on(run) -
     assert launched.codes() == [130]
     assert "error: interrupted. Run the same command again to go on" in launched.errors
     assert "Traceback" not in launched.errors
+
+
+def test_fault_05_workers_that_die_of_the_same_signal_do_not_hide_it(base_folder, tmp_path) -> None:
+    """A scheduler's signal goes to workers that load data, too, and torch raises where they die."""
+    trainer = make(
+        "best_of_n", base_folder, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4,
+        save_strategy="steps", save_steps=100,
+    )  # fmt: skip
+    compute_loss, calls = trainer.compute_loss, iter(range(9))
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 3:  # the second step's last micro-batch
+            terminate()
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = dies
+    with interruption.listening(), pytest.raises(Terminated) as ended:
+        stopping.train(trainer)
+    assert ended.value.told == "the newest checkpoint is of optimizer step 1"
+    assert checkpoint.latest(tmp_path) is not None
+
+
+def test_an_error_without_a_signal_stays_what_it_is(base_folder, tmp_path) -> None:
+    trainer = make("best_of_n", base_folder, tmp_path, max_steps=1)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    trainer.compute_loss = fails
+    with interruption.listening(), pytest.raises(RuntimeError, match="a fault of ours"):
+        stopping.train(trainer)
+
+
+def test_a_grace_period_that_is_no_number_is_refused(monkeypatch) -> None:
+    for value in ("soon", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv(interruption.VARIABLE, value)
+        with pytest.raises(RecipeError, match=f"LLM_RLHF_GRACE_SECONDS is '{value}'"), interruption.listening():
+            pass
