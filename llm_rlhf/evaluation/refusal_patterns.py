@@ -205,6 +205,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,200}`", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]{1,300}"')
 _EMPHASIS = re.compile(r"[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+|\n+")
+# as ^\s*(?:\d+[.)]|[-*•])\s+\S, which took quadratic time on blank lines: they count the same items in every text
 LIST_ITEM = re.compile(r"^[^\S\n]*+(?:\d++[.)]|[-*•])\s++\S", re.MULTILINE)
 _MARKER = re.compile(r"^(?:[-*•>#]+|\d+[.)])\s*")
 # questions whose answer is made of moral words: a definition, a fact, a judgement, why something is wrong

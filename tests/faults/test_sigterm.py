@@ -291,7 +291,7 @@ def test_fault_05_workers_that_die_of_the_same_signal_do_not_hide_it(base_folder
     with interruption.listening(), pytest.raises(Terminated) as ended:
         stopping.train(trainer)
     assert ended.value.told == "the newest checkpoint is of optimizer step 1"
-    assert checkpoint.latest(tmp_path) is not None
+    assert checkpoints.latest(tmp_path) is not None
 
 
 def test_an_error_without_a_signal_stays_what_it_is(base_folder, tmp_path) -> None:
