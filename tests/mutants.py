@@ -327,7 +327,7 @@ FAULTS = [
           "(output.logits[:, -1].float() / self.temperature)", "(output.logits[:, -1] / self.temperature)",
           "tests/ppo/test_sampling.py"),
     Fault("keeps_the_lines", "the log lines of the checkpoint's own step are dropped", "ppo/checkpoint.py",
-          'if json.loads(line)["step"] <= step:', 'if json.loads(line)["step"] < step:',
+          'if parse_json(text)["step"] <= step:', 'if parse_json(text)["step"] < step:',
           "tests/ppo/test_checkpoint.py"),
     Fault("every_number_logged_of_an_update", "the value's clipped share counts the others", "ppo/objectives.py",
           "return TokenLoss(0.5 * torch.max(unclipped, clipped), clipped > unclipped)",

@@ -98,7 +98,8 @@ def forget_after(log: Path, step: int) -> None:
     kept = []
     for _, line in lines_of(log.read_bytes()):
         try:
-            if parse_json(text := line.decode("utf-8"))["step"] <= step:
+            text = line.decode("utf-8")
+            if parse_json(text)["step"] <= step:
                 kept.append(text + "\n")
         except ValueError:
             continue
