@@ -37,7 +37,8 @@ class _Form(NamedTuple):
     pattern: str  # a group called by the form's number, or all of it, is the secret
 
 
-# No pattern begins inside a word, so that no longer name is cut.
+# No pattern begins inside a word, so that no longer name is cut, nor at more than one place of a run of signs that it
+# may go through to the end: long text takes time in proportion.
 _FORMS = (
     _Form("an access token of the hub", HUB, r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
     _Form("an API key", API, r"(?<![\w-])sk-(?:proj|svcacct|admin|ant|or)-[\w-]{16,}"),
@@ -48,11 +49,11 @@ _FORMS = (
     _Form("a key of Weights & Biases", ENVIRONMENT, r"\bwandb_v\d_\w{20,}|\blocal-[0-9a-f]{40}\b"),
     _Form("a token of Slack", ENVIRONMENT, r"\bxox[abeoprs]-[\w-]{10,}"),
     _Form("a token of a package index", ENVIRONMENT, r"\bpypi-[\w-]{32,}|\bnpm_[A-Za-z0-9]{36}\b"),
-    _Form("a signed token", ENVIRONMENT, r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"),
+    _Form("a signed token", ENVIRONMENT, r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"),
     _Form("a private key", ENVIRONMENT, r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*KEY-----|\Z)"),
     _Form("a bearer token", API, r"(?i:\bbearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,})"),
     _Form(
-        "a password in an address", API, r"\b[a-z][a-z0-9+.-]*://(?P<secret>[^\s/@:?#'\"]*:[^\s/@?#'\"]+|[^\s/@:?#'\"]{20,})@"
+        "a password in an address", API, r"\b[a-z][a-z0-9+.-]{0,30}://(?P<secret>[^\s/@:?#'\"]*:[^\s/@?#'\"]+|[^\s/@:?#'\"]{20,})@"
     ),
     _Form(
         "a key in an address",
@@ -69,7 +70,7 @@ _OF_A_KEY = (
 _KEY = re.compile(rf"(?i)(?:.*[-_])?(?:{_OF_A_KEY})|token")
 # `api_key: value` and `HF_TOKEN=value` within a text; what stands for a value, as $NAME, <token> or ..., is none.
 _KEYED = re.compile(
-    rf"(?i)(?<![A-Za-z])(?:[a-z0-9]+[-_])*(?:{_OF_A_KEY})['\"]?\s*(?:[:=]\s*['\"]?|\bis\s+['\"])"
+    rf"(?i)(?<![A-Za-z])(?:{_OF_A_KEY})['\"]?\s*(?:[:=]\s*['\"]?|\bis\s+['\"])"
     r"(?P<secret>(?![$<.\[])[^\s'\",;&}]{6,})"
 )
 _VARIABLE = re.compile(rf"(?i)(?:.*_)?(?:{_OF_A_KEY}|token)")

@@ -328,7 +328,7 @@ def read_json(path: Path) -> Any:
     """What the file holds; None where there is no readable JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

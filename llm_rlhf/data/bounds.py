@@ -25,6 +25,10 @@ DECODED_FREELY = 2**30
 # Rows set aside are named one by one; so many, and nine in ten, are a file of another kind.
 MOST_SET_ASIDE = 1_000_000
 
+# What comes of a row in number: every message of a tree repeats the way to it, and `pairs: all` has n (n - 1) / 2 of n.
+MOST_MESSAGES = 200  # on the way from a tree's root; Open-Assistant's have thirteen
+MOST_COMPARED = 256  # replies to one prompt of which all pairs are made: 32,640
+
 TOO_LONG = "row too long"
 
 

@@ -9,6 +9,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -161,9 +162,11 @@ def _read_table(file: BinaryIO, name: str, delimiter: str) -> Iterator[RawRow]:
 
 def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
     """The lines of a table. A row may have several, but its cells are bounded, each by csv's own limit."""
-    while line := text.readline(LONGEST_ROW + 1):
+    for number in itertools.count(1):
+        if not (line := text.readline(LONGEST_ROW + 1)):
+            return
         if len(line) > LONGEST_ROW:
-            raise csv.Error(f"a line of more than {LONGEST_ROW:,} characters")
+            raise csv.Error(f"line {number} has more than {LONGEST_ROW:,} characters")
         yield line
 
 

@@ -1,8 +1,10 @@
 """Small files that grow: recipes, rows and archives made to fill a machine are refused at once, in a short message."""
 
 import gzip
+import json
 import resource
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +14,7 @@ import yaml
 
 from llm_rlhf.data import big_bench, bounds, files, json_files
 from llm_rlhf.data.big_bench import load_comparisons
-from llm_rlhf.data.formats import parsing, recognition
+from llm_rlhf.data.formats import parsing, rankings, recognition, trees
 from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError, RecipeError, shown
@@ -221,7 +223,7 @@ def small_bounds(monkeypatch) -> None:
         ("rows.jsonl.gz", b" ", "over 200 times as much"),
         ("rows.jsonl.gz", b"[", "over 200 times as much"),
         ("rows.json.gz", b"[", "over 200 times as much"),
-        ("rows.csv.gz", b" ", "is damaged in row 1, .* a line of more than"),
+        ("rows.csv.gz", b" ", "is damaged in row 1, .*line 1 has more than"),
     ],
 )
 def test_an_archive_that_grows_a_thousandfold_is_refused_in_bounded_memory(
@@ -365,3 +367,44 @@ def test_a_file_of_millions_of_rows_of_another_kind_is_refused_before_they_fill_
     path.write_bytes(b"1\n" * 5000)
     with pytest.raises(DataError, match="wrong type"):
         load_preferences([Source(source=str(path))])
+
+
+def test_a_chain_of_messages_is_cut_off_where_no_talk_goes(tmp_path: Path) -> None:
+    """Each message repeats the way to it: of n in a chain, n (n + 1) / 2 turns."""
+    path = tmp_path / "tree.jsonl"
+    rows = [
+        {"message_id": str(i), "parent_id": str(i - 1) if i else None, "text": f"text {i}", "rank": 0,
+         "role": ("assistant", "prompter")[i % 2 == 0]}
+        for i in range(5000)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_prompts([Source(source=str(path))], Rows())
+    assert max(len(row.messages) for row in loaded.rows) < 200
+    reasons = Counter(item.reason for item in loaded.set_aside)
+    assert reasons["conversation too long"] == 1
+    assert reasons["below a message that cannot be used"] == 4799
+    assert loaded.counts()["read"] == 5000
+
+
+def test_all_pairs_of_very_many_replies_are_not_made(tmp_path: Path, monkeypatch) -> None:
+    assert bounds.MOST_COMPARED == 256
+    for module in (rankings, trees):
+        monkeypatch.setattr(module, "MOST_COMPARED", 16)
+
+    def pairs_of(rows: list[dict], which: str) -> int:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return len(load_preferences([Source(source=str(path), pairs=which)]).rows)
+
+    def ranked(n: int) -> list[dict]:
+        return [{"prompt": "q", "responses": [f"a{i}" for i in range(n)], "scores": list(range(n))}]
+
+    def tree(n: int) -> list[dict]:
+        replies = [{"text": f"a{i}", "role": "assistant", "rank": i, "replies": []} for i in range(n)]
+        return [{"prompt": {"text": "q", "role": "prompter", "replies": replies}}]
+
+    for made in (ranked, tree):
+        assert pairs_of(made(16), "all") == 16 * 15 // 2
+        assert pairs_of(made(17), "best_worst") == 1
+        with pytest.raises(DataError, match=r"too many replies for all pairs.*17, over 16; set pairs: best_worst"):
+            pairs_of(made(17), "all")

@@ -103,9 +103,12 @@ def _within(name: str, value: Any, levels: int) -> Iterator[tuple[str, re.Patter
             yield from _within(f"{name}[{key}]", item, levels - 1)
 
 
-def uses(source: str, name: str) -> set[str]:
+def uses(name: str) -> set[str]:
     """The methods by which a pattern is asked; anything that is not called by its name is searched for."""
-    last = name.partition("[")[0].rpartition(".")[2]
+    module, _, last = name.partition("[")[0].rpartition(".")
+    own = [importlib.import_module(module).__file__ or ""] if last.startswith("_") else []
+    paths = map(Path, own) if own else Path(llm_rlhf.__path__[0]).rglob("*.py")
+    source = "".join(path.read_text("utf-8") for path in paths)
     calls = re.findall(rf"\b{last}(?:\[[^\]]*\])?\.(search|match|fullmatch|sub|split|findall|finditer)\(", source)
     return set(calls) or {"search"}
 
@@ -125,8 +128,7 @@ def takes_long(pattern: re.Pattern[str], method: str, opening: str, piece: str) 
 @pytest.mark.slow
 def test_no_pattern_takes_quadratic_time() -> None:
     """48,000 characters take at most a fifth of a second; where time grows with the square, three and more."""
-    source = "".join(path.read_text("utf-8") for path in Path(llm_rlhf.__path__[0]).rglob("*.py"))
-    asked = {value: (name, uses(source, name)) for name, value in patterns()}
+    asked = {value: (name, uses(name)) for name, value in patterns()}
     assert len(asked) > 70
     slow = [
         (name, *case)

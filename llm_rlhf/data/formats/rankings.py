@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
+from llm_rlhf.data.bounds import MOST_COMPARED
 from llm_rlhf.data.cells import as_number
 from llm_rlhf.data.checks import BadRow, check_prompt, extract, is_blank, normalised_prompt
 from llm_rlhf.data.formats.columns import RANKS, RATINGS, SCORES, TEXTS, beside, reply_lists
@@ -22,6 +23,7 @@ from llm_rlhf.data.formats.turns import pair_of, reply_of
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, RawRow
 
 ALONE = "no other scored reply to the prompt"
+TOO_MANY = "too many replies for all pairs"
 BETWEEN = "reply neither the best nor the worst"
 
 
@@ -134,6 +136,8 @@ def chosen_pairs(replies: list[Rated], which: str, raw: RawRow) -> list[tuple[Ra
     if which == "best_worst":
         raw.parts[BETWEEN] += len(ordered) - 2
         return [(ordered[0], ordered[-1])]
+    if len(ordered) > MOST_COMPARED:
+        raise BadRow(TOO_MANY, f"{len(ordered)}, over {MOST_COMPARED}; set pairs: best_worst")
     pairs = list(itertools.combinations(ordered, 2))
     raw.parts[TIE] += sum(one.score == other.score for one, other in pairs)
     return [(one, other) for one, other in pairs if one.score != other.score]

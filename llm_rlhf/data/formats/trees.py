@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llm_rlhf.data.bounds import MOST_COMPARED, MOST_MESSAGES
 from llm_rlhf.data.cells import as_number, thumb
 from llm_rlhf.data.checks import BadRow, check_prompt, check_text, extract, is_blank
 from llm_rlhf.data.formats.conversations import row_of
-from llm_rlhf.data.formats.rankings import Rated, chosen_pairs
+from llm_rlhf.data.formats.rankings import TOO_MANY, Rated, chosen_pairs
 from llm_rlhf.data.formats.turns import pair_of
 from llm_rlhf.data.rows import Conversation, Demonstration, Message, Preference, Prompt, RawRow
 
@@ -114,6 +115,8 @@ def grow(root: Node, kind: Kind, objective: str, which: str, repairs: set[str]) 
         node, way, best = waiting.pop()
         everything.append(node)
         try:
+            if len(way) >= MOST_MESSAGES:
+                raise BadRow("conversation too long", f"more than {MOST_MESSAGES} messages from the first one down")
             turns = [_turn(other) for other in way] + [_turn(node)]
         except BadRow as bad:
             reasons[id(node)] = bad
@@ -163,12 +166,17 @@ def _rows_at(
         prompt = check_prompt(turns, repairs)
         return [(Demonstration([*prompt, _turn(favourite)], origin), [*way, favourite])]
     ranked = [reply for reply in replies if _rank(reply) is not None]
+    places = {id(reply): number for number, reply in enumerate(replies, 1)}
     for reply in replies:
-        if reply not in ranked:
+        if _rank(reply) is None:
             reasons[id(reply)] = BadRow(UNRANKED)
     if len(ranked) < 2:
         for reply in ranked:
             reasons[id(reply)] = BadRow(ALONE)
+        return []
+    if which == "all" and len(ranked) > MOST_COMPARED:
+        for reply in ranked:
+            reasons[id(reply)] = BadRow(TOO_MANY, f"{len(ranked)}, over {MOST_COMPARED}; set pairs: best_worst")
         return []
     rated = [Rated(_turn(reply), -float(_rank(reply) or 0), number) for number, reply in enumerate(ranked)]
     account = RawRow(origin, None)
@@ -181,7 +189,7 @@ def _rows_at(
             for node in nodes:
                 reasons[id(node)] = bad
             continue
-        position = replies.index(nodes[0]) + 1
+        position = places[id(nodes[0])]
         gap = better.score - worse.score
         pair = Preference(prompt, chosen, rejected, objective, origin, margin=gap, position=position)
         rows.append((pair, [*way, *nodes]))

@@ -24,7 +24,7 @@ from llm_rlhf.evaluation.report.schema import check_report
 from llm_rlhf.evaluation.report.side_by_side import entries_of, summary
 from llm_rlhf.evaluation.report.sides import HARMLESS, HELPFUL, OVER_REFUSAL, OVERALL
 from llm_rlhf.evaluation.report.verdict import has_policy, own_line
-from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.json_lines import parse_json, read_json_lines
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
@@ -151,7 +151,7 @@ def read_policy_report(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{folder} holds no report.json; run the recipe's evaluation first, or `llm-rlhf evaluate`.")
     check_report_unchanged(folder)
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         check_report(report)
     except ValueError as error:
         raise RecipeError(f"{path} is no report of this version ({error}); evaluate again.") from None
