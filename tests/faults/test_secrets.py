@@ -114,7 +114,7 @@ def test_fault_58_a_variable_that_is_called_a_key_and_holds_a_word_is_none(monke
     assert redacted("conversation_id a-judges-key-0") == f"conversation_id {MARK}"
 
 
-@pytest.mark.parametrize("pasted", ["a1b2c3d4-e5f6-4711", "0f9e" * 11, "my key", ""])
+@pytest.mark.parametrize("pasted", ["a1b2c3d4-e5f6-4711", "0f9e" * 10, "f9e0" * 10, "my key", ""])
 def test_fault_58_a_key_in_the_place_of_its_variables_name_is_not_shown(pasted) -> None:
     with pytest.raises(RecipeError, match="may be the key itself") as error:
         Endpoint("http://localhost:1/v1", "m", pasted)
