@@ -216,7 +216,7 @@ def _check_hub(configs: dict[str, Any]) -> None:
 def _check_base(ahead: Ahead) -> None:
     """It must be a causal language model that the recipe's sections can work with; fills in what is known of it."""
     recipe, base, configs = ahead.recipe, ahead.base, ahead.configs
-    config = find_config(base, recipe.model.trusts_base, BASE)
+    config = find_config(base, recipe.model, BASE)
     has_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not has_causal and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")

@@ -187,6 +187,11 @@ class Wire:
         if self.key_variable is None:
             return None
         key = os.environ.get(self.key_variable, "").strip()
+        if not key and not re.fullmatch(r"[A-Za-z_]\w{,38}", self.key_variable):
+            raise RecipeError(
+                f"The variable named to hold the API key of {self.url} cannot be one, and may be the key itself (not "
+                "shown here): put the key into the environment, and name its variable, as JUDGE_KEY."
+            )
         if not key:
             raise RecipeError(
                 f"The environment variable {self.key_variable}, to hold the API key of {self.url}, is not set."

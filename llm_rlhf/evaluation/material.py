@@ -135,7 +135,7 @@ def _own_prompts(asked: Evaluation, material: Material) -> tuple[list[Prompt], i
 def _fit(asked: Evaluation, subject: Subject, material: Material) -> None:
     """Cut every list to what the subject's base has room for, in place."""
     named = f"The policy {subject.name!r}:"
-    config = find_config(subject.base, subject.model.trusts_base, named)
+    config = find_config(subject.base, subject.model, named)
     tokenizer = load_tokenizer(subject.base, subject.model, subject.adapter)
     limit, length = context_limit(subject.model, config), asked.decoding["response_length"]
     where = "" if asked.one_base else f" in {subject.name}"
@@ -221,6 +221,6 @@ def check_section(recipe: Recipe) -> None:
         return
     check_names(Both(str(recipe.method), reference.name), stage_options(recipe, "reward").adapters)
     if reference.url is None:
-        find_config(reference.base, reference.model.trusts_base, "Recipe key 'evaluate.reference':")
+        find_config(reference.base, reference.model, "Recipe key 'evaluate.reference':")
     elif reference.served is not None:
         Endpoint(reference.url, reference.served, section.reference_key_variable)

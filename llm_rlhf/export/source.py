@@ -152,7 +152,7 @@ def source_of(text: str, trust_remote_code: Sequence[str] = ()) -> Source:
     if subject.url is not None:
         raise RecipeError(f"{text} is an endpoint, whose weights are elsewhere; name a run, an adapter or a model.")
     if subject.run is None:
-        find_config(subject.base, subject.model.trusts_base, "The model")
+        find_config(subject.base, subject.model, "The model")
         adapters = [] if subject.adapter is None else [subject.adapter]
         return Source(text, subject, base=subject.base, adapters=adapters)
     run = subject.run

@@ -17,7 +17,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
-from llm_rlhf.models.finding import loading_raises, needs_code, reason_of
+from llm_rlhf.models.finding import check_upstream, loading_raises, needs_code, reason_of
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.progress import tell
 from llm_rlhf.recipe.sections import ModelSection
@@ -96,10 +96,13 @@ def lasting_template(path: str | Path, section: ModelSection) -> str | None:
 def _read_tokenizer(path: str | Path, section: ModelSection, beside: Path | None) -> Any:
     """As it was saved, with the template that the recipe names, where it names one."""
     place, template = tokens_beside(beside)
+    trusted = section.trusts_base if place is None else section.trusts(place)
+    if trusted:
+        check_upstream(place or path, section.trusted, "The tokenizer of")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             place or path,
-            trust_remote_code=section.trusts_base if place is None else section.trusts(place),
+            trust_remote_code=trusted,
             padding_side="left",
         )
     except loading_raises(section.trusts_base) as error:

@@ -1,6 +1,7 @@
 """Whether a model that somebody names is there, told at once: the hub is asked once, and not waited for."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from llm_rlhf.errors import RecipeError, first_line
+from llm_rlhf.recipe.sections import ModelSection, is_among
 from llm_rlhf.recipe.values import neighbour
+from llm_rlhf.run_folder import read_json
 from llm_rlhf.user_code import told
 
 SECONDS = 10  # for the hub to answer; its own downloads try again and again, for half a minute each
@@ -66,15 +70,54 @@ def _ask_the_hub(path: str | Path, named: str) -> None:
         ) from None
 
 
-def find_config(path: str | Path, trust_remote_code: bool, named: str) -> Any:
-    """The configuration of a model that is there; RecipeError, which begins with `named`, where it has none."""
+def find_config(path: str | Path, section: ModelSection, named: str, trusted: bool | None = None) -> Any:
+    """The configuration of a model that is there; RecipeError, which begins with `named`, where it has none.
+
+    Args:
+        section: whose code may run; where the model is not its base, `trusted` says whether this one's may.
+    """
     check_there(path, named)
+    trust_remote_code = section.trusts_base if trusted is None else trusted
+    if trust_remote_code:
+        check_upstream(path, section.trusted, named)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=_cached(path))
     except loading_raises(trust_remote_code) as error:
         if of_code := needs_code(path, error):
             raise RecipeError(f"{named} {of_code}") from None
         raise RecipeError(f"{named} {str(path)!r} is no model that can be loaded: {reason_of(error)}.") from None
+
+
+def check_upstream(path: str | Path, trusted: Sequence[str], named: str = "The model") -> None:
+    """RecipeError where a model that is trusted takes its code from another repository, which is not.
+
+    `auto_map` names the class, with another repository before it where it is there (`owner/other--modeling.Model`).
+    """
+    for file in ("config.json", "tokenizer_config.json"):
+        place = cached_file(
+            path,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        known = None if place is None else read_json(Path(place))
+        classes = known.get("auto_map") if isinstance(known, dict) else None
+        for named_class in _flat(list(classes.values()) if isinstance(classes, dict) else classes):
+            repository, dashes, _ = named_class.partition("--")
+            if dashes and repository != str(path) and not is_among(repository, trusted):
+                raise RecipeError(
+                    f"{named} {str(path)!r} takes its code from another repository, {repository} ({file}), which is "
+                    f"not trusted with it; where you trust that one too, name both: [{path}, {repository}]."
+                )
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def loading_raises(runs_code: bool) -> tuple[type[Exception], ...]:

@@ -94,7 +94,7 @@ class Forecast:
                 write_files(GoldWorld(recipe.world, recipe.seed), run / "world")
             splits, _ = read_data(recipe, run)
             check_rows(ahead, splits)
-            self.config = find_config(ahead.base, recipe.model.trusts_base, "Recipe key 'model.base':")
+            self.config = find_config(ahead.base, recipe.model, "Recipe key 'model.base':")
             self.tokens = len(ahead.tokenizer)
             self.lists = self._measure(ahead, splits)
         self.context = ahead.context
@@ -374,7 +374,7 @@ class _Stage:
         found = 0
         for name in whole_rewards(self.recipe):
             trust = self.recipe.model.trusts(name)
-            config = find_config(name, trust, "Recipe key 'reward.model':")
+            config = find_config(name, self.recipe.model, "Recipe key 'reward.model':", trust)
             found += weight_bytes(config, self.blueprint.dtype, trust, classifier=True)
             self.found.notes.append(f"the reward model {name} is counted by its weights alone")
         return found

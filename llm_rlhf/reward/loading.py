@@ -28,7 +28,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapter_folders import base_of, places_of_base
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
-from llm_rlhf.models.finding import check_there, needs_code
+from llm_rlhf.models.finding import check_there, check_upstream, needs_code
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection, is_among
 from llm_rlhf.run_folder import write_json
@@ -78,6 +78,8 @@ class Loading:
         dtype = str(self.dtype).removeprefix("torch.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype is {self.dtype!r}; give float32, bfloat16 or float16.")
+        if self.trusts(model) and not isinstance(self.trust_remote_code, bool):
+            check_upstream(model, self.trust_remote_code, "The reward model")
         known: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": self.trusts(model)}
         if self.attn_implementation is not None:
             known["attn_implementation"] = self.attn_implementation

@@ -173,3 +173,22 @@ def test_trust_makes_no_stage_another(base_folder, tmp_path) -> None:
     recipe = load_recipe("recipe.yaml")
     trusting = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, trust_remote_code=["b/c"]))
     assert stage_inputs(recipe, "ppo") == stage_inputs(trusting, "ppo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_fault_56_code_that_lies_in_another_repository_has_to_be_trusted_too(own, tmp_path, canary, file) -> None:
+    known = json.loads((own / file).read_text())
+    elsewhere = json.dumps(known["auto_map"]).replace(
+        '"' + ("configuration" if file == "config.json" else "tokenization"),
+        '"owner/elsewhere--' + ("configuration" if file == "config.json" else "tokenization"),
+    )
+    (own / file).write_text(json.dumps(known | {"auto_map": json.loads(elsewhere)}))
+    write_recipe(tmp_path)
+    for asked in (
+        ["run", "recipe.yaml", "model.trust_remote_code=true"],
+        ["chat", "own", "--trust-remote-code", "own"],
+    ):
+        refused(ask(*asked), "'own' takes its code from another repository, owner/elsewhere", "[own, owner/elsewhere]")
+        if asked[0] == "chat" or file == "config.json":
+            assert not canary.exists()

@@ -11,6 +11,7 @@ from chain_helpers import TINY, write_recipe
 from test_requests import ask, refused
 
 from llm_rlhf.errors import DataError, RecipeError, RunError
+from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.recipe.loading import load_recipe, recipe_of
 from llm_rlhf.redaction import MARK, found_in, redacted, redacted_tree
 from llm_rlhf.run_folder import RunFolder, differences
@@ -111,6 +112,13 @@ def test_fault_58_a_variable_that_is_called_a_key_and_holds_a_word_is_none(monke
     monkeypatch.setenv("SORT_KEY", "conversation_id")
     monkeypatch.setenv("JUDGE_KEY", "a-judges-key-0")
     assert redacted("conversation_id a-judges-key-0") == f"conversation_id {MARK}"
+
+
+@pytest.mark.parametrize("pasted", ["a1b2c3d4-e5f6-4711", "0f9e" * 10, "f9e0" * 10, "my key", ""])
+def test_fault_58_a_key_in_the_place_of_its_variables_name_is_not_shown(pasted) -> None:
+    with pytest.raises(RecipeError, match="may be the key itself") as error:
+        Endpoint("http://localhost:1/v1", "m", pasted)
+    assert not pasted or pasted not in str(error.value)
 
 
 def test_fault_58_no_error_quotes_a_secret() -> None:
