@@ -55,7 +55,11 @@ def told_in_one_message(
             "weights in safetensors; where it is part of a checkpoint, begin the stage again with --from STAGE."
         )
         raise typer.Exit(1) from None
-    except SystemExit as ended:
+    except interruption.Terminated as ended:
+        stopped = interrupted.replace("interrupted", "stopped by SIGTERM", 1)
+        say_error(f"stopped by SIGTERM: {ended.told}. {AGAIN}" if ended.told else stopped)
+        raise typer.Exit(interruption.CODE) from None
+    except SystemExit as ended:  # of code that the run calls
         if ended.code not in (None, 0):
             raise
         say_error("something within the run ended the process (sys.exit); what it was making is not finished.")
@@ -63,10 +67,6 @@ def told_in_one_message(
     except KeyboardInterrupt:
         say_error(interrupted)
         raise typer.Exit(130) from None
-    except interruption.Terminated as ended:
-        stopped = interrupted.replace("interrupted", "stopped by SIGTERM", 1)
-        say_error(f"stopped by SIGTERM: {ended.told}. {AGAIN}" if ended.told else stopped)
-        raise typer.Exit(interruption.CODE) from None
     except RuntimeError as error:
         if not (how := lost_others(error)):
             _leave_bars()
