@@ -48,11 +48,10 @@ def train(trainer: Any, resume_from_checkpoint: Path | None = None) -> Any:
             stop_if_asked(trainer.accelerator)  # as training ended by itself
         except Terminated as ended:
             raise Terminated(ended.told or points.save()) from None
-        except RunError:
-            raise
         except RuntimeError as error:
             # Workers that load data die of a signal to all of a job's processes; another process may be gone already.
-            if not interruption.asked():
+            of_saving = points.stops and isinstance(error, RunError)
+            if of_saving or not interruption.asked():
                 raise
             alone = trainer.accelerator.num_processes == 1
             raise Terminated(points.save() if alone else points.where()) from error

@@ -119,6 +119,7 @@ LOST = (
     "it (memory?), or give it more time by the key 'ddp_timeout' of the stage's section, in seconds. "
     f"{AGAIN}"
 )
+SAID, A_DAY = "llm-rlhf-said-", 86_400
 FIRST_SPEAKS = 1.0  # seconds that the other processes leave to the first to say what all of them have to say
 
 
@@ -131,7 +132,7 @@ def say_error(message: str) -> None:
     if rank:
         time.sleep(FIRST_SPEAKS)
     _leave_bars()
-    if not many or _is_first_to_say(message):
+    if not many or _is_first_to_say(message) or not rank:
         of = f"[process {rank} on {platform.node()}] " if rank else ""
         print(f"{of}error: {message}", file=sys.stderr, flush=True)
 
@@ -149,8 +150,12 @@ def _is_first_to_say(message: str) -> bool:
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     launch = [str(os.getppid()), *(os.environ.get(name, "") for name in names)]
     key = hashlib.sha256("\n".join([*launch, message]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir())
     try:
-        with (Path(tempfile.gettempdir()) / f"llm-rlhf-said-{key}").open("x"):
+        for old in folder.glob(f"{SAID}*"):  # nobody knows when the last process of a launch has spoken
+            if old.stat().st_mtime < time.time() - A_DAY:
+                old.unlink()
+        with (folder / f"{SAID}{key}").open("x"):
             return True
     except FileExistsError:
         return False
