@@ -1,4 +1,4 @@
-"""The page of faults and the tests: each row has one that carries its number. And two rows that stand alone."""
+"""The page of faults and the tests: each row has one that carries its number."""
 
 import re
 from pathlib import Path
@@ -32,9 +32,3 @@ def test_each_file_that_a_row_names_has_a_test_of_its_number(number) -> None:
 def test_fault_59_requests_to_the_feedback_page() -> None:
     pytest.importorskip("llm_rlhf.feedback", reason="there is no feedback page yet")
     pytest.fail("there is one now: show what it does with requests that are none")
-
-
-@pytest.mark.slow
-def test_fault_60_a_chain_makes_no_attempt_to_reach_the_network(finished: Path) -> None:
-    """The fixture makes the run with every connection forbidden: an attempt would have raised."""
-    assert (finished / "report.html").is_file()
