@@ -495,14 +495,14 @@ def test_scores_do_not_depend_on_padding(base_folder, reward_folder, tmp_path) -
 
 
 def test_bad_scores_stop_the_run_before_the_weights_change(base_folder, tmp_path) -> None:
-    from llm_rlhf.errors import NonFiniteError
+    from llm_rlhf.errors import RunError
 
     def sometimes_nan(prompts, completions, **kwargs):
         return [float("nan") if i == 3 else 1.0 for i in range(len(prompts))]
 
     trainer = make_trainer(base_folder, tmp_path, None, reward_funcs=[sometimes_nan])
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    with pytest.raises(NonFiniteError, match=r"1 of 8 responses.*nan"):
+    with pytest.raises(RunError, match=r"sometimes_nan returned nan for row 3 of 8"):
         trainer.train()
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
 
