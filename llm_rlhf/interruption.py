@@ -48,12 +48,19 @@ class _State:
 
     def begin(self) -> None:
         self.asked = False  # whether SIGTERM has come
+        self.interrupted = False  # whether Ctrl-C has
         self.waits = 0  # blocks that note it only
         self.at_once = 0  # blocks inside those that may be broken off
         self.saving = False  # whether a checkpoint is being written
 
 
 _state = _State()
+
+
+def raise_if_interrupted() -> None:
+    """KeyboardInterrupt, where Ctrl-C has come: the first is lost if it meets a destructor; Python drops its errors."""
+    if _state.interrupted:
+        raise KeyboardInterrupt
 
 
 def asked() -> bool:
@@ -88,7 +95,14 @@ def listening() -> Iterator[None]:
         if first and (not _state.waits or _state.at_once):
             raise Terminated
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _state.interrupted = True
+        raise KeyboardInterrupt
+
     before = signal.signal(signal.SIGTERM, handle)
+    of_ctrl_c = signal.getsignal(signal.SIGINT)
+    if of_ctrl_c is signal.default_int_handler:  # and not ignored, as in the background
+        signal.signal(signal.SIGINT, interrupt)
     wakeup = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_end_in_time, args=(reads, grace, _state), daemon=True, name="sigterm")
     thread.start()
@@ -97,6 +111,8 @@ def listening() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, before)
+        if of_ctrl_c is signal.default_int_handler:
+            signal.signal(signal.SIGINT, of_ctrl_c)
         if not _state.asked:  # else the thread also ends a process whose libraries do not let it exit
             writes.close()
             thread.join()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
+from llm_rlhf import interruption
 from llm_rlhf.ahead import Ahead, check_rows, look_ahead
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.splits import Splits
@@ -175,6 +176,7 @@ def _stages_to_make(
 
 
 def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ahead) -> None:
+    interruption.raise_if_interrupted()
     if stage not in ahead.stages:
         say(run, f"{place} {stage}: done before ({run / stage})")
     else:

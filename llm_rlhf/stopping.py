@@ -142,6 +142,7 @@ class _SafePoints(TrainerCallback):
         self.as_then = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        interruption.raise_if_interrupted()
         self.step_began = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

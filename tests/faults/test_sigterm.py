@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets import Dataset
 from launching import Launch, start
 from method_helpers import make
 from ppo_helpers import make_trainer
+from transformers import TrainerCallback
 
 from llm_rlhf import checkpoints, interruption, stopping
 from llm_rlhf.errors import RecipeError
@@ -271,6 +273,27 @@ def test_fault_07_a_command_ends_by_ctrl_c_with_130_and_says_how_to_go_on(run) -
     assert launched.codes() == [130]
     assert "error: interrupted. Run the same command again to go on" in launched.errors
     assert "Traceback" not in launched.errors
+
+
+def test_fault_07_ctrl_c_that_meets_a_destructor_is_not_lost(base_folder, tmp_path, monkeypatch) -> None:
+    """Python ignores what a destructor raises, so that the run would go on to its end."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: None)
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the handler runs here
+
+    class Dies(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                Dying()
+
+    trainer = make("dpo", base_folder, tmp_path, max_steps=6)
+    trainer.add_callback(Dies())
+    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+        stopping.train(trainer)
+    assert trainer.state.global_step == 2
 
 
 def test_fault_05_workers_that_die_of_the_same_signal_do_not_hide_it(base_folder, tmp_path) -> None:
