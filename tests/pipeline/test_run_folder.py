@@ -160,3 +160,29 @@ def test_what_a_library_wrote_for_its_owner_alone_is_read_by_whom_the_umask_says
 
 def test_names_in_the_archive_are_paths(tmp_path: Path) -> None:
     assert RunFolder(tmp_path) / "x" == tmp_path / "x"
+
+
+def test_checkpoints_stay_until_the_artefact_is_there_and_are_no_part_of_it(tmp_path, monkeypatch) -> None:
+    """Killed behind a training and before its manifest, a stage goes on from the checkpoint of its last step."""
+
+    def train(run: RunFolder) -> None:
+        with run.making("sft", INPUTS, resumes=True) as folder:
+            for name in ("checkpoint-4", "joint/checkpoint-8"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / "weights").write_text(name)
+            (folder / "adapter").write_text("trained")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    run = RunFolder(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    assert (tmp_path / "partial-sft" / "joint" / "checkpoint-8" / "weights").is_file()
+    assert (tmp_path / "partial-sft" / "inputs.json").is_file()
+    train(run)
+    assert run.finished("sft", INPUTS)
+    assert list(run.manifest("sft")["files"]) == ["adapter"]
+    assert sorted(path.name for path in (tmp_path / "sft").iterdir()) == ["adapter", "joint", "manifest.json"]
