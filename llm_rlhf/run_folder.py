@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.launch import blind_processes, processes
-from llm_rlhf.redaction import redacted, redacted_tree
+from llm_rlhf.redaction import redacted_strings, redacted_tree
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
@@ -350,7 +350,7 @@ def whole_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one; without secrets."""
-    write_text(path, redacted(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+    write_text(path, json.dumps(redacted_strings(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
