@@ -279,13 +279,14 @@ def forget_after(log: Path, step: int) -> None:
     for number, line in lines_of(content):
         try:
             known = parse_json(line)
-        except ValueError:
+            later = known["step"] > step or SUMMARY in known
+        except (ValueError, TypeError, KeyError):
             unread.append(number)
             continue
-        if known["step"] <= step and SUMMARY not in known:
+        if not later:
             kept.append(line.decode("utf-8") + "\n")
     if unread and not content.endswith(b"\n"):
         unread.pop()  # the process was killed as it wrote this one
     if unread:
-        tell(f"warning: {log}: lines that are no JSON are left out: {shown(unread)}.")
+        tell(f"warning: {log}: lines that are no JSON of a step are left out: {shown(unread)}.")
     write_text(log, "".join(kept))

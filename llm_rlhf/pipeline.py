@@ -38,6 +38,7 @@ COLUMNS_TOLD = 12
 OF_NO_EFFECT = frozenset(
     {
         *("save_strategy", "save_steps", "save_rollouts", "save_total_limit", "save_on_each_node"),
+        *("save_only_model", "ignore_data_skip", "enable_jit_checkpoint"),  # of a run that they were allowed in
         *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "log_completions", "num_completions_to_print", "log_unique_prompts", "disable_tqdm"),
         *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),

@@ -38,7 +38,8 @@ class _Form(NamedTuple):
 
 
 # No pattern begins inside a word, so that no longer name is cut, nor at more than one place of a run of signs that it
-# may go through to the end: long text takes time in proportion.
+# may go through to the end: long text takes time in proportion. None takes a quote with it, nor a backslash before
+# one, so that JSON stays JSON.
 _FORMS = (
     _Form("an access token of the hub", HUB, r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
     _Form("an API key", API, r"(?<![\w-])sk-(?:proj|svcacct|admin|ant|or)-[\w-]{16,}"),
@@ -50,7 +51,11 @@ _FORMS = (
     _Form("a token of Slack", ENVIRONMENT, r"\bxox[abeoprs]-[\w-]{10,}"),
     _Form("a token of a package index", ENVIRONMENT, r"\bpypi-[\w-]{32,}|\bnpm_[A-Za-z0-9]{36}\b"),
     _Form("a signed token", ENVIRONMENT, r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"),
-    _Form("a private key", ENVIRONMENT, r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*KEY-----|\Z)"),
+    _Form(
+        "a private key",
+        ENVIRONMENT,
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----END)(?:[\w+/=:,.\s-]|\\[nr]))*(?:-----END [A-Z ]*KEY-----)?",
+    ),
     _Form("a bearer token", API, r"(?i:\bbearer\s+)(?P<secret>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,})"),
     _Form(
         "a password in an address", API, r"\b[a-z][a-z0-9+.-]{0,30}://(?P<secret>[^\s/@:?#'\"]*:[^\s/@?#'\"]+|[^\s/@:?#'\"]{20,})@"
@@ -59,7 +64,7 @@ _FORMS = (
         "a key in an address",
         API,
         r"(?i:[?&#;](?:api[-_]?key|key|(?:access[-_]?)?token|auth|sig|signature|x-amz-[a-z-]+|password|secret)=)"
-        r"(?P<secret>[^\s&#'\"]{6,})",
+        r"(?P<secret>[^\s&#'\"\\]{6,})",
     ),
 )  # fmt: skip
 _SHAPED = [(form, re.compile(form.pattern)) for form in _FORMS]
@@ -100,6 +105,15 @@ def redacted_tree(value: Any, key: str = "") -> Any:
         return [redacted_tree(item, key) for item in value]
     if _is_telling(key, value):
         return MARK
+    return redacted(value) if isinstance(value, str) else value
+
+
+def redacted_strings(value: Any) -> Any:
+    """Plain values with a mark in place of each secret in their strings, whatever they stand under."""
+    if isinstance(value, Mapping):
+        return {_text(name): redacted_strings(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted_strings(item) for item in value]
     return redacted(value) if isinstance(value, str) else value
 
 

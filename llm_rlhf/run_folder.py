@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -33,11 +34,12 @@ from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.launch import blind_processes, processes
-from llm_rlhf.redaction import redacted, redacted_tree
+from llm_rlhf.redaction import redacted_strings, redacted_tree
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"  # of a stage that is not finished
 CHECKPOINTS = "checkpoint-*"  # folders of an unfinished training, at any depth of its stage
+SPENT = re.compile(r"checkpoint-\d+(-damaged)?")  # what we wrote of these; others are somebody's
 PROGRESS = (CHECKPOINTS, "replies", "picked.jsonl")  # what took long, and an interrupted stage goes on from
 CHANGES_SHOWN, KEYS_SHOWN = 5, 3  # of a recipe that is another; of a row or section that one of two lacks
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
@@ -49,16 +51,21 @@ class RunFolder:
     Args:
         path: where it is or will be.
         as_today: reads the inputs of a stage that an older version recorded under other names.
+        written: whether this launch writes into it; what is only read may lie on a disk that cannot be written.
 
     Raises:
-        RunFolderError: where the folder cannot be written, or the processes do not share it.
+        RunFolderError: where the folder that is to be written cannot be, or the processes do not share it.
     """
 
-    def __init__(self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self, path: str | Path, as_today: Callable[[dict[str, Any]], dict[str, Any]] = dict, written: bool = True
+    ) -> None:
         self.path, self.as_today = Path(path), as_today
         self.allow_partial_resume = False  # go on from a checkpoint that lacks its optimizer's state, or the like
         self.followers: list[Callable[[str, int, Mapping[str, Any]], None]] = []  # told of every stage's metrics
         self.state = processes()
+        if not written:
+            return
         if self.state.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -151,7 +158,7 @@ class RunFolder:
         if not self.state.is_main_process:
             return
         (folder / INPUTS).unlink(missing_ok=True)
-        for spent in [path for path in folder.rglob(CHECKPOINTS) if path.is_dir()]:
+        for spent in [path for path in folder.rglob(CHECKPOINTS) if path.is_dir() and SPENT.fullmatch(path.name)]:
             try:
                 shutil.rmtree(spent)
             except OSError as error:
@@ -343,7 +350,7 @@ def whole_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one; without secrets."""
-    write_text(path, redacted(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+    write_text(path, json.dumps(redacted_strings(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -52,8 +52,7 @@ def _first_change(places: list[Path]) -> str | None:
         found = _stage_of(place)
         if found is None:
             continue
-        stage, files = found
-        inside = Path(os.path.relpath(place, stage)).as_posix()
+        stage, files, inside = found
         parts = [name for name in files if inside in (".", name) or name.startswith(f"{inside}/")]
         expected |= {stage / name: (stage, files[name]["sha256"], files[name].get("bytes", 0)) for name in parts}
     size = sum(of for _, _, of in expected.values())
@@ -68,15 +67,19 @@ def _first_change(places: list[Path]) -> str | None:
     return None
 
 
-def _stage_of(place: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
-    """The folder of the stage that a file or folder is part of, and what its manifest says of its files."""
-    for folder in [place, *place.parents][: LEVELS + 1]:
-        if (folder / MANIFEST).is_file() and (folder.parent / "recipe.yaml").is_file():
-            manifest = whole_manifest(folder)
-            if manifest is None:
-                raise RunFolderError(
-                    f"{folder / MANIFEST} cannot be read, so that nobody knows whether {place} is as it was written. "
-                    f"Put it back, or run the recipe with --from {folder.name} to make the stage again."
-                )
-            return folder, manifest["files"]
+def _stage_of(place: Path) -> tuple[Path, dict[str, dict[str, Any]], str] | None:
+    """The folder of the stage that a place is part of, what its manifest says of its files, and the place's name in it.
+
+    Looked for above the place as it is named, as a whole path (`.` has nothing above it), and where links lead.
+    """
+    for named in (place, Path(os.path.abspath(place)), place.resolve()):
+        for folder in [named, *named.parents][: LEVELS + 1]:
+            if (folder / MANIFEST).is_file() and (folder.parent / "recipe.yaml").is_file():
+                manifest = whole_manifest(folder)
+                if manifest is None:
+                    raise RunFolderError(
+                        f"{folder / MANIFEST} cannot be read, so that nobody knows whether {place} is as it was "
+                        f"written. Put it back, or run the recipe with --from {folder.name} to make the stage again."
+                    )
+                return folder, manifest["files"], named.relative_to(folder).as_posix()
     return None

@@ -110,7 +110,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         },
     )
     if asked.recipe is not None and asked.recipe.reward is not None and asked.run is not None and not asked.rewards:
-        report["alarms"] = report_lines(asked.recipe, RunFolder(asked.run), report["alarms"])
+        report["alarms"] = report_lines(asked.recipe, RunFolder(asked.run, written=False), report["alarms"])
     report["alarms"] += found.notes + account_lines(found.material.counts)
     if processes().is_main_process:
         archive_report(asked.output)

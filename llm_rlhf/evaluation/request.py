@@ -162,7 +162,7 @@ class Evaluation:
         """The splits of the run."""
         if self.recipe is None or self.run is None:
             return None
-        return splits(self.recipe, RunFolder(self.run))
+        return splits(self.recipe, RunFolder(self.run, written=False))
 
     @cached_property
     def decoding(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Rewards:
         found = cls({role: list(models) for role, models in named.items()}, asked.how)
         if asked.recipe is None or asked.run is None:
             return found
-        run = RunFolder(asked.run)
+        run = RunFolder(asked.run, written=False)
         own = {"reward": reward_folders(asked.recipe, run), "heldout": {HELDOUT: run / "reward" / HELDOUT}}
         on_its_base = asked.one_base and asked.policy.base == str(starting_model(asked.recipe, run, before="evaluate"))
         for role, adapters in own.items():

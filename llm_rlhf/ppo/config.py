@@ -369,6 +369,8 @@ class PPOConfig(RLOOConfig):
             "router_aux_loss_coef": "PPO adds no loss for the balance of experts",
             "load_best_model_at_end": BEST,
             "metric_for_best_model": BEST,
+            "save_only_model": "checkpoints are there to resume from, which takes the optimizer's state",
+            "ignore_data_skip": "a resumed training goes on with the prompts that are left",
         }
         for name, reason in reasons.items():
             if getattr(self, name):

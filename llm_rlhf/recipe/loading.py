@@ -113,6 +113,9 @@ DECIDED_ELSEWHERE = {
     "eos_token": "the tokenizer and its chat template",
     "pad_token": "the tokenizer and its chat template",
     "resume_from_checkpoint": "running the same recipe again",
+    "save_only_model": "the run, which goes on from whole checkpoints,",
+    "ignore_data_skip": "the run, which goes on with the rows that are left,",
+    "enable_jit_checkpoint": "the run, which writes a checkpoint on SIGTERM,",
     "do_train": "the presence of the section",
     "do_eval": "the presence of the section",
     "do_predict": "the presence of the section",
@@ -263,10 +266,10 @@ def _check_trainer_sections(recipe: Recipe) -> None:
         try:
             _begin_processes(recipe)
             config = trainer_config(recipe, stage, recipe.folder / stage)
-        except Exception as error:  # what a library's class makes of any value at all
-            raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
         except (ImportError, OSError, RuntimeError) as error:  # a package, a file or a device that is not here
             raise RecipeError(f"Recipe section '{stage}' asks for what is not here: {error}") from None
+        except Exception as error:  # what a library's class makes of any value at all
+            raise RecipeError(f"Recipe section '{stage}' contradicts itself: {error}") from None
         _check_trackers(stage, config.report_to)
         _check_evaluation(recipe, stage, config)
 

@@ -123,6 +123,15 @@ def test_a_resumed_run_keeps_lines_with_ends_of_lines_in_them_and_drops_half_a_c
     assert log.read_bytes() == b"".join(line + b"\n" for line in whole.split(b"\n")[:2])
 
 
+def test_a_resumed_run_leaves_out_lines_that_are_no_step_of_a_log(tmp_path: Path, capsys) -> None:
+    log = written(tmp_path / "metrics.jsonl", ROWS)
+    whole = log.read_bytes()
+    log.write_bytes(b'3\n{}\nnull\n{"step": "x"}\n' + whole)
+    forget_after(log, 4)
+    assert log.read_bytes() == b"".join(line + b"\n" for line in whole.split(b"\n")[:2])
+    assert "that are no JSON of a step are left out: [1, 2, 3, 4]" in capsys.readouterr().out
+
+
 def test_replies_kept_for_an_evaluation_are_found_again(tmp_path: Path) -> None:
     cache = ReplyCache(tmp_path / "replies.jsonl", {"of": SAID})
     cache.add([([1, 2], 0)], [[3]])

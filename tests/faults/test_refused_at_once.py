@@ -11,6 +11,10 @@ import yaml
 from chain_helpers import TINY, write_recipe
 from test_requests import ask, pairs, recipe_on, refused
 
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.pipeline import inputs_as_today, stage_inputs
+from llm_rlhf.recipe.loading import load_recipe
+
 WATCHED = """
 import socket, sys
 
@@ -102,3 +106,17 @@ def test_fault_60_with_sockets_blocked_the_chain_passes_and_nobody_outside_is_as
     attempts = Path("attempts").read_text() if Path("attempts").exists() else ""
     assert attempts == ""
     assert Path("runs/tiny/report.html").is_file()
+
+
+@pytest.mark.parametrize("key", ["save_only_model", "ignore_data_skip", "enable_jit_checkpoint"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_what_would_make_an_interrupted_training_another_without_a_word_is_refused(tmp_path, stage, key) -> None:
+    recipe = write_recipe(tmp_path, **{stage: {**TINY[stage], key: True}})
+    with pytest.raises(RecipeError, match=rf"Recipe key '{stage}\.{key}' is set to True, but the run, which .* remove"):
+        load_recipe(recipe)
+
+
+def test_a_stage_that_was_finished_with_such_a_key_is_still_taken(tmp_path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, output_dir=str(tmp_path / "run")))
+    inputs = stage_inputs(recipe, "ppo")
+    assert inputs_as_today({**inputs, "sft": {**inputs["sft"], "save_only_model": True}})["sft"] == inputs["sft"]

@@ -14,7 +14,7 @@ from llm_rlhf.errors import DataError, RecipeError, RunError
 from llm_rlhf.evaluation.endpoints import Endpoint
 from llm_rlhf.recipe.loading import load_recipe, recipe_of
 from llm_rlhf.redaction import MARK, found_in, redacted, redacted_tree
-from llm_rlhf.run_folder import RunFolder, differences
+from llm_rlhf.run_folder import RunFolder, differences, write_json
 
 HUB, AWS, GITHUB = "hf_" + "Ab3" * 11, "AKIA" + "ABCD1234" * 2, "ghp_" + "a1" * 18
 WANDB, PASSWORD = "0f9e" * 10, "correct-horse-battery"  # of no form that could be told from a commit, or from a name
@@ -61,6 +61,19 @@ def test_fault_58_a_secret_is_known_by_its_form_or_by_the_environment(secret) ->
 def test_fault_58_what_is_no_secret_stays(text) -> None:
     assert redacted(text, keyed=True) == text
     assert list(found_in({"model": {"base": text}})) == []
+
+
+ENDLESS = "-----BEGIN PRIVATE KEY-----\nMIIBVQ== is how it begins"
+
+
+@pytest.mark.parametrize("said", ['see http://h/?token=abcdefgh"quoted"', ENDLESS, f'{ENDLESS}"', f"\n{HUB}", PASSWORD])
+def test_fault_58_json_stays_json_whatever_is_cut_out_of_it(tmp_path, said) -> None:
+    write_json(tmp_path / "a.json", {"a": [said], "b": 1})
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["b"] == 1
+    assert MARK in found["a"][0]
+    printed = json.loads(redacted(json.dumps({"a": [said], "b": 1})))  # as on the screen
+    assert printed["b"] == 1
 
 
 def test_fault_58_a_mark_stands_in_place_of_the_secret_alone() -> None:

@@ -50,6 +50,26 @@ def test_fault_14_a_changed_bit_is_told_of_where_its_part_is_loaded(stage) -> No
         check_unchanged([stage / "adapter"])
 
 
+@pytest.mark.parametrize(("inside", "named"), [("model", "."), (".", "model"), (".", "model/weights"), ("..", "link")])
+def test_fault_14_a_part_is_held_against_its_stage_however_it_is_named(stage, monkeypatch, inside, named) -> None:
+    (stage.parent / "link").symlink_to(stage / "model")
+    monkeypatch.chdir(stage / inside)
+    check_unchanged([named])
+    flip(stage / "model" / "weights")
+    with pytest.raises(RunFolderError, match=r"model/weights is missing or has changed .*--from sft"):
+        check_unchanged([named])
+
+
+def test_a_link_to_a_stage_on_another_disk_is_part_of_the_run_that_it_stands_in(stage, tmp_path) -> None:
+    elsewhere = tmp_path / "disk" / "of-sft"
+    elsewhere.parent.mkdir()
+    stage.rename(elsewhere)
+    stage.symlink_to(elsewhere)
+    flip(elsewhere / "model" / "weights")
+    with pytest.raises(RunFolderError, match="model/weights is missing or has changed"):
+        check_unchanged([stage / "model"])
+
+
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_fault_13_a_manifest_that_is_none_makes_no_finished_stage(stage, text) -> None:
     (stage / MANIFEST).write_text(text)

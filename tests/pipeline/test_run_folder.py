@@ -108,6 +108,21 @@ def test_fault_12_a_folder_that_cannot_be_written_is_said_at_once(tmp_path) -> N
         RunFolder(tmp_path / "file" / "run")
 
 
+def test_a_folder_that_is_only_read_may_lie_where_nothing_can_be_written(tmp_path) -> None:
+    assert RunFolder("/proc/self", written=False).path == Path("/proc/self")
+    RunFolder(tmp_path / "none", written=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_somebody_laid_into_a_finished_stage_is_not_deleted_with_its_checkpoints(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    make(run)
+    for name in ("checkpoint-notes", "checkpoint-8", "checkpoint-8-damaged"):
+        (tmp_path / "sft" / name).mkdir()
+    assert run.finished("sft", INPUTS)
+    assert [path.name for path in (tmp_path / "sft").glob("checkpoint-*")] == ["checkpoint-notes"]
+
+
 def test_a_launch_is_described(tmp_path) -> None:
     RunFolder(tmp_path).describe({"name": "x", "seed": 0})
     described = json.loads((tmp_path / "manifest.json").read_text())

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llm_rlhf.evaluation.report.headline import Tone
 from llm_rlhf.evaluation.report.page import render_html, render_markdown
 from llm_rlhf.recipe.sections import METHODS
-from llm_rlhf.redaction import redacted
+from llm_rlhf.redaction import redacted, redacted_strings
 from llm_rlhf.run_folder import write_text
 
 SCHEMA = 2
@@ -255,7 +255,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     """
     check_report(report)
     texts = {
-        "report.json": json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "report.json": json.dumps(redacted_strings(report), ensure_ascii=False, indent=1, allow_nan=False) + "\n",
         "report.md": render_markdown(report),
         "report.html": render_html(report),
     }
