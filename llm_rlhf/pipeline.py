@@ -16,7 +16,7 @@ from llm_rlhf import interruption
 from llm_rlhf.ahead import Ahead, check_rows, look_ahead
 from llm_rlhf.data.checks import write_quarantine
 from llm_rlhf.data.splits import Splits
-from llm_rlhf.errors import RecipeError, RunFolderError
+from llm_rlhf.errors import RecipeError, RunFolderError, shown
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
@@ -155,7 +155,13 @@ def _settle_day(recipe: Recipe, run: RunFolder) -> None:
         launched = read_json(run / MANIFEST)
         day = launched.get("chat_template_date") if isinstance(launched, dict) else datetime.date.today().isoformat()
         (day,) = broadcast_object_list([day])  # it may be midnight
-        recipe.model.chat_template_date = None if day is None else datetime.date.fromisoformat(day)
+        try:
+            recipe.model.chat_template_date = None if day is None else datetime.date.fromisoformat(day)
+        except (TypeError, ValueError):
+            raise RunFolderError(
+                f"{run / MANIFEST} says chat_template_date: {shown(day)}, which is no date (as 2026-01-31). It has "
+                "changed since the run was begun; put it right, or set model.chat_template_date in the recipe."
+            ) from None
 
 
 def _stages_to_make(

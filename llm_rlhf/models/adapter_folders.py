@@ -122,7 +122,10 @@ def make_movable(folder: Path, run: Path) -> None:
         name_base_from_folder(config.parent, run)
         place = config.parent.relative_to(folder.parent).as_posix().removeprefix("partial-")
         write_card(config.parent, f"{run.name}/{place}")
-    here = re.compile(re.escape(str(run.absolute())) + r"(/|(?![\w.-]))")
+    places = [re.escape(str(run.absolute()))]
+    if not run.is_absolute():  # as files of it were named by the recipe
+        places.append(r'(?<=")' + re.escape(str(run)))
+    here = re.compile(f"(?:{'|'.join(places)})" + r"(/|(?![\w.-]))")
     for path in folder.rglob("*"):
         if path.suffix in _TEXT and path.is_file():
             text = path.read_text(encoding="utf-8")

@@ -136,6 +136,16 @@ class TestMakeMovable:
         config = json.loads((adapter / "adapter_config.json").read_text())
         assert config == {"base_model_name_or_path": named, "r": 4}
 
+    def test_texts_name_files_of_a_run_that_was_named_from_the_working_directory(self, run, monkeypatch) -> None:
+        monkeypatch.chdir(run.parent.parent)
+        folder = run / "partial-evaluate"
+        folder.mkdir()
+        text = '{"a": "runs/x/world/pairs.jsonl", "b": "runs/x-2/other", "said": "look at runs/x/world"}'
+        (folder / "report.json").write_text(text)
+        make_movable(Path("runs/x/partial-evaluate"), Path("runs/x"))
+        found = json.loads((folder / "report.json").read_text())
+        assert found == {"a": "world/pairs.jsonl", "b": "runs/x-2/other", "said": "look at runs/x/world"}
+
     def test_texts_name_files_of_the_run_from_its_folder(self, run) -> None:
         folder = run / "partial-evaluate"
         folder.mkdir()

@@ -53,3 +53,12 @@ def test_a_run_of_a_version_that_knew_no_day_goes_on_without(finished: Path, tmp
         manifest.write_text(json.dumps(known))
     again(tmp_path)
     assert recorded(run) == (None, None)
+
+
+@pytest.mark.parametrize("day", ["yesterday", 5])
+def test_a_day_that_is_none_is_told(day, finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path)
+    known = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(known | {"chat_template_date": day}))
+    with pytest.raises(RunFolderError, match=f"says chat_template_date: {day!r}, which is no date"):
+        again(tmp_path)
