@@ -328,7 +328,7 @@ FAULTS = [
           "(output.logits[:, -1].float() / self.temperature)", "(output.logits[:, -1] / self.temperature)",
           "tests/ppo/test_sampling.py"),
     Fault("keeps_the_lines", "the log lines of the checkpoint's own step are dropped", "checkpoints.py",
-          'if known["step"] <= step and', 'if known["step"] < step and',
+          'known["step"] > step or', 'known["step"] >= step or',
           "tests/ppo/test_checkpoint.py"),
     Fault("every_number_logged_of_an_update", "the value's clipped share counts the others", "ppo/objectives.py",
           "return TokenLoss(0.5 * torch.max(unclipped, clipped), clipped > unclipped)",
