@@ -25,7 +25,8 @@ def test_each_file_that_a_row_names_has_a_test_of_its_number(number) -> None:
     files = rows()[number]
     assert files
     for name in files:
-        text = (ROOT / name).read_text(encoding="utf-8")
+        (path,) = (ROOT / "tests").rglob(name)
+        text = path.read_text(encoding="utf-8")
         assert re.search(rf"(def test_\w*|\")fault_{number:02}_", text), f"{name} has no test of row {number}"
 
 
