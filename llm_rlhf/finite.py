@@ -65,7 +65,8 @@ class FiniteGradients(TrainerCallback):
         trainer = self.trainer
         if trainer.accelerator.scaler is not None:  # float16: its steps overflow now and then, and it skips them itself
             return
-        if _finite(trainer.model.parameters(), trainer.accelerator):
+        parameters = trained_parameters(trainer)
+        if _finite(parameters, trainer.accelerator):
             self.in_a_row = 0
             return
         self.in_a_row += 1
@@ -76,7 +77,7 @@ class FiniteGradients(TrainerCallback):
                 f"the last at step {state.global_step}; training stopped, and the weights are as they were before the "
                 f"first of them. {_remedy(trainer.stage_name)} What each was to learn from is in {rows.parent}."
             )
-        for parameter in trainer.model.parameters():
+        for parameter in parameters:
             parameter.grad = None  # AdamW passes over it: no momentum, no decay
         if trainer.accelerator.is_main_process:
             tell(
@@ -146,7 +147,14 @@ def _tensors(inputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(value, f"{name}.{key}" if name else key)
 
 
-def _finite(parameters: Iterator[nn.Parameter], accelerator: Any) -> bool:
+def trained_parameters(trainer: Any) -> list[nn.Parameter]:
+    """Those that the optimizer steps; a walk through the model would take a small one 1 % of each step."""
+    if trainer.optimizer is None:
+        return [p for p in trainer.model.parameters() if p.requires_grad]
+    return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+
+
+def _finite(parameters: Sequence[nn.Parameter], accelerator: Any) -> bool:
     """Whether all gradients are, on every process: one norm, as the clipping takes it."""
     gradients = [_own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if not gradients:

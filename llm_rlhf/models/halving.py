@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_rlhf.errors import RunError, first_line
+from llm_rlhf.finite import trained_parameters
 from llm_rlhf.models.memory import Portion, make_room, ran_out
 
 
@@ -67,7 +68,7 @@ class HalvesBatches:
     # ---- the same for all ---------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = trained_parameters(self)
         alone = self.accelerator.num_processes == 1
         kept = [p.grad for p in parameters] if alone else []  # of the optimizer step's earlier micro-batches
         while True:

@@ -160,7 +160,7 @@ def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
     if not (uses_fsdp() or uses_deepspeed()):  # neither could read a checkpoint back
         # shares of the run, rounded up to whole rollouts; two, as one may turn out to be damaged
-        defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
+        defaults |= {"save_strategy": "steps", "save_steps": 0.1 if stage in METHODS else 0.2, "save_total_limit": 2}
     if stage in ("dpo", "kto", "best_of_n"):
         defaults["remove_unused_columns"] = False  # every column is ours, and meant
     if stage == "ppo":
