@@ -15,7 +15,8 @@ from llm_rlhf.finite import check_weights
 from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import agreed, processes
 from llm_rlhf.progress import tell
-from llm_rlhf.run_folder import digests, read_json, sync, versions, write_json, write_text
+from llm_rlhf.provenance import versions
+from llm_rlhf.run_folder import digests, read_json, remove, sync, write_json, write_text
 
 COMPLETE = "complete.json"
 # What training can go on without, if not as it would have: moments, schedule, random states, and what is only read
@@ -49,6 +50,7 @@ class SealedCheckpoints:
     state: Any
     control: Any
     model: Any
+    state_then: dict[str, Any] | None = None  # own state to seal, where a checkpoint is of a moment that has passed
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The parent's checkpoint, sealed when every process has written its part, and only then the old ones go.
@@ -65,7 +67,7 @@ class SealedCheckpoints:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                seal(checkpoint, self._own_state())
+                seal(checkpoint, self.state_then or self._own_state())
         except Exception as error:
             if not (isinstance(error, OSError) or of_disk(error)):
                 raise
@@ -257,14 +259,6 @@ def rotate(folder: Path, keep: int | None) -> None:
         for old in all_in(folder):
             if old not in kept and step_of(old) < step_of(kept[-1]):
                 remove(old)
-
-
-def remove(folder: Path) -> None:
-    """Delete what is no longer needed; where that fails, a word and no more."""
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        tell(f"warning: {folder} is no longer needed but cannot be deleted: {error}.")
 
 
 def forget_after(log: Path, step: int) -> None:

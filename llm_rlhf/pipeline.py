@@ -217,9 +217,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
             inputs[name] = _that_matter(inputs[name])
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
-    inputs["model"] = {
-        key: value for key, value in inputs["model"].items() if key != "trust_remote_code"
-    }  # a permission
+    permission = "trust_remote_code"
+    inputs["model"] = {key: value for key, value in inputs["model"].items() if key != permission}
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}

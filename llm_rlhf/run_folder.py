@@ -16,24 +16,22 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.launch import blind_processes, processes
+from llm_rlhf.progress import tell
+from llm_rlhf.provenance import git_state, machine, versions
 from llm_rlhf.redaction import redacted_strings, redacted_tree
 
 MANIFEST = "manifest.json"
@@ -42,7 +40,6 @@ CHECKPOINTS = "checkpoint-*"  # folders of an unfinished training, at any depth 
 SPENT = re.compile(r"checkpoint-\d+(-damaged)?")  # what we wrote of these; others are somebody's
 PROGRESS = (CHECKPOINTS, "replies", "picked.jsonl")  # what took long, and an interrupted stage goes on from
 CHANGES_SHOWN, KEYS_SHOWN = 5, 3  # of a recipe that is another; of a row or section that one of two lacks
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
 
 
 class RunFolder:
@@ -154,15 +151,12 @@ class RunFolder:
         return self.path / f"partial-{stage}"
 
     def _remove_spent(self, folder: Path) -> None:
-        """Delete what a finished stage needed while it trained; where that fails, a word and no more."""
+        """Delete what a finished stage needed while it trained."""
         if not self.state.is_main_process:
             return
         (folder / INPUTS).unlink(missing_ok=True)
         for spent in [path for path in folder.rglob(CHECKPOINTS) if path.is_dir() and SPENT.fullmatch(path.name)]:
-            try:
-                shutil.rmtree(spent)
-            except OSError as error:
-                print(f"warning: {spent} is no longer needed but cannot be deleted: {error}.", flush=True)
+            remove(spent)
 
     @contextlib.contextmanager
     def making(self, stage: str, inputs: dict[str, Any], resumes: bool = False) -> Iterator[Path]:
@@ -258,55 +252,6 @@ class RunFolder:
                 "git": git_state(),
             },
         )
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def machine() -> dict[str, str | int]:
-    """What a result's last bits depend on beside versions and seed: the processor, its kernels, the threads, the GPU.
-
-    On the same ones a run ends in the same bits. Other kernels (AVX-512, AVX2, none) add up in another order, and the
-    runs part after some steps: another draw of the same distribution.
-    """
-    found: dict[str, str | int] = {
-        "cpu": _cpu_model(),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
-        found["float32_products"] = torch.get_float32_matmul_precision()  # "highest" is float32, "high" TF32
-    return found
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
-    return platform.processor() or platform.machine()
-
-
-def git_state() -> str | None:
-    """Commit of the code that ran, with "+changes" where files differ from it; None outside a repository."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -425,11 +370,17 @@ def digests(folder: Path, but: str = "") -> dict[str, dict[str, Any]]:
     return {p.relative_to(folder).as_posix(): {"sha256": file_digest(p), "bytes": p.stat().st_size} for p in files}
 
 
+def remove(folder: Path) -> None:
+    """Delete what is no longer needed; where that fails, a word and no more."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        tell(f"warning: {folder} is no longer needed but cannot be deleted: {error}.")
+
+
 def _is_kept(name: str) -> bool:
     """Whether a file of a partial folder, by its name there, becomes part of the artefact."""
-    return name not in (INPUTS, MANIFEST) and not any(
-        part.startswith(CHECKPOINTS[:-1]) for part in Path(name).parts[:-1]
-    )
+    return name not in (INPUTS, MANIFEST) and not any(map(SPENT.fullmatch, Path(name).parts[:-1]))
 
 
 def _has_progress(partial: Path) -> bool:

@@ -254,8 +254,7 @@ class _SafePoints(TrainerCallback):
     def _tell_own_state(self, point: _Point) -> None:
         """The trainer is to seal its checkpoint with its own state at that point."""
         if point.own is not None:
-            own = {**point.own, "evaluation_due": self.evaluates}
-            self.trainer._own_state = lambda: own
+            self.trainer.state_then = {**point.own, "evaluation_due": self.evaluates}
 
 
 def _random_states() -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ def check_unchanged(places: Iterable[str | Path | None]) -> None:
         raise RunFolderError(told)
 
 
-def check_report(folder: Path) -> None:
+def check_report_unchanged(folder: Path) -> None:
     """Hold the report that lies on top of a run folder, and the replies it rests on, against the stage that made them.
 
     Raises:

@@ -1,10 +1,11 @@
 """Functions of the user's that a recipe names as `module:function`."""
 
 import importlib
+import math
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,19 @@ def told(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[:1] != "<"]
     own = frames[-1] if frames and "importlib" not in frames[-1].filename else None
     return f"{words} ({own.filename}, line {own.lineno})" if own else words
+
+
+def as_list(returned: Any) -> list[Any] | None:
+    """The values that a function returned, a generator's as it makes them; None where it is no list of any."""
+    single = isinstance(returned, (str, bytes, Mapping, Set)) or getattr(returned, "ndim", 1) == 0
+    return None if single or not hasattr(returned, "__iter__") else list(returned)
+
+
+def as_number(value: Any) -> float:
+    """As a float; NaN where it is none, as a string of digits: most likely it is a whole answer, cut into signs."""
+    if isinstance(value, (str, bytes)):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        return math.nan

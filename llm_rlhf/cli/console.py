@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from llm_rlhf.redaction import redacted
 
-ESCAPED = "llm_rlhf.escaped"  # error handler: what cannot be encoded as \uXXXX, which is good JSON too
+ESCAPED = "llm_rlhf.escaped"  # error handler: what cannot be encoded, as JSON escapes it
 
 
 class Guarded:

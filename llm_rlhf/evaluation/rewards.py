@@ -104,9 +104,7 @@ class Rewards:
         own: list[str | Path | None] = [place for subject in policies for place in (subject.base, subject.adapter)]
         rewards = [folder for folders in self.folders.values() for folder in folders]
         for folder in rewards:
-            with contextlib.suppress(
-                ValueError
-            ):  # no adapter, or one whose base is gone, which is told when it is loaded
+            with contextlib.suppress(ValueError):  # no adapter; or its base is gone, which is told on loading
                 own.append(base_of(folder))
         return list(dict.fromkeys([*own, *rewards]))
 

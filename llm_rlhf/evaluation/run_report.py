@@ -18,9 +18,10 @@ from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.alarms import ALARMS
 from llm_rlhf.ppo.preview import PREVIEW
 from llm_rlhf.ppo.watch import SUMMARY
+from llm_rlhf.provenance import machine
 from llm_rlhf.recipe.sections import METHODS, OFFLINE, Recipe, method_options, stage_options, trains_reward
 from llm_rlhf.reward.adapters import reward_folders, whole_rewards
-from llm_rlhf.run_folder import RunFolder, machine, read_json
+from llm_rlhf.run_folder import RunFolder, read_json
 from llm_rlhf.training import read_metrics
 
 

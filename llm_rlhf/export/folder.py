@@ -28,8 +28,9 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import check_saved, grow_for
 from llm_rlhf.models.base import base_tokens, load_causal_lm
 from llm_rlhf.models.composing import compose
+from llm_rlhf.provenance import versions
 from llm_rlhf.recipe.sections import METHODS
-from llm_rlhf.run_folder import digests, open_to_readers, read_json, versions, writable, write_json
+from llm_rlhf.run_folder import digests, open_to_readers, read_json, writable, write_json
 
 MARK = "export.json"  # tells an export of ours, and of what it was made
 

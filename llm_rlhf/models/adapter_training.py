@@ -15,7 +15,7 @@ from llm_rlhf import checkpoints, stopping
 from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32
-from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.run_folder import RunFolder, remove
 from llm_rlhf.training import METRICS, StageLog, attach_log, compute_in_own_types, is_sharded, whole_weights
 
 
@@ -96,7 +96,7 @@ def _forget_after(folder: Path, step: int) -> None:
     later = [path for path in checkpoints.all_in(folder) if checkpoints.step_of(path) > step]
     later += [path for path in folder.glob("snapshots/step-*") if int(path.name.removeprefix("step-")) > step]
     for path in later:
-        checkpoints.remove(path)
+        remove(path)
     for path in folder.glob(f"{BATCHES}*"):
         if int(path.name.removeprefix(BATCHES).split("-")[0]) >= step:
             path.unlink()

@@ -8,18 +8,18 @@ import contextlib
 import copy
 import functools
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from llm_rlhf.errors import RunError
-from llm_rlhf.user_code import told
+from llm_rlhf.errors import RunError, shown
+from llm_rlhf.user_code import as_list, as_number, told
 
 LARGEST = torch.finfo(torch.float32).max  # scores are float32
 GIVEN_COPIES = ("prompts", "completions", "completion_ids")  # what a function does to them must not reach the training
 SHOWN = 160  # signs of a completion in an error
+LONGEST = 80  # and of what a function returned
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,15 +75,12 @@ def _named(who: str) -> Iterator[None]:
 
 
 def _listed(returned: Any, who: str) -> list[Any]:
-    """What it returned, as a list; a generator does its work here."""
-    if isinstance(returned, str | bytes | Mapping | Set) or not hasattr(returned, "__iter__"):
-        raise RunError(f"{who} returned {returned!r:.80}; it must return a list of one number for each completion.")
-    try:
-        return list(returned)
-    except TypeError:  # a tensor of one number
+    found = as_list(returned)
+    if found is None:
         raise RunError(
-            f"{who} returned {returned!r:.80}; it must return a list of one number for each completion."
-        ) from None
+            f"{who} returned {shown(returned, LONGEST)}; it must return a list of one number for each completion."
+        )
+    return found
 
 
 def _numbers(found: list[Any], completions: Sequence[Any], who: str) -> list[float | None]:
@@ -93,21 +90,12 @@ def _numbers(found: list[Any], completions: Sequence[Any], who: str) -> list[flo
         )
     numbers: list[float | None] = []
     for row, (value, completion) in enumerate(zip(found, completions, strict=True)):
-        number = None if value is None else _number(value)
+        number = None if value is None else as_number(value)
         if number is not None and not abs(number) <= LARGEST:
             raise RunError(
-                f"{who} returned {value!r:.80} for row {row} of {len(found)}, completion {completion!r:.{SHOWN}}; it "
-                "must return a finite number for each, or None for one that it has no score for."
+                f"{who} returned {shown(value, LONGEST)} for row {row} of {len(found)}, completion "
+                f"{shown(completion, SHOWN)}; it must return a finite number for each, or None for one that it has no "
+                "score for."
             )
         numbers.append(number)
     return numbers
-
-
-def _number(value: Any) -> float:
-    """As a float; NaN where it is none, as a string of digits: most likely it is a whole answer, cut into signs."""
-    if isinstance(value, str | bytes):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
-        return math.nan

@@ -28,6 +28,7 @@ from llm_rlhf.ppo.kl import KLController
 from llm_rlhf.ppo.scores import ScoreMoments
 from llm_rlhf.ppo.snapshots import Snapshots, best, last_sound
 from llm_rlhf.ppo.watch import SUMMARY, Watch
+from llm_rlhf.run_folder import remove
 from llm_rlhf.training import is_sharded, whole_weights
 
 
@@ -230,7 +231,7 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
             checkpoints.forget_after(log, step)
         for later in checkpoints.all_in(Path(self.args.output_dir)):
             if checkpoints.step_of(later) > step:
-                checkpoints.remove(later)
+                remove(later)
 
     def _load_policy(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)

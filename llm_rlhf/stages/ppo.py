@@ -35,7 +35,7 @@ from llm_rlhf.ppo.watch import LOG as WATCH
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders
-from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.run_folder import RunFolder, remove
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, is_sharded
 
@@ -108,7 +108,7 @@ def _start_anew(run_folder: RunFolder, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "snapshots", ignore_errors=True)
         for old in checkpoints.all_in(folder):
-            checkpoints.remove(old)
+            remove(old)
         for rows in folder.glob(f"{BATCHES}*"):
             rows.unlink()
     run_folder.state.wait_for_everyone()

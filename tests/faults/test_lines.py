@@ -38,7 +38,7 @@ OTHERS = {
     "doctor/packages.py": 1,
     "evaluation/judges/prompts.py": 1,  # the last line that a judge said
     "errors.py": 1,
-    "run_folder.py": 1,  # /proc/cpuinfo
+    "provenance.py": 1,  # /proc/cpuinfo
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from method_helpers import ASKED, make, moved
 from peft import LoraConfig
+from ppo_helpers import FULL, FindsMemoryFull
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, set_seed
 from trl import RewardConfig
 
@@ -17,20 +18,6 @@ from llm_rlhf.models.sampler import DecodingLoop
 from llm_rlhf.recipe.sections import OnlineOptions, RewardOptions
 from llm_rlhf.reward.trainer import encode_pairs
 from llm_rlhf.stages.reward import _RewardTrainer
-
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
-
-
-class Full(torch.autograd.Function):
-    """Passes values through; its backward finds memory full."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise torch.OutOfMemoryError(FULL)
 
 
 def small_device(trainer: Any, rows: int, where: str) -> list[int]:
@@ -44,7 +31,7 @@ def small_device(trainer: Any, rows: int, where: str) -> list[int]:
         if len(output) <= rows:
             return output
         if where == "backward":
-            return Full.apply(output)
+            return FindsMemoryFull.apply(output)
         raise torch.OutOfMemoryError(FULL)
 
     trainer.model.get_base_model().model.norm.register_forward_hook(limited)

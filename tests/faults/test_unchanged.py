@@ -13,7 +13,7 @@ from llm_rlhf.errors import RunFolderError
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.run_folder import MANIFEST, RunFolder
-from llm_rlhf.unchanged import check_report, check_unchanged
+from llm_rlhf.unchanged import check_report_unchanged, check_unchanged
 
 BROKEN = {"empty": "{}", "a list": "[1]", "null": "null", "half": '{"files": {"a', "nothing": "", "text": '"a"',
           "files of a list": '{"files": ["a"]}', "files of text": '{"files": {"a": "b"}}',
@@ -86,7 +86,7 @@ def test_files_that_are_part_of_no_run_are_not_looked_at(tmp_path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / MANIFEST).write_text("[]")  # a web application's, say
     check_unchanged([tmp_path / "model"])
-    check_report(tmp_path)
+    check_report_unchanged(tmp_path)
 
 
 @pytest.mark.slow

@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from ppo_helpers import fixed_responses, make_trainer, responses_of, rollout
+from ppo_helpers import FULL, FindsMemoryFull, fixed_responses, make_trainer, responses_of, rollout
 
 from llm_rlhf.errors import RunError
 
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
 OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "perturb": False,
            "total_episodes": 16}  # fmt: skip
-
-
-class Small(torch.autograd.Function):
-    """Passes values through; its backward finds memory full."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise torch.OutOfMemoryError(FULL)
 
 
 def small_device(trainer, monkeypatch, rows: int, where: str) -> list[int]:
@@ -38,7 +25,7 @@ def small_device(trainer, monkeypatch, rows: int, where: str) -> list[int]:
         if full and where != "backward":
             raise torch.OutOfMemoryError(FULL)
         found = forward(*args, response_mask=response_mask, **kwargs)
-        return found | {"logprobs": Small.apply(found["logprobs"])} if full else found
+        return found | {"logprobs": FindsMemoryFull.apply(found["logprobs"])} if full else found
 
     monkeypatch.setattr(base, "forward", limited)
     return tried

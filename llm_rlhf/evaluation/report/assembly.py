@@ -11,7 +11,8 @@ from llm_rlhf.evaluation.report.next_steps import next_steps
 from llm_rlhf.evaluation.report.schema import SCHEMA
 from llm_rlhf.evaluation.report.verdict import headline, verdict_lines
 from llm_rlhf.launch import processes
-from llm_rlhf.run_folder import git_state, machine, move_to_archive, versions, writable
+from llm_rlhf.provenance import git_state, machine, versions
+from llm_rlhf.run_folder import move_to_archive, writable
 from llm_rlhf.statistics.intervals import Estimate
 
 WRITTEN = ("report.*", "replies*.jsonl", "judge.json", "set_aside.jsonl", "lengths.json", "too_long.jsonl",

@@ -29,7 +29,7 @@ from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
 from llm_rlhf.statistics.intervals import Estimate, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
-from llm_rlhf.unchanged import check_report as check_report_unchanged
+from llm_rlhf.unchanged import check_report_unchanged
 
 # What a comparison shows, in this order, where it was measured; suites of the user's own between the two.
 BY_TRUTH = (

@@ -16,7 +16,7 @@ import numpy as np
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.sources import Loaded, load_prompts
 from llm_rlhf.data.storage import Rows
-from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.errors import DataError, RecipeError, shown
 from llm_rlhf.evaluation.report.measures import MEASURES
 from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
 from llm_rlhf.evaluation.wordings import Wordings
@@ -24,7 +24,7 @@ from llm_rlhf.recipe.sections import OwnSuite
 from llm_rlhf.recipe.values import read_section
 from llm_rlhf.statistics.clustered import clustered_change, clustered_difference, clustered_mean, clustered_proportion
 from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval
-from llm_rlhf.user_code import load_function, told
+from llm_rlhf.user_code import as_list, as_number, load_function, told
 
 Scored: TypeAlias = list[float | None]
 TAKEN = (*MEASURES, *BENCHMARKS, "refusals")  # a suite of this name would stand in the report as another measure
@@ -75,16 +75,11 @@ def score_replies(suite: OwnSuite, prompts: Sequence[Prompt], replies: Sequence[
     try:
         # Copies: what a function does to its prompts must not reach those of the report.
         given = function([[dict(turn) for turn in prompt.messages] for prompt in prompts], list(replies))
+        found = as_list(given)
     except (Exception, SystemExit) as error:
         raise RecipeError(f"{who} failed: {told(error)}.") from None
-    try:
-        found = None if isinstance(given, (str, bytes, dict, set)) else list(given)
-    except (Exception, SystemExit) as error:  # a generator does its work here
-        if hasattr(given, "__iter__"):
-            raise RecipeError(f"{who} failed: {told(error)}.") from None
-        found = None
     if found is None:
-        raise RecipeError(f"{who} returned {given!r}; it must return one number for each reply.") from None
+        raise RecipeError(f"{who} returned {shown(given)}; it must return one number for each reply.")
     if len(found) != len(replies):
         raise RecipeError(
             f"{who} returned {len(found)} values for {len(replies)} replies; it must return one for each."
@@ -95,13 +90,10 @@ def score_replies(suite: OwnSuite, prompts: Sequence[Prompt], replies: Sequence[
 def _number(value: Any, where: str) -> float | None:
     if value is None:
         return None
-    try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
-        number = math.nan
-    if not math.isfinite(number):
-        raise RecipeError(f"{where} returned {value!r}; return a finite number, or None for a reply that has none.")
-    return number
+    found = as_number(value)
+    if not math.isfinite(found):
+        raise RecipeError(f"{where} returned {shown(value)}; return a finite number, or None where a reply has none.")
+    return found
 
 
 def suite_estimates(
