@@ -192,11 +192,17 @@ def _look(folder: Path, stage: str, partial: bool, sharded: bool) -> Found | Non
         why = f"is damaged ({_first(wrong[path])})" if path in wrong else "was not finished"
         tell(f"warning: {stage}: {path.name} {why} and is passed over.")
     if lacks := wrong[found.path]:
-        tell(f"warning: {stage} goes on without {', '.join(lacks)} of {found.path.name}: not as it would have.")
+        tell(f"warning: {stage} goes on from {found.path.name} {without(list(lacks))}: not as it would have.")
         _patch(found.path, seals[found.path], lacks)
     _warn_of_versions(stage, seals[found.path])
     tell(f"      {stage} was interrupted; it goes on from optimizer step {found.step}.")
     return found
+
+
+def without(lacks: list[str]) -> str:
+    """What a training goes on without, in words: transformers reads optimizer and schedule together or neither."""
+    anew = {"optimizer.pt", "scheduler.pt"} & set(lacks)
+    return f"without {', '.join(lacks)}" + (" (optimizer and learning rate's schedule begin anew)" if anew else "")
 
 
 def _told(checkpoint: Path, wrong: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.checkpoints import PARTIAL, RESUMED_WITHOUT
+from llm_rlhf.checkpoints import PARTIAL, RESUMED_WITHOUT, without
 from llm_rlhf.evaluation.evaluate import Measured
 from llm_rlhf.evaluation.report.alarms import account_lines
 from llm_rlhf.evaluation.report.assembly import assemble
@@ -88,7 +88,7 @@ def _resumed_without(run_folder: RunFolder) -> list[str]:
     """A sentence for each checkpoint that a training went on from though it was not whole."""
     return [
         f"{path.relative_to(run_folder.path).parent.as_posix()} was trained on from a checkpoint of step {one['step']} "
-        f"without {', '.join(one['lacks'])}, as {PARTIAL} allowed: not as it would have been without an interruption."
+        f"{without(one['lacks'])}, as {PARTIAL} allowed: not as it would have been without an interruption."
         for stage in ("sft", "reward", *METHODS)
         for path in sorted((run_folder / stage).rglob(RESUMED_WITHOUT))
         for one in read_json(path) or []

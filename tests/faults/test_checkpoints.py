@@ -111,7 +111,8 @@ def test_fault_15_with_no_whole_checkpoint_nothing_begins_anew_without_being_ask
     assert (left / "checkpoint-6" / "trainer_state.json").read_bytes() == before
     trainer = train(base_folder, left, partial=True)
     out = capsys.readouterr().out
-    assert "warning: dpo goes on without optimizer.pt of checkpoint-6: not as it would have." in out
+    anew = "optimizer and learning rate's schedule begin anew"
+    assert f"warning: dpo goes on from checkpoint-6 without optimizer.pt ({anew}): not as it would have." in out
     assert "goes on from optimizer step 6" in out
     assert trainer.state.global_step == STEPS
     assert (left / WEIGHTS).read_bytes() != whole  # Adam began anew
@@ -144,7 +145,7 @@ def test_fault_15_what_is_damaged_is_put_aside_and_not_lost(base_folder, left: P
     train(base_folder, left)  # once allowed, it is what there is
     assert read_json(left / "resumed_without.json") == [{"step": 6, "lacks": ["optimizer.pt"]}]
     (told,) = _resumed_without(RunFolder(left.parent))
-    assert told.startswith("dpo was trained on from a checkpoint of step 6 without optimizer.pt, as --allow-partial")
+    assert told.startswith("dpo was trained on from a checkpoint of step 6 without optimizer.pt (optimizer and")
 
 
 @pytest.mark.parametrize("seal", ["{}", "[]", "null", "3", '{"state": {}}', '{"files": {}}', '{"state": {', ""])
