@@ -202,8 +202,7 @@ def test_handlers_are_as_they_were_afterwards_and_only_under_a_command() -> None
 def _waits_in_c(grace: str) -> None:
     os.environ[interruption.VARIABLE] = grace
     with interruption.listening():
-        print("waits", flush=True)
-        ctypes.CDLL(None).system(b"sleep 20")  # comes back to Python for no signal
+        ctypes.CDLL(None).system(b"echo waits; sleep 20")  # said from within; comes back to Python for no signal
 
 
 @pytest.mark.slow
