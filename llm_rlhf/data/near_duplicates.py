@@ -94,6 +94,23 @@ def jaccard(first: set[str], second: set[str]) -> float:
     return shared / (len(first) + len(second) - shared)
 
 
+def shingle_vectors(texts: Sequence[str], dimensions: int = 256) -> NDArray[np.float32]:
+    """Unit vectors of the texts' character 5-grams, hashed into so many places with a sign: (texts, dimensions).
+
+    Their inner product is on average the cosine of the counts of shingles: what is alike is near, without a model.
+    Source: Weinberger et al. 2009, Feature hashing for large scale multitask learning.
+    """
+    vectors = np.zeros((len(texts), dimensions), np.float32)
+    if not texts:
+        return vectors
+    for start, chunk in _chunks([comparable(text) for text in texts]):
+        hashes, offsets = _hashed_shingles(chunk)
+        rows = np.repeat(np.arange(start, start + len(chunk)), np.diff(offsets.astype(np.int64)))
+        signs = np.where(hashes >> np.uint64(63), 1, -1)
+        np.add.at(vectors, (rows, (hashes % np.uint64(dimensions)).astype(np.intp)), signs)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
 def _pairs(
     first: Sequence[str], second: Sequence[str], sides: tuple[Signatures, Signatures], threshold: float, one_list: bool
 ) -> list[NearPair]:
