@@ -95,11 +95,15 @@ class Said:
 class Client:
     """A log-in to a page, by an invitation's link.
 
+    Args:
+        patience: seconds for which a request that no answer came to is sent again. What was said twice is one label.
+
     Raises:
         RunError: where the server does not answer as the page does.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, patience: float = 0.0) -> None:
+        self.patience = patience
         self.http = httpx.Client(base_url=url, timeout=PATIENCE, headers={"Accept": "application/json", "Origin": url})
         self.said = Said()
         self.token = token
@@ -124,16 +128,22 @@ class Client:
         self.http.close()
 
     def _done(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        for _ in range(MOST_WAITS):
+        give_up = time.monotonic() + self.patience
+        waits = 0
+        while True:
             began = time.monotonic()
             try:
                 response = self.http.request(method, path, json=body)
             except httpx.TransportError as error:
                 self.said.lost += 1
-                raise RunError(f"The feedback page at {self.http.base_url} does not answer: {error}.") from None
+                if time.monotonic() > give_up:
+                    raise RunError(f"The feedback page at {self.http.base_url} does not answer: {error}.") from None
+                time.sleep(0.2)
+                continue
             self.said.seconds.append(time.monotonic() - began)
-            if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS or waits == MOST_WAITS:
                 break
+            waits += 1
             self.said.refused += 1
             time.sleep(float(response.headers.get("Retry-After", "1")))
         if not response.is_success:
@@ -155,8 +165,14 @@ def work(client: Client, person: Simulated, limit: int | None = None, until: flo
     return count
 
 
-def work_all(url: str, people: Iterable[tuple[str, Simulated]], limit: int | None = None) -> list[Said]:
-    """All of them at once, each in a thread of their own, until nothing is left or each has said `limit` labels.
+def work_all(
+    url: str,
+    people: Iterable[tuple[str, Simulated]],
+    limit: int | None = None,
+    until: float | None = None,
+    patience: float = 0.0,
+) -> list[Said]:
+    """All of them at once, each in a thread of their own, as `work`.
 
     Args:
         people: the token of each one's link, and who they are.
@@ -169,10 +185,10 @@ def work_all(url: str, people: Iterable[tuple[str, Simulated]], limit: int | Non
 
     def one(token: str, person: Simulated) -> None:
         try:
-            client = Client(url, token)
+            client = Client(url, token, patience)
             found.append(client.said)
             try:
-                work(client, person, limit)
+                work(client, person, limit, until)
             finally:
                 client.close()
         except RunError as error:
