@@ -5,8 +5,8 @@
     python benchmarks/feedback.py --postgresql postgresql://me@host/name  # an empty database of yours
 
 Each annotator reads for a second and a half on average, says what is better, and gets the next question in the same
-answer, as the page does it. Afterwards everything that the server had acknowledged is looked for in the store: it must be
-there, once, and no question may have been answered by more people than it wants. Then the server is killed (SIGKILL)
+answer, as the page does it. Afterwards all that the server had acknowledged is looked for in the store: it must be there,
+once, and no question may have been answered by more people than it wants. Then the server is killed (SIGKILL)
 in the middle of the same work and started again on the same store, and the count is made again. Times are of whole
 requests, seen by the annotators, who run on the same machine.
 
@@ -228,8 +228,8 @@ def _page(rows: list[Row]) -> str:
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}, Python {platform.python_version()})"
     return f"""# The feedback page under load
 
-`python benchmarks/feedback.py`, on {machine}, which the annotators, the server and the database share. {rows[0].people} simulated annotators at once, who read for
-{THINK} seconds on average; two people a question.
+`python benchmarks/feedback.py`, on {machine}, which the annotators, the server and the database share.
+{rows[0].people} simulated annotators at once, who read for {THINK} seconds on average; two people a question.
 
 {_table(rows)}
 
