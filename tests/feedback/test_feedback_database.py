@@ -1,0 +1,80 @@
+"""The store: it opens at the newest schema, keeps what was acknowledged, and says what is wrong in one sentence."""
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.feedback import people
+from llm_rlhf.feedback.database import STORE, Database
+from llm_rlhf.feedback.tables import Person, Table
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(database: Database) -> None:
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    store = Database.of(tmp_path / STORE)
+    with store.write() as session:
+        people.invite(session)
+    again = Database.of(tmp_path)  # the folder that holds it
+    with again.read() as session:
+        assert len(session.scalars(select(Person)).all()) == 1
+
+
+def test_what_raises_leaves_nothing_behind(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as session:
+            people.invite(session)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as session:
+        assert session.scalars(select(Person)).all() == []
+
+
+@pytest.mark.slow
+def test_several_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+    opening = f"from llm_rlhf.feedback.database import Database; Database.of({str(tmp_path / STORE)!r})"
+    processes = [subprocess.Popen([sys.executable, "-c", opening], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
+
+
+def test_a_newer_versions_store_is_left_alone(tmp_path: Path) -> None:
+    Database.of(tmp_path / STORE).close()
+    with sqlite3.connect(tmp_path / STORE) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(RecipeError, match=r"newer version of llm-rlhf \(schema 9999\)"):
+        Database.of(tmp_path / STORE)
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("nosuch://x/y", "cannot be opened"),
+        ("postgresql://ada:secret@127.0.0.1:1/none", "cannot be opened"),
+        ("{folder}", "no run's folder"),
+        ("{folder}/none/feedback.db", "there is no folder"),
+        ("{folder}/text.db", "cannot be opened"),
+    ],
+)
+def test_what_is_no_store_is_named_without_its_password(tmp_path: Path, store: str, says: str) -> None:
+    (tmp_path / "text.db").write_text("This is no database, but long enough to be taken for one." * 100)
+    with pytest.raises(RecipeError, match=says) as raised:
+        Database.of(store.format(folder=tmp_path))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_store_that_must_be_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="There is no feedback store"):
+        Database.of(tmp_path / STORE, create=False)
+    assert list(tmp_path.iterdir()) == []
