@@ -240,9 +240,12 @@ class RunFolder:
         recipe = {key: value for key, value in recipe.items() if key != "output_dir"}
         recipe = redacted_tree(recipe)  # one that was made in Python has not been looked at
         write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        before = read_json(self.path / MANIFEST)
+        kept = {"round": before["round"]} if isinstance(before, dict) and "round" in before else {}
         write_json(
             self.path / MANIFEST,
-            {
+            kept
+            | {
                 "launched": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "chat_template_date": (recipe.get("model") or {}).get("chat_template_date"),
                 "processes": self.state.num_processes,

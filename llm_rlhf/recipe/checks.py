@@ -17,6 +17,7 @@ from llm_rlhf.recipe.sections import (
     GateSection,
     OwnSuite,
     Recipe,
+    RoundsSection,
     Source,
     WorldSection,
     method_options,
@@ -92,9 +93,41 @@ def check_together(recipe: Recipe) -> None:
         if recipe.evaluate.temperature is not None and recipe.evaluate.temperature <= 0:
             raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
     check_gate_section(recipe.gate)
+    if recipe.rounds is not None:
+        _check_rounds(recipe, recipe.rounds)
     template = recipe.model.chat_template
     if template is not None and not Path(template).is_file():
         raise RecipeError(f"Recipe key 'model.chat_template' is {template!r}; there is no such file.")
+
+
+def _check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
+    for name, low in (("count", 1), ("budget", 1), ("people_per_item", 1), ("reward_drop", 0)):
+        at_least(f"rounds.{name}", getattr(rounds, name), low)
+    at_least("rounds.simulated.people", rounds.simulated.people, rounds.people_per_item)
+    if not rounds.simulated.noise > 0:
+        raise RecipeError(f"Recipe key 'rounds.simulated.noise' is {rounds.simulated.noise}; it must be over 0.")
+    for name, value in (("enough", rounds.enough), ("simulated.inattention", rounds.simulated.inattention)):
+        if not 0 <= value <= 1:
+            raise RecipeError(f"Recipe key 'rounds.{name}' is {value}; it is a share, 0 to 1.")
+    if rounds.budget < rounds.people_per_item:
+        raise RecipeError(
+            f"Recipe key 'rounds.budget' is {rounds.budget}, and 'rounds.people_per_item' {rounds.people_per_item}: "
+            "not one comparison could be asked; raise the budget."
+        )
+    weights = rounds.label_weight if isinstance(rounds.label_weight, list) else [rounds.label_weight]
+    for value in (rounds.initial_weight, *weights):
+        if not 0 <= value <= 100:
+            raise RecipeError(f"A weight of 'rounds' is {value}; it must be at least 0 and at most 100.")
+    if not weights:
+        raise RecipeError("Recipe key 'rounds.label_weight' is empty; give a number, or one for each round.")
+    if recipe.method is None or recipe.evaluate is None:
+        missing = "a method such as 'ppo'" if recipe.method is None else "'evaluate'"
+        raise RecipeError(f"Recipe section 'rounds' makes a policy of each round and measures it; add {missing}.")
+    if rounds.annotators == "simulated" and recipe.world is None:
+        raise RecipeError(
+            "Recipe key 'rounds.annotators' is 'simulated', but only a 'world' has a true score to label by; set it to "
+            "'people'."
+        )
 
 
 def check_gate_section(gate: GateSection) -> None:

@@ -58,8 +58,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), t
     of_a_run = path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file()
     if of_a_run:  # perhaps moved
         tree["output_dir"] = str(path.parent)
+    _whole_rounds(tree)
     for override in overrides:
         lay_over(tree, override)
+    _whole_rounds(tree)
     secrets = list(found_in(tree))
     if secrets and to_run:
         raise RecipeError(_told_of(secrets[0]))
@@ -87,6 +89,12 @@ def recipe_of(run: Path) -> Recipe:
     Raises as `load_recipe`, but for a secret that an older version has left in it, which is told and left out.
     """
     return load_recipe(run / "recipe.yaml", [f"output_dir={json.dumps(str(run))}"], to_run=False)
+
+
+def _whole_rounds(tree: dict[str, Any]) -> None:
+    """`rounds: 3` as the section that it stands for."""
+    if isinstance(count := tree.get("rounds"), int) and not isinstance(count, bool):
+        tree["rounds"] = {"count": count}
 
 
 def _told_of(found: Found) -> str:

@@ -281,6 +281,39 @@ class GateSection:
 
 
 @dataclass
+class SimulatedSection:
+    """Programs that label in people's places, by the world's true score (llm_rlhf/feedback/simulated.py)."""
+
+    people: int = 4  # how many of them
+    noise: float = 0.3  # in units of the true score: a difference as large is seen 73 % of the time
+    left: float = 0.0  # log-odds for whatever stands on the left
+    longer: float = 0.0  # log-odds for every ten words more
+    inattention: float = 0.0  # share of labels that are drawn blindly
+
+
+@dataclass
+class RoundsSection:
+    """People compare the policy's answers, and the next policy learns from it (llm_rlhf/rounds/)."""
+
+    count: int = 3  # runs in all, the first one included; `rounds: 3` says the same
+    budget: int = 200  # comparisons that people are asked for between two rounds
+    strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "mixed"  # which of those there could be
+    # who answers beside the round's policy, as for `feedback select`; `start`: what its training began from
+    policies: list[str] = field(default_factory=list)
+    people_per_item: int = 1  # how many people each comparison is asked of; a budget of 200 is 100 comparisons by two
+    annotators: Literal["people", "simulated"] = "people"  # simulated: by the true score of a `world`
+    simulated: SimulatedSection = field(default_factory=SimulatedSection)
+    store: str | None = None  # file or URL of the labels; None: feedback.db in the folder of the rounds
+    enough: float = 0.9  # share of the comparisons asked for that must be labelled before the next round is trained
+    initial_weight: float = 1.0  # of the recipe's own pairs from the second round on, times their sources' weights
+    label_weight: float | list[float] = 1.0  # of the labels of each round, the first's first; the last one goes on
+    # scratch: reward models and policy are trained from the start again, on all data; warm: from the last policy
+    retrain: Literal["scratch", "warm"] = "scratch"
+    # Points of accuracy on the recipe's own held-out pairs that a new reward model must be shown not to have lost.
+    reward_drop: float | None = 10.0
+
+
+@dataclass
 class PPOOptions:
     """Keys of the `ppo` section that are the stage's, not PPOConfig's."""
 
@@ -394,6 +427,7 @@ class Recipe:
     # trackers that follow every stage and the evaluation as one run: tensorboard, wandb, mlflow, trackio, comet_ml, ...
     report_to: list[str] = field(default_factory=list)
     gate: GateSection = field(default_factory=GateSection)
+    rounds: RoundsSection | None = None  # runs one after another, each with labels on the last one's answers
 
     @property
     def folder(self) -> Path:
@@ -408,6 +442,7 @@ class Recipe:
         """The recipe with our defaults filled in, as plain values ready for YAML or JSON."""
         known = typing.cast(dict[str, Any], plain(self))
         others = METHODS.keys() - {"ppo", self.method}  # which older versions had not: they leave no trace
+        others |= {"rounds"} if self.rounds is None else set()
         return {key: value for key, value in known.items() if key not in others}
 
 
