@@ -99,8 +99,12 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the store and changes nothing."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        engine = self.engine  # PostgreSQL's default would let every query see what others have changed meanwhile
+        if not self.is_sqlite:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with Session(engine, expire_on_commit=False) as session:
             yield session
+            session.expunge_all()  # what was read stays readable afterwards
             session.rollback()
 
     def close(self) -> None:

@@ -330,6 +330,7 @@ COLUMNS = (
     "output",
     "objective",
     "margin",
+    "confidence",
     "facts",
     "system",
     "history",
