@@ -363,6 +363,7 @@ COLUMNS = (
     "output",
     "objective",
     "margin",
+    "confidence",
     "facts",
     "system",
     "history",
