@@ -91,6 +91,15 @@ def after_gate(folder: Path, passed: bool) -> list[Step]:
     return [("What to do about it", page)] if page.is_file() else []
 
 
+def after_select(store: str) -> list[Step]:
+    """What a filled queue leads to: people.
+
+    Args:
+        store: as it was named: a run, a file or a URL.
+    """
+    return [("Let people answer", ["feedback", "serve", store])]
+
+
 def after_export(folder: Path) -> list[Step]:
     """What a folder that others load leads to.
 

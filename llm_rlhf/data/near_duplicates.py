@@ -105,7 +105,7 @@ def shingle_vectors(texts: Sequence[str], dimensions: int = 256) -> NDArray[np.f
         return vectors
     for start, chunk in _chunks([comparable(text) for text in texts]):
         hashes, offsets = _hashed_shingles(chunk)
-        rows = np.repeat(np.arange(start, start + len(chunk)), np.diff(offsets.astype(np.int64)))
+        rows = np.repeat(np.arange(start, start + len(chunk)), (offsets[1:] - offsets[:-1]).astype(np.intp))
         signs = np.where(hashes >> np.uint64(63), 1, -1)
         np.add.at(vectors, (rows, (hashes % np.uint64(dimensions)).astype(np.intp)), signs)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -123,7 +123,9 @@ def inclusion_probabilities(weights: ArrayLike, number: int) -> Array:
         certain |= beyond
 
 
-def pivotal_sample(probabilities: Array, rng: np.random.Generator, vectors: NDArray[np.float32] | None = None) -> Array:
+def pivotal_sample(
+    probabilities: Array, rng: np.random.Generator, vectors: NDArray[np.float32] | None = None
+) -> NDArray[np.intp]:
     """The places of a sample in which every candidate is with just its probability, sorted.
 
     Their number is the sum of the probabilities, where that is whole.
@@ -178,9 +180,9 @@ def _mixed(number: int, weights: Array, vectors: NDArray[np.float32] | None, rng
     """By weight and spread, then others uniformly; and of the first as many as the uniform slice would have met.
 
     Of N candidates `wanted` are drawn with probabilities b by weight. Of the N - wanted others `extra` are drawn
-    uniformly: each with q = extra / (N - wanted). Of the first, wanted q are drawn uniformly into the slice too (rounded
-    up or down by chance). So every candidate is in the slice with probability q, whatever its weight; and in the whole
-    with b + (1 - b) q.
+    uniformly: each with q = extra / (N - wanted). Of the first, wanted q are drawn uniformly into the slice too,
+    rounded up or down by chance. So every candidate is in the slice with probability q, whatever its weight; and in
+    the whole with b + (1 - b) q.
     """
     extra = math.ceil(RANDOM_SHARE * number)
     wanted, candidates = number - extra, len(weights)

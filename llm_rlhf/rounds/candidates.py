@@ -106,9 +106,9 @@ def candidates_of(
     apart = [subject for subject in subjects if not _beside(asked, subject)]
     found: dict[str, Answered] = {}
     for subject in apart:  # each with a base of its own, which goes before the next one comes
-        base = Base(asked, [subject], Rewards({role: [] for role in rewards.folders}, rewards.how))
-        _sample(asked, base, [subject], prompts, answers, found)
-        del base
+        own = Base(asked, [subject], Rewards({role: [] for role in rewards.folders}, rewards.how))
+        _sample(asked, own, [subject], prompts, answers, found)
+        del own
         _free()
     together = [subject for subject in subjects if subject not in apart]
     base = Base(asked, together or [asked.policy], rewards) if together or rewards.adapters else None

@@ -49,7 +49,7 @@ def askable_prompts(
     own = list(splits.prompts)
     found = Askable(own if file is None else list(load_prompts([Source(source=file)], Rows()).rows))
     kept_back = {normalised_prompt(p.messages) for p in keep_back(own, method_options(recipe).eval_prompts)[1]}
-    evaluated = [*splits.evaluation_prompts, *splits.evaluation_pairs]
+    evaluated: list[Prompt | Preference] = [*splits.evaluation_prompts, *splits.evaluation_pairs]
     held = set(_keys(evaluated))
     found.leave_out(
         "kept back to evaluate on in training", [normalised_prompt(p.messages) in kept_back for p in found.prompts]

@@ -3,9 +3,10 @@
 1. Prompts that may be asked about (prompts.py), a few times as many as will be asked.
 2. Replies of the policies, scored by the run's reward models, become candidates (candidates.py).
 3. What was asked before, or stands among the run's own pairs, is no candidate.
-4. A strategy draws (feedback/selection.py); the queue takes what was drawn, as one batch with all that a manifest needs.
+4. A strategy draws (feedback/selection.py); the queue takes it as one batch, with all that a manifest needs.
 """
 
+import dataclasses
 import itertools
 import json
 import tempfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy import select as rows_of
 
 from llm_rlhf.data.rows import Conversation, Preference
@@ -58,7 +60,30 @@ class Selection:
     pool: int | None = None
     people_per_item: int | None = None  # None: as the store's setting
     temperature: float | None = None  # None: as the run sampled in training
-    seed: int = 0
+    seed: int | None = None  # None: another each time
+
+    def check(self) -> None:
+        """RecipeError where it asks for what cannot be, before anything is loaded."""
+        if not (self.run / "recipe.yaml").is_file():
+            raise RecipeError(f"{self.run} is no run's folder: it has no recipe.yaml.")
+        if self.strategy not in STRATEGIES:
+            raise RecipeError(f"--strategy is {self.strategy!r}; it is one of {', '.join(STRATEGIES)}.")
+        if self.kind not in KINDS or self.kind == "chat":
+            kinds = ", ".join(kind for kind in KINDS if kind != "chat")
+            raise RecipeError(f"--kind is {self.kind!r}; it is one of {kinds}.")
+        if self.strategy in ("disagreement", "margin") and self.kind not in PAIRED:
+            raise RecipeError(
+                f"--strategy {self.strategy} goes by the difference of two replies, and a task to {self.kind} has none; "
+                "random, diverse and mixed do with any."
+            )
+        allowed = KINDS[self.kind].answers
+        together = (self.answers or 2) * max(1, len(self.policies))
+        if self.kind == "rank" and together not in allowed:
+            raise RecipeError(
+                f"A ranking is of {allowed.start} to {allowed.stop - 1} replies; --answers makes {together}."
+            )
+        if self.kind in PAIRED and together < 2:
+            raise RecipeError(f"A task to {self.kind} needs two replies to a prompt; --answers makes {together}.")
 
 
 @dataclass(frozen=True)
@@ -66,12 +91,30 @@ class Selected:
     """What became of it."""
 
     batch: int
+    wanted: int  # questions
     asked: int  # questions that are new in the queue
     people: int  # asked of each
     held: int  # of them, those that a lead must look at first
     strategies: dict[str, int]
     candidates: int
     dropped: dict[str, int]
+
+    def text(self, store: str) -> str:
+        """What was asked, in words."""
+        by = ", ".join(f"{count} {name}" for name, count in sorted(self.strategies.items()))
+        lines = [
+            f"{self.asked} questions are new in {store} ({by}), each for {self.people} "
+            f"{'person' if self.people == 1 else 'people'}, drawn from {self.candidates} candidates."
+        ]
+        if self.asked < self.wanted:
+            lines.append(
+                f"{self.wanted} were wanted: there were no more candidates. Raise --answers or --pool, or name other "
+                "--prompts."
+            )
+        lines += [f"left out: {count} {reason}" for reason, count in self.dropped.items()]
+        if self.held:
+            lines.append(f"{self.held} look like personal data, and wait for a lead.")
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -86,17 +129,21 @@ def select(asked: Selection, database: Database, details: dict[str, Any] | None 
     Raises:
         RecipeError, DataError: where it cannot be done as asked.
     """
-    _check(asked)
+    asked.check()
+    if asked.seed is None:
+        asked = dataclasses.replace(asked, seed=_next_seed(asked.run, database))
     with database.read() as session:
         people = asked.people_per_item or settings_of(session).people_per_item
     number = asked.budget // people
     if not number:
-        raise RecipeError(f"The budget is {asked.budget}, and each question is asked of {people}: not one can be asked.")
+        raise RecipeError(
+            f"The budget is {asked.budget}, and each question is asked of {people}: not one can be asked."
+        )
     evaluation, subjects = _evaluation(asked)
     assert evaluation.recipe is not None
     assert evaluation.data is not None
     data = data_section(evaluation.recipe, asked.run)
-    askable = askable_prompts(evaluation.recipe, evaluation.data, data, asked.prompts, asked.seed)
+    askable = askable_prompts(evaluation.recipe, evaluation.data, data, asked.prompts, asked.seed or 0)
     taken = askable.prompts[: asked.pool or PROMPTS_A_QUESTION * number]
     answers = asked.answers or (1 if len(subjects) > 1 else 2)
     pool = candidates_of(evaluation, subjects, taken, asked.kind, answers)
@@ -119,8 +166,21 @@ def select(asked: Selection, database: Database, details: dict[str, Any] | None 
     with database.write() as session:
         added = queue.add(session, _questions(asked, pool, chosen, people), "select", facts)
     return Selected(
-        added.batch, len(added.items), people, added.held, facts["strategies"], len(pool.candidates), facts["dropped"]
+        added.batch,
+        number,
+        len(added.items),
+        people,
+        added.held,
+        facts["strategies"],
+        len(pool.candidates),
+        facts["dropped"],
     )
+
+
+def _next_seed(run: Path, database: Database) -> int:
+    with database.read() as session:
+        earlier = session.scalar(rows_of(func.count()).select_from(Batch).where(Batch.made_by == "select")) or 0
+    return recipe_of(run).seed + int(earlier)
 
 
 def batch_of(database: Database, **details: Any) -> Batch | None:
@@ -152,29 +212,8 @@ def pairs_in(prompt: Conversation, texts: Sequence[str]) -> set[str]:
     return {text_digest(json.dumps([prompt, *pair], sort_keys=True)) for pair in pairs}
 
 
-def _check(asked: Selection) -> None:
-    if asked.strategy not in STRATEGIES:
-        raise RecipeError(f"--strategy is {asked.strategy!r}; it is one of {', '.join(STRATEGIES)}.")
-    if asked.kind not in KINDS or asked.kind == "chat":
-        kinds = ", ".join(kind for kind in KINDS if kind != "chat")
-        raise RecipeError(f"--kind is {asked.kind!r}; it is one of {kinds}.")
-    if asked.strategy in ("disagreement", "margin") and asked.kind not in PAIRED:
-        raise RecipeError(
-            f"--strategy {asked.strategy} goes by the difference of two replies, which a task to {asked.kind} has not; "
-            "random, diverse and mixed do with any."
-        )
-    allowed = KINDS[asked.kind].answers
-    together = (asked.answers or 2) * max(1, len(asked.policies))
-    if asked.kind == "rank" and together not in allowed:
-        raise RecipeError(f"A ranking is of {allowed.start} to {allowed.stop - 1} replies; --answers makes {together}.")
-    if asked.kind in PAIRED and together < 2:
-        raise RecipeError(f"A task to {asked.kind} needs two replies to a prompt; --answers makes {together}.")
-
-
 def _evaluation(asked: Selection) -> tuple[Evaluation, list[Subject]]:
     """How the policies are asked and what scores them, as the run's own evaluation is; and who answers."""
-    if not (asked.run / "recipe.yaml").is_file():
-        raise RecipeError(f"{asked.run} is no run's folder: it has no recipe.yaml.")
     recipe, policy = recipe_of(asked.run), subject_of(str(asked.run))
     start = start_of(policy)
     subjects = [start if name == START else subject_of(name) for name in asked.policies] or [policy]
@@ -191,8 +230,6 @@ def _evaluation(asked: Selection) -> tuple[Evaluation, list[Subject]]:
 
 
 def _renamed(subject: Subject, number: int) -> Subject:
-    import dataclasses
-
     of = subject.run.resolve().name if subject.run else str(number)
     return dataclasses.replace(subject, name=f"{of}-{subject.name}")
 
@@ -210,7 +247,7 @@ def _choose(asked: Selection, pool: Pool, number: int) -> Chosen:
         strategy,
         number,
         len(pool.candidates),
-        asked.seed,
+        asked.seed or 0,
         pool.disagreement if strategy in ("disagreement", "mixed") else None,
         pool.margin if strategy in ("margin", "mixed") else None,
         pool.vectors if strategy in ("diverse", "mixed") else None,
@@ -258,5 +295,3 @@ def _record(asked: Selection, evaluation: Evaluation, subjects: Sequence[Subject
         "decoding": evaluation.decoding,
         "prompts_file": asked.prompts,
     }
-
-

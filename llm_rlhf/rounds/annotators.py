@@ -1,0 +1,85 @@
+"""Simulated people, who answer by the true score of a gold world through the page's own requests."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from sqlalchemy import select
+
+from llm_rlhf.errors import RunError
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.people import invite, link_for
+from llm_rlhf.feedback.simulated import Habits, Score, Simulated, work_all
+from llm_rlhf.feedback.tables import Item, Person
+from llm_rlhf.feedback.web.app import create_app
+from llm_rlhf.feedback.web.security import Limiter
+from llm_rlhf.recipe.sections import SimulatedSection
+from llm_rlhf.world.judge import judge
+
+PATIENCE = 30.0  # seconds for the server to begin, or to end
+
+
+def ask_simulated(database: Database, section: SimulatedSection, batch: int, seed: int) -> int:
+    """Have simulated people answer all that is open; those that an interrupted call had invited go on. How many labels.
+
+    Args:
+        batch: whose prompts the world's rule knows.
+
+    Raises:
+        RunError: where the page does not answer.
+    """
+    score = true_score(database, batch)
+    habits = Habits(section.noise, section.left, section.longer, section.inattention)
+    with database.write() as session:
+        found = session.scalars(select(Person).where(Person.simulated).order_by(Person.id)).all()
+        tokens = [link_for(session, person) for person in found[: section.people]]
+        tokens += [invite(session, simulated=True)[1] for _ in range(section.people - len(tokens))]
+    people = [(token, Simulated(score, habits, seed * 1000 + n)) for n, token in enumerate(tokens)]
+    with serving(database) as url:
+        said = work_all(url, people)
+    return sum(len(one.acknowledged) for one in said)
+
+
+def true_score(database: Database, batch: int) -> Score:
+    """The world's rule, for the prompts of a batch: what it judges by stands in their facts."""
+    with database.read() as session:
+        items = session.scalars(select(Item).where(Item.batch_id == batch)).all()
+        facts = {json.dumps(item.prompt, sort_keys=True): item.facts for item in items}
+
+    def score(prompt: list[dict[str, Any]], reply: str) -> float:
+        known = facts.get(json.dumps(prompt, sort_keys=True))
+        if known is None or "animal" not in known:
+            raise RunError("A question came up whose prompt is no world's, so that its true score is not known.")
+        return judge(known, reply).score
+
+    return score
+
+
+@contextlib.contextmanager
+def serving(database: Database) -> Iterator[str]:
+    """The page over a store, on a free port of this machine, while it lasts; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    limiter = Limiter(rate=1e6, burst=1e6, others_rate=1e6, others_burst=1e6)  # nobody else can reach it
+    config = uvicorn.Config(
+        create_app(database, limiter=limiter), host="127.0.0.1", port=port, log_level="error", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() - began > PATIENCE:
+            raise RunError(f"The feedback page did not begin to serve at 127.0.0.1:{port}.")
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)

@@ -1,0 +1,253 @@
+"""Rounds: train, ask people about what was trained, train again on what they said, and promote what has become better.
+
+1. A round is an ordinary run in OUTPUT/round-K (recipes.py says by which recipe), made by the pipeline.
+2. It is compared with the round that is out and with the first, and takes the first one's place where it passes every
+   gate (gates.py). What was found goes into OUTPUT/rounds.json, OUTPUT/rounds.html and the round's manifest.
+3. Its policy's answers to training prompts go into the queue of OUTPUT/feedback.db (select.py).
+4. People answer, for as long as they need: the command ends, and goes on when it is given again. Simulated ones answer
+   at once, through the same page (annotators.py).
+5. What was said is written down as it stands (feedback/snapshot.py), one folder for each round's labels, and the next
+   round is trained on it and on all that was there before.
+
+Every step is looked for before it is done, so that an interrupted command goes on where it stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlalchemy import func, select
+
+from llm_rlhf.errors import DataError, RecipeError, RunFolderError
+from llm_rlhf.export.folder import export
+from llm_rlhf.feedback import snapshot
+from llm_rlhf.feedback.database import STORE, Database
+from llm_rlhf.feedback.tables import Assignment, Item, Label
+from llm_rlhf.launch import processes
+from llm_rlhf.pipeline import run_recipe
+from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.rounds.annotators import ask_simulated
+from llm_rlhf.rounds.gates import check_first, check_promotion, compare
+from llm_rlhf.rounds.page import write_page
+from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder, weight_of
+from llm_rlhf.rounds.select import Selection, batch_of
+from llm_rlhf.rounds.select import select as fill_queue
+from llm_rlhf.run_folder import MANIFEST, digests, read_json, write_json
+
+TABLE = "rounds.json"
+BEGUN = "labels"  # folder of what was said, by the round that it is for and the round that it is about
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """People have not said enough yet."""
+
+    round: int
+    said: int  # labels
+    wanted: int
+    store: str
+
+
+def run_rounds(
+    recipe: Recipe, only: int | None = None, say: Callable[[str], None] = print
+) -> tuple[dict[str, Any], Waiting | None]:
+    """Go through the rounds as far as it goes.
+
+    Args:
+        only: rounds that are trained at most in this call; None: all.
+        say: what is told on the way.
+
+    Returns:
+        what `rounds.json` holds, and what is waited for, if anything.
+
+    Raises:
+        RecipeError, DataError, RunFolderError, RunError: where a step cannot be carried out as it stands.
+    """
+    rounds = recipe.rounds
+    assert rounds is not None
+    if processes().num_processes > 1:
+        raise RecipeError(
+            "Rounds run in one process, and this launch has several. Run without `accelerate launch`, or each round by "
+            "itself: its recipe.yaml is an ordinary one."
+        )
+    folder = recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".rounds.lock", timeout=0):
+            return _go_on(recipe, folder, only or rounds.count, say)
+    except Timeout:
+        raise RunFolderError(f"Another command is going through the rounds in {folder}; wait for it.") from None
+
+
+def _go_on(
+    recipe: Recipe, folder: Path, most: int, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Waiting | None]:
+    assert recipe.rounds is not None
+    database = Database.of(recipe.rounds.store or folder / STORE)
+    table: dict[str, Any] = {"schema": 1, "name": recipe.name, "promoted": None, "rounds": []}
+    try:
+        for number in range(1, min(recipe.rounds.count, most) + 1):
+            say(f"Round {number} of {recipe.rounds.count}")
+            if number > 1:
+                waiting = _ask(recipe, folder, number - 1, database, say)
+                if waiting is not None:
+                    _write(folder, table | {"waiting": dataclasses.asdict(waiting)})
+                    return table, waiting
+            one = _recipe_of(recipe, folder, number, database, say)
+            run_recipe(one)
+            table["rounds"].append(_judged(recipe, folder, number, one, table, say))
+            if number == 1 or table["rounds"][-1]["promoted"]:
+                table["promoted"] = number
+            _write(folder, table)
+    finally:
+        database.close()
+    return table, None
+
+
+def _write(folder: Path, table: dict[str, Any]) -> None:
+    write_json(folder / TABLE, table)
+    write_page(table, folder)
+
+
+def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Recipe:
+    """The recipe of a round, whose labels are written down first."""
+    if number == 1:
+        return first_recipe(recipe)
+    assert recipe.rounds is not None
+    labels = {}
+    for about in range(1, number):
+        labels[about] = folder / BEGUN / f"for-round-{number}" / f"about-round-{about}"
+        _write_labels(recipe, database, labels[about], about, number, say)
+    warm = None
+    if recipe.rounds.retrain == "warm":
+        warm = folder / "warm" / f"for-round-{number}"
+        if not warm.is_dir():
+            export(str(round_folder(folder, number - 1)), merge=True, to=str(warm), say=lambda _: None)
+    return later_recipe(recipe, number, labels, warm)
+
+
+def _write_labels(
+    recipe: Recipe, database: Database, target: Path, about: int, number: int, say: Callable[[str], None]
+) -> None:
+    """What people said of a round's answers, once: what is there already is what the round was begun with."""
+    if (target / snapshot.CARD).is_file():
+        return
+    batch = batch_of(database, rounds=recipe.name, round=about)
+    assert batch is not None, "it was asked"
+    target.mkdir(parents=True, exist_ok=True)
+    card = snapshot.write(database, target, str(round_folder(recipe.folder, number)), [batch.id])
+    people = card["people"] + card["simulated_people"]
+    say(f"      labels on round {about}: {card['labels']} by {people} people, {_pairs(card)} pairs ({target})")
+
+
+def _pairs(card: dict[str, Any]) -> int:
+    return int(card["files"]["preferences.jsonl"]["rows"])
+
+
+def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Waiting | None:
+    """Ask about a round's policy; None once enough was said."""
+    rounds = recipe.rounds
+    assert rounds is not None
+    if (folder / BEGUN / f"for-round-{number + 1}" / f"about-round-{number}" / snapshot.CARD).is_file():
+        return None  # the next round was begun with what had been said then
+    run = round_folder(folder, number)
+    batch = batch_of(database, rounds=recipe.name, round=number)
+    if batch is None:
+        asked = Selection(
+            run,
+            budget=rounds.budget,
+            strategy=rounds.strategy,
+            policies=[str(run), *rounds.policies] if rounds.policies else [],
+            people_per_item=rounds.people_per_item,
+            seed=recipe.seed + number,
+        )
+        found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
+        say(f"      asked: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})")
+        batch = batch_of(database, rounds=recipe.name, round=number)
+    assert batch is not None
+    if rounds.annotators == "simulated":
+        said = ask_simulated(database, rounds.simulated, batch.id, recipe.seed * 100 + number)
+        if said:
+            say(f"      {said} labels by {rounds.simulated.people} simulated people")
+    said, wanted = progress_of(database, batch.id)
+    if not wanted:
+        raise DataError(f"Nothing was asked about round {number}, and no label is there to go on with.")
+    return None if said >= rounds.enough * wanted else Waiting(number, said, wanted, database.name)
+
+
+def progress_of(database: Database, batch: int) -> tuple[int, int]:
+    """Labels that were said of a batch, each person's first of each question, and those that are wanted of it."""
+    with database.read() as session:
+        wanted = session.scalar(
+            select(func.coalesce(func.sum(Item.wanted), 0)).where(Item.batch_id == batch, Item.state != "closed")
+        )
+        said = session.scalar(
+            select(func.count())
+            .select_from(Label)
+            .join(Item, Item.id == Label.item_id)
+            .join(Assignment, Assignment.id == Label.assignment_id)
+            .where(Item.batch_id == batch, Item.state != "closed", Assignment.turn == 1)
+        )
+    return said or 0, int(wanted or 0)
+
+
+def _judged(
+    recipe: Recipe, folder: Path, number: int, one: Recipe, table: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """A round's line in the table, and its record in its manifest."""
+    run = round_folder(folder, number)
+    report = read_json(run / "report.json")
+    method = str(one.method)
+    record: dict[str, Any] = {"round": number, "run": run.name, "parent": None, "gains": {}}
+    if number == 1:
+        lines = check_first(recipe, run, report)
+        record["start"] = _gains(report, method)
+    else:
+        out = int(table["promoted"])
+        compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out})}
+        lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
+        record["parent"] = {"round": number - 1, "run": f"round-{number - 1}", "compared_with": out}
+        record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
+        record["start"] = _gains(report, method)
+        record |= _labels(recipe, folder, number, one)
+    record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
+    record["gates"] = [line.as_dict() for line in lines]
+    record["promoted"] = all(line.passed for line in lines)
+    record["hashes"] = {
+        stage: digests(run / stage)["manifest.json"]["sha256"]
+        for stage in ("world", "sft", "reward", method, "evaluate")
+        if (run / stage).is_dir()
+    }
+    manifest = read_json(run / MANIFEST)
+    write_json(run / MANIFEST, manifest | {"round": record})
+    for line in lines:
+        if not line.passed:
+            say(f"      {line.text}")
+    say(f"      round {number} " + ("is promoted" if record["promoted"] else "is not promoted"))
+    return record
+
+
+POLICY = ("gold_score", "heldout_reward", "over_refusal", "refusal_harmful", "kl", "response_length")
+GAINS = ("gold_gain", "heldout_reward_gain", "reward_gain", "refusal_harmful_change", "over_refusal_change", "kl")
+
+
+def _gains(report: dict[str, Any], method: str) -> list[dict[str, Any]]:
+    return [e for e in report["estimates"] if e["subject"] == method and e["name"] in GAINS]
+
+
+def _labels(recipe: Recipe, folder: Path, number: int, one: Recipe) -> dict[str, Any]:
+    """What a round was trained on beside the recipe's own data, and where that came from."""
+    assert recipe.rounds is not None
+    cards = {}
+    for about in range(1, number):
+        place = folder / BEGUN / f"for-round-{number}" / f"about-round-{about}"
+        card = read_json(place / snapshot.CARD)
+        cards[str(about)] = card | {"folder": str(place), "weight": weight_of(recipe.rounds, about)}
+    return {"mixture": mixture(one), "labels": cards, "retrain": recipe.rounds.retrain}
+
+
+def _told(strategies: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(strategies.items()))

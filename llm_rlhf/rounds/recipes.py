@@ -1,0 +1,100 @@
+"""The recipe of each round: an ordinary recipe, with the labels of the rounds before among its pairs.
+
+1. The first round is the recipe as it stands.
+2. Every later one reads the same sources, each with the weight of initial data, and beside them the labels of each
+   earlier round, each with its own. What evaluation reads stays what it is: prompts of labels never fall to it.
+3. It starts where the first round's training started, from its SFT model (from scratch: Bai et al. 2022,
+   arXiv:2204.05862, section 4.5), or from the last policy (warm). SFT is done again only where people wrote answers.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
+from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
+from llm_rlhf.runs import data_section, starting_model
+
+PAIRS, DEMONSTRATIONS = "preferences.jsonl", "demonstrations.jsonl"
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """The run's folder of a round, from 1."""
+    return folder / f"round-{number}"
+
+
+def first_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the first round."""
+    return dataclasses.replace(
+        copy.deepcopy(recipe),
+        name=f"{recipe.name}-round-1",
+        output_dir=str(round_folder(recipe.folder, 1)),
+        rounds=None,
+    )
+
+
+def later_recipe(recipe: Recipe, number: int, labels: Mapping[int, Path], warm: Path | None = None) -> Recipe:
+    """The recipe of a round from the second on.
+
+    Args:
+        labels: the folder of the labels of each earlier round, by its number.
+        warm: the last policy as a whole model, where training starts from it.
+    """
+    assert recipe.rounds is not None
+    first = first_recipe(recipe)
+    run = RunFolder(first.folder, written=False)
+    data = mixed_data(data_section(first, run), recipe.rounds, labels)
+    written = [path for path in labels.values() if _rows(path / DEMONSTRATIONS)]
+    again = first.sft is not None and bool(written) and warm is None
+    if again:
+        data.demonstrations += [Source(source=str(path / DEMONSTRATIONS)) for path in written]
+    base = warm or starting_model(first, run, before="sft" if again else "reward")
+    model = dataclasses.replace(first.model) if str(base) == first.model.base else first.model.made_into(base)
+    if (launched := read_json(first.folder / MANIFEST)) and model.chat_template_date is None:
+        model.chat_template_date = _date(launched.get("chat_template_date"))
+    return dataclasses.replace(
+        first,
+        name=f"{recipe.name}-round-{number}",
+        output_dir=str(round_folder(recipe.folder, number)),
+        world=None,
+        model=model,
+        data=data,
+        sft=first.sft if again else None,
+    )
+
+
+def mixed_data(data: DataSection, rounds: RoundsSection, labels: Mapping[int, Path]) -> DataSection:
+    """The sources of the recipe and the labels of earlier rounds, by their weights; a weight of 0 leaves one out."""
+    data = copy.deepcopy(data)
+    for source in data.preferences:
+        source.weight *= rounds.initial_weight
+    data.preferences = [source for source in data.preferences if source.weight]
+    for number, folder in sorted(labels.items()):
+        weight = weight_of(rounds, number)
+        if weight and _rows(folder / PAIRS):
+            data.preferences.append(Source(source=str(folder / PAIRS), format="preference", weight=weight))
+    return data
+
+
+def weight_of(rounds: RoundsSection, number: int) -> float:
+    """Of the labels on the answers of a round, from 1."""
+    weights = rounds.label_weight if isinstance(rounds.label_weight, list) else [rounds.label_weight]
+    return weights[min(number, len(weights)) - 1]
+
+
+def mixture(recipe: Recipe) -> list[dict[str, Any]]:
+    """The pairs of a round's recipe: each source with its weight, for its manifest."""
+    assert recipe.data is not None
+    return [{"source": source.source, "weight": source.weight} for source in recipe.data.preferences]
+
+
+def _rows(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _date(text: Any) -> Any:
+    import datetime
+
+    return None if text is None else datetime.date.fromisoformat(text)
