@@ -91,6 +91,23 @@ def after_gate(folder: Path, passed: bool) -> list[Step]:
     return [("What to do about it", page)] if page.is_file() else []
 
 
+def after_rounds(folder: Path, asked: Sequence[str], page: Path, promoted: int | None, waiting: bool) -> list[Step]:
+    """What rounds lead to.
+
+    Args:
+        asked: the recipe and its overrides, as they were given.
+        page: the table of rounds.
+        promoted: the round that is out.
+        waiting: whether people are asked.
+    """
+    steps: list[Step] = [("Rounds", page)]
+    if waiting:
+        steps += [("Let people answer", ["feedback", "serve", str(folder)]), ("Then go on", ["run", *asked])]
+    if promoted is not None:
+        steps.append(("Talk to what is promoted", ["chat", str(folder / f"round-{promoted}")]))
+    return steps
+
+
 def after_select(store: str) -> list[Step]:
     """What a filled queue leads to: people.
 

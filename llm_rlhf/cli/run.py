@@ -1,14 +1,15 @@
 """The command `llm-rlhf run`."""
 
 import json
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
 from llm_rlhf.cli.completion import recipes
 from llm_rlhf.cli.console import outlive
 from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, said_aside, show, told_in_one_message
-from llm_rlhf.cli.next_steps import after_run, tell
+from llm_rlhf.cli.next_steps import after_rounds, after_run, tell
 
 
 def run(
@@ -42,6 +43,9 @@ def run(
 
         loaded = load_recipe(recipe, overrides or ())  # first: to import all that runs it takes seconds
         quiet_libraries()
+        if loaded.rounds is not None:
+            _rounds(loaded, [recipe, *(overrides or [])], only or from_stage, as_json)
+            return
         from llm_rlhf.pipeline import STAGES, run_recipe
 
         with said_aside(as_json):
@@ -55,3 +59,28 @@ def run(
             print(json.dumps({"report": None, "run": str(folder.path)}, ensure_ascii=False))
         stages = [stage for stage in STAGES if getattr(loaded, stage) is not None]
         tell(after_run(folder.path, [recipe, *(overrides or [])], stages), as_json)
+
+
+def _rounds(recipe: Any, asked: list[str], stage: str | None, as_json: bool) -> None:
+    """Go through a recipe's rounds, as far as it goes without people."""
+    from llm_rlhf.errors import RecipeError
+    from llm_rlhf.rounds.chain import run_rounds
+    from llm_rlhf.rounds.page import PAGE, text_of
+
+    if stage is not None:
+        raise RecipeError(
+            "--only and --from are for one run, and this recipe has rounds; name the recipe of a round: "
+            f"{recipe.folder / 'round-1' / 'recipe.yaml'}."
+        )
+    with said_aside(as_json):
+        table, waiting = run_rounds(recipe)
+    if as_json:
+        print(json.dumps(table | ({"waiting": asdict(waiting)} if waiting else {}), ensure_ascii=False))
+        return
+    print("\n" + text_of(table))
+    if waiting is not None:
+        print(
+            f"\nWaiting for people: {waiting.said} of {waiting.wanted} labels about round {waiting.round} are there. "
+            "Once enough are, the same command goes on."
+        )
+    tell(after_rounds(recipe.folder, asked, recipe.folder / PAGE, table["promoted"], waiting is not None), as_json)

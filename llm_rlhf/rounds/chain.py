@@ -99,7 +99,7 @@ def _go_on(
             one = _recipe_of(recipe, folder, number, database, say)
             run_recipe(one)
             table["rounds"].append(_judged(recipe, folder, number, one, table, say))
-            if number == 1 or table["rounds"][-1]["promoted"]:
+            if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
             _write(folder, table)
     finally:
@@ -206,7 +206,7 @@ def _judged(
         lines = check_first(recipe, run, report)
         record["start"] = _gains(report, method)
     else:
-        out = int(table["promoted"])
+        out = int(table["promoted"] or 1)
         compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out})}
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
         record["parent"] = {"round": number - 1, "run": f"round-{number - 1}", "compared_with": out}

@@ -1,8 +1,101 @@
-"""The table of rounds, for a terminal and as a page."""
+"""The table of rounds, for a terminal and as a page: what each was trained on, how it did, and which is out."""
 
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from llm_rlhf.evaluation.report import page as report_page
+from llm_rlhf.evaluation.report.measures import Entry
+from llm_rlhf.evaluation.report.numbers import interval_text, value_text
+from llm_rlhf.run_folder import write_text
+
+PAGE = "rounds.html"
+SCORES = ("gold_score", "heldout_reward")  # of a policy: the best judge there is
+GAINS = ("gold_gain", "heldout_reward_gain")  # of one over another
+JUDGES = {"gold_score": "the true score", "heldout_reward": "the held-out reward model of its own round"}
+NONE = "\u2013"
+
 
 def write_page(table: dict[str, Any], folder: Path) -> None:
-    (folder / "rounds.html").write_text("", encoding="utf-8")
+    """Write rounds.html into the folder of the rounds."""
+    here, report = Path(__file__).parent, Path(report_page.__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader([here, report]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    template = environment.get_template("rounds.html.jinja")
+    write_text(folder / PAGE, template.render(table=table, rows=rows_of(table), headline=headline(table)))
+
+
+def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is shown of each round, in words."""
+    rows = []
+    for record in table["rounds"]:
+        number = record["round"]
+        gates = record["gates"]
+        failed = [line for line in gates if not line["passed"]]
+        labels = record.get("labels", {})
+        rows.append(
+            {
+                "round": number,
+                "run": record["run"],
+                "is_out": table["promoted"] == number,
+                "promoted": record["promoted"],
+                "labels": sum(card["labels"] for card in labels.values()),
+                "new_labels": labels.get(str(number - 1), {}).get("labels", 0),
+                "people": max((_people(card) for card in labels.values()), default=0),
+                "score": _shown(_best(record["policy"], SCORES)),
+                "judge": JUDGES.get((_best(record["policy"], SCORES) or {"name": ""})["name"], ""),
+                "over_start": _shown(_best(record["start"], GAINS)),
+                "over_previous": _shown(_best(record["gains"].get(str(number - 1), []), GAINS)),
+                "over_first": _shown(_best(record["gains"].get("1", []), GAINS)),
+                "passed": len(gates) - len(failed),
+                "gates": gates,
+                "failed": [line["check"] for line in failed],
+                "mixture": record.get("mixture", []),
+                "cards": labels,
+                "compared_with": (record["parent"] or {}).get("compared_with"),
+            }
+        )
+    return rows
+
+
+def headline(table: dict[str, Any]) -> str:
+    """Which round is out, in a sentence."""
+    number = table["promoted"]
+    if number is None:
+        return "No round has passed its gates so far, so that none is promoted."
+    return f"Round {number} is promoted: {table['rounds'][number - 1]['run']}."
+
+
+def text_of(table: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    head = ("round", "labels", "score", "over the start", "over the previous", "over the first", "gates")
+    lines = [head]
+    for row in rows_of(table):
+        mark = "*" if row["is_out"] else ""
+        passed = f"{row['passed']} of {len(row['gates'])}"
+        lines.append(
+            (
+                f"{row['round']}{mark}", f"{row['labels']:,}", row["score"], row["over_start"], row["over_previous"],
+                row["over_first"], passed + (f", not {', '.join(row['failed'])}" if row["failed"] else ""),
+            )
+        )  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*told, "", headline(table)])
+
+
+def _people(card: dict[str, Any]) -> int:
+    return int(card["people"] + card["simulated_people"] + card.get("imported_people", 0))
+
+
+def _best(estimates: list[Entry], names: tuple[str, ...]) -> Entry | None:
+    """The first of these that is there, of all prompts."""
+    known = {entry["name"]: entry for entry in reversed(estimates) if entry["split"] == "all"}
+    return next((known[name] for name in names if name in known), None)
+
+
+def _shown(entry: Entry | None) -> str:
+    return NONE if entry is None else f"{value_text(entry)} {interval_text(entry)}"
