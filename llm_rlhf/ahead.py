@@ -106,7 +106,8 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     if not stages:
         return ahead
     if "collect" in stages and recipe.feedback is not None:
-        check_store(recipe.feedback.store)
+        with _of_key("feedback.store"):
+            check_store(recipe.feedback.store)
     trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
@@ -122,6 +123,15 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     if "ppo" in ahead.configs:
         tell_small_rollout(ahead.configs["ppo"])
     return ahead
+
+
+@contextlib.contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """What is said of a value, with the key that has it."""
+    try:
+        yield
+    except (RecipeError, DataError) as error:
+        raise type(error)(f"Recipe key {key!r}: {error}") from None
 
 
 def check_rows(ahead: Ahead, splits: Splits) -> None:

@@ -266,7 +266,8 @@ def _tell_newer(recipe: Recipe, run: RunFolder) -> None:
     assert recipe.feedback is not None
     more = newer(recipe.feedback.store, read_json(run / "collect" / CARD) or {}) if run.state.is_main_process else 0
     if more:
-        say(run, f"      {more:,} labels were given since; --from collect takes them, and trains again")
+        told = "1 label was" if more == 1 else f"{more:,} labels were"
+        say(run, f"      {told} given since; --from collect takes what was said up to now, and trains again")
 
 
 def _that_matter(section: dict[str, Any]) -> dict[str, Any]:

@@ -158,8 +158,10 @@ def _collected(recipe: Any) -> Iterator[Path | None]:
     from llm_rlhf.feedback.snapshot import look_at
 
     with tempfile.TemporaryDirectory() as folder:
-        look_at(recipe.feedback.store, Path(folder))
-        yield Path(folder)
+        collected = Path(folder) / "collect"  # as in a run
+        collected.mkdir()
+        look_at(recipe.feedback.store, collected)
+        yield collected
 
 
 def _given(
