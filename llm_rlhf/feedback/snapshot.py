@@ -5,17 +5,18 @@ The rows are the same bytes for the same labels. The card says what stands behin
 went where, so that somebody who withdraws can be told.
 """
 
+import contextlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from llm_rlhf.errors import DataError
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Batch, Export, ExportedLabel, Item, Person, now
@@ -24,17 +25,25 @@ from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
 CARD = "card.json"
-TRAINED_ON = ("preferences.jsonl", "demonstrations.jsonl", "ratings.jsonl")
+SUMMARY = (
+    "export", "created", "store", "people", "simulated_people", "imported_people", "labels", "labels_by_kind",
+    "decisions", "items", "guidelines_versions", "consent_versions",
+)  # fmt: skip
 
 
 def write(
-    database: Database, folder: Path, made_for: str | None = None, batches: Collection[int] | None = None
+    database: Database,
+    folder: Path,
+    made_for: str | None = None,
+    batches: Collection[int] | None = None,
+    recorded: bool = True,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
     Args:
         made_for: the run it is for, as a person finds it; kept in the store and told to whoever withdraws.
         batches: ids of batches whose items alone are taken; None: all.
+        recorded: False: only to look at, and gone soon; the store does not note it.
 
     Returns:
         the card.
@@ -55,8 +64,60 @@ def write(
         card["files"] = {name: {**of_files[name], "rows": len(rows)} for name, rows in made.rows.items()}
         card["made_for"] = made_for
         write_json(folder / CARD, card)
-        if _recorded(database, found, card, folder):
+        if not recorded or _recorded(database, found, card, folder):
             return card
+
+
+def check(store: str | Path) -> None:
+    """RecipeError, DataError where there is no such store, or nothing in it to train on."""
+    with _opened(store) as database, database.read() as session:
+        found = counted(session)
+        if not found.asked:
+            raise DataError(_nothing(session, database, found))
+
+
+def look_at(store: str | Path, folder: Path) -> dict[str, Any]:
+    """The files as `write` writes them, of which the store notes nothing, as they are gone soon; the card."""
+    with _opened(store) as database:
+        return write(database, folder, recorded=False)
+
+
+def newer(store: str | Path, card: dict[str, Any]) -> int:
+    """How many labels, of questions to train on, were given since a card was written; 0 where the store is gone."""
+    try:
+        with _opened(store) as database, database.read() as session:
+            exported = select(ExportedLabel.label_id).where(ExportedLabel.export_id == card.get("export"))
+            known = set(session.scalars(exported))
+            return sum(label.id not in known for label in counted(session).labels) if known else 0
+    except RecipeError:
+        return 0
+
+
+def summary(card: dict[str, Any]) -> dict[str, Any]:
+    """What of a card a run's manifest and report hold: who and what stands behind it."""
+    return {name: card[name] for name in SUMMARY} | {
+        "rows": {name.removesuffix(".jsonl"): of["rows"] for name, of in card["files"].items()},
+        "strategies": dict(sum((Counter(batch["strategies"]) for batch in card["batches"]), Counter())),
+    }
+
+
+def in_words(card: dict[str, Any]) -> str:
+    """Who and what stands behind the rows, in a line."""
+    who = [(card["people"], "person", "people"), (card["simulated_people"], "simulated one", "simulated ones"),
+           (card["imported_people"], "from a file", "from files")]  # fmt: skip
+    named = [f"{count:,} {one if count == 1 else many}" for count, one, many in who if count]
+    rows = [f"{name.removesuffix('.jsonl')} {of['rows']:,}" for name, of in card["files"].items() if of["rows"]]
+    labels = "1 label" if card["labels"] == 1 else f"{card['labels']:,} labels"
+    return f"{labels} by {' and '.join(named) or 'nobody'}: {', '.join(rows)}"
+
+
+@contextlib.contextmanager
+def _opened(store: str | Path) -> Iterator[Database]:
+    database = Database.of(store, create=False)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def _recorded(database: Database, found: Counted, card: dict[str, Any], folder: Path) -> bool:
