@@ -73,7 +73,9 @@ def build_report(
 
 def _feedback(run_folder: RunFolder) -> dict[str, Any]:
     """Who stands behind what was collected, as the run's manifest says it; nothing where nothing was."""
-    known = (read_json(run_folder / MANIFEST) or {}).get("feedback") if (run_folder / "collect").exists() else None
+    manifest = read_json(run_folder / MANIFEST) or {}
+    of = manifest if (run_folder / "collect").exists() else manifest.get("round") or {}
+    known = of.get("feedback")
     return {} if known is None else {"feedback": known}
 
 

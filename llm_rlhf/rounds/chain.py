@@ -6,8 +6,8 @@
 3. Its policy's answers to training prompts go into the queue of OUTPUT/feedback.db (select.py).
 4. People answer, for as long as they need: the command ends, and goes on when it is given again. Simulated ones answer
    at once, through the same page (annotators.py).
-5. What was said is written down as it stands (feedback/snapshot.py), one folder for each round's labels, and the next
-   round is trained on it and on all that was there before.
+5. What was said is written down as it stands (labels.py), and the next round is trained on it and on all that was there
+   before.
 
 Every step is looked for before it is done, so that an interrupted command goes on where it stopped.
 """
@@ -19,26 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy import func, select
 
 from llm_rlhf.errors import DataError, RecipeError, RunFolderError
 from llm_rlhf.export.folder import export
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import STORE, Database
-from llm_rlhf.feedback.tables import Assignment, Item, Label
 from llm_rlhf.launch import processes
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.values import plain
 from llm_rlhf.rounds.annotators import ask_simulated
 from llm_rlhf.rounds.gates import check_first, check_promotion, compare
+from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
 from llm_rlhf.rounds.page import write_page
-from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder, weight_of
+from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder
 from llm_rlhf.rounds.select import Selection, batch_of
 from llm_rlhf.rounds.select import select as fill_queue
-from llm_rlhf.run_folder import MANIFEST, digests, read_json, write_json
+from llm_rlhf.run_folder import MANIFEST, file_digest, read_json, write_json
 
 TABLE = "rounds.json"
-BEGUN = "labels"  # folder of what was said, by the round that it is for and the round that it is about
 
 
 @dataclass(frozen=True)
@@ -117,41 +116,39 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
     if number == 1:
         return first_recipe(recipe)
     assert recipe.rounds is not None
-    labels = {}
+    run, target = round_folder(folder, number), labels_folder(folder, number)
+    batches = {}
     for about in range(1, number):
-        labels[about] = folder / BEGUN / f"for-round-{number}" / f"about-round-{about}"
-        _write_labels(recipe, database, labels[about], about, number, say)
+        batch = batch_of(database, rounds=recipe.name, round=about)
+        if batch is None:
+            raise RecipeError(
+                f"The store {database.name} knows nothing of round {about} of {recipe.name!r}: it is another store, or "
+                "the recipe's name has changed. Put it back, or begin the rounds again in another output_dir."
+            )
+        batches[about] = batch.id
+    card = write_labels(database, target, run, batches)
+    say(f"      {snapshot.in_words(card)} ({target})")
+    _note(run, {"feedback": snapshot.summary(card)})
     warm = None
     if recipe.rounds.retrain == "warm":
         warm = folder / "warm" / f"for-round-{number}"
         if not warm.is_dir():
             export(str(round_folder(folder, number - 1)), merge=True, to=str(warm), say=lambda _: None)
-    return later_recipe(recipe, number, labels, warm)
+    return later_recipe(recipe, number, target, warm)
 
 
-def _write_labels(
-    recipe: Recipe, database: Database, target: Path, about: int, number: int, say: Callable[[str], None]
-) -> None:
-    """What people said of a round's answers, once: what is there already is what the round was begun with."""
-    if (target / snapshot.CARD).is_file():
-        return
-    batch = batch_of(database, rounds=recipe.name, round=about)
-    assert batch is not None, "it was asked"
-    target.mkdir(parents=True, exist_ok=True)
-    card = snapshot.write(database, target, str(round_folder(recipe.folder, number)), [batch.id])
-    people = card["people"] + card["simulated_people"]
-    say(f"      labels on round {about}: {card['labels']} by {people} people, {_pairs(card)} pairs ({target})")
-
-
-def _pairs(card: dict[str, Any]) -> int:
-    return int(card["files"]["preferences.jsonl"]["rows"])
+def _note(run: Path, what: dict[str, Any]) -> None:
+    """Add to what a run's manifest, which may not be there yet, says of its round."""
+    run.mkdir(parents=True, exist_ok=True)
+    manifest = read_json(run / MANIFEST) or {}
+    write_json(run / MANIFEST, manifest | {"round": (manifest.get("round") or {}) | what})
 
 
 def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Waiting | None:
     """Ask about a round's policy; None once enough was said."""
     rounds = recipe.rounds
     assert rounds is not None
-    if (folder / BEGUN / f"for-round-{number + 1}" / f"about-round-{number}" / snapshot.CARD).is_file():
+    if (labels_folder(folder, number + 1) / snapshot.CARD).is_file():
         return None  # the next round was begun with what had been said then
     run = round_folder(folder, number)
     batch = batch_of(database, rounds=recipe.name, round=number)
@@ -178,51 +175,40 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
     return None if said >= rounds.enough * wanted else Waiting(number, said, wanted, database.name)
 
 
-def progress_of(database: Database, batch: int) -> tuple[int, int]:
-    """Labels that were said of a batch, each person's first of each question, and those that are wanted of it."""
-    with database.read() as session:
-        wanted = session.scalar(
-            select(func.coalesce(func.sum(Item.wanted), 0)).where(Item.batch_id == batch, Item.state != "closed")
-        )
-        said = session.scalar(
-            select(func.count())
-            .select_from(Label)
-            .join(Item, Item.id == Label.item_id)
-            .join(Assignment, Assignment.id == Label.assignment_id)
-            .where(Item.batch_id == batch, Item.state != "closed", Assignment.turn == 1)
-        )
-    return said or 0, int(wanted or 0)
-
-
 def _judged(
     recipe: Recipe, folder: Path, number: int, one: Recipe, table: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """A round's line in the table, and its record in its manifest."""
-    run = round_folder(folder, number)
+    """A round's line in the table, also in its manifest: found once, as long as nothing that it rests on changes."""
+    assert recipe.rounds is not None
+    run, method, out = round_folder(folder, number), str(one.method), int(table["promoted"] or 1)
+    before = {} if number == 1 else {"round": number - 1, "run": f"round-{number - 1}", "compared_with": out}
+    record: dict[str, Any] = {
+        "round": number,
+        "run": run.name,
+        "parent": before or None,
+        "hashes": {
+            stage: file_digest(run / stage / MANIFEST)
+            for stage in ("world", "sft", "reward", method, "evaluate")
+            if (run / stage).is_dir()
+        },
+        "thresholds": plain(recipe.gate) | {"reward_drop": recipe.rounds.reward_drop},
+    }
+    known = (read_json(run / MANIFEST) or {}).get("round")
+    if isinstance(known, dict) and all(known.get(name) == value for name, value in record.items()):
+        return known
     report = read_json(run / "report.json")
-    method = str(one.method)
-    record: dict[str, Any] = {"round": number, "run": run.name, "parent": None, "gains": {}}
+    record |= {"start": _gains(report, method), "gains": {}}
     if number == 1:
         lines = check_first(recipe, run, report)
-        record["start"] = _gains(report, method)
     else:
-        out = int(table["promoted"] or 1)
         compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out})}
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
-        record["parent"] = {"round": number - 1, "run": f"round-{number - 1}", "compared_with": out}
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
-        record["start"] = _gains(report, method)
         record |= _labels(recipe, folder, number, one)
     record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
     record["gates"] = [line.as_dict() for line in lines]
     record["promoted"] = all(line.passed for line in lines)
-    record["hashes"] = {
-        stage: digests(run / stage)["manifest.json"]["sha256"]
-        for stage in ("world", "sft", "reward", method, "evaluate")
-        if (run / stage).is_dir()
-    }
-    manifest = read_json(run / MANIFEST)
-    write_json(run / MANIFEST, manifest | {"round": record})
+    _note(run, record)
     for line in lines:
         if not line.passed:
             say(f"      {line.text}")
@@ -241,12 +227,9 @@ def _gains(report: dict[str, Any], method: str) -> list[dict[str, Any]]:
 def _labels(recipe: Recipe, folder: Path, number: int, one: Recipe) -> dict[str, Any]:
     """What a round was trained on beside the recipe's own data, and where that came from."""
     assert recipe.rounds is not None
-    cards = {}
-    for about in range(1, number):
-        place = folder / BEGUN / f"for-round-{number}" / f"about-round-{about}"
-        card = read_json(place / snapshot.CARD)
-        cards[str(about)] = card | {"folder": str(place), "weight": weight_of(recipe.rounds, about)}
-    return {"mixture": mixture(one), "labels": cards, "retrain": recipe.rounds.retrain}
+    labels = labels_folder(folder, number)
+    card = read_json(labels / snapshot.CARD)
+    return {"mixture": mixture(one), "labels": card | {"folder": str(labels)}, "retrain": recipe.rounds.retrain}
 
 
 def _told(strategies: dict[str, int]) -> str:

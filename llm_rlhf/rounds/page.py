@@ -35,16 +35,15 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
         number = record["round"]
         gates = record["gates"]
         failed = [line for line in gates if not line["passed"]]
-        labels = record.get("labels", {})
+        card = record.get("labels", {})
         rows.append(
             {
                 "round": number,
                 "run": record["run"],
                 "is_out": table["promoted"] == number,
                 "promoted": record["promoted"],
-                "labels": sum(card["labels"] for card in labels.values()),
-                "new_labels": labels.get(str(number - 1), {}).get("labels", 0),
-                "people": max((_people(card) for card in labels.values()), default=0),
+                "labels": card.get("labels", 0),
+                "card": card,
                 "score": _shown(_best(record["policy"], SCORES)),
                 "judge": JUDGES.get((_best(record["policy"], SCORES) or {"name": ""})["name"], ""),
                 "over_start": _shown(_best(record["start"], GAINS)),
@@ -54,7 +53,6 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
                 "gates": gates,
                 "failed": [line["check"] for line in failed],
                 "mixture": record.get("mixture", []),
-                "cards": labels,
                 "compared_with": (record["parent"] or {}).get("compared_with"),
             }
         )
@@ -85,10 +83,6 @@ def text_of(table: dict[str, Any]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*told, "", headline(table)])
-
-
-def _people(card: dict[str, Any]) -> int:
-    return int(card["people"] + card["simulated_people"] + card.get("imported_people", 0))
 
 
 def _best(estimates: list[Entry], names: tuple[str, ...]) -> Entry | None:

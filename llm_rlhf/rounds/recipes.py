@@ -9,15 +9,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import datetime
 from pathlib import Path
 from typing import Any
 
 from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
+from llm_rlhf.rounds.labels import DEMONSTRATIONS, pairs_about
 from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.runs import data_section, starting_model
-
-PAIRS, DEMONSTRATIONS = "preferences.jsonl", "demonstrations.jsonl"
 
 
 def round_folder(folder: Path, number: int) -> Path:
@@ -35,21 +34,22 @@ def first_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def later_recipe(recipe: Recipe, number: int, labels: Mapping[int, Path], warm: Path | None = None) -> Recipe:
+def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = None) -> Recipe:
     """The recipe of a round from the second on.
 
     Args:
-        labels: the folder of the labels of each earlier round, by its number.
+        labels: the folder of the labels that it is trained on (labels.py).
         warm: the last policy as a whole model, where training starts from it.
     """
     assert recipe.rounds is not None
     first = first_recipe(recipe)
     run = RunFolder(first.folder, written=False)
-    data = mixed_data(data_section(first, run), recipe.rounds, labels)
-    written = [path for path in labels.values() if _rows(path / DEMONSTRATIONS)]
-    again = first.sft is not None and bool(written) and warm is None
+    data = mixed_data(data_section(first, run), recipe.rounds, labels, number)
+    again = first.sft is not None and _rows(labels / DEMONSTRATIONS) and warm is None
     if again:
-        data.demonstrations += [Source(source=str(path / DEMONSTRATIONS)) for path in written]
+        data.demonstrations.append(
+            Source(source=str(labels / DEMONSTRATIONS), format="prompt_completion", leaks="remove")
+        )
     base = warm or starting_model(first, run, before="sft" if again else "reward")
     model = dataclasses.replace(first.model) if str(base) == first.model.base else first.model.made_into(base)
     if (launched := read_json(first.folder / MANIFEST)) and model.chat_template_date is None:
@@ -65,16 +65,16 @@ def later_recipe(recipe: Recipe, number: int, labels: Mapping[int, Path], warm: 
     )
 
 
-def mixed_data(data: DataSection, rounds: RoundsSection, labels: Mapping[int, Path]) -> DataSection:
-    """The sources of the recipe and the labels of earlier rounds, by their weights; a weight of 0 leaves one out."""
+def mixed_data(data: DataSection, rounds: RoundsSection, labels: Path, number: int) -> DataSection:
+    """The recipe's sources, and the labels about the rounds before this one, by their weights; 0 leaves one out."""
     data = copy.deepcopy(data)
     for source in data.preferences:
         source.weight *= rounds.initial_weight
     data.preferences = [source for source in data.preferences if source.weight]
-    for number, folder in sorted(labels.items()):
-        weight = weight_of(rounds, number)
-        if weight and _rows(folder / PAIRS):
-            data.preferences.append(Source(source=str(folder / PAIRS), format="preference", weight=weight))
+    for about in range(1, number):
+        file, weight = pairs_about(labels, about), weight_of(rounds, about)
+        if weight and _rows(file):
+            data.preferences.append(Source(source=str(file), format="preference", weight=weight, leaks="remove"))
     return data
 
 
@@ -95,6 +95,4 @@ def _rows(path: Path) -> bool:
 
 
 def _date(text: Any) -> Any:
-    import datetime
-
     return None if text is None else datetime.date.fromisoformat(text)

@@ -73,7 +73,7 @@ class Selection:
             raise RecipeError(f"--kind is {self.kind!r}; it is one of {kinds}.")
         if self.strategy in ("disagreement", "margin") and self.kind not in PAIRED:
             raise RecipeError(
-                f"--strategy {self.strategy} goes by the difference of two replies, and a task to {self.kind} has none; "
+                f"--strategy {self.strategy} goes by the difference of two replies, and a {self.kind} task has none; "
                 "random, diverse and mixed do with any."
             )
         allowed = KINDS[self.kind].answers

@@ -1,0 +1,73 @@
+"""What people have said when a round begins: one snapshot, its pairs told apart by the round that they are about."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+from llm_rlhf.feedback import snapshot
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.tables import Assignment, Item, Label
+from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.run_folder import read_json, write_text
+
+PAIRS, DEMONSTRATIONS = "preferences.jsonl", "demonstrations.jsonl"
+
+
+def labels_folder(folder: Path, number: int) -> Path:
+    """Where the labels lie that a round is trained on."""
+    return folder / "labels" / f"for-round-{number}"
+
+
+def pairs_about(labels: Path, about: int) -> Path:
+    """The file of the pairs about a round's answers, among the labels for a later one."""
+    return labels / f"about-round-{about}.jsonl"
+
+
+def write_labels(database: Database, target: Path, run: Path, batches: dict[int, int]) -> dict[str, Any]:
+    """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
+
+    Args:
+        run: the round's folder, which somebody who withdraws is told of.
+        batches: by earlier round, the batch that was asked about it.
+
+    Raises:
+        DataError: where no label counts.
+    """
+    if isinstance(card := read_json(target / snapshot.CARD), dict):
+        return card
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    card = snapshot.write(database, partial, str(run), list(batches.values()))
+    rows = read_json_lines(partial / PAIRS)
+    for about, batch in batches.items():
+        items = _items(database, batch)
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if _items_of(row) & items)
+        write_text(pairs_about(partial, about), text)
+    os.rename(partial, target)
+    return card
+
+
+def progress_of(database: Database, batch: int) -> tuple[int, int]:
+    """Labels that were said of a batch, each person's first of each question, and those that are wanted of it."""
+    of_batch = (Item.batch_id == batch, Item.state != "closed")
+    with database.read() as session:
+        wanted = session.scalar(select(func.coalesce(func.sum(Item.wanted), 0)).where(*of_batch))
+        labels = select(func.count()).select_from(Label).join(Item, Item.id == Label.item_id)
+        labels = labels.join(Assignment, Assignment.id == Label.assignment_id)
+        said = session.scalar(labels.where(*of_batch, Assignment.turn == 1))
+    return said or 0, int(wanted or 0)
+
+
+def _items(database: Database, batch: int) -> frozenset[int]:
+    with database.read() as session:
+        return frozenset(session.scalars(select(Item.id).where(Item.batch_id == batch)))
+
+
+def _items_of(row: dict[str, Any]) -> set[int]:
+    provenance = row["provenance"]
+    return {provenance["item"], *provenance.get("items", [])}
