@@ -1,0 +1,163 @@
+"""Rounds of feedback on the gold world: does the true score rise from round to round, and does choosing pay?
+
+From 1,500 pairs, three rounds; between two rounds simulated people label so many of the policy's answers through the
+feedback page. Two arms at equal budget: `mixed`, the default, and `random`. Round 1 of a seed is the same in both.
+
+    python benchmarks/rounds.py --folder runs/rounds                    # about 40 minutes on a free core; goes on
+    python benchmarks/rounds.py --folder runs/rounds --report           # what is there, as benchmarks/ROUNDS.md
+
+Settings were chosen by phrasings of development (--development), what is claimed is measured by those of evaluation.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.statistics.clustered import student_quantile
+
+ARMS = ("mixed", "random")
+ROUNDS = 3
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = [
+    "world.preferences=1500", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0", "rounds.annotators=simulated",
+]  # fmt: skip
+
+
+def command(folder: Path, seed: int, count: int, strategy: str, budget: int, more: list[str]) -> list[str]:
+    """What a user would give."""
+    return [
+        sys.executable, "-m", "llm_rlhf", "run", str(ROOT / "recipes" / "quickstart.yaml"), f"seed={seed}",
+        f"output_dir={folder}", f"rounds.count={count}", f"rounds.strategy={strategy}", f"rounds.budget={budget}",
+        *SETTINGS, *more,
+    ]  # fmt: skip
+
+
+def run(folder: Path, seeds: int, budget: int, more: list[str]) -> None:
+    """Every seed and arm that is not there yet."""
+    for seed in range(seeds):
+        first = folder / f"first-{seed}"
+        _run(first, command(first, seed, 1, "mixed", budget, more), 1)
+        for arm in ARMS:
+            of = folder / f"{arm}-{seed}"
+            if not (of / "round-1").is_dir():
+                of.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(first / "round-1", of / "round-1.partial", dirs_exist_ok=True)
+                (of / "round-1.partial").rename(of / "round-1")
+            _run(of, command(of, seed, ROUNDS, arm, budget, more), ROUNDS)
+
+
+def _run(folder: Path, asked: list[str], count: int) -> None:
+    if len(_rounds(folder)) >= count:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    print(" ".join(asked[2:]), flush=True)
+    with (folder / "log").open("a") as log:
+        subprocess.run(asked, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _rounds(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "rounds.json"
+    return json.loads(path.read_text())["rounds"] if path.is_file() else []
+
+
+def entry(estimates: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(e for e in estimates if e["name"] == name and e["split"] == "all")
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = student_quantile(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def gather(folder: Path, seeds: int) -> dict[str, Any]:
+    """By arm and round: the true score of each seed, and what each round gained over the one before."""
+    found: dict[str, Any] = {"seeds": [], "score": {}, "gain": {}, "within": {}, "promoted": {}}
+    whole = [s for s in range(seeds) if all(len(_rounds(folder / f"{arm}-{s}")) == ROUNDS for arm in ARMS)]
+    found["seeds"] = whole
+    for arm in ARMS:
+        records = [_rounds(folder / f"{arm}-{seed}") for seed in whole]
+        scores = [[entry(record["policy"], "gold_score")["estimate"] for record in one] for one in records]
+        found["score"][arm] = scores
+        found["gain"][arm] = [[b - a for a, b in itertools.pairwise(one)] for one in scores]
+        found["within"][arm] = [
+            [entry(record["gains"][str(record["round"] - 1)], "gold_gain") for record in one[1:]] for one in records
+        ]
+        found["promoted"][arm] = [[record["promoted"] for record in one] for one in records]
+    return found
+
+
+def text(found: dict[str, Any], budget: int, phrasings: str, more: list[str]) -> str:
+    """benchmarks/ROUNDS.md."""
+    seeds = found["seeds"]
+
+    def of(values: list[float]) -> str:
+        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
+
+    lines = [
+        "# Rounds of feedback on the gold world",
+        "",
+        f"{ROUNDS} rounds from 1,500 initial pairs, {budget} labels by simulated people between two rounds, "
+        f"{len(seeds)} seeds, {phrasings} phrasings. Means over seeds with Student's 95 % interval.",
+        "",
+        "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for arm in ARMS:
+        for number in range(ROUNDS):
+            scores = [one[number] for one in found["score"][arm]]
+            gains = of([one[number - 1] for one in found["gain"][arm]]) if number else ""
+            shown = sum(one[number - 1]["low"] > 0 for one in found["within"][arm]) if number else ""
+            shown = f"{shown} of {len(seeds)}" if number else ""
+            lines.append(f"| {arm} | {number + 1} | {of(scores)} | {gains} | {shown} |")
+    lines += ["", "| mixed less random, paired by seed | true score |", "| --- | --- |"]
+    for number in range(1, ROUNDS):
+        apart = [a[number] - b[number] for a, b in zip(*(found["score"][arm] for arm in ARMS), strict=True)]
+        lines.append(f"| round {number + 1} | {of(apart)} |")
+    lines += ["", "Every seed:", "", "| seed | arm | " + " | ".join(f"round {n + 1}" for n in range(ROUNDS)) + " |"]
+    lines.append("| --- | --- |" + " --- |" * ROUNDS)
+    for place, seed in enumerate(seeds):
+        for arm in ARMS:
+            cells = [
+                f"{score:+.3f}{' promoted' if promoted else ''}"
+                for score, promoted in zip(found["score"][arm][place], found["promoted"][arm][place], strict=True)
+            ]
+            lines.append(f"| {seed} | {arm} | " + " | ".join(cells) + " |")
+    shown = " ".join(["python benchmarks/rounds.py --folder runs/rounds", f"--budget {budget}", *more])
+    lines += ["", f"Made by `{shown}`."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the runs go, or are")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=300, help="labels between two rounds")
+    parser.add_argument("--development", action="store_true", help="ask in the phrasings by which settings are chosen")
+    parser.add_argument("--report", action="store_true", help="run nothing; write what is there")
+    parser.add_argument("more", nargs="*", help="section.key=value, for every run")
+    given = parser.parse_args()
+    phrasings = "development" if given.development else "evaluation"
+    if not given.report:
+        run(given.folder, given.seeds, given.budget, [f"world.phrasings={phrasings}", *given.more])
+    found = gather(given.folder, given.seeds)
+    if not found["seeds"]:
+        raise SystemExit(f"No seed is whole in {given.folder} yet.")
+    told = text(found, given.budget, phrasings, given.more)
+    print(told)
+    if phrasings == "evaluation":
+        (ROOT / "benchmarks" / "ROUNDS.md").write_text(told)
+        (ROOT / "benchmarks" / "rounds.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Rounds on a tiny world: labels become the next round's data, nothing is done twice, and evaluation stays the same."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain_helpers import write_recipe
+from sqlalchemy import select
+
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.feedback import queue
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.people import invite
+from llm_rlhf.feedback.tables import Item, Label
+from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
+from llm_rlhf.rounds.chain import run_rounds
+from llm_rlhf.rounds.labels import labels_folder, pairs_about
+from llm_rlhf.rounds.page import headline, text_of
+from llm_rlhf.rounds.recipes import mixed_data, weight_of
+
+
+def _recipe(folder: Path, **rounds: Any) -> Recipe:
+    path = write_recipe(folder, rounds={"count": 2, "budget": 12, **rounds}, output_dir=str(folder / "out"))
+    return load_recipe(path)
+
+
+def test_weights_of_rounds_by_hand() -> None:
+    assert [weight_of(RoundsSection(label_weight=2.0), n) for n in (1, 2)] == [2.0, 2.0]
+    assert [weight_of(RoundsSection(label_weight=[0.5, 3.0]), n) for n in (1, 2, 3)] == [0.5, 3.0, 3.0]
+
+
+def test_a_mixture_has_every_source_with_its_weight(tmp_path: Path) -> None:
+    data = DataSection(preferences=[Source(source="a.jsonl", weight=2.0)])
+    for about in (1, 2):
+        pairs_about(tmp_path, about).write_text("{}\n")
+    pairs_about(tmp_path, 3).write_text("")  # nobody said anything that makes a pair
+
+    def of(**rounds: Any) -> list[tuple[str, float]]:
+        mixed = mixed_data(data, RoundsSection(**rounds), tmp_path, 4)
+        return [(Path(str(source.source)).name, source.weight) for source in mixed.preferences]
+
+    about = ["about-round-1.jsonl", "about-round-2.jsonl"]
+    assert of() == [("a.jsonl", 2.0), (about[0], 1.0), (about[1], 1.0)]
+    assert of(initial_weight=0.5, label_weight=[3, 4]) == [("a.jsonl", 1.0), (about[0], 3), (about[1], 4)]
+    assert of(initial_weight=0, label_weight=[0, 1]) == [(about[1], 1)]
+    assert data.preferences[0].weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("rounds", "told"),
+    [
+        ({"budget": 1, "people_per_item": 2, "simulated": {"people": 2}}, "not one comparison could be asked"),
+        ({"enough": 1.5}, "'rounds.enough' is 1.5"),
+        ({"label_weight": []}, "'rounds.label_weight' is empty"),
+        ({"simulated": {"noise": 0}}, "it must be over 0"),
+        ({"strategy": "best"}, "rounds.strategy"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(tmp_path: Path, rounds: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        _recipe(tmp_path, **rounds)
+
+
+def test_a_number_of_rounds_stands_for_the_section(tmp_path: Path) -> None:
+    found = load_recipe(write_recipe(tmp_path, rounds=4), ["rounds.budget=7"])
+    assert found.rounds == RoundsSection(count=4, budget=7)
+    assert load_recipe(write_recipe(tmp_path), ["rounds=2"]).rounds == RoundsSection(count=2)
+    assert "rounds" not in load_recipe(write_recipe(tmp_path)).as_dict()
+    with pytest.raises(RecipeError, match="makes a policy of each round and measures it; add 'evaluate'"):
+        load_recipe(write_recipe(tmp_path, rounds=2, evaluate=None))
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When every file was written, but those that each launch writes."""
+    written = ("manifest.json", "recipe.yaml", "rounds.json", "rounds.html", ".lock", ".rounds.lock", "counts.json")
+    files = [path for path in folder.rglob("*") if path.is_file() and "feedback.db" not in path.name]
+    return {str(path): path.stat().st_mtime_ns for path in files if path.name not in written}
+
+
+@pytest.mark.slow
+def test_two_rounds_with_simulated_people(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, annotators="simulated", label_weight=2.0)
+    told: list[str] = []
+    table, waiting = run_rounds(recipe, say=told.append)
+    out = recipe.folder
+    assert waiting is None
+    assert [record["round"] for record in table["rounds"]] == [1, 2]
+    assert json.loads((out / "rounds.json").read_text()) == json.loads(json.dumps(table))
+    assert headline(table) in text_of(table)
+    assert "about round 1" not in (out / "rounds.html").read_text()
+    first, second = (json.loads((out / f"round-{n}" / "manifest.json").read_text())["round"] for n in (1, 2))
+    _check_record(second)
+    assert first["parent"] is None
+    _check_labels(out)
+    reports = [json.loads((out / f"round-{n}" / "report.json").read_text()) for n in (1, 2)]
+    asked = [{k: v for k, v in r["provenance"]["hashes"].items() if k.startswith("prompts")} for r in reports]
+    assert asked[0] == asked[1]
+    assert asked[0]
+    sizes = [r["data"]["splits"] for r in reports]
+    assert sizes[0]["evaluation_pairs"] == sizes[1]["evaluation_pairs"]  # frozen: no label falls there
+    grown = sum(sizes[1][name] - sizes[0][name] for name in ("reward_pairs", "heldout_pairs"))
+    assert grown == 2 * second["labels"]["files"]["preferences.jsonl"]["rows"]  # a weight of 2
+    assert 1 <= reports[1]["feedback"]["simulated_people"] <= 4  # whoever was fast enough
+    before = _times(out)
+    again, _ = run_rounds(recipe, say=told.append)
+    assert _times(out) == before
+    assert again == table
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    assert record["parent"] == {"round": 1, "run": "round-1", "compared_with": 1}
+    assert [source["weight"] for source in record["mixture"]] == [1.0, 2.0]
+    assert record["labels"]["labels"] == 12
+    assert record["labels"]["guidelines_versions"] == [1]
+    assert record["labels"]["consent_versions"] == [1]
+    (batch,) = record["labels"]["batches"]
+    assert batch["details"]["strategy"] == "mixed"
+    assert batch["details"]["policies"]["ppo"]["adapter"]
+    assert {"kl", "gain", "helpful", "harmless", "harmful_refusals", "over_refusal", "reward_on_old_data"} <= {
+        line["check"] for line in record["gates"]
+    }
+    assert all(len(digest) == 64 for digest in record["hashes"].values())
+
+
+def _check_labels(out: Path) -> None:
+    """What was asked is nothing of evaluation's, with its propensity; what was said is what was trained on."""
+    database = Database.of(out / "feedback.db")
+    with database.read() as session:
+        items, labels = session.scalars(select(Item)).all(), session.scalars(select(Label)).all()
+    database.close()
+    assert len(items) == 12
+    assert all(0 < item.propensity <= 1 and item.facts["animal"] for item in items if item.propensity is not None)
+    assert sum(item.strategy == "random" for item in items) >= 3  # a fifth of 12, rounded up
+    assert {item.strategy for item in items} == {"random", "mixed"}
+    evaluated = [row["prompt"] for row in read_json_lines(out / "round-1" / "world" / "evaluation_prompts.jsonl")]
+    assert not [item for item in items if item.prompt in evaluated]
+    assert len(labels) >= 12
+    rows = read_json_lines(pairs_about(labels_folder(out, 2), 1))
+    assert {row["provenance"]["item"] for row in rows} <= {item.id for item in items}
+
+
+@pytest.mark.slow
+def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, people_per_item=2, enough=0.5)
+    told: list[str] = []
+    table, waiting = run_rounds(recipe, say=told.append)
+    assert waiting is not None
+    assert (waiting.round, waiting.said, waiting.wanted) == (1, 0, 12)  # 6 questions, of two people each
+    assert [record["round"] for record in table["rounds"]] == [1]
+    assert "0 of 12 labels" in (recipe.folder / "rounds.html").read_text()
+    _label(recipe.folder / "feedback.db", 5)
+    assert run_rounds(recipe, say=told.append)[1] == dataclasses.replace(waiting, said=5)
+    _label(recipe.folder / "feedback.db", 1)
+    assert _stopped_in(recipe, "llm_rlhf.rounds.chain.compare")
+    table, waiting = run_rounds(recipe, say=told.append)
+    assert waiting is None
+    assert table["rounds"][1]["labels"]["people"] == 1
+    assert sum("asked:" in line for line in told) == 1  # once, whatever was interrupted
+
+
+def _label(store: Path, count: int) -> None:
+    """One person says so much."""
+    database = Database.of(store)
+    with database.write() as session:
+        from llm_rlhf.feedback.tables import Person
+
+        person = session.scalar(select(Person)) or invite(session)[0]
+        for _ in range(count):
+            assignment = queue.next_for(session, person, rng=random.Random(0))
+            assert assignment is not None
+            queue.record(session, assignment, {"choice": "better", "better": 0, "strength": 2}, 1.0)
+    database.close()
+
+
+def _stopped_in(recipe: Recipe, function: str) -> bool:
+    """Whether the rounds are stopped where this is called."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*arguments: Any) -> None:
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, stop)
+        try:
+            run_rounds(recipe, say=lambda _: None)
+        except StoppedError:
+            return True
+    return False
