@@ -24,8 +24,8 @@ from llm_rlhf.statistics.clustered import student_quantile
 ARMS = ("mixed", "random")
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = [
-    "world.preferences=1500", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0", "rounds.annotators=simulated",
+SETTINGS = [  # prompts enough to choose from: four for each label
+    "world.preferences=1500", "world.prompts=4000", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0", "rounds.annotators=simulated",
 ]  # fmt: skip
 
 

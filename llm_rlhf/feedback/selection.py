@@ -1,12 +1,12 @@
 """Which candidates people are asked about, chosen by chance, each with a probability that is known beforehand.
 
-1. A strategy gives every candidate a weight: the same (`random`, `diverse`), how far reward models are apart about it
-   (`disagreement`), or how close the two answers are to them (`margin`).
+1. A strategy gives every candidate a weight: the same (`random`, `diverse`), the variance of reward models' opinions of
+   it (`disagreement`), or of the label that they expect (`margin`), largest where the two answers are close.
 2. Weights become inclusion probabilities that add up to the number wanted: proportional to the weight, 1 at most.
 3. A sample of that size is drawn by the pivotal method, in which two candidates at a time settle which of them goes on;
    every one is in it with just its probability. Where those two are neighbours, alike ones drive each other out and the
    sample is spread (`diverse`, `mixed`); where they are any two, it is not.
-4. `mixed` weighs by disagreement and margin together, spreads, and keeps a slice drawn uniformly.
+4. `mixed` weighs by both variances, spreads, and keeps a slice drawn uniformly.
 
 Known probabilities are what makes chosen data honest: weighed by their inverse, labels tell of all candidates without
 bias, whatever the strategy preferred (`weighted_mean`).
@@ -162,15 +162,16 @@ def weighted_mean(values: ArrayLike, propensities: ArrayLike, candidates: int) -
 
 
 def _weights(candidates: int, disagreement: ArrayLike | None, margin: ArrayLike | None) -> Array:
-    """Of each candidate, above 0: what is given, each on a mean of 1, added; the same for all where nothing is."""
-    given = []
+    """Of each candidate, above 0: the variance between models, times that of the label; 1 where neither is known.
+
+    What models disagree about, more data can settle. What all of them find even may be even, and a label a coin's: the
+    second alone would ask about that first.
+    """
+    weights = np.ones(candidates)
     if disagreement is not None:
-        given.append(np.asarray(disagreement, float))
+        weights = weights * np.asarray(disagreement, float) ** 2
     if margin is not None:
-        given.append(uncertainty_of(margin))
-    weights = np.zeros(candidates)
-    for one in given:
-        weights += one / one.mean() if one.mean() > 0 else 1.0
+        weights = weights * uncertainty_of(margin)
     if not weights.any():
         return np.ones(candidates)
     return np.maximum(weights, LEAST * weights.mean())

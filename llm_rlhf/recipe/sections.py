@@ -297,6 +297,7 @@ class SimulatedSection:
     left: float = 0.0  # log-odds for whatever stands on the left
     longer: float = 0.0  # log-odds for every ten words more
     inattention: float = 0.0  # share of labels that are drawn blindly
+    ties: float | None = 0.05  # true scores no further apart are called a tie, but where blind; null: nothing is
 
 
 @dataclass

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -24,31 +25,43 @@ from llm_rlhf.world.judge import judge
 PATIENCE = 30.0  # seconds for the server to begin, or to end
 
 
-def ask_simulated(database: Database, section: SimulatedSection, batch: int, seed: int) -> int:
+@dataclass
+class Attentive(Simulated):
+    """One who says so where two answers are as good as each other, within `ties` of the true score; None: never."""
+
+    ties: float | None = None
+
+    def say(self, task: dict[str, Any]) -> dict[str, Any]:
+        if task["kind"] == "compare" and self.ties is not None:
+            one, other = (self.score(task["prompt"], answer["text"]) for answer in task["answers"])
+            blind = self.rng.random() < self.habits.inattention
+            if abs(one - other) <= self.ties and not blind:
+                return {"choice": "tie"}
+        return super().say(task)
+
+
+def ask_simulated(database: Database, section: SimulatedSection, seed: int) -> int:
     """Have simulated people answer all that is open; those that an interrupted call had invited go on. How many labels.
 
-    Args:
-        batch: whose prompts the world's rule knows.
-
     Raises:
-        RunError: where the page does not answer.
+        RunError: where the page does not answer, or asks about a prompt that is no world's.
     """
-    score = true_score(database, batch)
+    score = true_score(database)
     habits = Habits(section.noise, section.left, section.longer, section.inattention)
     with database.write() as session:
         found = session.scalars(select(Person).where(Person.simulated).order_by(Person.id)).all()
         tokens = [link_for(session, person) for person in found[: section.people]]
         tokens += [invite(session, simulated=True)[1] for _ in range(section.people - len(tokens))]
-    people = [(token, Simulated(score, habits, seed * 1000 + n)) for n, token in enumerate(tokens)]
+    people = [(token, Attentive(score, habits, seed * 1000 + n, ties=section.ties)) for n, token in enumerate(tokens)]
     with serving(database) as url:
         said = work_all(url, people)
     return sum(len(one.acknowledged) for one in said)
 
 
-def true_score(database: Database, batch: int) -> Score:
-    """The world's rule, for the prompts of a batch: what it judges by stands in their facts."""
+def true_score(database: Database) -> Score:
+    """The world's rule, for the prompts of a store's questions: what it judges by stands in their facts."""
     with database.read() as session:
-        items = session.scalars(select(Item).where(Item.batch_id == batch)).all()
+        items = session.scalars(select(Item)).all()
         facts = {json.dumps(item.prompt, sort_keys=True): item.facts for item in items}
 
     def score(prompt: list[dict[str, Any]], reply: str) -> float:

@@ -166,7 +166,7 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
     if rounds.annotators == "simulated":
-        said = ask_simulated(database, rounds.simulated, batch.id, recipe.seed * 100 + number)
+        said = ask_simulated(database, rounds.simulated, recipe.seed * 100 + number)
         if said:
             say(f"      {said} labels by {rounds.simulated.people} simulated people")
     said, wanted = progress_of(database, batch.id)
