@@ -306,7 +306,7 @@ class RoundsSection:
 
     count: int = 3  # runs in all, the first one included; `rounds: 3` says the same
     budget: int = 200  # comparisons that people are asked for between two rounds
-    strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "mixed"  # which of those there could be
+    strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "mixed"  # which comparisons are asked
     # who answers beside the round's policy, as for `feedback select`; `start`: what its training began from
     policies: list[str] = field(default_factory=list)
     people_per_item: int = 1  # how many people each comparison is asked of; a budget of 200 is 100 comparisons by two

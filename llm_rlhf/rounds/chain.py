@@ -89,12 +89,12 @@ def _go_on(
     table: dict[str, Any] = {"schema": 1, "name": recipe.name, "promoted": None, "rounds": []}
     try:
         for number in range(1, min(recipe.rounds.count, most) + 1):
-            say(f"Round {number} of {recipe.rounds.count}")
             if number > 1:
                 waiting = _ask(recipe, folder, number - 1, database, say)
                 if waiting is not None:
                     _write(folder, table | {"waiting": dataclasses.asdict(waiting)})
                     return table, waiting
+            say(f"Round {number} of {recipe.rounds.count}")
             one = _recipe_of(recipe, folder, number, database, say)
             run_recipe(one)
             table["rounds"].append(_judged(recipe, folder, number, one, table, say))
@@ -162,7 +162,7 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
             seed=recipe.seed + number,
         )
         found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
-        say(f"      asked: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})")
+        say(f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})")
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
     if rounds.annotators == "simulated":

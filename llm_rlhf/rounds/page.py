@@ -51,7 +51,7 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
                 "over_first": _shown(_best(record["gains"].get("1", []), GAINS)),
                 "passed": len(gates) - len(failed),
                 "gates": gates,
-                "failed": [line["check"] for line in failed],
+                "failed": list(dict.fromkeys(line["check"] for line in failed)),
                 "mixture": record.get("mixture", []),
                 "compared_with": (record["parent"] or {}).get("compared_with"),
             }

@@ -160,7 +160,7 @@ def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     table, waiting = run_rounds(recipe, say=told.append)
     assert waiting is None
     assert table["rounds"][1]["labels"]["people"] == 1
-    assert sum("asked:" in line for line in told) == 1  # once, whatever was interrupted
+    assert sum("asked about" in line for line in told) == 1  # once, whatever was interrupted
 
 
 def _label(store: Path, count: int) -> None:
