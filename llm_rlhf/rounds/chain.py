@@ -131,7 +131,7 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None
     if recipe.rounds.retrain == "warm":
-        warm = folder / "warm" / f"for-round-{number}"
+        warm = folder / "warm" / f"round-{number - 1}"
         if not warm.is_dir():
             export(str(round_folder(folder, number - 1)), merge=True, to=str(warm), say=lambda _: None)
     return later_recipe(recipe, number, target, warm)
@@ -162,7 +162,9 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
             seed=recipe.seed + number,
         )
         found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
-        say(f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})")
+        say(
+            f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})"
+        )
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
     if rounds.annotators == "simulated":

@@ -17,8 +17,10 @@ from llm_rlhf.data.rows import Preference
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.against import OF_THE_POLICY
 from llm_rlhf.evaluation.evaluate import evaluate
-from llm_rlhf.evaluation.gate import GateLine, check_gate, stage_checks
-from llm_rlhf.evaluation.report.measures import Entry, find
+from llm_rlhf.evaluation.gate import OWN_JUDGE, GateLine, check_gate, stage_checks
+from llm_rlhf.evaluation.report.measures import Entry, measure_of, within
+from llm_rlhf.evaluation.report.numbers import bounds, equal, interval_text, value_text
+from llm_rlhf.evaluation.report.sides import OVERALL, first_found
 from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.rewards import Rewards
 from llm_rlhf.evaluation.subjects import start_of, subject_of
@@ -74,10 +76,11 @@ def check_promotion(
         compared: its policy over the other round's.
     """
     assert recipe.rounds is not None
-    gate = recipe.gate if recipe.gate.gain is not None else dataclasses.replace(recipe.gate, gain=0.0)
     own = [e for e in report["estimates"] if e["name"] in OF_THE_POLICY or e["name"].startswith("accuracy_over_")]
     estimates = [e for e in compared["estimates"] if e["name"] not in OF_THE_POLICY] + own
-    lines = check_gate(compared | {"estimates": estimates}, gate, stage_checks(run))
+    lines = check_gate(compared | {"estimates": estimates}, recipe.gate, stage_checks(run))
+    if recipe.gate.gain is None:
+        lines.append(_gain_gate(compared["estimates"]))
     if recipe.rounds.reward_drop is not None and trains_reward(recipe):
         lines.append(_reward_gate(reward_change(run, other), recipe.rounds.reward_drop))
     return lines
@@ -96,14 +99,6 @@ def reward_change(run: Path, other: Path) -> Interval:
     return clustered_difference(new, old, asked)
 
 
-def true_or_heldout(report: dict[str, Any], subject: str) -> Entry | None:
-    """The best that is known of a policy over another: the gain in the true score, else in the held-out reward."""
-    for name in ("gold_gain", "heldout_reward_gain"):
-        if (entry := find(report["estimates"], name, subject)) is not None:
-            return entry
-    return None
-
-
 def _read(run: Path, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the better and of the worse replies by a run's training reward."""
     recipe, policy = recipe_of(run), subject_of(str(run))
@@ -115,6 +110,19 @@ def _read(run: Path, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarra
         scores = rewards.combined("reward", reader.of_pairs(pairs)).reshape(-1, 2)
         return scores[:, 0], scores[:, 1]
     raise RecipeError(f"{run} has no reward model to compare.")
+
+
+def _gain_gate(estimates: list[Entry]) -> GateLine:
+    """Some gain, however small, by the best judge that training never saw, unless `gate.gain` asks for more."""
+    entry = first_found(estimates, [one for one in OVERALL if one[0] != OWN_JUDGE])
+    if entry is None:
+        return GateLine("gain", "FAIL", "gain: not measured: no judge that training never saw compared the two.", 0.0)
+    text = (
+        f"gain: {within(measure_of(entry['name']).label)} {value_text(entry)} {interval_text(entry)}; it must be shown."
+    )
+    low, _ = bounds(entry)
+    passed = entry["low"] is not None and low > equal(entry["name"])
+    return GateLine("gain", "pass" if passed else "FAIL", text, 0.0, entry["estimate"], entry["low"], entry["high"])
 
 
 def _reward_gate(change: Interval, points: float) -> GateLine:
