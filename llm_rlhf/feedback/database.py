@@ -98,14 +98,12 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that sees one state of the store and changes nothing."""
+        """A transaction that sees one state of the store and changes nothing; what was read stays readable after it."""
         engine = self.engine  # PostgreSQL's default would let every query see what others have changed meanwhile
         if not self.is_sqlite:
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
         with Session(engine, expire_on_commit=False) as session:
-            yield session
-            session.expunge_all()  # what was read stays readable afterwards
-            session.rollback()
+            yield session  # closing takes back what was done, and forgets nothing, as session.rollback() would
 
     def close(self) -> None:
         self.engine.dispose()
