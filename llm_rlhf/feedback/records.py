@@ -109,7 +109,7 @@ def records_of(session: Session) -> Records:
     passed = [
         Passed(names[person], reason or "", ended.date())
         for person, reason, ended in session.execute(skips.order_by(Assignment.id))
-        if person in names
+        if person in names and ended is not None  # a skip ends it
     ]
     return Records(
         [

@@ -148,7 +148,7 @@ def paired_shares(a: Values, b: Values) -> Interval:
 
 
 def agresti_min(differences: Array) -> tuple[float, float]:
-    """Centre and standard error of the mean of paired differences in [-1, 1]: one 1/2 each of +1 and -1, and a 0, added."""
+    """Centre and standard error of the mean of paired differences in [-1, 1]: half a +1, half a -1 and a 0 added."""
     n = len(differences)
     centre = float(differences.sum()) / (n + 2)
     return centre, math.sqrt(((float((differences**2).sum()) + 1) / (n + 2) - centre**2) / (n + 2))

@@ -70,8 +70,9 @@ class TestMedian:
         found = median(np.arange(1, n + 1))
         low = stats.binom.ppf(0.025, n, 0.5)
         low -= stats.binom.cdf(low, n, 0.5) > 0.025
-        assert found.low == low + 1
-        assert found.high == n - low
+        assert found.low is not None
+        assert low + 1 - found.low in ((0,) if n <= 1000 else (0, 1))  # the normal distribution may be one place wider
+        assert found.high == n + 1 - found.low
 
 
 class TestHolm:
