@@ -19,7 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llm_rlhf.feedback.quality import OTHERS, Counted
+from llm_rlhf.feedback.choices import OTHERS, Choices
 from llm_rlhf.statistics.intervals import Estimate, paired_shares, wilson
 from llm_rlhf.statistics.shown import at_least, at_most, holm, paired_above
 
@@ -64,19 +64,19 @@ class _Asked(NamedTuple):
     text: str
 
 
-def suspicions(counted: Counted) -> tuple[list[Suspicion], int]:
+def suspicions(choices: Choices) -> tuple[list[Suspicion], int]:
     """Whom something is shown of, and how many questions were asked: the family that Holm's steps go over."""
-    people = [who.pseudonym for who in counted.people]
-    weighed = {person: counted.weighed(person) for person in people}
+    people = [who.pseudonym for who in choices.people]
+    weighed = {person: choices.weighed(person) for person in people}
     asked = [
         question
         for person in people
         for question in (
-            _side(person, counted),
-            _longer(person, counted),
+            _side(person, choices),
+            _longer(person, choices),
             _chance(person, weighed),
-            _known(person, counted),
-            _fast(person, counted),
+            _known(person, choices),
+            _fast(person, choices),
         )
         if question is not None
     ]
@@ -92,8 +92,8 @@ def suspicions(counted: Counted) -> tuple[list[Suspicion], int]:
     return [one for one in named if one.reason not in ("chance", "against") or one.person not in explained], len(asked)
 
 
-def _side(person: str, counted: Counted) -> _Asked | None:
-    places = counted.places(person)
+def _side(person: str, choices: Choices) -> _Asked | None:
+    places = choices.places(person)
     if len(places) < FEWEST:
         return None
     left, n = places.count(0), len(places)
@@ -103,12 +103,12 @@ def _side(person: str, counted: Counted) -> _Asked | None:
     return _Asked(person, reason, min(1.0, 2 * at_least(most, n, SIDED)), estimate, text)
 
 
-def _longer(person: str, counted: Counted) -> _Asked | None:
+def _longer(person: str, choices: Choices) -> _Asked | None:
     """Both must hold: the longer may be the better; and where it is the worse, a random clicker has more of it."""
-    beside = counted.against(person)
+    beside = choices.against(person)
     if len(beside.longer) < FEWEST:
         return None
-    own = counted.longer(person)
+    own = choices.longer(person)
     p = max(
         at_least(sum(own), len(own), SIDED),
         paired_above(beside.longer, beside.others_longer, EXCESS),
@@ -139,9 +139,9 @@ def _chance(person: str, weighed: dict[str, tuple[int, int]]) -> _Asked | None:
     return _Asked(person, "chance", p, estimate, text)
 
 
-def _known(person: str, counted: Counted) -> _Asked | None:
-    answers = [one.right for one in counted.of(person) if one.right is not None]
-    asked = counted.records.entry_pass
+def _known(person: str, choices: Choices) -> _Asked | None:
+    answers = [one.right for one in choices.of(person) if one.right is not None]
+    asked = choices.records.entry_pass
     if len(answers) < FEWEST or not 0 < asked < 1:
         return None
     right, n = sum(answers), len(answers)
@@ -150,10 +150,10 @@ def _known(person: str, counted: Counted) -> _Asked | None:
     return _Asked(person, "known", at_most(right, n, asked), estimate, text)
 
 
-def _fast(person: str, counted: Counted) -> _Asked | None:
+def _fast(person: str, choices: Choices) -> _Asked | None:
     """By the median of the others' medians, so that one who labels much does not set the pace."""
     paces: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for one in counted.said:
+    for one in choices.said:
         paces[one.kind][one.person].append(one.seconds / max(1, one.read))
     faster = []
     for by_person in paces.values():

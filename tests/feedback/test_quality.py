@@ -7,8 +7,9 @@ import pytest
 from planted import DAY, GOOD, PLANTED, planted
 
 from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback.choices import Choices
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.quality import Counted, days, estimates
+from llm_rlhf.feedback.quality import days, estimates
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.records import Passed, Records, Said, Who, records_of
 from llm_rlhf.feedback.settings import change
@@ -24,7 +25,7 @@ def said(person: str, item: int, better: int | None, **other: Any) -> Said:
 
 
 def of(records: Records, name: str, subject: str = "all", split: str = "all") -> Estimate:
-    found = estimates(Counted(records))[0].of(name, subject, split)
+    found = estimates(Choices(records))[0].of(name, subject, split)
     assert found is not None
     return found
 
@@ -89,7 +90,7 @@ class TestByHand:
     def test_kappa_is_told_from_twenty_common_items_on(self) -> None:
         def kappas(items: int) -> list[Estimate]:
             both = [said(who, item, item % 2) for who in "ab" for item in range(items)]
-            return estimates(Counted(trio(both)))[0].named("kappa")
+            return estimates(Choices(trio(both)))[0].named("kappa")
 
         assert not kappas(19)
         (kappa,) = kappas(20)
@@ -99,7 +100,7 @@ class TestByHand:
         votes = [said(who, item, better) for item, better in ((1, 0), (2, 1), (3, 0)) for who in "ab"]
         rating = {"helpful": 5, "harmless": 7}
         rated = [Said(who, 9, "rate", rating, (0,), (5,), 9, 3.0, False, DAY) for who in "ab"]
-        numbers, missing = estimates(Counted(trio(votes + rated)))
+        numbers, missing = estimates(Choices(trio(votes + rated)))
         alpha = numbers.of("alpha", split="compare: which is better")
         assert alpha is not None
         assert (alpha.estimate, alpha.n) == (1.0, 3)
@@ -108,7 +109,7 @@ class TestByHand:
     def test_throughput_by_day_and_person(self) -> None:
         later = DAY + datetime.timedelta(days=1)
         first = [said("a", item, 0, seconds=float(item), hasty=item == 1) for item in range(1, 7)]
-        found = days(Counted(trio([*first, said("b", 1, 0, day=later)], [Passed("b", "cannot judge", DAY)])))
+        found = days(Choices(trio([*first, said("b", 1, 0, day=later)], [Passed("b", "cannot judge", DAY)])))
         assert [(one.day, one.person, one.labels, one.passed) for one in found] == [
             (later, "b", 1, 0),
             (DAY, "a", 6, 0),
@@ -126,7 +127,7 @@ class TestPlanted:
     @pytest.fixture(scope="class")
     @classmethod
     def named(cls) -> list[set[tuple[str, str]]]:
-        stores = (Counted(planted(seed, per_item=6)) for seed in range(20))
+        stores = (Choices(planted(seed, per_item=6)) for seed in range(20))
         return [{(one.person, one.reason) for one in suspicions(store)[0]} for store in stores]
 
     @pytest.mark.parametrize(("person", "reason"), PLANTED.items())
@@ -141,27 +142,27 @@ class TestPlanted:
 
     def test_where_all_are_good_nobody_is(self) -> None:
         for seed in range(20):
-            assert not suspicions(Counted(planted(seed, people=GOOD, noise=0.3, left_lean=0.1)))[0]
+            assert not suspicions(Choices(planted(seed, people=GOOD, noise=0.3, left_lean=0.1)))[0]
 
     def test_who_chooses_at_random_is_not_said_to_love_length_where_the_shorter_is_better(self) -> None:
         for seed in range(10):
-            found = suspicions(Counted(planted(seed, per_item=6, long_is_better=0.1)))[0]
+            found = suspicions(Choices(planted(seed, per_item=6, long_is_better=0.1)))[0]
             assert "longer" not in {one.reason for one in found if one.person != "lengthy"}
 
     def test_what_all_do_alike_is_no_habit_of_one(self) -> None:
         records = planted(0, people=("a", "b", "c", "d"), long_is_better=0.9)
-        assert not suspicions(Counted(records))[0]
+        assert not suspicions(Choices(records))[0]
 
     def test_a_small_lean_is_not_named_however_often_it_is_seen(self) -> None:
         rows = [said("a", item, 0 if item % 20 < 11 else 1) for item in range(5000)]  # 55 % left
-        assert not suspicions(Counted(trio(rows)))[0]
+        assert not suspicions(Choices(trio(rows)))[0]
         rows = [said("a", item, 0 if item % 20 < 13 else 1) for item in range(5000)]  # 65 %
-        assert [one.reason for one in suspicions(Counted(trio(rows)))[0]] == ["left"]
+        assert [one.reason for one in suspicions(Choices(trio(rows)))[0]] == ["left"]
 
     def test_who_is_fast_is_named_with_what_it_rests_on(self) -> None:
         slow = [said(who, item, item % 2, seconds=10.0, words=(9, 9)) for who in "ab" for item in range(40)]
         fast = [said("c", item, item % 2, seconds=4.0, words=(9, 9)) for item in range(40)]
-        (found,) = suspicions(Counted(trio(slow + fast)))[0]
+        (found,) = suspicions(Choices(trio(slow + fast)))[0]
         assert (found.person, found.reason) == ("c", "fast")
         assert "40 of 40 labels" in found.text
 
@@ -169,11 +170,11 @@ class TestPlanted:
         votes = [said(who, item, item % 2, words=(9, 9)) for who in "abd" for item in range(60)]
         contrary = [said("c", item, 1 - item % 2, words=(9, 9)) for item in range(60)]
         four = Records([Who(name) for name in "abcd"], votes + contrary, [])
-        assert [(one.person, one.reason) for one in suspicions(Counted(four))[0]] == [("c", "against")]
+        assert [(one.person, one.reason) for one in suspicions(Choices(four))[0]] == [("c", "against")]
 
     def test_who_misses_known_questions_is_named(self) -> None:
         rows = [said("a", item, item % 2, purpose="gold", right=item < 12, words=(9, 9)) for item in range(40)]
-        assert [one.reason for one in suspicions(Counted(trio(rows)))[0]] == ["known"]
+        assert [one.reason for one in suspicions(Choices(trio(rows)))[0]] == ["known"]
 
 
 def test_a_store_is_read_whole_but_for_who_has_withdrawn(database: Database) -> None:
