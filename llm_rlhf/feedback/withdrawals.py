@@ -82,7 +82,7 @@ def _of(session: Session, person: Person, used: dict[Path, str], recipes: dict[P
         .where(ExportedLabel.person_id == person.id)
         .group_by(ExportedLabel.export_id)
     )
-    theirs = {export: count for export, count in session.execute(counts)}
+    theirs = {row[0]: row[1] for row in session.execute(counts)}
     query = select(Export).where(Export.id.in_(sorted(theirs))).order_by(Export.created, Export.id)
     exports = [
         Exported(one.id, one.created, theirs[one.id], one.details.get("folder"), one.details.get("made_for"))
