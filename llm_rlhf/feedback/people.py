@@ -41,7 +41,13 @@ def invite(
 
 
 def link_for(session: Session, person: Person) -> str:
-    """Another token for somebody who is known. Earlier links stay good until they run out."""
+    """Another token for somebody who is known. Earlier links stay good until they run out.
+
+    Raises:
+        DataError: for who has withdrawn.
+    """
+    if person.withdrawn is not None:
+        raise DataError(f"{person.pseudonym} has withdrawn; there is no new link. Invite a new person instead.")
     token = secrets.token_urlsafe(24)
     until = now() + datetime.timedelta(days=settings_of(session).invitation_days)
     session.add(Invitation(token_sha256=digest(token), person_id=person.id, expires=until))
@@ -121,6 +127,12 @@ def withdraw(session: Session, person: Person) -> None:
             session.get_one(Item, assignment.item_id).taken -= 1  # somebody else may be asked
         if assignment.state == "open":
             assignment.state, assignment.draft, assignment.ended = "expired", None, now()
+
+
+def shut_out(session: Session, person: Person) -> None:
+    """No link and no cookie of theirs is good any more. What they said stays, and counts; a new link lets them in."""
+    session.execute(delete(Visit).where(Visit.person_id == person.id))
+    session.execute(delete(Invitation).where(Invitation.person_id == person.id))
 
 
 def forget(session: Session, person: Person) -> int:

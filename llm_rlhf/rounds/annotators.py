@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from llm_rlhf.feedback.people import invite, link_for
 from llm_rlhf.feedback.simulated import Habits, Score, Simulated, work_all
 from llm_rlhf.feedback.tables import Item, Person
 from llm_rlhf.feedback.web.app import create_app
-from llm_rlhf.feedback.web.security import Limiter
+from llm_rlhf.feedback.web.security import Access, Limiter
+from llm_rlhf.feedback.web.serving import address_of, bind
 from llm_rlhf.recipe.sections import SimulatedSection
 from llm_rlhf.world.judge import judge
 
@@ -75,24 +75,26 @@ def true_score(database: Database) -> Score:
 
 @contextlib.contextmanager
 def serving(database: Database) -> Iterator[str]:
-    """The page over a store, on a free port of this machine, while it lasts; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    limiter = Limiter(rate=1e6, burst=1e6, others_rate=1e6, others_burst=1e6)  # nobody else can reach it
-    config = uvicorn.Config(
-        create_app(database, limiter=limiter), host="127.0.0.1", port=port, log_level="error", lifespan="off"
-    )
+    """The page over a store, on a free port of this machine, while it lasts; its address.
+
+    Raises:
+        RunError: where it does not begin.
+    """
+    limiter = Limiter(rate=1e6, burst=1e6, others_rate=1e6, others_burst=1e6)  # nobody else knows of it
+    access = Access()
+    listener = bind(access.host, 0)
+    config = uvicorn.Config(create_app(database, access, limiter=limiter), log_level="error", lifespan="off")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     began = time.monotonic()
     while not server.started:
         if not thread.is_alive() or time.monotonic() - began > PATIENCE:
-            raise RunError(f"The feedback page did not begin to serve at 127.0.0.1:{port}.")
+            raise RunError("The feedback page did not begin to serve.")
         time.sleep(0.02)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield address_of(access, listener.getsockname()[1])
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
+        listener.close()

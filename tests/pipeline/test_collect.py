@@ -132,10 +132,10 @@ def test_what_evaluation_asks_is_not_trained_on(store: Database, tmp_path: Path)
 
 
 def test_errors_come_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="'feedback.store'.*There is no feedback store"):
+    with pytest.raises(RecipeError, match=r"'feedback.store'.*There is no feedback store"):
         run_recipe(recipe(tmp_path))
     Database.of(tmp_path / "store.db").close()
-    with pytest.raises(DataError, match="'feedback.store'.*is empty"):
+    with pytest.raises(DataError, match=r"'feedback.store'.*is empty"):
         run_recipe(recipe(tmp_path))
     assert not (tmp_path / "run" / "world").exists()
     with pytest.raises(RecipeError, match="PGPASSWORD") as refused:
