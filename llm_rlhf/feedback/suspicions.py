@@ -131,7 +131,7 @@ def _chance(person: str, weighed: dict[str, tuple[int, int]]) -> _Asked | None:
         return None  # the others agree hardly better than chance: nothing tells who reads
     estimate = wilson(agreed, known).named("agreement_weighed", person, OTHERS)
     text = (
-        f"with what most of the others say in {agreed} of {known}, {_percent(estimate)}; chance is 50%, the "
+        f"agrees with what most of the others say in {agreed} of {known}, {_percent(estimate)}; chance is 50%, the "
         f"others' median {typical:.0%}"
     )
     assert estimate.low is not None

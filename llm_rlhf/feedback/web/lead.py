@@ -28,7 +28,7 @@ TOLD = {  # what the lead reads beside each setting
     "lease_minutes": "Minutes until a question that was opened and left is somebody else's",
     "gold_share": "Share of known questions among those shown, 0 to 1",
     "repeat_share": "Share of questions shown again with the answers swapped, 0 to 1",
-    "repeat_after": "Questions in between, at least",
+    "repeat_after": "Questions before the same one comes again, at least",
     "entry_test": "The entry test comes first, where there is one",
     "entry_pass": "Share of known questions to answer as expected, 0 to 1",
     "words_per_second": "Words a second above which a label is told as hasty",
@@ -124,6 +124,7 @@ def see_settings(call: Asked) -> Response:
     if call.wants_json:
         return call.json({field.name: getattr(call.settings, field.name) for field in fields(Settings)})
     rows = [(field.name, TOLD[field.name], getattr(call.settings, field.name)) for field in fields(Settings)]
+    rows.sort(key=lambda row: (isinstance(row[2], list), isinstance(row[2], bool)))  # alike beside alike on the page
     return call.page("lead_settings.html", rows=rows, texts=texts, versions=versions, not_agreed=not_agreed)
 
 

@@ -20,7 +20,7 @@ from llm_rlhf.statistics.intervals import wilson
 router = APIRouter(include_in_schema=False)
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 From = Annotated[int, Query(alias="from", ge=0, le=2**31 - 1)]
-A_PAGE = 20  # disagreements
+A_PAGE = 10  # disagreements
 VERDICTS = [  # of a comparison, as the lead chooses them: points of the scale with A at the left
     *((str(5 - strength), f"A is {STRENGTHS[strength - 1]}") for strength in (4, 3, 2, 1)),
     ("tie", "A tie"),
