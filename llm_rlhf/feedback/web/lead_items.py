@@ -51,8 +51,8 @@ def item(number: Number, call: Asked) -> Response:
         ]
     if call.wants_json:
         return call.json(_told(Disputed(found, said)) | {"decision": None if decision is None else decision.value})
-    one = Disputed(found, said)
-    return call.page("lead_item.html", **_shared(), one=one, decision=decision, by=by, flags=flags)
+    one, sources = Disputed(found, said), [answer.get("source") for answer in found.answers]
+    return call.page("lead_item.html", **_shared(), one=one, decision=decision, by=by, flags=flags, sources=sources)
 
 
 @router.post("/lead/items/{number}/decide")
