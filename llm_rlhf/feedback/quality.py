@@ -25,6 +25,7 @@ from llm_rlhf.statistics.clustered import clustered_proportion
 from llm_rlhf.statistics.intervals import Estimate, Interval, median, paired_shares, wilson
 
 ENOUGH = 20  # items that two people share, from which their kappa is told
+FEWEST = 10  # items that an interval of alpha takes
 ALL = "all"
 
 
@@ -130,7 +131,7 @@ def estimates(choices: Choices) -> tuple[Numbers, list[str]]:
     missing: list[str] = []
     for name, split, level, judges in _agreements(choices.asked):
         try:
-            found.append(krippendorff_alpha(judges, level).named(name, ALL, split=split))
+            found.append(_of_enough(krippendorff_alpha(judges, level)).named(name, ALL, split=split))
         except ValueError as error:
             missing.append(f"Agreement on {split}: {str(error).partition(': ')[2]}")
     found.extend(_kappas(choices))
@@ -138,6 +139,13 @@ def estimates(choices: Choices) -> tuple[Numbers, list[str]]:
         found.extend(_of_person(choices, who.pseudonym))
     found.extend(_of_all(choices))
     return Numbers(found), missing
+
+
+def _of_enough(alpha: Interval) -> Interval:
+    """Few units resampled give intervals that are far too narrow."""
+    if alpha.n >= FEWEST:
+        return alpha
+    return alpha._replace(low=None, high=None, method=f"{alpha.method}; fewer than {FEWEST} have no interval")
 
 
 def days(choices: Choices) -> list[Day]:

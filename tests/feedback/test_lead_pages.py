@@ -213,6 +213,9 @@ class TestPeople:
         lead = client(database, "lead", app)
         page = lead.post("/lead/people", data={"role": "lead", "name": "Grace <i>"}, headers=HTML).text
         told = lead.post("/lead/people", json={"role": "annotator", "simulated": True}).json()
+        with database.read() as session:
+            named = session.scalar(select(Person.pseudonym).join(Identity, Identity.person_id == Person.id))
+        assert f"A link for {named}</h1>" in page
         assert f'value="{BASE}/i/' in page
         people = lead.get("/lead/people", headers=HTML).text
         assert told["token"] not in people

@@ -94,7 +94,7 @@ def delete_identity(number: Number, call: Posted) -> Response:
         identity = session.get(Identity, _person(session, number).id)
         if identity is not None:
             session.delete(identity)
-    return done(call, "/lead/people")
+    return done(call, "/lead/people?done=1")
 
 
 @router.post("/lead/people/{number}/shut-out")
@@ -104,7 +104,7 @@ def shut_out(number: Number, call: Posted) -> Response:
         if person.id == call.person.id:
             raise DataError("This is you: log out instead, or let another lead do it.")
         people.shut_out(session, person)
-    return done(call, "/lead/people")
+    return done(call, "/lead/people?done=1")
 
 
 @router.post("/lead/people/{number}/forget")
@@ -112,7 +112,7 @@ def forget(number: Number, call: Posted) -> Response:
     """Delete the labels of somebody who has withdrawn."""
     with call.writing(lead=True) as session:
         people.forget(session, _person(session, number))
-    return done(call, "/lead/people")
+    return done(call, "/lead/people?done=1")
 
 
 @router.get("/lead/settings")
@@ -135,7 +135,7 @@ def change_settings(call: Posted) -> Response:
         given = call.fields if _is_json(call) else {f.name: _of_form(f, call) for f in fields(Settings)}
         changes = {name: value for name, value in given.items() if value != getattr(call.settings, name, MISSING)}
         settings.change(session, changes)
-    return done(call, "/lead/settings")
+    return done(call, "/lead/settings?done=1")
 
 
 @router.post("/lead/documents/{kind}")
@@ -148,7 +148,7 @@ def publish(kind: str, call: Posted) -> Response:
         raise DataError("The text is empty.")
     with call.writing(lead=True) as session:
         documents.publish(session, kind, text + "\n")
-    return done(call, "/lead/settings")
+    return done(call, "/lead/settings?done=1")
 
 
 def _todo(session: Session) -> dict[str, int]:
@@ -219,7 +219,7 @@ def _link(call: Call, person: Person, token: str) -> Response:
     if call.wants_json:
         told = {"number": person.id, "pseudonym": person.pseudonym, "role": person.role, "link": link, "token": token}
         return call.json(told)
-    return call.page("lead_link.html", person=person, link=link)
+    return call.page("lead_link.html", invited=person, link=link)
 
 
 def _of_form(field: Field[Any], call: Call) -> Any:

@@ -131,7 +131,7 @@ def new_known(call: Posted) -> Response:
         raise DataError(f"The objective is {question.objective[:40]!r}; it is helpful, harmless or overall.")
     with call.writing(lead=True) as session:
         made = adjudication.new_known(session, question)
-    return call.json({"item": made.id, "state": made.state}) if call.wants_json else call.go("/lead/known")
+    return call.json({"item": made.id, "state": made.state}) if call.wants_json else call.go("/lead/known?done=1")
 
 
 @router.post("/lead/items/{number}/known")
@@ -147,7 +147,7 @@ def make_known(number: Number, call: Posted) -> Response:
             raise DataError("Decide first which answer is right; that is what is expected of people then.")
         why = text_of(call.fields, "why") or decision.comment or ""
         made = adjudication.make_known(session, found, purpose, decision.value, why)
-    return call.json({"item": made.id}) if call.wants_json else call.go("/lead/known")
+    return call.json({"item": made.id}) if call.wants_json else call.go("/lead/known?done=1")
 
 
 def by_letter(kind: str, value: dict[str, Any]) -> str:
