@@ -29,6 +29,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.feedback.snapshot import check as check_store
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
@@ -104,6 +105,9 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     ahead = Ahead(recipe, stages)
     if not stages:
         return ahead
+    if "collect" in stages and recipe.feedback is not None:
+        with _of_key("feedback.store"):
+            check_store(recipe.feedback.store)
     trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
@@ -119,6 +123,15 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     if "ppo" in ahead.configs:
         tell_small_rollout(ahead.configs["ppo"])
     return ahead
+
+
+@contextlib.contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """What is said of a value, with the key that has it."""
+    try:
+        yield
+    except (RecipeError, DataError) as error:
+        raise type(error)(f"Recipe key {key!r}: {error}") from None
 
 
 def check_rows(ahead: Ahead, splits: Splits) -> None:

@@ -20,18 +20,28 @@ from llm_rlhf.errors import RecipeError, RunFolderError, shown
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
+from llm_rlhf.feedback.snapshot import CARD, in_words, newer, summary
 from llm_rlhf.launch import told_by_all
 from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
-from llm_rlhf.recipe.sections import METHODS, DataSection, EvaluateSection, ModelSection, Recipe, scored_method
+from llm_rlhf.recipe.sections import (
+    METHODS,
+    SOURCE_LISTS,
+    DataSection,
+    EvaluateSection,
+    ModelSection,
+    Recipe,
+    scored_method,
+)
 from llm_rlhf.recipe.values import plain, renamed
-from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, write_json, write_text
+from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, whole_manifest, write_json, write_text
 from llm_rlhf.runs import read_data
 from llm_rlhf.tracking import KEPT, tracked
 from llm_rlhf.user_code import load_function
 
-STAGES = ("world", "sft", "reward", *METHODS, "evaluate")  # of the methods, a recipe has one at most
+STAGES = ("world", "collect", "sft", "reward", *METHODS, "evaluate")  # of the methods, a recipe has one at most
 MODULES = {"grpo": "online", "rloo": "online", "dpo": "offline", "kto": "offline"}  # of stages/; others: as the stage
+BRING_DATA = ("world", "collect")  # stages that write what the others read
 COLUMNS_TOLD = 12
 # Trainers' keys that say when something is saved or told, to whom, and in what pieces the same gradient is computed: a
 # finished stage with others is not another one, and an interrupted one goes on with others.
@@ -51,6 +61,7 @@ OF_NO_EFFECT = frozenset(
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
+    "collect": "what people have said so far",
     "sft": "supervised fine-tuning",
     "reward": "the reward model and a held-out one",
     **METHODS,
@@ -93,6 +104,7 @@ def run_recipe(
         if from_stage is not None:
             _archive(run, [*stages[stages.index(from_stage) :], *leftovers])
         run.describe(recipe.as_dict())
+        _note_people(run)
         if run.state.device.type == "cuda":
             run.state.print(f"On {torch.cuda.get_device_name()}, in {recipe.model.dtype} (model.dtype).")
         with tracked(recipe.report_to if to_make else [], run, recipe.name, recipe.as_dict()) as trackers:
@@ -186,13 +198,15 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
     interruption.raise_if_interrupted()
     if stage not in ahead.stages:
         say(run, f"{place} {stage}: done before ({run / stage})")
+        if stage == "collect":
+            _tell_newer(recipe, run)
     else:
         inputs = stage_inputs(recipe, stage)
         if stage == scored_method(recipe):
             stop_at_gates(recipe, run)
-        if stage != "world":
+        if stage not in BRING_DATA:
             splits = _account_for_data(recipe, run)
-            if stage == next(name for name in ahead.stages if name != "world"):
+            if stage == next(name for name in ahead.stages if name not in BRING_DATA):
                 check_rows(ahead, splits)
         say(run, f"{place} {stage}: {WHAT[stage]}")
         started = time.monotonic()
@@ -201,6 +215,9 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
             module.run(recipe, run, folder)
             if run.state.is_main_process:
                 make_movable(folder, run.path)
+        if stage == "collect":
+            _note_people(run)
+            say(run, f"      {in_words(read_json(run / stage / CARD))}")
         say(run, f"      done in {time.monotonic() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":
@@ -210,6 +227,8 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
 def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Everything that a stage's artefact depends on, as plain values: a change in it makes the artefact another."""
     resolved = recipe.as_dict()
+    if stage == "collect":
+        return {"feedback": {"store": recipe.feedback.store if recipe.feedback is not None else None}}
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
     for name in (*METHODS, "sft", "reward"):
@@ -219,11 +238,36 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
     permission = "trust_remote_code"
     inputs["model"] = {key: value for key, value in inputs["model"].items() if key != permission}
+    if recipe.feedback is not None and "collect" in upstream:
+        inputs["feedback"] = {key: value for key, value in resolved["feedback"].items() if key != "store"}
+        inputs["collected"] = _collected(recipe.folder / "collect")
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
         files |= {name: file_digest(Path(name)) for name in recipe.evaluate.local_files()}
         files |= {suite.function: _source_digest(suite.function) for suite in recipe.evaluate.own}
     return inputs | {"data_files": files}
+
+
+def _collected(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of labels; of the same labels taken again they are the same, whatever the card says."""
+    known = whole_manifest(folder)
+    return {} if known is None else {name: of["sha256"] for name, of in known["files"].items() if name != CARD}
+
+
+def _note_people(run: RunFolder) -> None:
+    """How many people and labels stand behind the run, in its manifest."""
+    card = read_json(run / "collect" / CARD)
+    if card is not None and run.state.is_main_process:
+        write_json(run / MANIFEST, {**read_json(run / MANIFEST), "feedback": summary(card)})
+
+
+def _tell_newer(recipe: Recipe, run: RunFolder) -> None:
+    """Whether people have said something since: a run keeps to the labels that it began with."""
+    assert recipe.feedback is not None
+    more = newer(recipe.feedback.store, read_json(run / "collect" / CARD) or {}) if run.state.is_main_process else 0
+    if more:
+        told = "1 label was" if more == 1 else f"{more:,} labels were"
+        say(run, f"      {told} given since; --from collect takes what was said up to now, and trains again")
 
 
 def _that_matter(section: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +283,8 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
         del found["model"]["trust_remote_code"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
+        for name in SOURCE_LISTS:
+            found["data"][name] = [{"leaks": None} | source for source in found["data"].get(name) or []]
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says
         found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
     return found
@@ -287,7 +333,7 @@ def unread_columns(counts: dict[str, Any]) -> list[str]:
 
 
 def _archive(run: RunFolder, stages: list[str]) -> None:
-    first = "data" if stages[0] in ("world", "sft") else None
+    first = "data" if stages[0] in (*BRING_DATA, "sft") else None
     trackers = KEPT if stages[0] != "evaluate" else ()  # what is trained again is another run to them
     moved = run.archive([*stages, *([first] if first else []), *(REPORTS if "evaluate" in stages else ()), *trackers])
     if moved:

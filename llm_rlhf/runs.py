@@ -1,18 +1,20 @@
 """What a stage starts from: the files earlier stages left, and the rows the recipe names."""
 
+from copy import copy
 from pathlib import Path
 
 from llm_rlhf.data.checks import SetAside
 from llm_rlhf.data.splits import Splits, load_splits
-from llm_rlhf.recipe.sections import OFFLINE, DataSection, Recipe, Source, trains_reward
-from llm_rlhf.run_folder import RunFolder
+from llm_rlhf.recipe.sections import OFFLINE, SOURCE_LISTS, DataSection, Recipe, Source, trains_reward
+from llm_rlhf.recipe.values import read_section
+from llm_rlhf.run_folder import RunFolder, read_json
 
 BASES = (("sft", "model"), ("world", "base"))  # folders of a run on which its adapters stand
 
 
 def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
     """The base of the stage called `before`: the merged SFT model where there is one, else the recipe's base."""
-    if recipe.sft is not None and before != "sft":
+    if recipe.sft is not None and before not in ("collect", "sft"):
         return run / "sft" / "model"
     if recipe.world is not None:
         return run / "world" / "base"
@@ -20,10 +22,44 @@ def starting_model(recipe: Recipe, run: RunFolder, before: str) -> str | Path:
     return recipe.model.base
 
 
+COLLECTED = {  # lists of sources: the file of RUN/collect whose rows are for them, and its format
+    "preferences": ("preferences.jsonl", "preference"),
+    "demonstrations": ("demonstrations.jsonl", "prompt_completion"),
+    "ratings": ("ratings.jsonl", "feedback"),
+}
+
+
 def data_section(recipe: Recipe, run: RunFolder | Path) -> DataSection:
-    """The recipe's sources; a gold world's are the files its stage wrote."""
-    if recipe.data is not None:
-        return recipe.data
+    """The recipe's sources; a gold world's are the files its stage wrote. What was collected from people joins them."""
+    section = recipe.data if recipe.data is not None else _of_world(recipe, run)
+    return section if recipe.feedback is None else with_collected(section, recipe, run / "collect")
+
+
+def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSection:
+    """The sources, and after them the files of labels in `folder` that have rows for what the recipe trains.
+
+    Pairs are for what learns from pairs, thumbs for KTO. Before anything is collected, the section as it is.
+    """
+    card = read_json(folder / "card.json")
+    if recipe.feedback is None or card is None:
+        return section
+    wanted = {
+        "preferences": bool(section.preferences) or trains_reward(recipe) or recipe.method in OFFLINE,
+        "demonstrations": recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef")),
+        "ratings": recipe.method == "kto",
+    }
+    section, how = copy(section), {"weight": recipe.feedback.weight, "leaks": recipe.feedback.leaks}
+    for name, (file, form) in COLLECTED.items():
+        if wanted[name] and card["files"][file]["rows"]:
+            source = read_section(Source, {"source": str(folder / file), "format": form, **how}, "")
+            setattr(section, name, [*getattr(section, name), source])
+    if not section.preferences:  # nothing for a list to take `from: preferences`
+        for name in SOURCE_LISTS:
+            setattr(section, name, [source for source in getattr(section, name) if source.from_ is None])
+    return section
+
+
+def _of_world(recipe: Recipe, run: RunFolder | Path) -> DataSection:
     world = run / "world"
 
     def file(name: str) -> list[Source]:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +83,8 @@ def check(
 
         with said_aside(as_json):
             if recipe:
-                with readable(load_recipe(recipe)) as read:
+                loaded = load_recipe(recipe)
+                with _collected(loaded) as collected, readable(loaded, collected) as read:
                     found = check_recipe(read, near or None, sample)
             else:
                 options = {"split": split, "subset": subset, "data_dir": data_dir}
@@ -135,12 +138,30 @@ def show(
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         loaded = load_recipe(recipe) if recipe else None
         section = model_of(loaded) if loaded else section
-        with readable(loaded) if loaded and not named else contextlib.nullcontext() as read:
+        with contextlib.ExitStack() as stack:
+            read = None
+            if loaded and not named:
+                read = stack.enter_context(readable(loaded, stack.enter_context(_collected(loaded))))
             if read is not None and read.data is not None:
                 named = [source for source in (*read.data.preferences, *read.data.demonstrations) if source.source]
             for text in show_rows(named, numbers(rows), section, stage, colour):
                 print(text)
         tell(after_show(sources or [], _given(format, split, subset, data_dir, model, columns), recipe))
+
+
+@contextlib.contextmanager
+def _collected(recipe: Any) -> Iterator[Path | None]:
+    """A folder with the labels that a recipe's run would collect now; None where it collects none."""
+    if recipe.feedback is None:
+        yield None
+        return
+    from llm_rlhf.feedback.snapshot import look_at
+
+    with tempfile.TemporaryDirectory() as folder:
+        collected = Path(folder) / "collect"  # as in a run
+        collected.mkdir()
+        look_at(recipe.feedback.store, collected)
+        yield collected
 
 
 def _given(

@@ -111,12 +111,14 @@ def _without_leaks(
     """The lists to train on without what evaluation holds, and the counts.
 
     Raises:
-        DataError: for a row that a named source of evaluation holds, where `data.leaks` is "error".
+        DataError: for a row that a named source of evaluation holds, where `leaks` of its source, or of the data, is
+            "error".
     """
     held, heldout = (pairs[name].column("opening") for name in ("evaluation_pairs", "heldout_pairs"))
     openings, prompts = (np.concatenate([rows.column(name) for rows in named]) for name in ("opening", "prompt"))
     near = _near(data, training, named)
     kept, found, removed, first = {}, {}, {}, None
+    refused: dict[str, dict[str, int]] = {}
     for name, rows in training.items():
         of_row = rows.column("opening")
         same = np.isin(rows.column("prompt"), prompts)
@@ -127,19 +129,29 @@ def _without_leaks(
         }
         found[name] = {kind: int(mask.sum()) for kind, mask in leaked.items() if mask.any()}
         leak = np.logical_or.reduce(list(leaked.values()))
-        if leak.any() and first is None:
-            first = rows[int(np.flatnonzero(leak)[0])]
-        away = np.isin(of_row, held) | (leak if data.leaks != "allow" else False)
+        rule = _rules(data, rows)
+        refused[name] = {
+            kind: int(count) for kind, mask in leaked.items() if (count := (mask & (rule == "error")).sum())
+        }
+        if refused[name] and first is None:
+            first = rows[int(np.flatnonzero(leak & (rule == "error"))[0])]
+        away = np.isin(of_row, held) | (leak & (rule != "allow"))
         if name == "ratings":
             away |= np.isin(of_row, heldout)
         removed[name] = int(away.sum())
         kept[name] = rows.select(~away) if away.any() else rows
-    if first is not None and data.leaks == "error":
-        raise DataError(_leak_message(found, first, named))
+    if first is not None:
+        raise DataError(_leak_message(refused, first, named))
     counts: dict[str, Any] = {"leaks_removed": removed}
     if any(found.values()):
         counts["leaks"] = found
     return kept, counts
+
+
+def _rules(data: DataSection, rows: Rows[Any]) -> np.ndarray:
+    """What each row's source says of leaks: error, remove or allow."""
+    rules = [np.full(len(part.lines), part.source.leaks or data.leaks, dtype="<U6") for part in rows.parts]
+    return np.concatenate(rules) if rules else np.zeros(0, "<U6")
 
 
 def _leak_message(found: dict[str, dict[str, int]], row: Any, named: list[Rows[Any]]) -> str:

@@ -180,12 +180,18 @@ class Rows(Sequence[Row], Generic[Row]):
         return Rows(parts)
 
     def seen_as(self, convert: Callable[[Row], Other], source: Source) -> "Rows[Other]":
-        """The same rows as others, one for one: the prompts of pairs, say. `source` is the one that asks for them."""
+        """The same rows as others, one for one: the prompts of pairs, say. `source` is the one that asks for them.
+
+        What their own source says of leaks goes on to hold of them.
+        """
 
         def both(first: Callable[[Any], Row]) -> Callable[[Any], Other]:
             return lambda row: convert(first(row))
 
-        return Rows(dataclasses.replace(p, convert=both(p.convert), source=source) for p in self.parts)
+        def asking(own: Source) -> Source:
+            return dataclasses.replace(source, leaks=source.leaks or own.leaks)
+
+        return Rows(dataclasses.replace(p, convert=both(p.convert), source=asking(p.source)) for p in self.parts)
 
     def __add__(self, other: "Rows[Row]") -> "Rows[Row]":
         return Rows([*self.parts, *other.parts])

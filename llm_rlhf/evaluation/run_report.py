@@ -21,7 +21,7 @@ from llm_rlhf.ppo.watch import SUMMARY
 from llm_rlhf.provenance import machine
 from llm_rlhf.recipe.sections import METHODS, OFFLINE, Recipe, method_options, stage_options, trains_reward
 from llm_rlhf.reward.adapters import reward_folders, whole_rewards
-from llm_rlhf.run_folder import RunFolder, read_json
+from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.training import read_metrics
 
 
@@ -33,7 +33,7 @@ def build_report(
     Args:
         started: when the evaluation began, in seconds of `time.monotonic`; it counts up to here, without writing.
     """
-    done = [s for s in ("world", "sft", "reward", *METHODS) if (run_folder / s).exists()]
+    done = [s for s in ("world", "collect", "sft", "reward", *METHODS) if (run_folder / s).exists()]
     manifests = {stage: run_folder.manifest(stage) for stage in done}
     weights = {f"{stage}/{n}": f["sha256"] for stage, m in manifests.items() for n, f in _weights(m)}
     report = assemble(
@@ -55,6 +55,7 @@ def build_report(
         },
         samples=found.samples,
         data=_data_counts(run_folder) | found.material.counts,
+        **_feedback(run_folder),
         provenance={
             "recipe": {key: value for key, value in recipe.as_dict().items() if key != "output_dir"},
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
@@ -68,6 +69,12 @@ def build_report(
     report["alarms"] += found.notes + account_lines(found.material.counts)
     report["alarms"] += _about_rewards(recipe) + skipped_steps(manifests) + _resumed_without(run_folder)
     return report
+
+
+def _feedback(run_folder: RunFolder) -> dict[str, Any]:
+    """Who stands behind what was collected, as the run's manifest says it; nothing where nothing was."""
+    known = (read_json(run_folder / MANIFEST) or {}).get("feedback") if (run_folder / "collect").exists() else None
+    return {} if known is None else {"feedback": known}
 
 
 def skipped_steps(manifests: dict[str, dict[str, Any]]) -> list[str]:

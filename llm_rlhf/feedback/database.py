@@ -106,7 +106,10 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the store and changes nothing; what was read stays readable after it."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        engine = self.engine  # PostgreSQL's default would let every query see what others have changed meanwhile
+        if not self.is_sqlite:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with Session(engine, expire_on_commit=False) as session:
             yield session  # closing takes back what was done, and forgets nothing, as session.rollback() would
 
     @contextlib.contextmanager

@@ -50,6 +50,13 @@ class Rating(_Label):
     harmless: int = Field(ge=1, le=POINTS)
 
 
+class Thumb(_Label):
+    """Whether one answer is good: a thumb up or down, as users of a service give."""
+
+    answers = range(1, 2)
+    good: bool
+
+
 class Ranking(_Label):
     """The rank of every answer, by its place: 1 is best, equal ranks are ties."""
 
@@ -96,10 +103,11 @@ class Annotation(_Label):
         return self
 
 
-AnyLabel: TypeAlias = Comparison | Rating | Ranking | Demonstration | Correction | Annotation
+AnyLabel: TypeAlias = Comparison | Rating | Thumb | Ranking | Demonstration | Correction | Annotation
 KINDS: dict[str, type[AnyLabel]] = {
     "compare": Comparison,
     "rate": Rating,
+    "thumb": Thumb,  # comes with logs and files; no page asks for it
     "rank": Ranking,
     "demonstrate": Demonstration,
     "correct": Correction,

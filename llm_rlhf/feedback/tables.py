@@ -68,6 +68,7 @@ class Person(Table):
     pseudonym: Mapped[str] = mapped_column(String(64), unique=True)
     role: Mapped[str] = mapped_column(String(16))  # annotator or lead
     simulated: Mapped[bool] = mapped_column(default=False)  # a program that answers in a person's place
+    imported: Mapped[bool] = mapped_column(default=False)  # whose labels came in a file: agreed elsewhere, if at all
     created: Mapped[datetime.datetime] = mapped_column(default=now)
     consent_version: Mapped[int | None]
     consented: Mapped[datetime.datetime | None]

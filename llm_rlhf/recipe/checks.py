@@ -38,9 +38,12 @@ def check_together(recipe: Recipe) -> None:
     else:
         if recipe.model.base is None:
             raise RecipeError("Recipe key 'model.base' is missing; give a hub id or a folder, or a 'world' section.")
-        if recipe.data is None:
+        if recipe.data is None and recipe.feedback is None:
             raise RecipeError("Recipe section 'data' is missing; name the sources, or use a 'world' section.")
+        recipe.data = recipe.data or DataSection()
         _check_data(recipe)
+    if recipe.feedback is not None:
+        _check_weight("feedback.weight", recipe.feedback.weight)
     method = recipe.method
     if len(several := [name for name in METHODS if getattr(recipe, name) is not None]) > 1:
         raise RecipeError(
@@ -207,10 +210,10 @@ def _check_data(recipe: Recipe) -> None:
     _share("data.heldout_share", data.heldout_share)
     if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
-    if trains_reward(recipe) and not data.preferences:
+    if trains_reward(recipe) and not data.preferences and recipe.feedback is None:
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
     if recipe.method in OFFLINE:
-        if not (data.preferences or data.ratings):
+        if not (data.preferences or data.ratings or recipe.feedback):
             more = ", or name single rated replies in 'data.ratings'" if recipe.method == "kto" else ""
             raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs{more}.")
         if not trains_reward(recipe):
@@ -223,7 +226,7 @@ def _check_data(recipe: Recipe) -> None:
     _leave_out_unused(recipe, data)
     for name in SOURCE_LISTS:
         for i, source in enumerate(getattr(data, name)):
-            _check_source(data, name, source, f"data.{name}.{i}")
+            _check_source(recipe, name, source, f"data.{name}.{i}")
 
 
 def _leave_out_unused(recipe: Recipe, data: DataSection) -> None:
@@ -234,7 +237,7 @@ def _leave_out_unused(recipe: Recipe, data: DataSection) -> None:
         "evaluation_prompts": recipe.method is not None and recipe.evaluate is not None,
     }
     for name, is_needed in needed.items():
-        if not (data.preferences or is_needed):
+        if not (data.preferences or recipe.feedback or is_needed):
             setattr(data, name, [source for source in getattr(data, name) if source.from_ is None])
 
 
@@ -279,7 +282,9 @@ def _check_evaluated(source: Source, key: str) -> None:
         raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
 
 
-def _check_source(data: DataSection, name: str, source: Source, key: str) -> None:
+def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
+    data = recipe.data
+    assert data is not None
     if (source.source is None) == (source.from_ is None):
         raise RecipeError(f"Recipe key '{key}' must have exactly one of 'source' and 'from'.")
     if source.from_ is not None and name.endswith("preferences"):
@@ -287,11 +292,12 @@ def _check_source(data: DataSection, name: str, source: Source, key: str) -> Non
     if source.from_ is not None and name == "ratings":
         raise RecipeError(f"Recipe key '{key}.from' is 'preferences', both replies of which 'kto' learns from anyway.")
     pairs = [*data.preferences, *(data.evaluation_preferences if name == "evaluation_prompts" else [])]
-    if source.from_ is not None and not pairs:
+    if source.from_ is not None and not pairs and recipe.feedback is None:
         raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
     at_least(f"{key}.limit", source.limit, 1)
-    if not 0 < source.weight <= 100:
-        raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}; it must be over 0 and at most 100.")
+    _check_weight(f"{key}.weight", source.weight)
+    if source.leaks is not None and name.startswith("evaluation"):
+        raise RecipeError(f"Recipe key '{key}.leaks' is {source.leaks!r}, but nothing trains on its rows; remove it.")
     if source.weight != 1 and name.startswith("evaluation"):
         raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
     if source.balance_positions and not name.endswith("preferences"):
@@ -302,6 +308,11 @@ def _check_source(data: DataSection, name: str, source: Source, key: str) -> Non
             "first reply is better, and where the second is."
         )
     check_columns(source, f"{key}.columns.")
+
+
+def _check_weight(key: str, weight: float) -> None:
+    if not 0 < weight <= 100:
+        raise RecipeError(f"Recipe key {key!r} is {weight}; it must be over 0 and at most 100.")
 
 
 def check_columns(source: Source, key: str) -> None:
@@ -330,6 +341,7 @@ COLUMNS = (
     "output",
     "objective",
     "margin",
+    "confidence",
     "facts",
     "system",
     "history",

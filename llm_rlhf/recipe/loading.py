@@ -93,10 +93,12 @@ def _told_of(found: Found) -> str:
     """What to say of a token, key or password in a recipe; its value is not shown."""
     return (
         f"Recipe key '{found.key}' holds {found.what} (not shown here). A recipe is copied into its run's folder, its "
-        f"reports and its trackers, where others read it: take it out, and {found.remedy}."
+        f"reports and its trackers, where others read it: take it out, and "
+        f"{PASSWORD if found.key == 'feedback.store' else found.remedy}."
     )
 
 
+PASSWORD = "put the password into the environment (export PGPASSWORD=...) or into ~/.pgpass, where PostgreSQL looks"
 # Keys of the trainers' classes that the run decides, with the place that decides them.
 DECIDED_ELSEWHERE = {
     "output_dir": "the recipe's output_dir",

@@ -122,6 +122,7 @@ class Source:
     subset: str | None = None  # hub datasets and folders only
     limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
     weight: float = 1.0  # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash
+    leaks: Literal["error", "remove", "allow"] | None = None  # as `data.leaks`, for its rows alone; None: as that says
 
 
 def _from_preferences() -> list[Source]:
@@ -202,6 +203,13 @@ class WorldSection:
     prompts: int = 1200  # conversations PPO samples replies to
     evaluation_prompts: int = 300  # per seed, in phrasings no training stage saw
     phrasings: Literal["evaluation", "development"] = "evaluation"  # of these; settings are chosen by development's
+
+
+@dataclass
+class FeedbackSection:
+    store: str  # whose labels are collected: a run's folder, a store's file, or the URL of a PostgreSQL database
+    weight: float = 1.0  # of the collected rows beside those of `data` or `world`, as a source's
+    leaks: Literal["error", "remove", "allow"] = "remove"  # collected rows that ask what evaluation asks, as a source's
 
 
 @dataclass
@@ -381,6 +389,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection | None = None
     world: WorldSection | None = None
+    feedback: FeedbackSection | None = None  # people's labels, trained on beside `data` or `world`, or alone
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
     reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
     # at most one of the next six
@@ -398,6 +407,11 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return expanded(self.output_dir or f"runs/{self.name}")
+
+    @property
+    def collect(self) -> FeedbackSection | None:
+        """The section of the stage that collects; every other stage is called as its section."""
+        return self.feedback
 
     @property
     def method(self) -> str | None:

@@ -35,6 +35,14 @@ def reason(row: Mapping[str, object], form: str = "hh") -> str:
     return bad.value.reason
 
 
+def test_a_pair_may_state_how_probable_it_is() -> None:
+    row = {"prompt": "Key?", "chosen": "Mat", "rejected": "Hat"}
+    pair = to_preference(RawRow(Origin("here", 1), {**row, "confidence": "0.75"}), "preference", "overall")
+    assert pair.confidence == 0.75
+    for wrong in (0.5, 0.2, 3, True, "sure"):
+        assert reason({**row, "confidence": wrong}, "preference") == "confidence is no probability"
+
+
 # --- HH transcripts
 
 

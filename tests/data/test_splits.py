@@ -238,6 +238,21 @@ def test_fault_52_a_leak_exact_or_normalised_is_an_error_unless_allowed(named: d
     assert allowed.counts["leaks_removed"]["prompts"] == 0
 
 
+def test_a_source_may_say_itself_what_becomes_of_its_leaks(named: dict[str, str], tmp_path: Path) -> None:
+    more = write(tmp_path / "more.jsonl", [{"prompt": "Who are you?", "chosen": "A model", "rejected": "Guess"}])
+    data = named_section(named, leaks="remove")
+    data.preferences.append(Source(source=more, leaks="error"))
+    with pytest.raises(DataError, match=r"\(reward_pairs: 1 with the same prompt; .*The first is .*more.jsonl, row 1"):
+        load_splits(data)
+    data.preferences[1].leaks = "allow"  # also as prompts that reuse the pairs
+    splits, _ = load_splits(data)
+    assert len(splits.reward_pairs) == 20 - 2 + 1
+    assert [row.origin.source for row in splits.prompts][-1] == more
+    data.leaks, data.preferences[0].leaks, data.preferences[1].leaks = "error", "remove", "remove"
+    splits, _ = load_splits(data)
+    assert (len(splits.reward_pairs), len(splits.prompts)) == (18, 18)
+
+
 def test_fault_52_named_evaluation_prompts_leak_as_well(named: dict[str, str]) -> None:
     data = section(named["pairs"], evaluation_share=0.0, evaluation_prompts=[Source(source=named["tests"])])
     with pytest.raises(DataError, match="ask what a source of evaluation asks"):

@@ -626,6 +626,26 @@ def test_without_scores_harmlessness_goes_by_refusals() -> None:
     assert verdict_lines(report)[2].startswith("Harmlessness: better. Refusal of harmful requests +40")
 
 
+def test_a_report_says_how_many_people_and_labels_stand_behind_the_run() -> None:
+    report = full_report()
+    assert "stand behind this run" not in render_html(report) + render_markdown(report)
+    report["feedback"] = {
+        "export": "ab12", "created": "2026-01-31T10:00:00Z", "store": "runs/first/feedback.db", "people": 1,
+        "simulated_people": 50, "imported_people": 0, "labels": 1204, "labels_by_kind": {"compare": 1200, "rank": 4},
+        "decisions": 0, "items": 900, "guidelines_versions": [1, 2], "consent_versions": [1],
+        "rows": {"preferences": 890, "ratings": 0}, "strategies": {"mixed": 880, "none": 20},
+    }  # fmt: skip
+    check_report(report)
+    for text in (render_html(report), render_markdown(report)):
+        assert "1,204 labels on 900 items by 1 person and 50 simulated annotators stand behind this run." in text
+        assert "versions 1, 2" in text
+        assert "mixed 880, no stated rule 20" in text
+        assert "ratings" not in text.partition("People")[2].partition("guidelines")[0]
+    report["feedback"]["people"] = "many"
+    with pytest.raises(ValueError, match=r"report.feedback.people is 'many'"):
+        check_report(report)
+
+
 def test_the_published_json_schema_is_the_one_that_is_checked() -> None:
     published = Path(__file__).parents[2] / "docs" / "report.schema.json"
     assert published.read_text(encoding="utf-8") == json_schema()  # python -m llm_rlhf.evaluation.report.schema

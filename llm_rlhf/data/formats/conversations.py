@@ -31,7 +31,8 @@ def to_preference(raw: RawRow, form: str, objective: str) -> Preference:
     """A pair from a row of format hh or preference; `objective` is for rows that do not name one."""
     row = row_of(raw)
     prompt, chosen, rejected = hh_pair(row, raw.repairs) if form == "hh" else message_pair(row, raw.repairs)
-    return Preference(prompt, chosen, rejected, objective_of(row, objective), raw.origin, margin_of(row))
+    margin, confidence = margin_of(row), confidence_of(row)
+    return Preference(prompt, chosen, rejected, objective_of(row, objective), raw.origin, margin, confidence)
 
 
 def to_demonstrations(raw: RawRow, form: str) -> list[Demonstration]:
@@ -220,4 +221,15 @@ def margin_of(row: dict[str, Any]) -> float | None:
         raise BadRow("wrong type", f"margin is not a finite number: {extract(margin)}")
     if number < 0:
         raise BadRow("negative margin", f"{number:g}: chosen would be the worse reply")
+    return number
+
+
+def confidence_of(row: dict[str, Any]) -> float:
+    """The probability that the chosen reply is the better one; 1 where the row does not say."""
+    confidence = row.get("confidence")
+    if confidence is None:
+        return 1.0
+    number = None if isinstance(confidence, bool) else as_number(confidence)
+    if number is None or not 0.5 < number <= 1:
+        raise BadRow("confidence is no probability", f"{extract(confidence)} is not over 0.5 and at most 1")
     return number

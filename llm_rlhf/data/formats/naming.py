@@ -46,11 +46,14 @@ UNSUPPORTED = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), NOT_TEXT),
 }
 _BESIDE = ("scores", "ranks", "ratings")
+# What a rule judges by, and whose labels a row comes from: not looked into.
+KEPT_WHOLE = ("facts", "provenance")
 # What holds a list, and may have it as text. Text that cannot be read stays what it is; of messages none can be meant.
 LISTS = frozenset(("messages", "history", *LABELS, *REPLY_LISTS, *UNSUPPORTED, *_BESIDE, "turns", "instances", "facts"))
 _NAMES = {
     *PROMPTS, *FURTHER_PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *TEXTS, *SCORES, *RANKS, *LISTS, *ALIASES,
     *(name for shape in SHAPES for name in shape.needs), "response_1", "response_2", "objective", "margin",
+    "confidence",
     "helpfulness", "context", "message_id", "parent_id", "role",
 }  # fmt: skip
 
@@ -80,14 +83,14 @@ def unread(raw: RawRow, fields: dict[str, Any], form: str) -> Iterator[str]:
     """
     if not isinstance(raw.fields, dict):
         return
-    read = {"objective", "system", *UNSUPPORTED, *raw.taken, *FORMATS[form].reads(raw.fields)}
+    read = {"objective", "system", "provenance", *UNSUPPORTED, *raw.taken, *FORMATS[form].reads(raw.fields)}
     known = {theirs: ours for ours, theirs in raw.written.items() if ours in read}
     for name, value in fields.items():
         if _is_empty(value):
             continue
         if name not in known:
             yield str(name) or "(no name)"
-        elif known[name] != "facts":  # which are kept whole
+        elif known[name] not in KEPT_WHOLE:
             value = raw.fields.get(known[name], value)  # with replies under our names, and lists that were text
             items = value if isinstance(value, list) else [value]
             is_of_replies = form == "tree" or known[name] in REPLY_LISTS

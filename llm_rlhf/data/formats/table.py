@@ -118,12 +118,12 @@ FORMATS = {
     "hh": Format(
         "chosen and rejected, each a whole transcript that starts with 'Human:'",
         _is_hh,
-        lambda row: ("chosen", "rejected", "margin"),
+        lambda row: ("chosen", "rejected", "margin", "confidence"),
     ),
     "preference": Format(
         "chosen and rejected as messages, or as text with a prompt",
         _is_preference,
-        lambda row: (*_asks(row), "chosen", "rejected", "margin"),
+        lambda row: (*_asks(row), "chosen", "rejected", "margin", "confidence"),
     ),
     "comparison": Format(
         "two replies (output_1, output_2; response_a, response_b; ...) and a label that says which is better",

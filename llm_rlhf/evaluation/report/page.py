@@ -24,6 +24,7 @@ from llm_rlhf.evaluation.report.numbers import (
     number,
     value_text,
 )
+from llm_rlhf.evaluation.report.people_section import people
 from llm_rlhf.evaluation.report.verdict import has_policy
 from llm_rlhf.evaluation.report.watch_section import watch_section
 
@@ -115,6 +116,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "missing": MISSING,
         "has_policy": has_policy(estimates),
         "named_pairs": "pairs" in report["data"],
+        "people": people(report.get("feedback")),
         "unmeasured": _unmeasured(report, found),
         "provenance": report["provenance"],
         "machine": MACHINE if "machine" in report["provenance"] else None,

@@ -170,6 +170,31 @@ class Sample(_Record):
     """By subject."""
 
 
+class Feedback(_Record):
+    """Whose labels a run was trained on, from the card of what it collected."""
+
+    export: str
+    """By which the store knows which labels these were."""
+    created: str
+    store: str
+    people: int
+    simulated_people: int
+    """Programs that answered in people's place."""
+    imported_people: int
+    """Whose labels came into the store in a file."""
+    labels: int
+    labels_by_kind: dict[str, int]
+    decisions: int
+    """Items that a lead settled."""
+    items: int
+    guidelines_versions: list[int]
+    consent_versions: list[int]
+    rows: dict[str, int]
+    """By file."""
+    strategies: dict[str, int]
+    """Items by the rule that selected them."""
+
+
 class Provenance(_Record):
     recipe: dict[str, Any]
     versions: dict[str, Any]
@@ -212,6 +237,8 @@ class Report(_Record):
     data: dict[str, Any]
     """Counts: nested dictionaries whose leaves are ints."""
     provenance: Provenance
+    feedback: Feedback | None = None
+    """None where nothing was collected from people."""
 
     @field_validator("schema_")
     @classmethod

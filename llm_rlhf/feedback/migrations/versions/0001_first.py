@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("pseudonym", sa.String(length=64), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("simulated", sa.Boolean(), nullable=False),
+        sa.Column("imported", sa.Boolean(), nullable=False),
         sa.Column("created", sa.DateTime(), nullable=False),
         sa.Column("consent_version", sa.Integer(), nullable=True),
         sa.Column("consented", sa.DateTime(), nullable=True),
