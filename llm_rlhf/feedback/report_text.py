@@ -138,6 +138,8 @@ def _table(rows: list[list[str]]) -> Iterator[str]:
 def _seconds(quality: Quality, person: str) -> str:
     """The median time of the kind of task that they did most."""
     of_kinds = [one for one in quality.numbers.named("seconds") if one.subject == person]
+    if not of_kinds:
+        return "-"
     most = max(of_kinds, key=lambda one: one.n)
     span = f" ({most.low:.0f} to {most.high:.0f}; {most.n})" if most.low is not None else f" (no interval; {most.n})"
     return f"{most.estimate:.0f}{span}"
