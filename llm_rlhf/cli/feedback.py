@@ -1,6 +1,8 @@
 """The commands `llm-rlhf feedback ...`: people say which answers are better, and the next round learns from it."""
 
 import contextlib
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,6 +81,54 @@ def serve(
         with contextlib.closing(database), contextlib.suppress(KeyboardInterrupt, Terminated):
             serving.serve(create_app(database, access), listener)
         print(f"\nStopped. All that was said is in {database.name}.")
+
+
+@feedback_app.command(short_help="Tell how good the labels are, and which runs a withdrawal affects.")
+def report(
+    store: Store,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--runs", metavar="FOLDER", help="Where runs lie that may have used the labels; runs, if not said."
+        ),
+    ] = None,
+) -> None:
+    """Tell how far people agree, which habits they have, what is shown of whom, and what withdrawals affect.
+
+    Example: llm-rlhf feedback report runs/hh
+
+    Runs that lie elsewhere too: llm-rlhf feedback report runs/hh --runs runs --runs /shared/runs
+    """
+    with told_in_one_message():
+        from llm_rlhf.feedback.database import Database
+        from llm_rlhf.feedback.quality import quality_of
+        from llm_rlhf.feedback.report_text import report_text
+        from llm_rlhf.feedback.withdrawals import withdrawals
+
+        folders = _folders(runs)
+        with contextlib.closing(Database.of(store, create=False)) as database:
+            with database.read() as session:
+                quality, gone = quality_of(session), withdrawals(session, folders)
+            if as_json:
+                told = {"store": database.name} | quality.as_json() | {"withdrawals": [one.as_json() for one in gone]}
+                print(json.dumps(told, ensure_ascii=False))
+            else:
+                print(report_text(database.name, quality, gone))
+
+
+def _folders(named: list[Path] | None) -> list[Path]:
+    """Where to look for runs.
+
+    Raises:
+        RecipeError: where one that was named is no folder.
+    """
+    from llm_rlhf.errors import RecipeError
+
+    for folder in named or ():
+        if not folder.is_dir():
+            raise RecipeError(f"--runs is {folder}, and there is no such folder; name one that runs lie in.")
+    return named or [Path("runs")]
 
 
 def _public(url: str | None) -> str | None:

@@ -75,7 +75,7 @@ def add(session: Session, questions: Iterable[Question], made_by: str, details: 
     session.flush()
     items, known, held = [], 0, 0
     for question in questions:
-        _check(question)
+        check(question)
         if session.scalar(select(Item.id).where(Item.key == question.key)) is not None:
             known += 1
             continue
@@ -303,7 +303,8 @@ def agrees(value: dict[str, Any], expected: dict[str, Any]) -> bool:
     return all(value.get(name) == wanted for name, wanted in expected.items())
 
 
-def _check(question: Question) -> None:
+def check(question: Question) -> None:
+    """Raises DataError where a question cannot be asked."""
     if question.kind not in KINDS:
         raise DataError(f"The kind is {question.kind!r}; it is one of {', '.join(KINDS)}.")
     if not question.prompt or question.prompt[-1].get("role") != "user":
