@@ -103,9 +103,9 @@ def in_words(card: dict[str, Any]) -> str:
     who = [(card["people"], "person", "people"), (card["simulated_people"], "simulated one", "simulated ones"),
            (card["imported_people"], "from a file", "from files")]  # fmt: skip
     named = [f"{count:,} {one if count == 1 else many}" for count, one, many in who if count]
-    rows = [f"{name.removesuffix('.jsonl')} {of['rows']:,}" for name, of in card["files"].items() if of["rows"]]
+    rows = [f"{name.removesuffix('.jsonl')} {of['rows']:,}" for name, of in card["files"].items() if of.get("rows")]
     labels = "1 label" if card["labels"] == 1 else f"{card['labels']:,} labels"
-    return f"{labels} by {' and '.join(named) or 'nobody'}: {', '.join(rows)}"
+    return f"{labels} by {' and '.join(named) or 'nobody'}{': ' if rows else ''}{', '.join(rows)}"
 
 
 @contextlib.contextmanager
