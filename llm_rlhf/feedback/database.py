@@ -98,10 +98,9 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that sees one state of the store and changes nothing."""
+        """A transaction that sees one state of the store and changes nothing; what was read stays readable after it."""
         with Session(self.engine, expire_on_commit=False) as session:
-            yield session
-            session.rollback()
+            yield session  # closing takes back what was done, and forgets nothing, as session.rollback() would
 
     def close(self) -> None:
         self.engine.dispose()

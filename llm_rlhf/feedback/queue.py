@@ -279,6 +279,12 @@ def remaining(session: Session, person: Person, kind: str | None = None, topic: 
     return session.scalar(_of(query, kind, topic)) or 0
 
 
+def counted(session: Session, person: Person) -> list[tuple[str, str | None, int]]:
+    """What `remaining` counts, by kind and topic."""
+    query = select(Item.kind, Item.topic, func.count()).where(_askable(person), Item.taken < Item.wanted)
+    return [(kind, topic, found) for kind, topic, found in session.execute(query.group_by(Item.kind, Item.topic))]
+
+
 def said_by(session: Session, person: Person) -> int:
     """Labels of this person."""
     return session.scalar(select(func.count()).select_from(Label).where(Label.person_id == person.id)) or 0

@@ -1,0 +1,119 @@
+"""What a page shows of a question, and what it says of how much there is: plain values, read in one transaction."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from llm_rlhf.feedback import queue
+from llm_rlhf.feedback.labels import POINTS, SCALE, STRENGTHS, to_page
+from llm_rlhf.feedback.settings import Settings
+from llm_rlhf.feedback.tables import Assignment, Item, Person
+
+NAMES = "ABCDEFGHI"  # of answers on the page, by their place
+KIND_NAMES = {
+    "compare": "Compare two answers",
+    "rate": "Rate an answer",
+    "rank": "Rank answers",
+    "demonstrate": "Write the ideal answer",
+    "correct": "Correct an answer",
+    "annotate": "Label an answer",
+    "chat": "Chat with the policy",
+}
+
+
+@dataclass
+class Task:
+    """A question as one person sees it: answers by their places on the page, and nothing of where they come from."""
+
+    assignment: int
+    kind: str
+    prompt: list[dict[str, Any]]
+    answers: list[dict[str, str]]
+    objective: str
+    topic: str | None
+    entry: bool
+    draft: dict[str, Any] | None  # a label, or a part of one, by the page's places
+    labels: list[str] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        told = asdict(self)
+        labels = told.pop("labels")
+        if self.kind in ("compare", "chat"):
+            told["scale"] = {"points": SCALE, "strengths": list(STRENGTHS)}
+        elif self.kind == "rate":
+            told["scale"] = {"points": POINTS}
+        elif self.kind == "annotate":
+            told["labels"] = labels
+        return told
+
+
+@dataclass
+class Progress:
+    said: int
+    remaining: int
+
+
+@dataclass
+class Overview:
+    """What somebody could do: questions that are left of each kind and each topic."""
+
+    progress: Progress
+    kinds: dict[str, int]
+    topics: dict[str, int]
+    entry: bool  # the entry test comes first
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def task_of(session: Session, assignment: Assignment, settings: Settings) -> Task:
+    item = session.get_one(Item, assignment.item_id)
+    return Task(
+        assignment=assignment.id,
+        kind=item.kind,
+        prompt=item.prompt,
+        answers=[{"text": item.answers[place]["text"]} for place in assignment.order],
+        objective=item.objective,
+        topic=item.topic,
+        entry=item.purpose == "entry",
+        draft=_draft(assignment),
+        labels=settings.labels if item.kind == "annotate" else [],
+    )
+
+
+def _draft(assignment: Assignment) -> dict[str, Any] | None:
+    draft = assignment.draft
+    if draft is not None and "said" in draft:  # after an undo: a label by the item's places
+        return to_page(draft["said"], assignment.order)
+    return draft
+
+
+def progress_of(session: Session, person: Person, kind: str | None, topic: str | None) -> Progress:
+    return Progress(queue.said_by(session, person), queue.remaining(session, person, kind, topic))
+
+
+def overview(session: Session, person: Person, settings: Settings) -> Overview:
+    kinds: dict[str, int] = {}
+    topics: dict[str, int] = {}
+    for kind, topic, count in queue.counted(session, person):
+        kinds[kind] = kinds.get(kind, 0) + count
+        if topic is not None and (not settings.topics or topic in settings.topics):
+            topics[topic] = topics.get(topic, 0) + count
+    entry = queue.needs_entry_test(session, person, settings)
+    return Overview(Progress(queue.said_by(session, person), sum(kinds.values())), kinds, topics, entry)
+
+
+def choices(session: Session) -> tuple[list[str], list[str]]:
+    """Kinds and topics that the store has questions of."""
+    rows = session.execute(select(Item.kind, Item.topic).where(Item.kind != "chat", Item.purpose == "label").distinct())
+    found = [tuple(row) for row in rows]
+    kinds = {kind for kind, _ in found}
+    return [kind for kind in KIND_NAMES if kind in kinds], sorted({topic for _, topic in found if topic is not None})
+
+
+def count(session: Session) -> int:
+    """Questions in the store, of any kind."""
+    return session.scalar(select(func.count()).select_from(Item)) or 0
