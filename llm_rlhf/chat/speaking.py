@@ -12,15 +12,18 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from llm_rlhf.chat.voices import Heard, Local, Remote, Voice, load
+from llm_rlhf.chat.voices import Heard, Local, Remote, Voice, load, sides_of
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.feedback.speaker import Answering, Said
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.streaming import Sampling
+from llm_rlhf.recipe.loading import recipe_of
+from llm_rlhf.recipe.sections import ModelSection
 
 
 class _StoppedError(Exception):
@@ -60,6 +63,17 @@ def speaker_of(subjects: Sequence[Subject], recipe: Any, key_variable: str | Non
     """
     voices, _, sampling = load(subjects, None, [], key_variable, recipe)
     return Voices(voices, sampling)
+
+
+def speaker_of_run(run: str | Path, against_start: bool = False, key_variable: str | None = None) -> Voices:
+    """The policy of a run, answering twice; or the policy against what its training started from.
+
+    Raises:
+        DataError, RecipeError: where it cannot be loaded.
+    """
+    subjects = sides_of([str(run)], None if against_start else "policy", ModelSection())
+    recipe = recipe_of(subjects[-1].run) if subjects[-1].run is not None else None
+    return speaker_of(subjects, recipe, key_variable)
 
 
 def _afresh(voice: Voice) -> Voice:

@@ -133,7 +133,7 @@ def choose(
     session: Session,
     talk: Talk,
     turn: Turn,
-    value: dict[str, Any],
+    value: Any,
     seconds: float | None = None,
     rng: random.Random | None = None,
 ) -> Chosen:

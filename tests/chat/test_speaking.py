@@ -43,7 +43,7 @@ def test_two_on_one_model_say_by_turns_what_each_says_alone(speaker) -> None:
     before = as_it_was(speaker)
     expected = [alone(voice, seed) for voice, seed in zip(speaker.pair, (7, 8), strict=True)]
     streams = speaker.answers(ASK, 7)
-    pieces = [pair for pair in itertools.zip_longest(*streams)]
+    pieces = list(itertools.zip_longest(*streams))
     first, second = ([said for said in side if said is not None] for side in zip(*pieces, strict=True))
     assert [first[-1].text, second[-1].text] == expected
     assert expected[0] != expected[1]

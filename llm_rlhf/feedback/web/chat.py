@@ -129,7 +129,7 @@ def _desk(call: Call) -> Desk:
     state = call.request.app.state
     if not hasattr(state, "desk"):
         state.desk = Desk(call.site.voices)
-    return state.desk  # type: ignore[no-any-return]
+    return state.desk
 
 
 def _check_may_talk(session: Session, call: Call) -> None:

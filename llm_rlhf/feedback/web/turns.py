@@ -8,6 +8,7 @@ All of it is in memory: after a restart a question is asked again. One process s
 """
 
 import asyncio
+import contextlib
 import datetime
 import itertools
 import logging
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError, RecipeError, RunError
-from llm_rlhf.feedback.speaker import Said, Speaker
+from llm_rlhf.feedback.speaker import Answering, Said, Speaker
 from llm_rlhf.feedback.tables import now
 from llm_rlhf.feedback.talk import Shown, Turn
 
@@ -192,7 +193,7 @@ class Desk:
 
     def _speak(self, live: Live, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: pull a piece of each answer by turns until both have ended or nobody wants more."""
-        streams = ()
+        streams: Sequence[Answering] = ()
         try:
             streams = self.speaker.answers(live.messages, live.seed)
             going = dict(enumerate(streams))
@@ -205,7 +206,8 @@ class Desk:
                         live.draw(place, said)
                     if said is None or said.ended:
                         del going[place]
-                    loop.call_soon_threadsafe(live.news.set)
+                    with contextlib.suppress(RuntimeError):  # the server ends: nobody reads along
+                        loop.call_soon_threadsafe(live.news.set)
         except (DataError, RecipeError, RunError) as error:
             live.failure = str(error)
         except Exception:

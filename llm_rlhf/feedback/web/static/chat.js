@@ -148,6 +148,7 @@
       if (hearing) hearing.abort();
       turn("user", null, asked);
       turn("assistant", chosen.html);
+      say.querySelector("label").textContent = "Your next message";
       const from = chosen.place === null ? "what you wrote" : `answer ${"AB"[chosen.place]}${chosen.drawn ? ", which was drawn" : ""}`;
       tell(`${chosen.why || "Kept."} The conversation goes on from ${from}.`);
       close(true);
