@@ -15,6 +15,7 @@ from llm_rlhf.cli.data import data_app
 from llm_rlhf.cli.doctor import doctor
 from llm_rlhf.cli.evaluate import compare, evaluate
 from llm_rlhf.cli.export import export, serve
+from llm_rlhf.cli.feedback import feedback_app
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.init import init
 from llm_rlhf.cli.plan import plan
@@ -35,6 +36,7 @@ LISTED: dict[Callable[..., Any], str] = {  # what the list of commands says of e
 for command, listed in LISTED.items():
     app.command(short_help=listed)(command)
 app.add_typer(data_app, name="data")
+app.add_typer(feedback_app, name="feedback")
 
 
 def _versions(asked: bool) -> None:

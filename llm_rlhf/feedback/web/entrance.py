@@ -10,7 +10,7 @@ from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import documents, people, queue
 from llm_rlhf.feedback.tables import Document, Item, Label, Person
 from llm_rlhf.feedback.web.context import COOKIE, Asked, Brought, Call, Posted, csrf_of
-from llm_rlhf.feedback.web.work import overview
+from llm_rlhf.feedback.web.work import KIND_NAMES, overview, said_line
 
 router = APIRouter(include_in_schema=False)
 LATEST = 50  # of somebody's own labels, on their page
@@ -52,7 +52,7 @@ def home(call: Asked) -> Response:
         found = overview(session, call.person, call.settings)
     if call.wants_json:
         return call.json(found.told())
-    return call.page("home.html", overview=found)
+    return call.page("home.html", overview=found, kind_names=KIND_NAMES)
 
 
 @router.get("/consent")
@@ -92,7 +92,7 @@ def me(call: Asked) -> Response:
         mine = (
             select(Label, Item).join(Item, Item.id == Label.item_id).where(Label.person_id == call.person.id)
         ).order_by(Label.id.desc())
-        latest = [tuple(row) for row in session.execute(mine.limit(LATEST))]
+        latest = [said_line(item, label) for label, item in session.execute(mine.limit(LATEST))]
         text = documents.current(session, "consent")
         agreed = people.has_consented(session, call.person)
     if call.wants_json:

@@ -19,7 +19,7 @@ def label_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     if kind == "rate":
         return {name: _number(fields, name) for name in ("helpful", "harmless") if fields.get(name)}
     if kind == "rank":
-        return {"ranks": _dense([_whole(value, "rank") for value in _list(fields.get("rank", [])) if value])}
+        return {"ranks": _dense([_whole(value or "0", "rank") for value in _list(fields.get("rank", []))])}
     if kind == "annotate":
         return {
             "labels": [str(label) for label in _list(fields.get("labels", []))],
@@ -89,6 +89,6 @@ def _list(value: Any) -> list[Any]:
 
 
 def _dense(ranks: list[int]) -> list[int]:
-    """Ranks without gaps: 1, 1, 3 is said as 1, 1, 2."""
-    places = sorted(set(ranks))
-    return [places.index(rank) + 1 for rank in ranks]
+    """Ranks without gaps: 1, 1, 3 is said as 1, 1, 2. A 0 is none yet, and stays."""
+    places = [0, *sorted(set(ranks) - {0})]
+    return [places.index(rank) for rank in ranks]

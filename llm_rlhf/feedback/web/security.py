@@ -6,6 +6,7 @@ somebody asks is counted by their visit, and for all who have none together.
 
 import ipaddress
 import logging
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -68,7 +69,8 @@ class Access:
             return True
         if name == LOOPBACK or _is_loopback(name):
             return True
-        return not self.is_local and (name == self.host.lower() or _is_address(name))
+        ours = {self.host.lower(), socket.gethostname().lower()}
+        return not self.is_local and (name in ours or _is_address(name))
 
     def knows_origin(self, origin: str | None, host: str | None) -> bool:
         """Whether an Origin header, where there is one, is our own."""

@@ -1,5 +1,6 @@
 """What a page shows of a question, and what it says of how much there is: plain values, read in one transaction."""
 
+import datetime
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,9 +10,10 @@ from sqlalchemy.orm import Session
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.labels import POINTS, SCALE, STRENGTHS, to_page
 from llm_rlhf.feedback.settings import Settings
-from llm_rlhf.feedback.tables import Assignment, Item, Person
+from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
 
 NAMES = "ABCDEFGHI"  # of answers on the page, by their place
+SHORT = 120  # characters of a text that is only named
 KIND_NAMES = {
     "compare": "Compare two answers",
     "rate": "Rate an answer",
@@ -112,6 +114,40 @@ def choices(session: Session) -> tuple[list[str], list[str]]:
     found = [tuple(row) for row in rows]
     kinds = {kind for kind, _ in found}
     return [kind for kind in KIND_NAMES if kind in kinds], sorted({topic for _, topic in found if topic is not None})
+
+
+@dataclass
+class Line:
+    """Something that somebody said, as their own page tells it."""
+
+    asked: str
+    said: str
+    when: datetime.datetime
+
+
+def said_line(item: Item, label: Label) -> Line:
+    return Line(_short(item.prompt[-1]["content"]), in_words(item, label.value), label.created)
+
+
+def in_words(item: Item, value: dict[str, Any]) -> str:
+    """A label by the item's places, as a sentence of what it says."""
+    texts = [_short(answer["text"]) for answer in item.answers]
+    if "choice" in value:
+        if value["choice"] != "better":
+            return {"tie": "A tie", "both bad": "Both bad"}.get(value["choice"], value["choice"])
+        return f"{STRENGTHS[value['strength'] - 1].capitalize()}: {texts[value['better']]}"
+    if item.kind == "rate":
+        return f"Helpful {value['helpful']}, harmless {value['harmless']} of {POINTS}: {texts[0]}"
+    if item.kind == "rank":
+        return "; ".join(f"{rank}. {text}" for rank, text in sorted(zip(value["ranks"], texts, strict=True)))
+    if item.kind == "annotate":
+        return f"{', '.join(value['labels']) or 'Comment'}: {_short(value['comment']) or texts[0]}"
+    return f"{'Corrected' if item.kind == 'correct' else 'Written'}: {_short(value['text'])}"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
 
 
 def count(session: Session) -> int:
