@@ -26,7 +26,7 @@ from llm_rlhf.feedback.labels import MOST_TEXT, checked, from_page
 from llm_rlhf.feedback.queue import Question, add, record
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.settings import settings_of
-from llm_rlhf.feedback.tables import Assignment, Item, Label, Person, Talk, now
+from llm_rlhf.feedback.tables import Assignment, Flag, Item, Label, Person, Talk, now
 
 MODES = {"helpful": "helpful", "red-team": "harmless"}  # and what a comparison in it is about
 MOST_TOPIC = 64  # characters
@@ -167,6 +167,35 @@ def choose(
     return Chosen(went_on, place, drawn, None if label is None else label.id, why)
 
 
+def report(session: Session, talk: Talk, turn: Turn | None, kind: str, text: str) -> Flag:
+    """Tell a lead of the two answers that are there, or of the last ones that were chosen between.
+
+    Raises:
+        DataError: where there is nothing to tell of.
+    """
+    if kind not in ("report", "personal"):
+        raise DataError(f"A report is of kind {kind!r}; it is report or personal.")
+    if turn is not None and awaits_choice(talk) and _not_kept("chat", turn.answers) is None:
+        item = _item(session, talk, turn, "chat", wanted=0)
+    else:
+        theirs = (
+            select(Item)
+            .join(Assignment, Assignment.item_id == Item.id)
+            .where(Assignment.person_id == talk.person_id, Item.kind.in_(("chat", "correct")))
+            .order_by(Assignment.id.desc())
+        )
+        found = next((item for item in session.scalars(theirs) if item.facts.get("talk") == talk.id), None)
+        if found is None:
+            raise DataError("There are no two answers yet that could be reported.")
+        item = found
+    flag = Flag(item_id=item.id, person_id=talk.person_id, kind=kind, text=text)
+    session.add(flag)
+    if kind == "personal" and item.state == "open":
+        item.state, item.held_for = "held", "somebody saw personal data"
+    session.flush()
+    return flag
+
+
 def end(session: Session, talk: Talk) -> None:
     """Nothing more is said in it. What was asked and not chosen between is no part of it."""
     if talk.ended is None:
@@ -195,24 +224,13 @@ def _keep(
     session: Session, talk: Talk, turn: Turn, kind: str, value: dict[str, Any], seconds: float | None
 ) -> tuple[Label | None, str | None]:
     """The turn as an item, the person's assignment and their label; or why there is none."""
-    question = Question(
-        kind=kind,
-        prompt=list(talk.messages),
-        answers=[{"text": a.text, "source": a.source, "complete": a.complete} for a in turn.answers],
-        objective=MODES[talk.mode],
-        topic=talk.topic,
-        wanted=1,
-        facts={"talk": talk.id, "mode": talk.mode, "turn": sum(m["role"] == "user" for m in talk.messages)},
-    )
-    details = {"talk": talk.id, "mode": talk.mode, **turn.details}
-    added = add(session, [question], "chat", details)
-    if added.items:
-        item, order = session.get_one(Item, added.items[0]), list(turn.order)
-    else:
-        item, order = _again(session, talk, question, turn)
-        if not order:
-            return None, "You said before what you think of these two answers; that was kept."
-        item.wanted += 1
+    item = _item(session, talk, turn, kind, wanted=0)
+    theirs = select(Assignment.id).where(Assignment.item_id == item.id, Assignment.person_id == talk.person_id)
+    if session.scalar(theirs.limit(1)) is not None:
+        return None, "You said before what you think of these two answers; that was kept."
+    texts = [answer["text"] for answer in item.answers]  # of one that was met before, perhaps in another order
+    order = [texts.index(turn.answers[place].text) for place in turn.order]
+    item.wanted += 1  # nobody but who held the conversation is asked
     item.taken += 1
     assignment = Assignment(
         item_id=item.id, person_id=talk.person_id, order=order, shown=turn.asked, expires=turn.asked, state="open"
@@ -222,11 +240,18 @@ def _keep(
     return record(session, assignment, value, seconds), None
 
 
-def _again(session: Session, talk: Talk, question: Question, turn: Turn) -> tuple[Item, list[int]]:
-    """The item of a question that was asked before, and its answers' order on this page; none where by this person."""
-    item = session.scalars(select(Item).where(Item.key == question.key)).one()
-    theirs = select(Assignment.id).where(Assignment.item_id == item.id, Assignment.person_id == talk.person_id)
-    if session.scalar(theirs.limit(1)) is not None:
-        return item, []
-    texts = [answer["text"] for answer in item.answers]
-    return item, [texts.index(turn.answers[place].text) for place in turn.order]
+def _item(session: Session, talk: Talk, turn: Turn, kind: str, wanted: int) -> Item:
+    """The turn in the store: a new item, or the one that has the same conversation and answers already."""
+    question = Question(
+        kind=kind,
+        prompt=list(talk.messages),
+        answers=[{"text": a.text, "source": a.source, "complete": a.complete} for a in turn.answers],
+        objective=MODES[talk.mode],
+        topic=talk.topic,
+        wanted=wanted,
+        facts={"talk": talk.id, "mode": talk.mode, "turn": sum(m["role"] == "user" for m in talk.messages)},
+    )
+    added = add(session, [question], "chat", {"talk": talk.id, "mode": talk.mode, **turn.details})
+    if added.items:
+        return session.get_one(Item, added.items[0])
+    return session.scalars(select(Item).where(Item.key == question.key)).one()

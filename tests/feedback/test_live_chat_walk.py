@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import threading
@@ -95,6 +96,11 @@ def without_faults(page: Any) -> None:
     assert not found, [(v["id"], [node["html"] for node in v["nodes"]]) for v in found]
 
 
+def told(page: Any, text: str) -> None:
+    """Wait until the page says so."""
+    page.locator("#status", has_text=text).wait_for(state="attached")
+
+
 def labels(store: Database) -> list[tuple[Item, dict[str, Any]]]:
     with store.read() as session:
         rows = session.execute(select(Item, Label).join(Label, Label.item_id == Item.id).order_by(Label.id))
@@ -114,8 +120,8 @@ def test_by_mouse_choosing_while_text_still_comes(browser, store, size) -> None:
         assert "writing" in page.locator("article .state").first.inner_text()
         without_faults(page)
         shown = page.locator("article .said").all_inner_texts()
-        page.get_by_role("button", name="2: A is much better").click()
-        page.get_by_role("status").get_by_text("goes on from answer A").wait_for()
+        page.get_by_role("button", name=re.compile("A is much better")).click()
+        told(page, "goes on from answer A")
         ((item, value),) = labels(store)
         assert value["strength"] == 3
         kept = [answer["text"] for answer in item.answers]
@@ -123,16 +129,16 @@ def test_by_mouse_choosing_while_text_still_comes(browser, store, size) -> None:
         assert not any(answer["complete"] for answer in item.answers)
         assert better.startswith(shown[0])
         assert len(better) < len(shown[0]) + 40, "what was shown when it was chosen, not what would have come"
-        assert page.locator("#history .assistant").inner_text().split("\n", 1)[1].strip() == better.replace("**", "")
+        assert page.locator("#history .assistant .text").inner_text() == better.replace("**", "")
         # The next turn, to its end.
         page.get_by_label("Your next message").fill("And a soft one?")
         page.get_by_role("button", name="Send").click()
-        page.get_by_role("status").get_by_text("Both answers are there.").wait_for()
+        told(page, "Both answers are there.")
         assert page.locator("article strong").inner_text() == "eight minutes"
         picture(page, f"chat-complete-{size}")
         without_faults(page)
         page.get_by_role("button", name="Tie").click()
-        page.get_by_role("status").get_by_text("which was drawn").wait_for()
+        told(page, "which was drawn")
         picture(page, f"chat-after-{size}")
         assert labels(store)[1][1] == {"choice": "tie"}
         assert all(answer["complete"] for answer in labels(store)[1][0].answers)
@@ -149,15 +155,15 @@ def test_by_keyboard_alone_with_a_correction(browser, store) -> None:
         page.keyboard.type("Do 8 eggs take longer?\b")
         page.keyboard.type("?")
         page.keyboard.press("Enter")
-        page.get_by_role("status").get_by_text("Both answers are there.").wait_for()
+        told(page, "Both answers are there.")
         assert labels(store) == [], "digits in a text are text"
         page.keyboard.press("8")
-        page.get_by_role("status").get_by_text("goes on from answer B").wait_for()
+        told(page, "goes on from answer B")
         assert labels(store)[0][1]["strength"] == 4
         assert page.evaluate("document.activeElement.id") == "text"
         page.keyboard.type("Sure, b?")
         page.keyboard.press("Enter")
-        page.get_by_role("status").get_by_text("Both answers are there.").wait_for()
+        told(page, "Both answers are there.")
         page.keyboard.press("w")
         assert page.evaluate("document.activeElement.id") == "better-text"
         picture(page, "chat-correction-desktop")
@@ -166,7 +172,7 @@ def test_by_keyboard_alone_with_a_correction(browser, store) -> None:
         page.keyboard.type("No: 8 eggs take as long as 1.")
         reach(page, "Keep this, and go on from it")
         page.keyboard.press("Enter")
-        page.get_by_role("status").get_by_text("what you wrote").wait_for()
+        told(page, "what you wrote")
         item, value = labels(store)[1]
         assert (item.kind, value["text"]) == ("correct", "No: 8 eggs take as long as 1.")
 
@@ -216,11 +222,11 @@ def test_a_closed_browser_stops_the_model_and_a_reload_brings_back_what_had_come
         page.get_by_role("button", name="Send").click()
         page.locator("article .said", has_text="eight").wait_for()
         page.reload()
-        page.get_by_role("status").get_by_text("how far both answers had come").wait_for()
+        told(page, "how far both answers had come")
         deadline = time.monotonic() + 5
         while speaker.speaking and time.monotonic() < deadline:
             time.sleep(0.05)
         assert speaker.speaking == 0
         page.keyboard.press("1")
-        page.get_by_role("status").get_by_text("goes on from answer A").wait_for()
+        told(page, "goes on from answer A")
         assert labels(store)[0][1]["strength"] == 4

@@ -34,6 +34,7 @@ from llm_rlhf.feedback.web.turns import Busy, Desk, Live, Picture
 
 router = APIRouter(include_in_schema=False)
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+MOST_REASON = 2_000  # characters of a report
 LATEST = 20  # conversations that are listed
 NOBODY = "Nobody is there to talk to: the page was started with a store alone, or with --no-chat. Start it with a run."
 
@@ -108,6 +109,19 @@ async def choose(number: Number, call: Posted) -> Response:
     if live is not None and desk.turn_of(number) is live:
         desk.forget(number)
     return call.json(vars(chosen) | {"html": shown(chosen.text)})
+
+
+@router.post("/chat/{number}/report")
+def report(number: Number, call: Posted) -> Response:
+    """Tell a lead of the two answers that are there, or of the last ones."""
+    kind, text = str(call.fields.get("kind", "report")), call.fields.get("text", "")
+    if kind == "report" and not (isinstance(text, str) and text.strip()):
+        raise DataError("Say what is wrong with it.")
+    live = _desk(call).turn_of(number) if call.site.voices is not None else None
+    with call.writing(consented=True) as session:
+        found = talk.talk_of(session, call.person, number, changed=True)
+        talk.report(session, found, None if live is None else live.seen(None), kind, str(text).strip()[:MOST_REASON])
+    return call.json({"reported": True}) if call.wants_json else call.go(f"/chat/{number}")
 
 
 @router.post("/chat/{number}/end")

@@ -18,18 +18,27 @@
     try { return JSON.parse(told).error || told; } catch { return told || "Something went wrong; try again."; }
   }
 
+  /* What goes on stands beside the buttons while there are some; what has happened is a notice of its own. */
+  let fading;
   function tell(message, wrong = false) {
     status.textContent = message;
-    status.classList.toggle("wrong", wrong);
+    talk.querySelector("[data-status]").textContent = message;
+    if (!pending.hidden && !wrong) return;
+    const [here, other] = ["notice", "alert"].map(byId);
+    (wrong ? here : other).textContent = "";
+    (wrong ? other : here).textContent = message;
+    clearTimeout(fading);
+    fading = setTimeout(() => { here.textContent = other.textContent = ""; }, 3000 + 60 * message.length);
   }
 
   function turn(role, html, plain) {
-    const item = document.createElement("li"), who = document.createElement("span"), body = document.createElement("div");
+    const item = document.createElement("div"), who = document.createElement("span"), body = document.createElement("div");
     item.className = `turn ${role}`;
     who.className = "who";
     who.textContent = role === "user" ? "You" : "Model";
     body.className = "text";
-    if (html === null) { body.classList.add("said", "growing"); body.textContent = plain; }
+    body.dir = "auto";
+    if (html === null) { body.classList.add("growing"); body.textContent = plain; }
     else body.innerHTML = html; /* rendered by our server, with all markup in it escaped */
     item.append(who, body);
     byId("history").append(item);
@@ -59,12 +68,11 @@
     seen = since = null;
     answers = [];
     byId("asked").textContent = question;
-    byId("asked").classList.add("said", "growing");
     articles.forEach((article) => {
       article.querySelector(".said").textContent = "";
       article.querySelector(".state").textContent = "";
-      article.querySelector("[data-correct]").disabled = true;
     });
+    pending.querySelectorAll("[data-correct]").forEach((button) => { button.disabled = true; });
     fields.disabled = true;
     choice.hidden = false;
     correction.hidden = true;
@@ -79,10 +87,7 @@
   }
 
   function place(before) {
-    byId("place").hidden = before === 0;
-    byId("place").textContent = before === 0 ? ""
-      : `${before === 1 ? "One answer comes" : `${before} answers come`} first for others; yours is next after that.`;
-    if (before) tell(byId("place").textContent);
+    if (before) tell(`${before === 1 ? "One other person is" : `${before} others are`} answered before you.`);
     else tell("Both answers are being written.");
   }
 
@@ -150,8 +155,9 @@
       turn("assistant", chosen.html);
       say.querySelector("label").textContent = "Your next message";
       const from = chosen.place === null ? "what you wrote" : `answer ${"AB"[chosen.place]}${chosen.drawn ? ", which was drawn" : ""}`;
-      tell(`${chosen.why || "Kept."} The conversation goes on from ${from}.`);
       close(true);
+      tell(`${chosen.why || "Kept."} The conversation goes on from ${from}.`);
+      say.scrollIntoView({ block: "nearest" });
     } catch (error) {
       tell(error instanceof TypeError ? "The server does not answer. Nothing was kept; choose again." : error.message, true);
       fields.disabled = false;
@@ -179,6 +185,13 @@
     byId("answers").focus({ preventScroll: true });
   }
 
+  function takeBack() {
+    if (hearing) hearing.abort();
+    close(true);
+    text.value = asked;
+    tell("Change your message, and send it again.");
+  }
+
   pending.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button || button.disabled) return;
@@ -186,6 +199,7 @@
     else if (button.dataset.choice) choose({ choice: button.dataset.choice });
     else if (button.dataset.correct !== undefined) correct(Number(button.dataset.correct));
     else if (button.id === "no-correction") choosingAgain();
+    else if (button.id === "take-back") takeBack();
   });
   choice.addEventListener("submit", (event) => event.preventDefault());
   correction.addEventListener("submit", (event) => {
