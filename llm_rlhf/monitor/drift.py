@@ -173,7 +173,8 @@ def _told(test: Test, p: float, cause: str) -> str:
     scale, unit, digits = (100, " points", 1) if test.measure in SHARES else (1, "", 2)
     way = "higher" if test.difference > 0 else "lower"
     than = "the report's" if test.against == "report" else "the policy's own answers to the same prompts"
-    numbers = f"{test.difference * scale:+.{digits}f}{unit} [{test.low * scale:+.{digits}f}, {test.high * scale:+.{digits}f}]"
+    ends = sorted(scale * (end if test.difference > 0 else -end) for end in (test.low, test.high))
+    numbers = f"{abs(test.difference) * scale:.{digits}f}{unit} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
     why = {
         "": "" if test.against != "report" else "; prompts and replies could not be told apart",
         "prompts": "; the prompts have changed: the policy itself answers them so",

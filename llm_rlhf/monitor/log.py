@@ -47,6 +47,7 @@ class Logged:
 
     line: int  # from 1
     conversation: str
+    named: bool  # by the log; else the name is ours
     when: datetime.datetime  # UTC, without a zone
     prompt: Conversation  # ends with the user's turn
     text: str
@@ -97,7 +98,7 @@ def read_log(path: Path) -> Log:
             continue
         for reply in replies:
             key = json.dumps([reply.conversation, reply.prompt, reply.text])
-            if key in seen:  # of a conversation that is logged again with each turn
+            if reply.named and key in seen:  # of a conversation that is logged again with each turn
                 found.leave_out("reply that an earlier line of the conversation has", number)
                 continue
             seen.add(key)
@@ -141,7 +142,7 @@ def _of_request(row: dict[str, Any], line: int) -> Iterator[Logged]:
         if when is None:
             raise _UnreadError("no time")
         yield Logged(
-            line, conversation, when, prompt, _said(message), STOPPED.get(str(choice.get("finish_reason"))),
+            line, conversation, named is not None, when, prompt, _said(message), STOPPED.get(str(choice.get("finish_reason"))),
             told if told is not None else _thumb(message), _text(response.get("model") or request.get("model")),
             _harmful(row),
         )  # fmt: skip
@@ -170,7 +171,8 @@ def _of_conversation(row: dict[str, Any], line: int, log: Log) -> Iterator[Logge
             if moment is None:
                 raise _UnreadError("no time")
             yield Logged(
-                line, conversation, moment, turns, turn["content"], ended, told, _text(row.get("model")), _harmful(row)
+                line, conversation, named is not None, moment, turns, turn["content"], ended, told,
+                _text(row.get("model")), _harmful(row),
             )
         except _UnreadError as reason:
             log.leave_out(str(reason), line)

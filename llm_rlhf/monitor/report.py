@@ -209,7 +209,7 @@ def _measure(
 
 def _told_of(log: Log, found: Sequence[Measured], tests: Sequence[Test]) -> list[str]:
     notes = []
-    models = {reply.model for reply in log.replies}
+    models = {reply.model for reply in log.replies if reply.model is not None}
     if len(models) > 1:
         notes.append(f"The log has replies of {len(models)} models; they are taken together.")
     tested = {(test.period, test.measure) for test in tests}

@@ -152,7 +152,7 @@ def test_by_keyboard_alone_with_a_correction(browser, store) -> None:
         page.keyboard.press("Enter")
         page.wait_for_url("**/chat/*")
         reach(page, "Your message")
-        page.keyboard.type("Do 8 eggs take longer?\b")
+        page.keyboard.type("Do 8 eggs take long, b")
         page.keyboard.type("?")
         page.keyboard.press("Enter")
         told(page, "Both answers are there.")

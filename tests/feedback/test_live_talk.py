@@ -11,7 +11,7 @@ from llm_rlhf.feedback import people, queue, settings
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.tables import Assignment, Item, Label, now
-from llm_rlhf.feedback.talk import Shown, Turn, ask, begin, choose, end, talk_of, talks_of
+from llm_rlhf.feedback.talk import Shown, Turn, ask, begin, choose, end, report, talk_of, talks_of
 
 LEFT_BETTER = {"choice": "better", "better": 0, "strength": 3}
 TIE = {"choice": "tie"}
@@ -194,3 +194,39 @@ def test_what_cannot_be_said_is_refused(database, somebody) -> None:
             ask(session, talk, "hello")
         assert [found.id for found in talks_of(session, somebody)] == [talk.id]
         assert talks_of(session, other) == []
+
+
+def test_a_conversation_of_somebody_who_withdrew_is_shown_to_nobody(database, somebody) -> None:
+    with database.write() as session:
+        other = people.invite(session)[0]
+        talk = begin(session, somebody, "helpful")
+        ask(session, talk, "hello")
+        choose(session, talk, answers(), LEFT_BETTER)
+        people.withdraw(session, session.merge(somebody))
+        item = session.scalars(select(Item)).one()
+        assert (item.wanted, item.taken) == (0, 0)
+        assert queue.next_for(session, other, rng=random.Random(0)) is None
+
+
+def test_undo_leaves_conversations_alone(database, somebody) -> None:
+    with database.write() as session:
+        talk = begin(session, somebody, "helpful")
+        ask(session, talk, "hello")
+        choose(session, talk, answers(), LEFT_BETTER)
+        assert queue.undo(session, somebody) is None
+        assert counted(session, Label) == 1
+
+
+def test_a_report_is_of_the_answers_that_are_there_or_of_the_last(database, somebody) -> None:
+    with database.write() as session:
+        talk = begin(session, somebody, "red-team")
+        with pytest.raises(DataError, match="no two answers yet"):
+            report(session, talk, None, "report", "rude")
+        ask(session, talk, "hello")
+        flag = report(session, talk, answers(), "personal", "")
+        item = session.scalars(select(Item)).one()
+        assert (flag.item_id, item.state, item.wanted) == (item.id, "held", 0)
+        chosen = choose(session, talk, answers(), LEFT_BETTER)
+        assert chosen.label is not None, "and can still be chosen between"
+        assert counted(session, Item) == 1
+        assert report(session, talk, None, "report", "rude").item_id == item.id
