@@ -36,7 +36,9 @@ def monitor(
     to_queue: Annotated[
         str | None, typer.Option("--to-queue", metavar="STORE", help="Put these replies into a feedback store.")
     ] = None,
-    fail_on_alarm: Annotated[bool, typer.Option("--fail-on-alarm", help="Exit code 1 where something drifted.")] = False,
+    fail_on_alarm: Annotated[
+        bool, typer.Option("--fail-on-alarm", help="Exit code 1 where something drifted.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Hold a log of conversations against the report of the run that answers in it.

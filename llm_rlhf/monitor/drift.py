@@ -1,7 +1,7 @@
-"""Whether a log's replies have drifted from what the policy's report measured, and whether its prompts have: numbers only.
+"""Whether a log's replies have drifted from what their policy's report measured, or its prompts: numbers only.
 
-Each measure of each period is held against the report's own number for the policy. With d the difference, s its standard
-error (both intervals' half-widths over 1.96, squared, summed) and m a margin below which nobody need care,
+Each measure of each period is held against the report's own number for the policy. With d the difference, s its
+standard error (both intervals' half-widths over 1.96, squared, summed) and m a margin below which nobody need care,
 
     p = P(Z > (|d| - m) / s) + P(Z > (|d| + m) / s),
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.statistics.clustered import clustered_change, clustered_difference, clustered_mean, clustered_proportion
-from llm_rlhf.statistics.intervals import Z, Interval
+from llm_rlhf.statistics.intervals import Interval, Labels, Values, Z
 
 LEVEL = 0.05  # the probability of any false alarm
 SHARES = ("refusal", "eos_rate", "thumbs_up")  # measured in shares; the others in their own unit
@@ -85,7 +85,7 @@ class Alarm:
     words: str
 
 
-def measured(period: str, measure: str, values: Sequence[float], conversations: Sequence[str]) -> Measured:
+def measured(period: str, measure: str, values: Values, conversations: Labels) -> Measured:
     """The mean or the share of some replies, those of one conversation taken together."""
     x, clusters = np.asarray(values, float), np.asarray(conversations)
     found = clustered_proportion(x, clusters) if measure in SHARES else clustered_mean(x, clusters)
@@ -103,9 +103,9 @@ def held(found: Measured, reference: Reference) -> Test | None:
 def paired(
     period: str,
     measure: str,
-    logged: Sequence[float],
-    own: Sequence[float],
-    conversations: Sequence[str],
+    logged: Values,
+    own: Values,
+    conversations: Labels,
     margin: float,
 ) -> Test | None:
     """Logged replies against the policy's own to the same prompts; None where there are too few for an interval."""
@@ -133,7 +133,7 @@ def alarms(tests: Sequence[Test], others: dict[tuple[str, str], tuple[Test | Non
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted probabilities: the i-th smallest of n, from 1, times n - i + 1; at most 1, none below a smaller one's."""
+    """Adjusted probabilities: the i-th smallest of n, from 1, times n - i + 1; at most 1, and never falling."""
     order = sorted(range(len(p)), key=lambda i: p[i])
     found, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

@@ -2,18 +2,19 @@
 
 Two kinds of lines are read:
 
-- a conversation: {"messages": [...], "created" or "timestamp": when, "id", "feedback" or "thumb"}. Each assistant's turn
-  in it is a reply to what stands before it;
+- a conversation: {"messages": [...], "created" or "timestamp": when, "id", "feedback" or "thumb"}. Each assistant's
+  turn in it is a reply to what stands before it;
 - a request with its response, as the API has them: {"request": {"messages": [...]}, "response": {"id", "created",
-  "choices": [{"message", "finish_reason"}]}}, either one also below "body". The response's messages are the replies; the
-  assistant's turns in the request are another line's.
+  "choices": [{"message", "finish_reason"}]}}, either one also below "body". The response's messages are the replies;
+  the assistant's turns in the request are another line's.
 
-The time is seconds or milliseconds since 1970, or ISO 8601 (UTC where it names no zone), of the line, of the response, or
-of the reply's own message. "conversation_id" (also in the request's metadata) or a conversation's "id" tells which replies
-belong together; without one, a line with messages is one conversation, and requests that begin with the same first
-message are. A thumb ("feedback", "thumb", "rating" or "label": up, down, 1, 0, -1, true, false, ... or an object with one
-of these, or with "value" or "score") is of the last reply of its line, or of the message that it stands in. "objective"
-harmless or "kind" harmful, where a line has them, say that refusing is right; helpful, question or scary that it is not.
+The time is seconds or milliseconds since 1970, or ISO 8601 (UTC where it names no zone), of the line, of the response,
+or of the reply's own message. "conversation_id" (also in the request's metadata) or a conversation's "id" tells which
+replies belong together; without one, a line with messages is one conversation, and requests that begin with the same
+first message are. A thumb ("feedback", "thumb", "rating" or "label": up, down, 1, 0, -1, true, false, ... or an object
+with one of these, or with "value" or "score") is of the last reply of its line, or of the message that it stands in.
+"objective" harmless or "kind" harmful, where a line has them, say that refusing is right; objective helpful, kind
+question or scary, that it is not.
 
 What cannot be read is counted by its reason, never dropped in silence.
 """
@@ -142,9 +143,9 @@ def _of_request(row: dict[str, Any], line: int) -> Iterator[Logged]:
         if when is None:
             raise _UnreadError("no time")
         yield Logged(
-            line, conversation, named is not None, when, prompt, _said(message), STOPPED.get(str(choice.get("finish_reason"))),
-            told if told is not None else _thumb(message), _text(response.get("model") or request.get("model")),
-            _harmful(row),
+            line, conversation, named is not None, when, prompt, _said(message),
+            STOPPED.get(str(choice.get("finish_reason"))), told if told is not None else _thumb(message),
+            _text(response.get("model") or request.get("model")), _harmful(row),
         )  # fmt: skip
 
 
@@ -171,8 +172,16 @@ def _of_conversation(row: dict[str, Any], line: int, log: Log) -> Iterator[Logge
             if moment is None:
                 raise _UnreadError("no time")
             yield Logged(
-                line, conversation, named is not None, moment, turns, turn["content"], ended, told,
-                _text(row.get("model")), _harmful(row),
+                line,
+                conversation,
+                named is not None,
+                moment,
+                turns,
+                turn["content"],
+                ended,
+                told,
+                _text(row.get("model")),
+                _harmful(row),
             )
         except _UnreadError as reason:
             log.leave_out(str(reason), line)
@@ -203,7 +212,9 @@ def _said(message: Any) -> str:
 
 
 def _content(content: Any) -> str:
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")

@@ -56,12 +56,12 @@ def lines(found: Monitored, chosen: Sequence[tuple[int, list[str]]]) -> list[str
     told = found.told()["log"]
     read = f"{told['replies']:,} replies of {told['conversations']:,} conversations in {told['lines']:,} lines"
     said = [f"Read: {read}; {told['empty']} of them say nothing; {_thumbs(told['thumbs'])}."]
-    said += [f"Not read: {n} x {why} (first in line {found.log.first[why]})." for why, n in found.log.left_out.items()]
+    said += [f"Not read: {why}, {n} (first in line {found.log.first[why]})." for why, n in found.log.left_out.items()]
     said += found.notes
     said.append(_rule(found))
     said += [f"ALARM {alarm.words}" for alarm in found.alarms]
     if chosen:
-        reasons = "; ".join(f"{n} {REASONS[reason]}" for reason, n in counted(chosen).items())
+        reasons = "; ".join(f"{REASONS[reason]} {n}" for reason, n in counted(chosen).items())
         said.append(f"To look at: {len(chosen)} replies ({reasons}).")
     return said
 
@@ -236,7 +236,7 @@ def _rule(found: Monitored) -> str:
         else "No prompt was answered anew, so that other prompts cannot be told from other replies."
     )
     return (
-        f"{len(found.tests)} numbers were held against others; one alarms where it lies beyond its margin (a tenth of the "
-        "scores' standard deviation, 2 points of a share, a tenth of the length) by more than chance explains, 5 % for "
-        f"all of them together (Holm). {anew}"
+        f"{len(found.tests)} numbers were held against others; one alarms where it lies beyond its margin (a tenth of "
+        "the scores' standard deviation, 2 points of a share, a tenth of the length) by more than chance explains, 5 % "
+        f"for all of them together (Holm). {anew}"
     )

@@ -1,4 +1,4 @@
-"""What a run's instruments say of a log's replies: its reward models, the refusal rule, and the policy's own answers."""
+"""What a run's instruments say of a log's replies: reward models, the refusal rule, and the policy's own answers."""
 
 import gc
 import warnings
@@ -66,6 +66,10 @@ class Instruments:
         """The reward models, by measure."""
         return {MEASURES[role]: folders for role, folders in self.rewards.folders.items() if folders}
 
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """In the policy's tokens, as its tokenizer cuts them, which need not be how they were sampled."""
+        return np.array([len(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts], float)
+
     def read(self, rows: Sequence[Row]) -> Read:
         """Scores, refusals, lengths in tokens, and whether replies ended by themselves."""
         found = Read()
@@ -73,11 +77,10 @@ class Instruments:
         refusals = detect_all([prompt[-1]["content"] for prompt, _, _ in rows], texts)
         said = np.array([bool(text.strip()) for text in texts])
         found.values["refusal"] = np.array([float(one.refused) for one in refusals])
-        lengths = [len(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        found.values["response_length"] = self.lengths(texts)
         ends = np.array([np.nan if ended is None else float(ended) for _, _, ended in rows])
-        found.values["response_length"] = np.array(lengths, float) + np.where(ends == 0, 0, 1)  # the token that ends it
         found.values["eos_rate"] = ends
-        places = np.flatnonzero(said)
+        places = [int(i) for i in np.flatnonzero(said)]
         prompts = [Prompt(rows[i][0], "overall", Origin("log", i + 1)) for i in places]
         answers = Answers([texts[i] for i in places], [0] * len(places), [rows[i][2] is not False for i in places])
         for role, reader in self.rewards.loaded(progress=len(places) > 500):
@@ -98,13 +101,7 @@ class Instruments:
         base = Base(self.asked, [self.policy], Rewards({"reward": [], "heldout": []}))
         room = context_limit(self.policy.model, base.model.config) - self.asked.decoding["response_length"]
 
-        def fitted(prompt: Conversation) -> Conversation | None:
-            try:
-                return fit_conversation(prompt, lambda turns: len(encode_prompt(base.tokenizer, turns)), room)
-            except RefusedByTemplateError:
-                return None
-
-        fitting = [fitted(prompt) for prompt in prompts]
+        fitting = [self._fitted(prompt, room) for prompt in prompts]
         asked = [prompt for prompt in fitting if prompt is not None]
         role = base.roles[self.policy.adapter]
         replies = iter(
@@ -121,3 +118,10 @@ class Instruments:
         gc.collect()
         torch.cuda.empty_cache()
         return found
+
+    def _fitted(self, prompt: Conversation, room: int) -> Conversation | None:
+        """Without its oldest turns, where all of it does not fit, as an evaluation would ask it."""
+        try:
+            return fit_conversation(prompt, lambda turns: len(encode_prompt(self.tokenizer, turns)), room)
+        except RefusedByTemplateError:
+            return None

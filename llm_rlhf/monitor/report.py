@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from llm_rlhf.monitor.drift import (
 )
 from llm_rlhf.monitor.log import Log, Logged
 from llm_rlhf.monitor.reading import Instruments, Read, Row
-from llm_rlhf.statistics.clustered import clustered_proportion
+from llm_rlhf.statistics.clustered import clustered_mean, clustered_proportion
 
 PERIODS = ("day", "week")
 COMPARED = ("reward", "heldout_reward", "refusal", "response_length", "eos_rate")
@@ -89,7 +89,7 @@ def monitor(log: Log, instruments: Instruments, by: str = "day", ask_anew: int =
     Raises:
         RecipeError: where the run has no report of a policy.
     """
-    references, notes = references_of(instruments.run)
+    references, notes = references_of(instruments.run, instruments.lengths)
     rows: list[Row] = [(reply.prompt, reply.text, reply.ended) for reply in log.replies]
     periods = [period_of(reply, by) for reply in log.replies]
     read = instruments.read(rows)
@@ -136,36 +136,41 @@ def drawn(replies: Sequence[Logged], periods: Sequence[str], most: int) -> list[
     return found
 
 
-def references_of(run: Path) -> tuple[dict[str, Reference], list[str]]:
-    """The report's own numbers for the policy, by measure; refusals by our rule, of the replies behind the report."""
+def references_of(run: Path, lengths: Callable[[Sequence[str]], np.ndarray]) -> tuple[dict[str, Reference], list[str]]:
+    """The report's own numbers for the policy, by measure.
+
+    Refusals and lengths are read anew, as the log's are, of the replies behind the report: it counts refusals by kind
+    of prompt, and lengths in tokens as they were sampled, which a text does not show.
+
+    Raises:
+        RecipeError: where the run has no report of a policy.
+    """
     estimates = read_policy_report(run)["estimates"]
     policy, start = contest(estimates)
     found: dict[str, Reference] = {}
-    for name in COMPARED:
+    for name in ("reward", "heldout_reward", "eos_rate"):
         level = find(estimates, name, policy, ["all"])
         if level is None:
             continue
         spread = find(estimates, f"{name}_spread", start, ["all"])
-        if name in SHARES:
-            margin = MARGINS["share"]
-        elif name == "response_length":
-            margin = MARGINS["length"] * level["estimate"]
-        else:
-            margin = MARGINS["score"] * (spread["estimate"] if spread is not None else 0.0)
-        bounds = level["low"], level["high"]
-        found[name] = Reference(level["estimate"], *bounds, level["n"], margin, "report.json")
-    notes = []
+        of_scores = MARGINS["score"] * (spread["estimate"] if spread is not None else 0.0)
+        margin = MARGINS["share"] if name in SHARES else of_scores
+        found[name] = Reference(level["estimate"], level["low"], level["high"], level["n"], margin, "report.json")
     replies = run / "evaluate" / "replies.jsonl"
     rows = [row for row in read_json_lines(replies) if policy in row] if replies.is_file() else []
     if rows:
         texts = [row[policy]["reply"] for row in rows]
-        refused = detect_all([row["prompt"][-1]["content"] for row in rows], texts)
-        wordings = [str(row.get("phrasing", i)) for i, row in enumerate(rows)]
-        share = clustered_proportion(np.array([float(one.refused) for one in refused]), np.array(wordings))
-        bounds = share.low, share.high
-        found["refusal"] = Reference(share.estimate, *bounds, share.n, MARGINS["share"], "evaluate/replies.jsonl")
-    if missing := [NAMES[name] for name in COMPARED if name not in found]:
-        notes.append(f"The report has no number for {', '.join(missing)}, so that nothing is held against it.")
+        refused = [float(one.refused) for one in detect_all([row["prompt"][-1]["content"] for row in rows], texts)]
+        wordings = np.array([str(row.get("phrasing", i)) for i, row in enumerate(rows)])
+        share = clustered_proportion(np.array(refused), wordings)
+        length = clustered_mean(lengths(texts), wordings)
+        for name, of, margin in (
+            ("refusal", share, MARGINS["share"]),
+            ("response_length", length, MARGINS["length"] * length.estimate),
+        ):
+            found[name] = Reference(of.estimate, of.low, of.high, of.n, margin, "evaluate/replies.jsonl")
+    missing = [NAMES[name] for name in COMPARED if name not in found]
+    notes = [f"The report has no number for {', '.join(missing)}: none is held against it."] if missing else []
     return found, notes
 
 

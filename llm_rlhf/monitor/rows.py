@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from llm_rlhf.monitor.report import Monitored
 MOST = 20  # rows for each reason
 ASKS = ("rate", "annotate", "correct", "compare")
 REASONS = {
-    "thumbs_down": "somebody gave it thumbs down",
-    "refused": "refused, and the request may have been harmless",
-    "lowest": "among the lowest scores",
-    "disagreement": "the reward models disagree on it",
+    "thumbs_down": "thumbs down",
+    "refused": "refused a request that may have been harmless",
+    "lowest": "lowest scores",
+    "disagreement": "reward models disagree",
 }
 
 
@@ -29,8 +28,8 @@ def to_look_at(found: Monitored, most: int = MOST) -> list[tuple[int, list[str]]
     """Replies that a person should look at, each with its reasons; at most so many by each reason, the worst first.
 
     - thumbs_down: the newest first;
-    - refused, where the log does not say that the request was harmful: those first that the reward models think least of;
-    - lowest: by the held-out reward, or the reward where there is no other;
+    - refused, where the log does not say that the request was harmful: those first that the reward models think least
+    of; - lowest: by the held-out reward, or the reward where there is no other;
     - disagreement: the difference of reward and held-out reward, each over its standard deviation in the log; of an
       ensemble without a held-out model, the standard deviation of its members' scores.
     """
@@ -38,9 +37,15 @@ def to_look_at(found: Monitored, most: int = MOST) -> list[tuple[int, list[str]]
     score = next((values[name] for name in ("heldout_reward", "reward") if name in values), None)
     reasons: dict[int, list[str]] = {}
 
+    first: dict[str, int] = {}  # the same said to the same is looked at once
+
     def take(reason: str, ranked: Sequence[int]) -> None:
-        for i in ranked[:most]:
-            reasons.setdefault(int(i), []).append(reason)
+        taken = 0
+        for i in ranked:
+            one = first.setdefault(json.dumps([replies[i].prompt, replies[i].text]), int(i))
+            if taken < most and reason not in reasons.setdefault(one, []):
+                reasons[one].append(reason)
+                taken += 1
 
     down = [i for i, reply in enumerate(replies) if reply.thumb is False]
     take("thumbs_down", sorted(down, key=lambda i: replies[i].when, reverse=True))
@@ -52,7 +57,8 @@ def to_look_at(found: Monitored, most: int = MOST) -> list[tuple[int, list[str]]
     if apart is not None:
         take("disagreement", sorted(np.flatnonzero(apart > 0).tolist(), key=lambda i: -float(apart[i])))
     order = list(REASONS)
-    return sorted(reasons.items(), key=lambda item: (order.index(item[1][0]), -len(item[1]), item[0]))
+    chosen = [(i, why) for i, why in reasons.items() if why]
+    return sorted(chosen, key=lambda item: (order.index(item[1][0]), -len(item[1]), item[0]))
 
 
 def _last(score: np.ndarray | None, i: int) -> float:
@@ -114,7 +120,7 @@ def _known(found: Monitored, i: int) -> dict[str, Any]:
 
 
 def thumbs(replies: Sequence[Logged]) -> list[dict[str, Any]]:
-    """The replies with a thumb, as rows that `data.ratings` reads: prompt, completion, label. Empty ones are left out."""
+    """The replies with a thumb that say something, as rows that `data.ratings` reads: prompt, completion, label."""
     return [
         {"prompt": reply.prompt, "completion": [{"role": "assistant", "content": reply.text}], "label": reply.thumb}
         for reply in replies
@@ -123,10 +129,15 @@ def thumbs(replies: Sequence[Logged]) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: Sequence[Question] | Sequence[dict[str, Any]]) -> int:
-    """As JSON lines; how many."""
-    told = [asdict(row) if isinstance(row, Question) else row for row in rows]
+    """As JSON lines; how many. A question is a line of what `feedback import` takes, without a label yet."""
+    told = [_described(row) if isinstance(row, Question) else row for row in rows]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told), encoding="utf-8")
     return len(told)
+
+
+def _described(question: Question) -> dict[str, Any]:
+    told = ("kind", "prompt", "answers", "objective", "strategy", "facts")
+    return {name: getattr(question, name) for name in told} | {"labels": []}
 
 
 def to_queue(store: str, asked: Sequence[Question], details: dict[str, Any]) -> Added:
