@@ -5,6 +5,7 @@ transaction that will write says so as it begins, so that it waits for its turn 
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, TimeoutError
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import RecipeError
@@ -49,6 +50,7 @@ class Database:
                 f"The store {_shown(url)} cannot be opened: {error}. It is a file, a run's folder, or a URL such as "
                 'postgresql://user@host/name, for which pip install "llm-rlhf[postgresql]" brings the driver.'
             ) from None
+        self._line = threading.Lock()
         try:
             self._upgrade()
         except DBAPIError as error:
@@ -88,8 +90,13 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that changes something; committed at its end, taken back where it raises."""
+        """A transaction that changes something; committed at its end, taken back where it raises.
+
+        SQLite lets one in at a time, and those that wait ask again after pauses that grow: threads of one process do
+        better in a line of their own.
+        """
         with (
+            self._in_line(),
             self.engine.connect().execution_options(**{WRITES: True}) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
@@ -101,6 +108,18 @@ class Database:
         """A transaction that sees one state of the store and changes nothing; what was read stays readable after it."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session  # closing takes back what was done, and forgets nothing, as session.rollback() would
+
+    @contextlib.contextmanager
+    def _in_line(self) -> Iterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._line.acquire(timeout=WAIT):
+            raise TimeoutError(f"The store {self.name} was written to by others for {WAIT} seconds.")
+        try:
+            yield
+        finally:
+            self._line.release()
 
     def close(self) -> None:
         self.engine.dispose()

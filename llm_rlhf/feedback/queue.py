@@ -117,7 +117,7 @@ def next_for(
     """Somebody's next question: the one they have open, else the entry test's, a known one, a repeat, or a new one.
 
     Args:
-        kind, topic: of new questions; None: any.
+        kind, topic: of questions outside the entry test; None: any.
         rng: draws the order of the answers, and when a known question or a repeat comes.
     """
     rng = rng or random.SystemRandom()
@@ -126,12 +126,12 @@ def next_for(
     if (open_one := _open(session, person, kind, topic)) is not None:
         return open_one
     if needs_entry_test(session, person, settings):
-        return _assign_known(session, person, "entry", None, settings, rng)
+        return _assign_known(session, person, "entry", None, None, settings, rng)
     found = None
     if rng.random() < settings.gold_share:
-        found = _assign_known(session, person, "gold", kind, settings, rng)
+        found = _assign_known(session, person, "gold", kind, topic, settings, rng)
     if found is None and rng.random() < settings.repeat_share:
-        found = _assign_repeat(session, person, kind, settings, rng)
+        found = _assign_repeat(session, person, kind, topic, settings, rng)
     return found if found is not None else _assign_new(session, person, kind, topic, settings, rng)
 
 
@@ -139,7 +139,7 @@ def needs_entry_test(session: Session, person: Person, settings: Settings) -> bo
     """Whether the entry test has a question that this person has not answered yet. Leads made it, and skip it."""
     if not settings.entry_test or person.role == "lead" or person.entry_passed is not None:
         return False
-    return session.scalar(_known(person, "entry", None).limit(1)) is not None
+    return session.scalar(_known(person, "entry").limit(1)) is not None
 
 
 def assignment_of(session: Session, person: Person, number: int) -> Assignment:
@@ -383,20 +383,26 @@ def _assign_new(
     return None
 
 
-def _known(person: Person, purpose: str, kind: str | None) -> Any:
+def _known(person: Person, purpose: str, kind: str | None = None, topic: str | None = None) -> Any:
     query = select(Item).where(Item.state == "open", Item.purpose == purpose, ~_had(person))
-    return _of(query, kind, None).order_by(Item.priority.desc(), Item.id)
+    return _of(query, kind, topic).order_by(Item.priority.desc(), Item.id)
 
 
 def _assign_known(
-    session: Session, person: Person, purpose: str, kind: str | None, settings: Settings, rng: random.Random
+    session: Session,
+    person: Person,
+    purpose: str,
+    kind: str | None,
+    topic: str | None,
+    settings: Settings,
+    rng: random.Random,
 ) -> Assignment | None:
-    item = session.scalar(_known(person, purpose, kind).limit(1))
+    item = session.scalar(_known(person, purpose, kind, topic).limit(1))
     return None if item is None else _assign(session, item, person, 1, settings, rng)
 
 
 def _assign_repeat(
-    session: Session, person: Person, kind: str | None, settings: Settings, rng: random.Random
+    session: Session, person: Person, kind: str | None, topic: str | None, settings: Settings, rng: random.Random
 ) -> Assignment | None:
     """A comparison that this person answered some time ago, with the answers swapped."""
     again = aliased(Assignment)
@@ -414,7 +420,7 @@ def _assign_repeat(
         )
         .order_by(Assignment.ended.desc())
     )
-    old = session.scalars(_of(query, kind, None).offset(settings.repeat_after).limit(50)).all()
+    old = session.scalars(_of(query, kind, topic).offset(settings.repeat_after).limit(50)).all()
     if not old:
         return None
     first = rng.choice(old)
@@ -465,7 +471,7 @@ def _give_back(session: Session, assignment: Assignment) -> None:
 
 def _mark_entry_test(session: Session, person: Person, settings: Settings) -> None:
     """Once the last question of the entry test is answered: passed or not. Who has not passed begins it again."""
-    if session.scalar(_known(person, "entry", None).limit(1)) is not None:
+    if session.scalar(_known(person, "entry").limit(1)) is not None:
         return
     mine = (
         select(Label).join(Item, Item.id == Label.item_id).where(Label.person_id == person.id, Item.purpose == "entry")

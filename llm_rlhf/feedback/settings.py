@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from llm_rlhf.feedback.tables import Setting
 from llm_rlhf.recipe.values import read_section
 
+READ = "llm_rlhf.settings"
 GUIDELINES = """\
 Read the question and both answers to their ends before you choose.
 
@@ -61,10 +62,13 @@ class Settings:
 
 
 def settings_of(session: Session) -> Settings:
-    """The store's settings."""
-    known = {f.name for f in fields(Settings)}
-    stored = session.scalars(select(Setting)).all()
-    return Settings(**{setting.name: setting.value["value"] for setting in stored if setting.name in known})
+    """The store's settings, read once in a session."""
+    if (read := session.info.get(READ)) is None:
+        known = {f.name for f in fields(Settings)}
+        stored = session.scalars(select(Setting)).all()
+        read = Settings(**{setting.name: setting.value["value"] for setting in stored if setting.name in known})
+        session.info[READ] = read
+    return read
 
 
 def change(session: Session, changes: dict[str, Any]) -> Settings:
@@ -77,4 +81,5 @@ def change(session: Session, changes: dict[str, Any]) -> Settings:
         read_section(Settings, {name: changes[name]}, "feedback.")
         session.merge(Setting(name=name, value={"value": changes[name]}))
     session.flush()
+    session.info.pop(READ, None)
     return settings_of(session)

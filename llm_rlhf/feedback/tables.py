@@ -11,13 +11,18 @@ Times are UTC, without a zone, as both databases keep them alike.
 import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def now() -> datetime.datetime:
     """UTC, without a zone."""
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+
+def only_where(condition: str) -> dict[str, Any]:
+    """The arguments that make an index one of those rows alone, in both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class Table(DeclarativeBase):
@@ -120,7 +125,11 @@ class Item(Table):
     """One question to people."""
 
     __tablename__ = "item"
-    __table_args__ = (Index("ix_item_next", "state", "kind", "priority", "id"),)
+    __table_args__ = (
+        # What is still to be asked, in its order; what enough people have said is not in it.
+        Index("ix_item_next", "state", "purpose", text("priority DESC"), "id", **only_where("taken < wanted")),
+        Index("ix_item_purpose", "purpose", "state"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"), index=True)

@@ -11,11 +11,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 256 * 1024  # of a request's body: a text of labels.MOST_TEXT characters, each written as an escape, fits
@@ -76,7 +75,10 @@ class Access:
         """Whether an Origin header, where there is one, is our own."""
         if origin is None:
             return True
-        found = urlsplit(origin)
+        try:
+            found = urlsplit(origin)
+        except ValueError:
+            return False
         if found.scheme not in ("http", "https"):
             return False
         ours = urlsplit(self.public_url) if self.public_url else None
@@ -94,8 +96,8 @@ class Limiter:
         clock: seconds.
     """
 
-    rate: float = 20.0
-    burst: float = 80.0
+    rate: float = 50.0
+    burst: float = 150.0
     others_rate: float = 40.0
     others_burst: float = 300.0
     clock: Callable[[], float] = time.monotonic
@@ -153,31 +155,34 @@ class Guard:
         if refusal is None and scope["method"] not in ("GET", "HEAD"):
             body = await _body(receive, headers)
             if body is None:
-                refusal = _said(413, f"This is too much: a request has at most {MOST_BYTES // 1024} KiB.")
+                refusal = _said(413, f"This is too much: a request has at most {MOST_BYTES // 1024} KiB.", headers)
             else:
                 receive = _again(body, receive)
         try:
             await (refusal or self.app)(scope, receive, with_headers)
         except Exception:
             if not started:
-                await _said(500, "Something went wrong here. Nothing was saved; try again.")(
-                    scope, receive, with_headers
-                )
+                told = _said(500, "Something went wrong here. Nothing was saved; try again.", headers)
+                await told(scope, receive, with_headers)
             raise  # the server logs it
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         raw = bytes(scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         if len(raw) + len(scope.get("query_string", b"")) > MOST_PATH:
-            return _said(414, "This address is too long.")
-        if not _is_plain(raw) or not _is_plain(scope["path"]):
-            return _said(400, "This path is none of ours.")
+            return _said(414, "This address is too long.", headers)
+        if not _is_plain(raw) or not _is_plain(scope["path"]) or b"%00" in scope.get("query_string", b""):
+            return _said(400, "This address is none of ours.", headers)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.access.knows_host(hosts[0]):
-            return _said(400, "This server does not go by that name. Behind a proxy, start it with --public-url.")
+            return _said(
+                400, "This server does not go by that name. Behind a proxy, start it with --public-url.", headers
+            )
         if scope["method"] not in ("GET", "HEAD") and not self.access.knows_origin(headers.get("origin"), hosts[0]):
-            return _said(403, "This came from another page. Behind a proxy, start the server with --public-url.")
+            return _said(
+                403, "This came from another page. Behind a proxy, start the server with --public-url.", headers
+            )
         if scope["path"] != "/health" and (seconds := self.limiter.wait(visit_cookie(headers))):
-            return _said(429, "Too many requests; wait a moment.", {"retry-after": str(int(seconds) + 1)})
+            return _said(429, "Too many requests; wait a moment.", headers, {"retry-after": str(int(seconds) + 1)})
         return None
 
 
@@ -237,7 +242,9 @@ def _is_plain(path: str) -> bool:
     return True
 
 
-def _said(status: int, text: str, headers: dict[str, str] | None = None) -> Any:
+def _said(status: int, text: str, asked: Headers, headers: dict[str, str] | None = None) -> Response:
+    if "application/json" in asked.get("accept", ""):
+        return JSONResponse({"error": text}, status, headers)
     return PlainTextResponse(text, status, headers)
 
 

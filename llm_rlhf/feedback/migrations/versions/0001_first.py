@@ -110,7 +110,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("key", name=op.f("uq_item_key")),
     )
     op.create_index(op.f("ix_item_batch_id"), "item", ["batch_id"], unique=False)
-    op.create_index("ix_item_next", "item", ["state", "kind", "priority", "id"], unique=False)
+    op.create_index(
+        "ix_item_next",
+        "item",
+        ["state", "purpose", sa.text("priority DESC"), "id"],
+        unique=False,
+        sqlite_where=sa.text("taken < wanted"),
+        postgresql_where=sa.text("taken < wanted"),
+    )
+    op.create_index("ix_item_purpose", "item", ["purpose", "state"], unique=False)
     op.create_index(op.f("ix_item_topic"), "item", ["topic"], unique=False)
     op.create_table(
         "talk",
