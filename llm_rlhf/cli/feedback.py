@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,10 @@ def serve(
     public_url: Annotated[
         str | None, typer.Option("--public-url", metavar="URL", help="Where people find it, if behind a proxy.")
     ] = None,
+    with_chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Live chat with the run's policy.")] = True,
+    against_start: Annotated[
+        bool, typer.Option("--against-start", help="In chats, the policy against its start; else against itself.")
+    ] = False,
 ) -> None:
     """Open the page on which people compare, rate, rank, write and correct answers.
 
@@ -51,6 +55,7 @@ def serve(
     Two people, with a link each: llm-rlhf feedback serve runs/hh --name Ada --name Grace
     """
     with told_in_one_message("interrupted before anybody came."):
+        from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.web import serving
         from llm_rlhf.feedback.web.app import create_app
@@ -59,6 +64,9 @@ def serve(
         from llm_rlhf.interruption import Terminated
 
         access = Access(host, _public(public_url))
+        quiet_warnings()
+        quiet_libraries()
+        speaker = _speaker(store, against_start) if with_chat else None
         database = Database.of(store)
         listener = serving.bind(host, port)
         address = serving.address_of(access, listener.getsockname()[1])
@@ -85,7 +93,7 @@ def serve(
                 flush=True,
             )
         with contextlib.closing(database), contextlib.suppress(KeyboardInterrupt, Terminated):
-            serving.serve(create_app(database, access), listener)
+            serving.serve(create_app(database, access, speaker), listener)
         print(f"\nStopped. All that was said is in {database.name}.")
 
 
@@ -219,6 +227,24 @@ def import_labels(
             print(f"  set aside: {count:,} x {reason}")
         if len(found.set_aside) > 5:
             print(f"  and for {len(found.set_aside) - 5} more reasons; --json has all")
+
+
+def _speaker(store: str, against_start: bool) -> Any:
+    """Who answers in live chats: the policy of the run that is served; nobody, where a store alone is."""
+    import sys
+    from pathlib import Path
+
+    from llm_rlhf.errors import RecipeError
+    from llm_rlhf.run_folder import MANIFEST
+
+    if "://" in store or not (Path(store).expanduser() / MANIFEST).is_file():
+        if against_start:
+            raise RecipeError(f"--against-start needs a run, which has a policy to chat with; {store} is none.")
+        return None
+    from llm_rlhf.chat.speaking import speaker_of_run
+
+    with contextlib.redirect_stdout(sys.stderr):  # notes of loading
+        return speaker_of_run(Path(store).expanduser(), against_start)
 
 
 def _public(url: str | None) -> str | None:

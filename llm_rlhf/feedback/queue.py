@@ -230,7 +230,9 @@ def undo(session: Session, person: Person) -> Assignment | None:
     last = session.scalar(
         select(Assignment)
         .join(Item, Item.id == Assignment.item_id)
+        .join(Batch, Batch.id == Item.batch_id)
         .where(Assignment.person_id == person.id, Assignment.state.in_(("done", "skipped")), Item.purpose != "entry")
+        .where(Batch.made_by != "chat")  # a conversation has gone on from what was said
         .order_by(Assignment.ended.desc(), Assignment.id.desc())
         .limit(1)
     )
