@@ -125,3 +125,12 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path, number: signal.Signa
     with database.read() as session:
         assert sorted(session.scalars(select(Person.role))) == ["annotator", "lead"]
     database.close()
+
+
+@pytest.mark.slow
+def test_the_page_is_up_without_what_trains() -> None:
+    code = (
+        "import sys, llm_rlhf.cli.main, llm_rlhf.feedback.web.app; "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
