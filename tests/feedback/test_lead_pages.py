@@ -86,6 +86,23 @@ def test_the_overview_tells_numbers_with_their_intervals(database: Database, app
     assert "which is better" in page
 
 
+def test_numbers_that_take_long_are_kept_for_a_while(
+    database: Database, app: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(database, [pair(1), pair(2)])
+    boss, somebody = client(database, "lead", app), client(database, app=app)
+    answers(somebody, 0)
+    assert boss.get("/lead").json()["labels"] == 1
+    answers(somebody, 0)
+    assert boss.get("/lead").json()["labels"] == 2  # quickly counted, and so counted anew
+    monkeypatch.setattr(lead, "QUICK", -1.0)
+    monkeypatch.setattr(lead, "RARELY", 1e9)
+    somebody.post("/undo").raise_for_status()
+    assert boss.get("/lead").json()["labels"] == 2
+    monkeypatch.setattr(lead, "RARELY", 0)
+    assert boss.get("/lead").json()["labels"] == 1
+
+
 class TestDisagreements:
     def test_a_lead_sees_who_said_what_and_decides(self, database: Database, app: object) -> None:
         number = disputed(database, app)
