@@ -21,6 +21,7 @@ from llm_rlhf.feedback.tables import Decision, Document, Flag, Identity, Invitat
 from llm_rlhf.feedback.web import lead_items
 from llm_rlhf.feedback.web.context import Asked, Call, Posted
 from llm_rlhf.feedback.web.lead_items import done, text_of
+from llm_rlhf.feedback.withdrawals import Withdrawal, withdrawals
 
 router = APIRouter(include_in_schema=False)
 router.include_router(lead_items.router)
@@ -66,6 +67,7 @@ class Somebody:
     name: str | None
     labels: int
     link_until: Any  # the last day of a link that is good; None: there is none
+    withdrawal: Withdrawal | None  # with the exports that hold labels of theirs
 
 
 @router.get("/lead")
@@ -212,8 +214,11 @@ def _everybody(session: Session) -> list[Somebody]:
             .group_by(Invitation.person_id)
         )
     }
+    gone = {one.person: one for one in withdrawals(session, [])}
     return [
-        Somebody(person, names.get(person.id), counts.get(person.id, 0), until.get(person.id))
+        Somebody(
+            person, names.get(person.id), counts.get(person.id, 0), until.get(person.id), gone.get(person.pseudonym)
+        )
         for person in session.scalars(select(Person).order_by(Person.withdrawn.is_not(None), Person.id))
     ]
 
@@ -227,6 +232,7 @@ def _told(one: Somebody) -> dict[str, Any]:
         "name": one.name,
         "labels": one.labels,
         "withdrawn": one.person.withdrawn is not None,
+        "exports": [] if one.withdrawal is None else one.withdrawal.as_json()["exports"],
     }
 
 
