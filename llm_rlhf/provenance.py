@@ -6,8 +6,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "llm-rlhf")
 
 
@@ -26,6 +24,8 @@ def machine() -> dict[str, str | int]:
     On the same ones a run ends in the same bits. Other kernels (AVX-512, AVX2, none) add up in another order, and the
     runs part after some steps: another draw of the same distribution.
     """
+    import torch  # takes two seconds, which a server of pages need not wait for
+
     found: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "kernels": torch.backends.cpu.get_cpu_capability(),

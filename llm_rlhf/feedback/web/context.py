@@ -29,7 +29,7 @@ from llm_rlhf.feedback.refusals import Forbidden, Unknown
 from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Person
 from llm_rlhf.feedback.web.security import Access, Limiter, visit_cookie
-from llm_rlhf.feedback.web.shown import shown
+from llm_rlhf.feedback.web.shown import prose, shown
 
 COOKIE = "visit"
 NOBODY = "You are not logged in. Open the link that you were invited by."
@@ -61,7 +61,7 @@ def templates(**shared: Any) -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.globals |= shared
-    found.filters["shown"] = shown
+    found.filters |= {"shown": shown, "prose": prose}
     return found
 
 

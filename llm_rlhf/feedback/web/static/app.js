@@ -74,6 +74,7 @@
     const text = sheet.id === "guidelines" ? document.getElementById("guidelines-text") : null;
     if (text && !text.textContent.trim()) htmx.ajax("GET", "/guidelines", { target: text });
     sheet.showModal();
+    sheet.focus(); // and not its first button, which Enter would press
   }
   document.addEventListener("click", (event) => {
     const opener = event.target.closest("[data-opens]");
