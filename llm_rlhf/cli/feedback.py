@@ -99,8 +99,8 @@ def export_labels(
 
     Example: llm-rlhf feedback export runs/hh --to labels
 
-    jsonl is the files that a run trains on, verdicts for a judge people:FILE, and labels.jsonl, everybody's label of each
-    question, which `feedback import` reads. The others are projects of those tools, with what was said so far.
+    jsonl is the files that a run trains on, verdicts for a judge people:FILE, and labels.jsonl, everybody's label of
+    each question, which `feedback import` reads. The others are projects of those tools, with what was said so far.
 
     Labels of people who withdrew, and items with personal data, are in no export. The store notes what each export
     holds, so that whoever withdraws later can be told where their labels are.

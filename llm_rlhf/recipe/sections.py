@@ -254,7 +254,7 @@ class EvaluateSection:
     benchmarks: list[Benchmark] = field(default_factory=list)  # public suites by their names
     reference: str | None = None  # what the policy is compared with, as on the command line; None: what PPO began from
     reference_key_variable: str | None = None  # environment variable with the API key, where that is an endpoint
-    judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
+    judge: str | None = None  # local:MODEL, people:FILE.jsonl|STORE, or URL#MODEL: compares replies in both orders
     judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges
     hhh: list[Source] = field(default_factory=list)  # pairs of which a model is to know the better: BIG-bench, or any
     pairs: list[Source] = field(default_factory=list)  # to test the reward models on, in place of the held-out ones
@@ -265,8 +265,26 @@ class EvaluateSection:
         sources = [source.source for suite in self.own for source in suite.prompts]
         sources += [source.source for source in (*self.hhh, *self.pairs)]
         sources += [benchmark.source for benchmark in self.benchmarks]
-        sources.append((self.judge or "").partition("people:")[2])
+        sources.append(verdict_file(self.judge or "") or "")
         return sorted({str(path) for source in sources if source for path in local_files(source)})
+
+
+PEOPLE = "people:"  # before a file of verdicts, or a feedback store
+
+
+def verdict_file(judge: str) -> str | None:
+    """The file of people's verdicts that a judge names; None where it names none, or a store of them."""
+    if not judge.startswith(PEOPLE) or "://" in judge:
+        return None
+    path = Path(judge.removeprefix(PEOPLE))
+    if path.is_dir():
+        return None
+    try:
+        with path.open("rb") as file:
+            is_store = file.read(16) == b"SQLite format 3\0"
+    except OSError:  # whoever reads it says so
+        is_store = path.suffix in (".db", ".sqlite")
+    return None if is_store else str(path)
 
 
 GATE_CHECKS = ("helpful", "harmless", "harmful_refusals", "over_refusal", "kl", "perplexity", "reward_model", "gain")
