@@ -20,7 +20,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Batch, Export, ExportedLabel, Item, Person, now
-from llm_rlhf.feedback.training_rows import training_rows
+from llm_rlhf.feedback.training_rows import TrainingRows, training_rows
 from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
@@ -56,8 +56,9 @@ def write(
             found = counted(session, batches)
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
-            card = card_of(session, database, found)
-        rows, of_files = write_rows(found, folder), digests(folder)
+            made = training_rows(found.asked)
+            card = card_of(session, database, found, made)
+        rows, of_files = write_rows(made, folder), digests(folder)
         card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
         card["made_for"] = made_for
         write_json(folder / CARD, card)
@@ -117,9 +118,8 @@ def _opened(store: str | Path) -> Iterator[Database]:
         database.close()
 
 
-def write_rows(found: Counted, folder: Path) -> dict[str, int]:
+def write_rows(made: TrainingRows, folder: Path) -> dict[str, int]:
     """The files of rows; how many rows each has."""
-    made = training_rows(found.asked)
     for name, rows in made.rows.items():
         _write_lines(folder / name, rows)
     return {name: len(rows) for name, rows in made.rows.items()}
@@ -141,9 +141,8 @@ def record(database: Database, found: Counted, card: dict[str, Any], folder: Pat
     return True
 
 
-def card_of(session: Session, database: Database, found: Counted) -> dict[str, Any]:
+def card_of(session: Session, database: Database, found: Counted, made: TrainingRows) -> dict[str, Any]:
     """Who and what stands behind the labels that count, and what came to nothing."""
-    made = training_rows(found.asked)
     kinds = {one.item.id: one.item.kind for one in found.asked}
     people = list(found.people.values())
     return {

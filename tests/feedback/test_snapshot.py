@@ -254,3 +254,15 @@ def test_the_card_says_how_items_were_selected(database: Database, tmp_path: Pat
     }  # fmt: skip
     only, rows = taken(database, tmp_path / "one", batches=[card["batches"][0]["id"]])
     assert (only["labels"], len(rows["preferences.jsonl"])) == (1, 1)
+
+
+def test_an_item_that_was_released_and_closed_for_another_reason_counts(database: Database, tmp_path: Path) -> None:
+    person = somebody(database)
+    for text, resolution in (("a", "released: a made-up name"), ("b", "closed: an address"), ("c", None)):
+        item = asked(database, "compare", text, ["x", "y"])
+        says(database, person, item, better(0))
+        with database.write() as session:
+            session.get_one(Item, item).state = "closed"
+            session.add(Flag(item_id=item, kind="personal", text="?", resolution=resolution))
+    _, rows = taken(database, tmp_path / "to")
+    assert [row["prompt"][-1]["content"] for row in rows["preferences.jsonl"]] == ["a"]
