@@ -37,6 +37,7 @@ def write(
     made_for: str | None = None,
     batches: Collection[int] | None = None,
     recorded: bool = True,
+    margins: bool = True,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
@@ -44,6 +45,7 @@ def write(
         made_for: the run it is for, as a person finds it; kept in the store and told to whoever withdraws.
         batches: ids of batches whose items alone are taken; None: all.
         recorded: False: only to look at, and gone soon; the store does not note it.
+        margins: False: a pair's margin stands in its `provenance`, where no loss reads it.
 
     Returns:
         the card.
@@ -57,6 +59,8 @@ def write(
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
             made = training_rows(found.asked)
+            if not margins:
+                _put_margins_aside(made)
             card = card_of(session, database, found, made)
         rows, of_files = write_rows(made, folder), digests(folder)
         card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
@@ -64,6 +68,12 @@ def write(
         write_json(folder / CARD, card)
         if not recorded or record(database, found, card, folder):
             return card
+
+
+def _put_margins_aside(made: TrainingRows) -> None:
+    for row in made.rows["preferences.jsonl"]:
+        if (margin := row.pop("margin", None)) is not None:
+            row["provenance"]["margin"] = margin
 
 
 def check(store: str | Path) -> None:
@@ -74,10 +84,10 @@ def check(store: str | Path) -> None:
             raise DataError(_nothing(session, database, found))
 
 
-def look_at(store: str | Path, folder: Path) -> dict[str, Any]:
+def look_at(store: str | Path, folder: Path, margins: bool = True) -> dict[str, Any]:
     """The files as `write` writes them, of which the store notes nothing, as they are gone soon; the card."""
     with _opened(store) as database:
-        return write(database, folder, recorded=False)
+        return write(database, folder, recorded=False, margins=margins)
 
 
 def newer(store: str | Path, card: dict[str, Any]) -> int:

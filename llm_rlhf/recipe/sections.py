@@ -209,6 +209,9 @@ class WorldSection:
 class FeedbackSection:
     store: str  # whose labels are collected: a run's folder, a store's file, or the URL of a PostgreSQL database
     weight: float = 1.0  # of the collected rows beside those of `data` or `world`, as a source's
+    # how much better people found a reply becomes the pair's margin in the loss: only beside pairs that all have one,
+    # as the reward's scale, and with it what `kl_coef` is worth, would grow with the share of labels
+    margins: bool = False
     leaks: Literal["error", "remove", "allow"] = "remove"  # collected rows that ask what evaluation asks, as a source's
 
 

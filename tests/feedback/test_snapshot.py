@@ -53,6 +53,15 @@ def test_several_peoples_labels_are_one_row_with_the_share_that_agrees(database:
     assert card["files"]["preferences.jsonl"]["rows"] == 1
 
 
+def test_margins_may_be_noted_and_not_trained_on(database: Database, tmp_path: Path) -> None:
+    says(database, somebody(database), asked(database, "compare", "Name a prime.", ["13", "15"]), better(0, 4))
+    _, rows = taken(database, tmp_path / "to", margins=False)
+    assert "margin" not in rows["preferences.jsonl"][0]
+    assert rows["preferences.jsonl"][0]["provenance"]["margin"] == 1
+    (row,) = load_preferences([Source(source=str(tmp_path / "to" / "preferences.jsonl"))]).rows
+    assert row.margin is None
+
+
 def test_what_does_not_decide_is_no_pair_and_is_counted(database: Database, tmp_path: Path) -> None:
     first, second = somebody(database), somebody(database)
     for text, values in {"a": [TIE, TIE], "b": [BAD, BAD], "c": [better(0), better(1)], "d": [BAD, better(1)]}.items():
