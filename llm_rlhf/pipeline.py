@@ -26,7 +26,6 @@ from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import (
     METHODS,
-    SOURCE_LISTS,
     DataSection,
     EvaluateSection,
     ModelSection,
@@ -284,8 +283,6 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
         del found["model"]["trust_remote_code"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
-        for name in SOURCE_LISTS:
-            found["data"][name] = [{"leaks": None} | source for source in found["data"].get(name) or []]
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says
         found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
     return found

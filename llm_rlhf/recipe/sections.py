@@ -122,7 +122,8 @@ class Source:
     subset: str | None = None  # hub datasets and folders only
     limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
     weight: float = 1.0  # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash
-    leaks: Literal["error", "remove", "allow"] | None = None  # as `data.leaks`, for its rows alone; None: as that says
+    # as `data.leaks`, for its rows alone; None: as that says
+    leaks: Literal["error", "remove", "allow"] | None = field(default=None, metadata={"silent": True})
 
 
 def _from_preferences() -> list[Source]:
@@ -410,7 +411,8 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection | None = None
     world: WorldSection | None = None
-    feedback: FeedbackSection | None = None  # people's labels, trained on beside `data` or `world`, or alone
+    # people's labels, trained on beside `data` or `world`, or alone
+    feedback: FeedbackSection | None = field(default=None, metadata={"silent": True})
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
     reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
     # at most one of the next six
