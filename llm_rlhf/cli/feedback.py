@@ -1,6 +1,7 @@
 """The commands `llm-rlhf feedback ...`: people say which answers are better, and the next round learns from it."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,11 @@ feedback_app = typer.Typer(
 
 Store = Annotated[
     str, typer.Argument(metavar="RUN|STORE", help="a run's folder, a store's file, or postgresql://user@host/name")
+]
+
+
+Columns = Annotated[
+    list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help="prompt=goal: columns of other names")
 ]
 
 
@@ -126,6 +132,90 @@ def _folders(named: list[Path] | None) -> list[Path]:
         if not folder.is_dir():
             raise RecipeError(f"--runs is {folder}, and there is no such folder; name one that runs lie in.")
     return named or [Path("runs")]
+
+
+@feedback_app.command(name="export", short_help="Write questions and labels to files, for training or other tools.")
+def export_labels(
+    store: Store,
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="An empty folder, or one that is made.")],
+    format: Annotated[
+        str, typer.Option("--format", help="jsonl, potato, argilla or label-studio.", case_sensitive=False)
+    ] = "jsonl",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card of what was exported as JSON.")] = False,
+) -> None:
+    """Write a store's questions, with every label that counts, into a folder.
+
+    Example: llm-rlhf feedback export runs/hh --to labels
+
+    jsonl is the files that a run trains on, verdicts for a judge people:FILE, and labels.jsonl, everybody's label of
+    each question, which `feedback import` reads. The others are projects of those tools, with what was said so far.
+
+    Labels of people who withdrew, and items with personal data, are in no export. The store notes what each export
+    holds, so that whoever withdraws later can be told where their labels are.
+    """
+    with told_in_one_message():
+        from llm_rlhf.feedback.database import Database
+        from llm_rlhf.feedback.exchange.exporting import export
+        from llm_rlhf.feedback.snapshot import in_words
+
+        with contextlib.closing(Database.of(store, create=False)) as database:
+            card = export(database, Path(to), format)
+        if as_json:
+            print(json.dumps(card, ensure_ascii=False))
+            return
+        print(f"{card['questions']:,} questions, {in_words(card)}\n")
+        for reason, count in card["left_out"]["labels"].items():
+            print(f"  left out: {count:,} labels {reason}")
+        print(f"Written to {to}, export {card['export']}.")
+
+
+@feedback_app.command(name="import", short_help="Put questions and labels from files into a store.")
+def import_labels(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a file, or the folder of another tool's project")],
+    store: Store,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            help="compare, rate, rank, demonstrate, correct or annotate: how rows are asked.",
+        ),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="data (what `data check` reads), jsonl, potato, argilla or label-studio.")
+    ] = "auto",
+    columns: Columns = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
+) -> None:
+    """Put the questions of a file into the queue, and the labels that it has beside them.
+
+    Example: llm-rlhf feedback import pairs.jsonl runs/hh
+
+    Pairs ask which is better, prompts ask for answers, replies ask how good they are. Files of other tools, and
+    labels.jsonl of `feedback export`, bring their labels along; who gave them becomes a pseudonym, and whether they
+    agreed to be trained on is for you to know. What is there already is not put in twice.
+    """
+    with told_in_one_message():
+        from llm_rlhf.cli.options import columns_of
+        from llm_rlhf.feedback.database import Database
+        from llm_rlhf.feedback.exchange.importing import bring_in
+
+        source = {"columns": columns_of(columns)} if columns else None
+        with contextlib.closing(Database.of(store)) as database:
+            found = bring_in(database, Path(file), format, kind, source)
+        if as_json:
+            print(json.dumps({**dataclasses.asdict(found), "set_aside": dict(found.set_aside)}, ensure_ascii=False))
+            return
+        known = f", {found.known:,} known before" if found.known else ""
+        print(f"Read as {found.format}: {found.questions:,} new questions{known}.")
+        if found.labels or found.known_labels:
+            again = f", {found.known_labels:,} known before" if found.known_labels else ""
+            print(f"{found.labels:,} new labels by {found.people:,} new people{again}; they count as imported.")
+        if found.held:
+            print(f"{found.held:,} look like personal data, and are held until a lead has looked.")
+        for reason, count in found.set_aside.most_common(5):
+            print(f"  set aside: {count:,} x {reason}")
+        if len(found.set_aside) > 5:
+            print(f"  and for {len(found.set_aside) - 5} more reasons; --json has all")
 
 
 def _public(url: str | None) -> str | None:

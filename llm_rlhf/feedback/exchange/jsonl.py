@@ -66,7 +66,7 @@ def read_data(path: Path, kind: str | None, source: dict[str, Any]) -> tuple[lis
         source: further keys of a recipe's source, such as `format` and `columns`.
     """
     serves_as, loaded = _loaded(Source(source=str(path), pairs="all", **source))
-    reasons = [item.reason for item in loaded.set_aside]
+    reasons = [*(item.reason for item in loaded.set_aside), *loaded.left_out.elements()]
     kind = kind or DEFAULT_KINDS[serves_as]
     if kind == "rank":
         return _rankings(loaded.rows), reasons

@@ -35,7 +35,7 @@ from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.recipe.yaml_text import read_yaml
 
 CONFIG, ITEMS, SAID = "config.yaml", "data/items.jsonl", "annotation_output"
-TEXT_BOX = "text_box"  # as Potato calls what was typed
+TEXT_BOX, NUMBER = "text_box", "number"  # as Potato calls what was typed
 JUDGED = "judged"  # the radio buttons beside its pairwise schema, which cannot say that both are bad
 
 
@@ -46,7 +46,8 @@ def write(entries: Sequence[Entry], folder: Path, labels: Sequence[str]) -> None
         (project / "data").mkdir(parents=True)
         question = of_kind[0].question
         asked = fields(question.kind, len(question.answers), labels)
-        (project / CONFIG).write_text(yaml.safe_dump(_config(name, question.kind, asked), sort_keys=False))
+        config = _config(name, question.kind, asked, len(question.answers))
+        (project / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         with (project / ITEMS).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(_item(number, entry)) + "\n" for number, entry in enumerate(of_kind, start=1))
         said: dict[str, dict[str, Any]] = {}
@@ -111,12 +112,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _item(number: int, entry: Entry) -> dict[str, Any]:
     question = entry.question
     texts = [answer["text"] for answer in question.answers]
-    return {
-        "id": str(number),
-        "text": texts if len(texts) > 1 else "\n\n".join([prompt_text(question), *texts]),
-        "prompt": prompt_text(question),
-        OURS: described(question),
-    }
+    shown = {} if not texts else {"completion": texts[0]} if len(texts) == 1 else {"answers": texts}
+    return {"id": str(number), "prompt": prompt_text(question), **shown, OURS: described(question)}
 
 
 def _labels(kind: str, told: Told, asked: Sequence[Field]) -> list[list[Any]]:
@@ -136,9 +133,9 @@ def _labels(kind: str, told: Told, asked: Sequence[Field]) -> list[list[Any]]:
         elif one.kind == "several":
             found += [[{"schema": one.name, "name": label}, label] for label in value]
         elif one.kind == "points":
-            found.append([{"schema": one.name, "name": f"scale_{value}"}, str(value)])
+            found.append([{"schema": one.name, "name": str(value)}, str(value)])
         else:
-            found.append([{"schema": one.name, "name": TEXT_BOX}, str(value)])
+            found.append([{"schema": one.name, "name": NUMBER if one.kind == "number" else TEXT_BOX}, str(value)])
     return found
 
 
@@ -180,9 +177,9 @@ def _told(who: str, schemas: dict[str, list[tuple[str, Any]]], question: Any) ->
         elif name == "scale_value":  # of a pairwise one with a slider: below 0 the first
             number = float(value)
             said["better"] = TIE if number == 0 else PLACES[int(number > 0)]
-        elif name.startswith("scale_"):
+        elif name.removeprefix("scale_").isdigit():  # of a likert one, as versions 1 and 2 write it
             said[schema] = int(name.removeprefix("scale_"))
-        elif name == TEXT_BOX:
+        elif name in (TEXT_BOX, NUMBER):
             said[schema] = value
         elif schema == "labels":
             said[schema] = [label for label, _ in labels]
@@ -193,12 +190,12 @@ def _told(who: str, schemas: dict[str, list[tuple[str, Any]]], question: Any) ->
     return Told(who, whole(question.kind, said, len(question.answers)))
 
 
-def _config(name: str, kind: str, asked: Sequence[Field]) -> dict[str, Any]:
+def _config(name: str, kind: str, asked: Sequence[Field], answers: int) -> dict[str, Any]:
     schemes = []
     for one in asked:
         scheme: dict[str, Any] = {"name": one.name, "description": one.title}
         if kind in ("compare", "chat") and one.name == "better":
-            how = {"mode": "binary", "items_key": "text", "labels": ["A", "B"], "allow_tie": True, "tie_label": TIE}
+            how = {"mode": "binary", "items_key": "answers", "labels": ["A", "B"], "allow_tie": True, "tie_label": TIE}
             schemes.append({"annotation_type": "pairwise", **scheme, **how})
             both = {"name": JUDGED, "description": "Or are both bad? Then choose the tie, and say so."}
             schemes.append({"annotation_type": "radio", **both, "labels": [BAD]})
@@ -214,13 +211,24 @@ def _config(name: str, kind: str, asked: Sequence[Field]) -> dict[str, Any]:
         "annotation_task_name": name,
         "task_dir": ".",
         "output_annotation_dir": f"{SAID}/",
-        "output_annotation_format": "jsonl",
         "data_files": [ITEMS],
-        "item_properties": {"id_key": "id", "text_key": "text"},
+        "item_properties": {"id_key": "id", "text_key": "prompt"},
+        "instance_display": {"fields": _display(kind, answers)},
         "user_config": {"allow_all_users": True, "users": []},
         "annotation_schemes": schemes,
         "site_dir": "default",
     }
+
+
+def _display(kind: str, answers: int) -> list[dict[str, Any]]:
+    """What an annotator sees above the questions: the prompt, and the answers, which a pairwise schema shows itself."""
+    shown: list[dict[str, Any]] = [{"key": "prompt", "type": "text", "label": "Prompt"}]
+    if answers == 1:
+        shown.append({"key": "completion", "type": "text", "label": "Answer"})
+    elif answers and kind not in ("compare", "chat"):
+        options = {"labels": list(PLACES[:answers]), "cell_width": "auto"}
+        shown.append({"key": "answers", "type": "pairwise", "label": "Answers", "display_options": options})
+    return shown
 
 
 def _user_state(annotator: str, by_item: dict[str, Any], items: int) -> dict[str, Any]:
