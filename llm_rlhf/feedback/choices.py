@@ -1,6 +1,7 @@
 """A store's labels in the shapes that numbers are counted from: by place, by length, and beside the others' choices."""
 
 import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -109,6 +110,17 @@ class Choices:
             both = self.common(one, other)
             found[one][other] = found[other][one] = sum(a == b for a, b in both), len(both)
         return found
+
+    @cached_property
+    def paces(self) -> dict[str, dict[str, tuple[float, list[float]]]]:
+        """Seconds a word, by kind of task and person: the median, and all; of labels on our page."""
+        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for one in self.said:
+            if not one.elsewhere:
+                found[one.kind][one.person].append(one.seconds / max(1, one.read))
+        return {
+            kind: {who: (statistics.median(of), of) for who, of in people.items()} for kind, people in found.items()
+        }
 
     def places(self, person: str) -> list[int]:
         """0 for the left, 1 for the right, of every comparison on which this person chose."""

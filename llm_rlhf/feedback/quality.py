@@ -25,6 +25,7 @@ from llm_rlhf.statistics.clustered import clustered_proportion
 from llm_rlhf.statistics.intervals import Estimate, Interval, median, paired_shares, wilson
 
 ENOUGH = 20  # items that two people share, from which their kappa is told
+RESAMPLES = 1000  # of alpha: the page is waited for
 FEWEST = 10  # items that an interval of alpha takes
 ALL = "all"
 
@@ -131,7 +132,7 @@ def estimates(choices: Choices) -> tuple[Numbers, list[str]]:
     missing: list[str] = []
     for name, split, level, judges in _agreements(choices.asked):
         try:
-            found.append(_of_enough(krippendorff_alpha(judges, level)).named(name, ALL, split=split))
+            found.append(_of_enough(krippendorff_alpha(judges, level, RESAMPLES)).named(name, ALL, split=split))
         except ValueError as error:
             missing.append(f"Agreement on {split}: {str(error).partition(': ')[2]}")
     found.extend(_kappas(choices))

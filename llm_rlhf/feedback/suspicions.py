@@ -15,7 +15,6 @@ are all within the margins, nobody is named. Who is not named is not shown to be
 """  # noqa: E501 - a table's rows
 
 import statistics
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -152,14 +151,12 @@ def _known(person: str, choices: Choices) -> _Asked | None:
 
 def _fast(person: str, choices: Choices) -> _Asked | None:
     """By the median of the others' medians, so that one who labels much does not set the pace."""
-    paces: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for one in (said for said in choices.said if not said.elsewhere):
-        paces[one.kind][one.person].append(one.seconds / max(1, one.read))
     faster = []
-    for by_person in paces.values():
-        others = [statistics.median(paces) for other, paces in by_person.items() if other != person]
-        if others:
-            faster += [pace < FAST * statistics.median(others) for pace in by_person.get(person, ())]
+    for by_person in choices.paces.values():
+        others = [typical for other, (typical, _) in by_person.items() if other != person]
+        if others and person in by_person:
+            line = FAST * statistics.median(others)
+            faster += [pace < line for pace in by_person[person][1]]
     if len(faster) < FEWEST:
         return None
     estimate = wilson(sum(faster), len(faster)).named("fast", person, OTHERS)

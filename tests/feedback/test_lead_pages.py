@@ -9,7 +9,7 @@ from web_helpers import BASE, client, filled, pair
 from llm_rlhf.feedback import documents
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
-from llm_rlhf.feedback.tables import Assignment, Decision, Flag, Identity, Item, Label, Person
+from llm_rlhf.feedback.tables import Assignment, Decision, Export, ExportedLabel, Flag, Identity, Item, Label, Person
 from llm_rlhf.feedback.web import lead, lead_items
 from llm_rlhf.feedback.web.app import create_app
 
@@ -84,6 +84,23 @@ def test_the_overview_tells_numbers_with_their_intervals(database: Database, app
     page = lead.get("/lead", headers=HTML).text
     assert "0 to 79, n 1" in page
     assert "which is better" in page
+
+
+def test_numbers_that_take_long_are_kept_for_a_while(
+    database: Database, app: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(database, [pair(1), pair(2)])
+    boss, somebody = client(database, "lead", app), client(database, app=app)
+    answers(somebody, 0)
+    assert boss.get("/lead").json()["labels"] == 1
+    answers(somebody, 0)
+    assert boss.get("/lead").json()["labels"] == 2  # quickly counted, and so counted anew
+    monkeypatch.setattr(lead, "QUICK", -1.0)
+    monkeypatch.setattr(lead, "RARELY", 1e9)
+    somebody.post("/undo").raise_for_status()
+    assert boss.get("/lead").json()["labels"] == 2
+    monkeypatch.setattr(lead, "RARELY", 0)
+    assert boss.get("/lead").json()["labels"] == 1
 
 
 class TestDisagreements:
@@ -257,7 +274,12 @@ class TestPeople:
         answers(somebody, 0)
         number = next(one["number"] for one in lead.get("/lead/people").json() if one["labels"])
         assert lead.post(f"/lead/people/{number}/forget").status_code == 400
+        with database.write() as session:
+            session.add(Export(id="e1", details={"made_for": "runs/first"}))
+            session.flush()
+            session.add(ExportedLabel(export_id="e1", label_id=1, person_id=number))
         somebody.post("/me/withdraw", json={"sure": True}).raise_for_status()
+        assert "1 of theirs, for the run runs/first" in lead.get("/lead/people", headers=HTML).text
         assert lead.get("/lead").json()["labels"] == 0
         assert "counts nowhere here" in lead.get("/lead", headers=HTML).text
         assert lead.post(f"/lead/people/{number}/link").status_code == 400

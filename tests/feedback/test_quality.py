@@ -72,10 +72,12 @@ class TestByHand:
                 *(said("a", item, 0) for item in (1, 2)),
                 said("a", 1, 0, turn=2, order=(1, 0)),
                 said("a", 2, 1, turn=2, order=(1, 0)),
+                said("b", 2, 0),
             ]
         )
         assert of(records, "steady", "a").estimate == 0.5
         assert of(records, "left", "a").n == 2  # repeats are not counted again
+        assert of(records, "agreement", "b").estimate == 1  # with what was said first
 
     def test_known_questions_and_the_entry_test(self) -> None:
         records = trio(

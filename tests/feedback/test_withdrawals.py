@@ -58,7 +58,7 @@ def test_exports_and_runs_that_hold_labels_of_theirs_are_named(
     later = run(runs / "nested/later", None, f"model: {{base: {first}/sft/model}}\n")
     last = run(runs / "last", None, f"data: {{demonstrations: [{{source: {later}/replies.jsonl}}]}}\n")
     run(runs / "other", "e-of-another-store")
-    run(runs / "beside", None, f"output_dir: {first}-b\n")
+    run(runs / "beside", None, f"model: {{base: {first}-b/sft/model}}\n")
     (runs / "beside/collect/card.json").write_text("damaged")
     exported(database, "e1")
     exported(database, "e2", made_for=str(runs / "gone"))

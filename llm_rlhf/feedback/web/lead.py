@@ -1,7 +1,10 @@
 """The lead's pages: how good the labels are, who the people are, settings and texts. Leads alone see them."""
 
+import datetime
+import time
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
@@ -10,13 +13,15 @@ from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import adjudication, documents, people, settings
-from llm_rlhf.feedback.quality import quality_of
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.quality import Quality, quality_of
 from llm_rlhf.feedback.refusals import Absent
 from llm_rlhf.feedback.settings import Settings
-from llm_rlhf.feedback.tables import Decision, Document, Flag, Identity, Invitation, Item, Label, Person
+from llm_rlhf.feedback.tables import Decision, Document, Flag, Identity, Invitation, Item, Label, Person, now
 from llm_rlhf.feedback.web import lead_items
 from llm_rlhf.feedback.web.context import Asked, Call, Posted
 from llm_rlhf.feedback.web.lead_items import done, text_of
+from llm_rlhf.feedback.withdrawals import Withdrawal, withdrawals
 
 router = APIRouter(include_in_schema=False)
 router.include_router(lead_items.router)
@@ -41,6 +46,20 @@ TOLD = {  # what the lead reads beside each setting
 
 
 @dataclass(frozen=True)
+class _Counted:
+    """Numbers that were counted."""
+
+    quality: Quality
+    moment: datetime.datetime  # UTC
+    counted: float  # on the monotonic clock
+    took: float  # seconds
+
+
+_counted: WeakKeyDictionary[Database, _Counted] = WeakKeyDictionary()
+QUICK, RARELY = 1.0, 10  # seconds; times what counting takes
+
+
+@dataclass(frozen=True)
 class Somebody:
     """A row of the page of people."""
 
@@ -48,16 +67,17 @@ class Somebody:
     name: str | None
     labels: int
     link_until: Any  # the last day of a link that is good; None: there is none
+    withdrawal: Withdrawal | None  # with the exports that hold labels of theirs
 
 
 @router.get("/lead")
 def overview(call: Asked) -> Response:
     with call.reading(lead=True) as session:
-        found = quality_of(session)
+        found, moment = _quality(call, session)
         todo = _todo(session)
     if call.wants_json:
-        return call.json(found.as_json() | {"todo": todo})
-    return call.page("lead.html", quality=found, todo=todo)
+        return call.json({"at": f"{moment:%Y-%m-%dT%H:%M:%SZ}"} | found.as_json() | {"todo": todo})
+    return call.page("lead.html", quality=found, todo=todo, moment=moment)
 
 
 @router.get("/lead/people")
@@ -151,6 +171,19 @@ def publish(kind: str, call: Posted) -> Response:
     return done(call, "/lead/settings?done=1")
 
 
+def _quality(call: Call, session: Session) -> tuple[Quality, datetime.datetime]:
+    """The numbers, and of when they are. Where counting takes long, they are counted anew at most a tenth of the time:
+    people who label meanwhile are not to wait for it."""
+    known = _counted.get(call.site.database)
+    if known is not None and known.took > QUICK and time.monotonic() - known.counted < RARELY * known.took:
+        return known.quality, known.moment
+    began, moment = time.monotonic(), now()
+    quality = quality_of(session)
+    done = time.monotonic()
+    _counted[call.site.database] = _Counted(quality, moment, done, done - began)
+    return quality, moment
+
+
 def _todo(session: Session) -> dict[str, int]:
     """What waits for a lead."""
 
@@ -177,12 +210,15 @@ def _everybody(session: Session) -> list[Somebody]:
         row[0]: row[1]
         for row in session.execute(
             select(Invitation.person_id, func.max(Invitation.expires))
-            .where(Invitation.expires > people.now())
+            .where(Invitation.expires > now())
             .group_by(Invitation.person_id)
         )
     }
+    gone = {one.person: one for one in withdrawals(session, [])}
     return [
-        Somebody(person, names.get(person.id), counts.get(person.id, 0), until.get(person.id))
+        Somebody(
+            person, names.get(person.id), counts.get(person.id, 0), until.get(person.id), gone.get(person.pseudonym)
+        )
         for person in session.scalars(select(Person).order_by(Person.withdrawn.is_not(None), Person.id))
     ]
 
@@ -196,6 +232,7 @@ def _told(one: Somebody) -> dict[str, Any]:
         "name": one.name,
         "labels": one.labels,
         "withdrawn": one.person.withdrawn is not None,
+        "exports": [] if one.withdrawal is None else one.withdrawal.as_json()["exports"],
     }
 
 
