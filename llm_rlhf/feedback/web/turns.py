@@ -126,6 +126,15 @@ class Desk:
         self._next()
         return live
 
+    def put_back(self, person: int, talk: int, messages: Conversation, turn: Turn) -> Live:
+        """A turn whose choice was taken back, to be chosen between once more."""
+        live = Live(person, talk, messages, [str(a.source) for a in turn.answers], {})
+        live.order, live.details, live.began, live.over = list(turn.order), turn.details, turn.asked, True
+        first, second = (Said(answer.text, ended=answer.complete) for answer in turn.answers)
+        live.pictures.append(Picture(1, (first, second)))
+        self.turns[talk] = live
+        return live
+
     def turn_of(self, talk: int) -> Live | None:
         """The turn of a conversation that waits for a choice."""
         return self.turns.get(talk)
