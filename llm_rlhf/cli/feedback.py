@@ -80,6 +80,9 @@ def serve(
             who = f"{known_as} ({person.pseudonym})" if known_as else f"annotator {person.pseudonym}"
             print(f"  {who}: {address}/i/{token}")
         print("\nWhoever has a link comes in as that person, until it runs out.", flush=True)
+        if speaker is not None:
+            answers = " against ".join(dict.fromkeys(speaker.sources))
+            print(f"In live chats, {answers} answers{'' if against_start else ' twice'}.", flush=True)
         if not questions:
             print(
                 "The store has no question yet. Fill it from a run's policy (llm-rlhf feedback select RUN) or from a "

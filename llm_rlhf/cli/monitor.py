@@ -29,6 +29,9 @@ def monitor(
         int,
         typer.Option("--ask-anew", min=0, help="Prompts of each period that the policy answers anew; 0: none."),
     ] = 50,
+    most: Annotated[
+        int, typer.Option("--most", min=0, help="Replies of each period that are read, by a draw; 0: all.")
+    ] = 0,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Replies to look at, for each reason.")] = 20,
     ask: Annotated[
         str, typer.Option("--ask", metavar="KIND", help="What people are asked: rate, annotate, correct or compare.")
@@ -68,7 +71,7 @@ def monitor(
                 raise RecipeError(f"{option} is {value!r}; it is {', '.join(known[:-1])} or {known[-1]}.")
         read = read_log(log)
         instruments = Instruments(policy, reward or (), heldout or ())
-        found = monitored(read, instruments, by, ask_anew)
+        found = monitored(read, instruments, by, ask_anew, most)
         chosen = to_look_at(found, rows)
         asked, rated = questions(found, chosen, ask), thumbs(read.replies)
         folder = output or instruments.run / "monitor"

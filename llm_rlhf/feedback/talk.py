@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from llm_rlhf.data.rows import Conversation
@@ -26,7 +26,7 @@ from llm_rlhf.feedback.labels import MOST_TEXT, checked, from_page
 from llm_rlhf.feedback.queue import Question, add, record
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.settings import settings_of
-from llm_rlhf.feedback.tables import Assignment, Flag, Item, Label, Person, Talk, now
+from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, Talk, now
 
 MODES = {"helpful": "helpful", "red-team": "harmless"}  # and what a comparison in it is about
 MOST_TOPIC = 64  # characters
@@ -165,6 +165,40 @@ def choose(
     talk.messages = [*talk.messages, {"role": "assistant", "content": went_on}]
     session.flush()
     return Chosen(went_on, place, drawn, None if label is None else label.id, why)
+
+
+def take_back(session: Session, talk: Talk) -> Turn | None:
+    """Undo the last choice: its label is gone, and the conversation waits for another.
+
+    Returns:
+        the two answers as they were shown; None where nothing was kept of them: the question is to be asked anew.
+
+    Raises:
+        Settled: where there is no choice to take back.
+    """
+    _check_open(talk)
+    if not talk.messages or awaits_choice(talk):
+        raise Settled("There is nothing to take back.")
+    talk.messages = talk.messages[:-1]
+    theirs = (
+        select(Assignment, Item)
+        .join(Item, Item.id == Assignment.item_id)
+        .where(Assignment.person_id == talk.person_id, Item.kind.in_(("chat", "correct")))
+        .order_by(Assignment.id.desc())
+    )
+    found = next((row for row in session.execute(theirs) if row[1].prompt == talk.messages), None)
+    if found is None:
+        session.flush()
+        return None
+    assignment, item = found
+    session.execute(delete(Label).where(Label.assignment_id == assignment.id))
+    session.delete(assignment)
+    item.wanted, item.taken = item.wanted - 1, item.taken - 1
+    session.flush()
+    told = session.get_one(Batch, item.batch_id).details
+    answers = [Shown(a["text"], a.get("source"), bool(a.get("complete", True))) for a in item.answers]
+    details = {name: value for name, value in told.items() if name not in ("talk", "mode")}
+    return Turn(answers, assignment.order, assignment.shown, details)
 
 
 def report(session: Session, talk: Talk, turn: Turn | None, kind: str, text: str) -> Flag:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,22 @@ class Monitored:
         }
 
 
-def monitor(log: Log, instruments: Instruments, by: str = "day", ask_anew: int = ASKED_ANEW) -> Monitored:
+def monitor(
+    log: Log, instruments: Instruments, by: str = "day", ask_anew: int = ASKED_ANEW, most: int = 0
+) -> Monitored:
     """Score a log and hold it against the report.
 
     Args:
         by: day or week. ask_anew: how many prompts of each period the policy answers anew; 0: none.
+        most: replies of each period that are read, by a draw; 0: all.
 
     Raises:
         RecipeError: where the run has no report of a policy.
     """
     references, notes = references_of(instruments.run, instruments.lengths)
+    if most:
+        log, before = _thinned(log, by, most), len(log.replies)
+        notes.append(f"Of {before:,} replies {len(log.replies):,} were drawn, at most {most:,} of each {by}.")
     rows: list[Row] = [(reply.prompt, reply.text, reply.ended) for reply in log.replies]
     periods = [period_of(reply, by) for reply in log.replies]
     read = instruments.read(rows)
@@ -108,6 +114,11 @@ def monitor(log: Log, instruments: Instruments, by: str = "day", ask_anew: int =
         log, by, str(instruments.run), instruments.models, periods, read, references, found, tests,
         alarms(tests, others), own, notes + _told_of(log, found, tests),
     )  # fmt: skip
+
+
+def _thinned(log: Log, by: str, most: int) -> Log:
+    chosen = drawn(log.replies, [period_of(reply, by) for reply in log.replies], most)
+    return replace(log, replies=[log.replies[i] for i in sorted(chosen)])
 
 
 def period_of(reply: Logged, by: str) -> str:

@@ -164,3 +164,22 @@ def test_a_model_that_fails_says_so_and_can_be_asked_again(database: Database) -
     speaker.fails = None
     assert events(somebody.post(f"{talk}/say", json={"text": "hello?"}).text)[-1][0] == "ready"
     assert somebody.get(talk).json()["messages"] == [{"role": "user", "content": "hello?"}]
+
+
+def test_a_choice_taken_back_stands_there_again(database: Database) -> None:
+    app = create_app(database, voices=Scripted(("a b", "c d")))
+    somebody, other = client(database, app=app), client(database, app=app)
+    talk = begun(somebody)
+    ready = events(somebody.post(f"{talk}/say", json={"text": "hello"}).text)[-1][1]
+    somebody.post(f"{talk}/choose", json={"value": LEFT}).raise_for_status()
+    assert other.post(f"{talk}/undo", json={}).status_code == 403
+    back = somebody.post(f"{talk}/undo", json={}).json()
+    assert back["asked"] == "hello"
+    assert [answer["text"] for answer in back["turn"]["answers"]] == [answer["text"] for answer in ready["answers"]]
+    assert "source" not in str(back)
+    assert somebody.post(f"{talk}/undo", json={}).status_code == 409
+    chosen = somebody.post(f"{talk}/choose", json={"value": {"choice": "tie"}, "seen": back["turn"]["seen"]}).json()
+    assert chosen["drawn"]
+    with database.read() as session:
+        assert session.scalars(select(Label)).one().value == {"choice": "tie"}
+        assert all(answer["complete"] for answer in session.scalars(select(Item)).one().answers)

@@ -161,6 +161,13 @@ def test_by_keyboard_alone_with_a_correction(browser, store) -> None:
         told(page, "goes on from answer B")
         assert labels(store)[0][1]["strength"] == 4
         assert page.evaluate("document.activeElement.id") == "text"
+        page.keyboard.press("Escape")
+        page.keyboard.press("u")
+        told(page, "Taken back")
+        assert labels(store) == []
+        page.keyboard.press("5")
+        told(page, "goes on from answer B")
+        assert labels(store)[0][1]["strength"] == 1
         page.keyboard.type("Sure, b?")
         page.keyboard.press("Enter")
         told(page, "Both answers are there.")

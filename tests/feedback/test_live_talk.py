@@ -11,7 +11,7 @@ from llm_rlhf.feedback import people, queue, settings
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.tables import Assignment, Item, Label, now
-from llm_rlhf.feedback.talk import Shown, Turn, ask, begin, choose, end, report, talk_of, talks_of
+from llm_rlhf.feedback.talk import Shown, Turn, ask, begin, choose, end, report, take_back, talk_of, talks_of
 
 LEFT_BETTER = {"choice": "better", "better": 0, "strength": 3}
 TIE = {"choice": "tie"}
@@ -230,3 +230,29 @@ def test_a_report_is_of_the_answers_that_are_there_or_of_the_last(database, some
         assert chosen.label is not None, "and can still be chosen between"
         assert counted(session, Item) == 1
         assert report(session, talk, None, "report", "rude").item_id == item.id
+
+
+def test_a_choice_can_be_taken_back_and_made_anew(database, somebody) -> None:
+    with database.write() as session:
+        talk = begin(session, somebody, "helpful")
+        with pytest.raises(Settled, match="nothing to take back"):
+            take_back(session, talk)
+        ask(session, talk, "hello")
+        choose(session, talk, answers(order=(1, 0), complete=(True, False)), LEFT_BETTER)
+        turn = take_back(session, talk)
+        shown = [Shown("one", "ppo", True), Shown("two", "sft", False)]
+        assert turn == Turn(shown, [1, 0], turn.asked, {"seed": 7})
+        assert counted(session, Label) == counted(session, Assignment) == 0
+        assert talk.messages == [{"role": "user", "content": "hello"}]
+        item = session.scalars(select(Item)).one()
+        assert (item.wanted, item.taken) == (0, 0)
+        with pytest.raises(Settled):
+            take_back(session, talk)
+        chosen = choose(session, talk, turn, {**LEFT_BETTER, "better": 1})
+        assert chosen.text == "one"
+        assert session.scalars(select(Label)).one().value["better"] == 0
+        assert (item.wanted, item.taken) == (1, 1)
+        ask(session, talk, "again")
+        choose(session, talk, answers("same", "same"), LEFT_BETTER)
+        assert take_back(session, talk) is None, "nothing was kept of it"
+        assert counted(session, Label) == 1

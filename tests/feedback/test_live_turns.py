@@ -1,6 +1,7 @@
 """Answers while they come: one at a time, the others in line, stopped when nobody wants them."""
 
 import asyncio
+import datetime
 import threading
 
 import pytest
@@ -51,6 +52,22 @@ def test_what_is_chosen_is_what_the_picture_showed() -> None:
     assert sorted(whole.order) == [0, 1]
     assert whole.details["seed"] == live.seed
     assert [said.text for said in live.on_page()] == [("a b c", "d")[place] for place in live.order]
+
+
+def test_what_was_shown_on_the_way_is_not_kept_for_ever(monkeypatch) -> None:
+    async def walk():
+        desk = Desk(Scripted(("a b c", "d")))
+        live = desk.ask(1, 1, HELLO)
+        await followed(desk, live)
+        await followed(desk, desk.ask(2, 2, HELLO))
+        assert len(live.pictures) > 1
+        monkeypatch.setattr(turns, "OLD", datetime.timedelta(0))
+        await followed(desk, desk.ask(3, 3, HELLO))
+        return live
+
+    live = asyncio.run(walk())
+    assert [said.text for said in live.pictures[0].answers] == ["a b c", "d"]
+    assert len(live.pictures) == 1
 
 
 def test_the_order_is_drawn() -> None:

@@ -139,6 +139,15 @@ def test_the_draw_repeats_and_takes_conversations_in_turn() -> None:
     assert sum(i >= 20 for i in drawn(one, days[:30], 11)) == 10, "each conversation once before any is met again"
 
 
+def test_of_a_large_log_a_draw_is_read(monkeypatch) -> None:
+    monkeypatch.setattr(monitor_report, "references_of", lambda run, lengths: (REFERENCES, []))
+    log = Log([*usual(1, 50), *usual(2, 5)], lines=55)
+    found = monitor(log, Planted(), ask_anew=0, most=20)  # type: ignore[arg-type]
+    assert [found.periods.count(day) for day in ("2026-11-01", "2026-11-02")] == [20, 5]
+    assert found.notes[0] == "Of 55 replies 25 were drawn, at most 20 of each day."
+    assert len(log.replies) == 55, "thumbs are taken of all"
+
+
 def test_what_people_should_look_at(watched) -> None:
     replies = [
         *usual(1),
@@ -154,7 +163,9 @@ def test_what_people_should_look_at(watched) -> None:
     assert chosen[60] == ["lowest"]
     assert chosen[63] == ["disagreement"]
     assert chosen[64] == ["thumbs_down"], "the newest"
-    assert not any("refused" in why for i, why in chosen.items() if i == 61), "the log says that refusing was right"
+    everything = dict(to_look_at(found, 99))
+    assert "refused" not in everything.get(61, []), "the log says that refusing was right"
+    assert sum("refused" in why for why in everything.values()) == 12
     assert counted(to_look_at(found, 2)) == {"thumbs_down": 2, "refused": 2, "lowest": 2, "disagreement": 2}
     asked = questions(found, to_look_at(found, 1))
     assert len(asked) == 3, "what says nothing cannot be asked about"

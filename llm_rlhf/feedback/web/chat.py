@@ -111,6 +111,18 @@ async def choose(number: Number, call: Posted) -> Response:
     return call.json(vars(chosen) | {"html": shown(chosen.text)})
 
 
+@router.post("/chat/{number}/undo")
+async def undo(number: Number, call: Posted) -> Response:
+    """Take the last choice back; the two answers stand there again."""
+    desk = _desk(call)
+    messages, turn = await run_in_threadpool(_take_back, call, number)
+    live = None if turn is None else desk.put_back(call.person.id, number, messages, turn)
+    told = None if live is None else _picture(live, live.now)
+    for answer in [] if told is None else told["answers"]:
+        answer["html"] = shown(answer["text"])
+    return call.json({"asked": messages[-1]["content"], "turn": told})
+
+
 @router.post("/chat/{number}/report")
 def report(number: Number, call: Posted) -> Response:
     """Tell a lead of the two answers that are there, or of the last ones."""
@@ -166,6 +178,13 @@ def _choose(call: Call, number: int, turn: talk.Turn | None) -> talk.Chosen:
         if turn is None:
             raise Settled("The answers to your last question are gone, or were chosen between before: ask (again).")
         return talk.choose(session, found, turn, call.fields.get("value"), _seconds(call))
+
+
+def _take_back(call: Call, number: int) -> tuple[Conversation, talk.Turn | None]:
+    with call.writing(consented=True) as session:
+        found = talk.talk_of(session, call.person, number, changed=True)
+        turn = talk.take_back(session, found)
+        return found.messages, turn
 
 
 def _seconds(call: Call) -> float | None:

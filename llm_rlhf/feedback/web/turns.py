@@ -29,6 +29,7 @@ FRAME = 1 / 15  # seconds between two pictures
 BEAT = 5.0  # seconds after which something is sent though there is nothing new, which tells whether anybody is there
 MOST_WAITING = 32  # people in line
 KEPT = 2_000  # turns that wait for a choice
+OLD = datetime.timedelta(minutes=10)
 PICTURES = 128  # the last ones of a turn, by which somebody may choose; some seconds
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ class Live:
         ]
         return Turn(answers, self.order, self.began or now(), self.details)
 
+    def grow_old(self) -> None:
+        """Whoever chooses long after the last piece came has seen it: what was shown on the way is kept no longer."""
+        if self.over and self.began is not None and now() - self.began > OLD:
+            self.pictures = deque([self.now], maxlen=PICTURES)
+
     def draw(self, place: int, said: Said) -> None:
         """The next picture, with an answer as far as it has come. Called by the thread that pulls."""
         answers = list(self.now.answers)
@@ -110,12 +116,23 @@ class Desk:
         self.forget(talk)
         if len(self.line) >= MOST_WAITING:
             raise Busy(f"{len(self.line)} people wait for an answer; try again in half a minute.")
+        for waits in self.turns.values():
+            waits.grow_old()
         live = Live(person, talk, messages, self.speaker.sources, self.speaker.details)
         self.turns[talk] = live
         while len(self.turns) > KEPT:
             self.stop(self.turns.popitem(last=False)[1])
         self.line.append(live)
         self._next()
+        return live
+
+    def put_back(self, person: int, talk: int, messages: Conversation, turn: Turn) -> Live:
+        """A turn whose choice was taken back, to be chosen between once more."""
+        live = Live(person, talk, messages, [str(a.source) for a in turn.answers], {})
+        live.order, live.details, live.began, live.over = list(turn.order), turn.details, turn.asked, True
+        first, second = (Said(answer.text, ended=answer.complete) for answer in turn.answers)
+        live.pictures.append(Picture(1, (first, second)))
+        self.turns[talk] = live
         return live
 
     def turn_of(self, talk: int) -> Live | None:

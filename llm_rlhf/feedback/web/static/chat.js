@@ -153,6 +153,7 @@
       if (hearing) hearing.abort();
       turn("user", null, asked);
       turn("assistant", chosen.html);
+      byId("undo-choice").hidden = false;
       say.querySelector("label").textContent = "Your next message";
       const from = chosen.place === null ? "what you wrote" : `answer ${"AB"[chosen.place]}${chosen.drawn ? ", which was drawn" : ""}`;
       close(true);
@@ -161,6 +162,32 @@
     } catch (error) {
       tell(error instanceof TypeError ? "The server does not answer. Nothing was kept; choose again." : error.message, true);
       fields.disabled = false;
+    } finally {
+      choosing = false;
+    }
+  }
+
+  async function undo() {
+    if (!pending.hidden || choosing) return;
+    choosing = true;
+    try {
+      const response = await fetch(`${address}/undo`, { method: "POST", headers: { ...headers, Accept: "application/json" }, body: "{}" });
+      if (!response.ok) throw new Error(await refusal(response));
+      const back = await response.json();
+      [...byId("history").children].slice(-2).forEach((item) => item.remove());
+      byId("undo-choice").hidden = byId("history").children.length === 0;
+      open(back.asked);
+      if (back.turn) {
+        show(back.turn, true);
+        tell("Taken back. Choose again.");
+        byId("answers").focus({ preventScroll: true });
+      } else {
+        close(true);
+        text.value = back.asked;
+        tell("Taken back. Nothing was kept of these answers; send your message again.");
+      }
+    } catch (error) {
+      tell(error instanceof TypeError ? "The server does not answer. Nothing was taken back." : error.message, true);
     } finally {
       choosing = false;
     }
@@ -201,6 +228,7 @@
     else if (button.id === "no-correction") choosingAgain();
     else if (button.id === "take-back") takeBack();
   });
+  byId("undo-choice").addEventListener("click", undo);
   choice.addEventListener("submit", (event) => event.preventDefault());
   correction.addEventListener("submit", (event) => {
     event.preventDefault();
