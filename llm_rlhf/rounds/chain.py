@@ -162,9 +162,8 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
             seed=recipe.seed + number,
         )
         found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
-        say(
-            f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({_told(found.strategies)})"
-        )
+        by = _told(found.strategies)
+        say(f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({by})")
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
     if rounds.annotators == "simulated":
