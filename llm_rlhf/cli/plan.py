@@ -58,7 +58,7 @@ def plan(
             print("\n".join(lines(plans, process, there, where)), flush=True)
             if loaded.rounds is not None and loaded.rounds.count > 1:
                 print(
-                    f"\nThis is the first of {loaded.rounds.count} rounds. Each later one takes about as much again, with "
+                    f"\nThis is the first of {loaded.rounds.count} rounds. A later one takes about as much again, with "
                     f"up to {loaded.rounds.budget} more pairs for every round before it.",
                     flush=True,
                 )
