@@ -126,7 +126,7 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
                 "the recipe's name has changed. Put it back, or begin the rounds again in another output_dir."
             )
         batches[about] = batch.id
-    card = write_labels(database, target, run, batches)
+    card = write_labels(database, target, run, batches, recipe.rounds.margins)
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None

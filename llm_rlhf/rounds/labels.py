@@ -27,12 +27,15 @@ def pairs_about(labels: Path, about: int) -> Path:
     return labels / f"about-round-{about}.jsonl"
 
 
-def write_labels(database: Database, target: Path, run: Path, batches: dict[int, int]) -> dict[str, Any]:
+def write_labels(
+    database: Database, target: Path, run: Path, batches: dict[int, int], margins: bool = False
+) -> dict[str, Any]:
     """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
 
     Args:
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
+        margins: pairs keep how much better people found the one; the snapshot's own file keeps it in any case.
 
     Raises:
         DataError: where no label counts.
@@ -46,7 +49,8 @@ def write_labels(database: Database, target: Path, run: Path, batches: dict[int,
     rows = read_json_lines(partial / PAIRS)
     for about, batch in batches.items():
         items = _items(database, batch)
-        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if _items_of(row) & items)
+        chosen = [row if margins else _without_margin(row) for row in rows if _items_of(row) & items]
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in chosen)
         write_text(pairs_about(partial, about), text)
     os.rename(partial, target)
     return card
@@ -61,6 +65,10 @@ def progress_of(database: Database, batch: int) -> tuple[int, int]:
         labels = labels.join(Assignment, Assignment.id == Label.assignment_id)
         said = session.scalar(labels.where(*of_batch, Assignment.turn == 1))
     return said or 0, int(wanted or 0)
+
+
+def _without_margin(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "margin"}
 
 
 def _items(database: Database, batch: int) -> frozenset[int]:
