@@ -137,11 +137,13 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
     return later_recipe(recipe, number, target, warm)
 
 
-def _note(run: Path, what: dict[str, Any]) -> None:
-    """Add to what a run's manifest, which may not be there yet, says of its round."""
+def _note(run: Path, what: dict[str, Any]) -> dict[str, Any]:
+    """Add to what a run's manifest, which may not be there yet, says of its round; all that it says then."""
     run.mkdir(parents=True, exist_ok=True)
     manifest = read_json(run / MANIFEST) or {}
-    write_json(run / MANIFEST, manifest | {"round": (manifest.get("round") or {}) | what})
+    told = (manifest.get("round") or {}) | what
+    write_json(run / MANIFEST, manifest | {"round": told})
+    return told
 
 
 def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Waiting | None:
@@ -209,12 +211,12 @@ def _judged(
     record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
     record["gates"] = [line.as_dict() for line in lines]
     record["promoted"] = all(line.passed for line in lines)
-    _note(run, record)
+    told = _note(run, record)
     for line in lines:
         if not line.passed:
             say(f"      {line.text}")
     say(f"      round {number} " + ("is promoted" if record["promoted"] else "is not promoted"))
-    return record
+    return told
 
 
 POLICY = ("gold_score", "heldout_reward", "over_refusal", "refusal_harmful", "kl", "response_length")
