@@ -28,6 +28,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.recipe.values import plain
+from llm_rlhf.rounds.agreement import agreement, answered_of
 from llm_rlhf.rounds.annotators import ask_simulated
 from llm_rlhf.rounds.gates import check_first, check_promotion, compare
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
@@ -97,7 +98,7 @@ def _go_on(
             say(f"Round {number} of {recipe.rounds.count}")
             one = _recipe_of(recipe, folder, number, database, say)
             run_recipe(one)
-            table["rounds"].append(_judged(recipe, folder, number, one, table, say))
+            table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
             if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
             _write(folder, table)
@@ -179,7 +180,13 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
 
 
 def _judged(
-    recipe: Recipe, folder: Path, number: int, one: Recipe, table: dict[str, Any], say: Callable[[str], None]
+    recipe: Recipe,
+    folder: Path,
+    number: int,
+    one: Recipe,
+    table: dict[str, Any],
+    database: Database,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """A round's line in the table, also in its manifest: found once, as long as nothing that it rests on changes."""
     assert recipe.rounds is not None
@@ -208,6 +215,10 @@ def _judged(
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
         record |= _labels(recipe, folder, number, one)
+        batch = batch_of(database, rounds=recipe.name, round=number - 1)
+        assert batch is not None, "it was asked"
+        found = agreement(answered_of(database, batch.id))
+        record["agreement"] = {"about": number - 1} | {name: one._asdict() for name, one in found.items()}
     record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
     record["gates"] = [line.as_dict() for line in lines]
     record["promoted"] = all(line.passed for line in lines)

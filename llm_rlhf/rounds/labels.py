@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.tables import Assignment, Item, Label
+from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import read_json, write_text
 
@@ -57,13 +57,14 @@ def write_labels(
 
 
 def progress_of(database: Database, batch: int) -> tuple[int, int]:
-    """Labels that were said of a batch, each person's first of each question, and those that are wanted of it."""
+    """Labels that count of a batch, each person's first of each question, and how many are wanted of it."""
     of_batch = (Item.batch_id == batch, Item.state != "closed")
     with database.read() as session:
         wanted = session.scalar(select(func.coalesce(func.sum(Item.wanted), 0)).where(*of_batch))
         labels = select(func.count()).select_from(Label).join(Item, Item.id == Label.item_id)
         labels = labels.join(Assignment, Assignment.id == Label.assignment_id)
-        said = session.scalar(labels.where(*of_batch, Assignment.turn == 1))
+        labels = labels.join(Person, Person.id == Label.person_id)
+        said = session.scalar(labels.where(*of_batch, Assignment.turn == 1, Person.withdrawn.is_(None)))
     return said or 0, int(wanted or 0)
 
 

@@ -59,6 +59,7 @@ def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = 
         name=f"{recipe.name}-round-{number}",
         output_dir=str(round_folder(recipe.folder, number)),
         world=None,
+        feedback=None,  # what the first round collected is among its data
         model=model,
         data=data,
         sft=first.sft if again else None,
