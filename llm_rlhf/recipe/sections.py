@@ -319,7 +319,7 @@ class RoundsSection:
     # how much better people found a reply becomes the pair's margin in the loss: only beside pairs that all have one,
     # as the reward's scale, and with it what `kl_coef` is worth, would grow with the share of labels
     margins: bool = False
-    # scratch: reward models and policy are trained from the start again, on all data; warm: from the last policy
+    # scratch: reward models and policy are trained from the start again, on all data; warm: from the promoted one
     retrain: Literal["scratch", "warm"] = "scratch"
     # Points of accuracy on the recipe's own held-out pairs that a new reward model must be shown not to have lost.
     reward_drop: float | None = 10.0

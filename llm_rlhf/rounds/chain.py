@@ -74,6 +74,11 @@ def run_rounds(
             "itself: its recipe.yaml is an ordinary one."
         )
     folder = recipe.folder
+    if (folder / MANIFEST).is_file():
+        raise RecipeError(
+            f"{folder} is a run of its own, and rounds make theirs beneath their folder, in round-1, round-2, ... Set "
+            f"another output_dir. To begin with this run there: mkdir -p OTHER && cp -r {folder} OTHER/round-1"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".rounds.lock", timeout=0):
@@ -96,7 +101,7 @@ def _go_on(
                     _write(folder, table | {"waiting": dataclasses.asdict(waiting)})
                     return table, waiting
             say(f"Round {number} of {recipe.rounds.count}")
-            one = _recipe_of(recipe, folder, number, database, say)
+            one = _recipe_of(recipe, folder, number, table["promoted"] or number - 1, database, say)
             run_recipe(one)
             table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
             if table["rounds"][-1]["promoted"]:
@@ -112,8 +117,14 @@ def _write(folder: Path, table: dict[str, Any]) -> None:
     write_page(table, folder)
 
 
-def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Recipe:
-    """The recipe of a round, whose labels are written down first."""
+def _recipe_of(
+    recipe: Recipe, folder: Path, number: int, out: int, database: Database, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe of a round, whose labels are written down first.
+
+    Args:
+        out: the round whose policy a warm one begins from: what is promoted, else the last.
+    """
     if number == 1:
         return first_recipe(recipe)
     assert recipe.rounds is not None
@@ -132,9 +143,9 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None
     if recipe.rounds.retrain == "warm":
-        warm = folder / "warm" / f"round-{number - 1}"
+        warm = folder / "warm" / f"round-{out}"
         if not warm.is_dir():
-            export(str(round_folder(folder, number - 1)), merge=True, to=str(warm), say=lambda _: None)
+            export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
     return later_recipe(recipe, number, target, warm)
 
 

@@ -76,6 +76,14 @@ def test_a_number_of_rounds_stands_for_the_section(tmp_path: Path) -> None:
         load_recipe(write_recipe(tmp_path, rounds=2, evaluate=None))
 
 
+def test_a_run_is_no_folder_of_rounds(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path)
+    recipe.folder.mkdir()
+    (recipe.folder / "manifest.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is a run of its own"):
+        run_rounds(recipe)
+
+
 def _times(folder: Path) -> dict[str, int]:
     """When every file was written, but those that each launch writes."""
     written = ("manifest.json", "recipe.yaml", "rounds.json", "rounds.html", ".lock", ".rounds.lock", "counts.json")
