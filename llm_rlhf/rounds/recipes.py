@@ -4,7 +4,8 @@
 2. Every later one reads the same sources, each with the weight of initial data, and beside them the labels of each
    earlier round, each with its own. What evaluation reads stays what it is: prompts of labels never fall to it.
 3. It starts where the first round's training started, from its SFT model (from scratch: Bai et al. 2022,
-   arXiv:2204.05862, section 4.5), or from the promoted policy (warm). SFT is done again only where people wrote answers.
+   arXiv:2204.05862, section 4.5), or from the promoted policy (warm). SFT is done again only where people wrote
+   answers.
 """
 
 import copy
