@@ -1,5 +1,11 @@
 """Somebody at the feedback page: a client that is logged in, and questions to ask them."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from llm_rlhf.feedback import documents, people, queue
@@ -7,6 +13,7 @@ from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import change
 from llm_rlhf.feedback.web.app import create_app
+from llm_rlhf.feedback.web.serving import bind
 
 BASE = "http://127.0.0.1:8000"
 JSON = {"accept": "application/json"}
@@ -33,9 +40,25 @@ def invited(database: Database, role: str = "annotator", consented: bool = True)
         return token
 
 
-def client(database: Database, role: str = "annotator", app: object = None, consented: bool = True) -> TestClient:
+def client(
+    database: Database, role: str = "annotator", app: FastAPI | None = None, consented: bool = True
+) -> TestClient:
     """Somebody new who has come in, with the CSRF token among their headers; the page's HTML comes by `accept`."""
-    found = TestClient(app or create_app(database), base_url=BASE, headers=JSON)  # type: ignore[arg-type]
+    found = TestClient(app or create_app(database), base_url=BASE, headers=JSON)
     told = found.post(f"/i/{invited(database, role, consented)}").raise_for_status().json()
     found.headers["x-csrf-token"] = told["csrf"]
     return found
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[tuple[str, int]]:
+    """A server of its own thread, as `feedback serve` starts one: its host and port."""
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[:2]
+    finally:
+        server.should_exit = True
+        thread.join(10)

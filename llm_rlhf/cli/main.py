@@ -18,6 +18,7 @@ from llm_rlhf.cli.export import export, serve
 from llm_rlhf.cli.feedback import feedback_app
 from llm_rlhf.cli.gate import gate
 from llm_rlhf.cli.init import init
+from llm_rlhf.cli.monitor import monitor
 from llm_rlhf.cli.plan import plan
 from llm_rlhf.cli.run import run
 
@@ -30,6 +31,7 @@ LISTED: dict[Callable[..., Any], str] = {  # what the list of commands says of e
     gate: "Hold an evaluated policy to thresholds: exit code 0 or 1.",
     chat: "Talk to one policy, or to two beside each other.",
     export: "Make a folder that others load, with a model card.",
+    monitor: "Hold a log of conversations against the report of its policy.",
     serve: "Serve a policy with an API as OpenAI's.",
     doctor: "Look at this machine: is it fit for a run?",
 }

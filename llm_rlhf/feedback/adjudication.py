@@ -22,6 +22,7 @@ APART = 2  # points of a rating from which two people disagree
 class Opinion:
     """What somebody said of an item, by pseudonym."""
 
+    label: int  # its number
     person: str
     value: dict[str, Any]
     order: list[int]  # in which they saw the answers
@@ -82,7 +83,7 @@ def opinions(session: Session, item: int) -> list[Opinion]:
         .order_by(Label.id)
     )
     return [
-        Opinion(name, label.value, order, label.seconds, label.hasty, turn, withdrawn is not None)
+        Opinion(label.id, name, label.value, order, label.seconds, label.hasty, turn, withdrawn is not None)
         for label, order, turn, name, withdrawn in rows
     ]
 

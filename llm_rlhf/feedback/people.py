@@ -15,7 +15,7 @@ from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.refusals import Forbidden, Unknown
 from llm_rlhf.feedback.settings import settings_of
-from llm_rlhf.feedback.tables import Assignment, Identity, Invitation, Item, Label, Person, Visit, now
+from llm_rlhf.feedback.tables import Assignment, Batch, Identity, Invitation, Item, Label, Person, Visit, now
 
 ROLES = ("annotator", "lead")
 COLOURS = ("amber", "azure", "bronze", "copper", "coral", "golden", "green", "grey", "indigo", "ivory", "jade", "olive")
@@ -123,8 +123,11 @@ def withdraw(session: Session, person: Person) -> None:
     session.execute(delete(Identity).where(Identity.person_id == person.id))
     held = select(Assignment).where(Assignment.person_id == person.id, Assignment.state.in_(("open", "done")))
     for assignment in session.scalars(held):
-        if assignment.turn == 1:
-            session.get_one(Item, assignment.item_id).taken -= 1  # somebody else may be asked
+        item = session.get_one(Item, assignment.item_id)
+        if assignment.turn == 1 and session.get_one(Batch, item.batch_id).made_by == "chat":
+            item.wanted, item.taken = item.wanted - 1, item.taken - 1  # a conversation of theirs is shown to nobody
+        elif assignment.turn == 1:
+            item.taken -= 1  # somebody else may be asked
         if assignment.state == "open":
             assignment.state, assignment.draft, assignment.ended = "expired", None, now()
 

@@ -25,6 +25,7 @@ from llm_rlhf.statistics.clustered import clustered_proportion
 from llm_rlhf.statistics.intervals import Estimate, Interval, median, paired_shares, wilson
 
 ENOUGH = 20  # items that two people share, from which their kappa is told
+FEWEST = 10  # items that an interval of alpha takes
 ALL = "all"
 
 
@@ -36,7 +37,7 @@ class Day:
     person: str
     labels: int
     passed: int  # questions passed over
-    seconds: Interval | None  # median of a label's; None without labels
+    seconds: Interval | None  # median of a label's; None without labels on our page
     hasty: Interval | None  # share said in less time than reading takes
 
 
@@ -130,7 +131,7 @@ def estimates(choices: Choices) -> tuple[Numbers, list[str]]:
     missing: list[str] = []
     for name, split, level, judges in _agreements(choices.asked):
         try:
-            found.append(krippendorff_alpha(judges, level).named(name, ALL, split=split))
+            found.append(_of_enough(krippendorff_alpha(judges, level)).named(name, ALL, split=split))
         except ValueError as error:
             missing.append(f"Agreement on {split}: {str(error).partition(': ')[2]}")
     found.extend(_kappas(choices))
@@ -138,6 +139,13 @@ def estimates(choices: Choices) -> tuple[Numbers, list[str]]:
         found.extend(_of_person(choices, who.pseudonym))
     found.extend(_of_all(choices))
     return Numbers(found), missing
+
+
+def _of_enough(alpha: Interval) -> Interval:
+    """Few units resampled give intervals that are far too narrow."""
+    if alpha.n >= FEWEST:
+        return alpha
+    return alpha._replace(low=None, high=None, method=f"{alpha.method}; fewer than {FEWEST} have no interval")
 
 
 def days(choices: Choices) -> list[Day]:
@@ -151,8 +159,8 @@ def days(choices: Choices) -> list[Day]:
             person,
             len(theirs := said.get((day, person), [])),
             passed[day, person],
-            median([one.seconds for one in theirs]) if theirs else None,
-            wilson(sum(one.hasty for one in theirs), len(theirs)) if theirs else None,
+            median([one.seconds for one in timed]) if (timed := _timed(theirs)) else None,
+            wilson(sum(one.hasty for one in timed), len(timed)) if timed else None,
         )
         for day, person in sorted({*said, *passed}, key=lambda key: (-key[0].toordinal(), key[1]))
     ]
@@ -161,13 +169,14 @@ def days(choices: Choices) -> list[Day]:
 def _of_person(choices: Choices, person: str) -> Iterator[Estimate]:
     """Everything of one person that there is something to count for."""
     theirs = choices.of(person)
-    if theirs:
-        yield wilson(sum(one.hasty for one in theirs), len(theirs)).named("hasty", person)
-    for kind, group in grouped(theirs, lambda one: one.kind).items():
+    timed = _timed(theirs)
+    if timed:
+        yield wilson(sum(one.hasty for one in timed), len(timed)).named("hasty", person)
+    for kind, group in grouped(timed, lambda one: one.kind).items():
         yield median([one.seconds for one in group]).named("seconds", person, split=kind)
     passed = sum(one.person == person for one in choices.records.passed)
-    if passed + len(theirs):
-        yield wilson(passed, passed + len(theirs)).named("skipped", person)
+    if passed + len(timed):
+        yield wilson(passed, passed + len(timed)).named("skipped", person)
     compared = choices.compared(person)
     if compared:
         yield wilson(sum(not one.chose for one in compared), len(compared)).named("undecided", person)
@@ -192,7 +201,7 @@ def _of_all(choices: Choices) -> Iterator[Estimate]:
     for who in choices.people:
         person = who.pseudonym
         theirs = choices.of(person)
-        rows["hasty"] += [(person, one.hasty) for one in theirs]
+        rows["hasty"] += [(person, one.hasty) for one in _timed(theirs)]
         rows["undecided"] += [(person, not one.chose) for one in choices.compared(person)]
         rows["left"] += [(person, place == 0) for place in choices.places(person)]
         rows["longer"] += [(person, longer) for longer in choices.longer(person)]
@@ -207,6 +216,10 @@ def _of_all(choices: Choices) -> Iterator[Estimate]:
         else:
             interval = clustered_proportion([float(one) for one in yes], who_said)
             yield interval._replace(method=interval.method.replace("wordings", "people")).named(name, ALL)
+
+
+def _timed(said: Sequence[Said]) -> list[Said]:
+    return [one for one in said if not one.elsewhere]
 
 
 def _steady(said: Sequence[Said]) -> Iterator[bool]:

@@ -75,7 +75,7 @@ def add(session: Session, questions: Iterable[Question], made_by: str, details: 
     session.flush()
     items, known, held = [], 0, 0
     for question in questions:
-        _check(question)
+        check(question)
         if session.scalar(select(Item.id).where(Item.key == question.key)) is not None:
             known += 1
             continue
@@ -117,7 +117,7 @@ def next_for(
     """Somebody's next question: the one they have open, else the entry test's, a known one, a repeat, or a new one.
 
     Args:
-        kind, topic: of new questions; None: any.
+        kind, topic: of questions outside the entry test; None: any.
         rng: draws the order of the answers, and when a known question or a repeat comes.
     """
     rng = rng or random.SystemRandom()
@@ -126,12 +126,12 @@ def next_for(
     if (open_one := _open(session, person, kind, topic)) is not None:
         return open_one
     if needs_entry_test(session, person, settings):
-        return _assign_known(session, person, "entry", None, settings, rng)
+        return _assign_known(session, person, "entry", None, None, settings, rng)
     found = None
     if rng.random() < settings.gold_share:
-        found = _assign_known(session, person, "gold", kind, settings, rng)
+        found = _assign_known(session, person, "gold", kind, topic, settings, rng)
     if found is None and rng.random() < settings.repeat_share:
-        found = _assign_repeat(session, person, kind, settings, rng)
+        found = _assign_repeat(session, person, kind, topic, settings, rng)
     return found if found is not None else _assign_new(session, person, kind, topic, settings, rng)
 
 
@@ -139,7 +139,7 @@ def needs_entry_test(session: Session, person: Person, settings: Settings) -> bo
     """Whether the entry test has a question that this person has not answered yet. Leads made it, and skip it."""
     if not settings.entry_test or person.role == "lead" or person.entry_passed is not None:
         return False
-    return session.scalar(_known(person, "entry", None).limit(1)) is not None
+    return session.scalar(_known(person, "entry").limit(1)) is not None
 
 
 def assignment_of(session: Session, person: Person, number: int) -> Assignment:
@@ -230,7 +230,9 @@ def undo(session: Session, person: Person) -> Assignment | None:
     last = session.scalar(
         select(Assignment)
         .join(Item, Item.id == Assignment.item_id)
+        .join(Batch, Batch.id == Item.batch_id)
         .where(Assignment.person_id == person.id, Assignment.state.in_(("done", "skipped")), Item.purpose != "entry")
+        .where(Batch.made_by != "chat")  # a conversation has gone on from what was said
         .order_by(Assignment.ended.desc(), Assignment.id.desc())
         .limit(1)
     )
@@ -303,7 +305,8 @@ def agrees(value: dict[str, Any], expected: dict[str, Any]) -> bool:
     return all(value.get(name) == wanted for name, wanted in expected.items())
 
 
-def _check(question: Question) -> None:
+def check(question: Question) -> None:
+    """Raises DataError where a question cannot be asked."""
     if question.kind not in KINDS:
         raise DataError(f"The kind is {question.kind!r}; it is one of {', '.join(KINDS)}.")
     if not question.prompt or question.prompt[-1].get("role") != "user":
@@ -381,20 +384,26 @@ def _assign_new(
     return None
 
 
-def _known(person: Person, purpose: str, kind: str | None) -> Any:
+def _known(person: Person, purpose: str, kind: str | None = None, topic: str | None = None) -> Any:
     query = select(Item).where(Item.state == "open", Item.purpose == purpose, ~_had(person))
-    return _of(query, kind, None).order_by(Item.priority.desc(), Item.id)
+    return _of(query, kind, topic).order_by(Item.priority.desc(), Item.id)
 
 
 def _assign_known(
-    session: Session, person: Person, purpose: str, kind: str | None, settings: Settings, rng: random.Random
+    session: Session,
+    person: Person,
+    purpose: str,
+    kind: str | None,
+    topic: str | None,
+    settings: Settings,
+    rng: random.Random,
 ) -> Assignment | None:
-    item = session.scalar(_known(person, purpose, kind).limit(1))
+    item = session.scalar(_known(person, purpose, kind, topic).limit(1))
     return None if item is None else _assign(session, item, person, 1, settings, rng)
 
 
 def _assign_repeat(
-    session: Session, person: Person, kind: str | None, settings: Settings, rng: random.Random
+    session: Session, person: Person, kind: str | None, topic: str | None, settings: Settings, rng: random.Random
 ) -> Assignment | None:
     """A comparison that this person answered some time ago, with the answers swapped."""
     again = aliased(Assignment)
@@ -412,7 +421,7 @@ def _assign_repeat(
         )
         .order_by(Assignment.ended.desc())
     )
-    old = session.scalars(_of(query, kind, None).offset(settings.repeat_after).limit(50)).all()
+    old = session.scalars(_of(query, kind, topic).offset(settings.repeat_after).limit(50)).all()
     if not old:
         return None
     first = rng.choice(old)
@@ -463,7 +472,7 @@ def _give_back(session: Session, assignment: Assignment) -> None:
 
 def _mark_entry_test(session: Session, person: Person, settings: Settings) -> None:
     """Once the last question of the entry test is answered: passed or not. Who has not passed begins it again."""
-    if session.scalar(_known(person, "entry", None).limit(1)) is not None:
+    if session.scalar(_known(person, "entry").limit(1)) is not None:
         return
     mine = (
         select(Label).join(Item, Item.id == Label.item_id).where(Label.person_id == person.id, Item.purpose == "entry")

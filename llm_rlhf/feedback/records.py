@@ -21,6 +21,7 @@ class Who:
     pseudonym: str
     role: str = "annotator"
     simulated: bool = False
+    imported: bool = False  # their labels came in a file
     entry_tries: int = 0
     entry_score: float | None = None  # the last try's share of right answers
     entry_passed: bool = False
@@ -43,11 +44,12 @@ class Said:
     purpose: str = "label"
     turn: int = 1
     right: bool | None = None  # of gold and entry items
+    elsewhere: bool = False  # on a page that is not ours: nobody knows where the answers stood there, and for how long
 
     @property
     def place(self) -> int | None:
-        """Of a comparison that chose: where on the page the better one stood, 0 the left; None of others."""
-        return self.order.index(self.value["better"]) if self.chose else None
+        """Of a comparison that chose: where on our page the better one stood, 0 the left; None of others."""
+        return self.order.index(self.value["better"]) if self.chose and not self.elsewhere else None
 
     @property
     def chose(self) -> bool:
@@ -77,6 +79,7 @@ def records_of(session: Session) -> Records:
     """The whole store, one query a table."""
     people = session.scalars(select(Person).order_by(Person.id)).all()
     names = {person.id: person.pseudonym for person in people if person.withdrawn is None}
+    imported = {person.id for person in people if person.imported}
     items = {}
     labelled = select(Item.id, Item.kind, Item.purpose, Item.prompt, Item.answers)
     for number, kind, purpose, prompt, answers in session.execute(labelled.where(Item.id.in_(select(Label.item_id)))):
@@ -103,6 +106,7 @@ def records_of(session: Session) -> Records:
                 purpose,
                 turn,
                 label.agrees_with_gold,
+                label.person_id in imported,
             )
         )
     skips = select(Assignment.person_id, Assignment.skip_reason, Assignment.ended).where(Assignment.state == "skipped")
@@ -113,7 +117,7 @@ def records_of(session: Session) -> Records:
     ]
     return Records(
         [
-            Who(p.pseudonym, p.role, p.simulated, p.entry_tries, p.entry_score, p.entry_passed is not None)
+            Who(p.pseudonym, p.role, p.simulated, p.imported, p.entry_tries, p.entry_score, p.entry_passed is not None)
             for p in people
             if p.withdrawn is None
         ],

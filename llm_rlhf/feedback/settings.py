@@ -6,10 +6,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from llm_rlhf.errors import RecipeError
 from llm_rlhf.feedback.tables import Setting
 from llm_rlhf.recipe.values import read_section
 
 READ = "llm_rlhf.settings"
+MOST = 100_000  # of what is counted: more of it, and dates or databases overflow
 GUIDELINES = """\
 Read the question and both answers to their ends before you choose.
 
@@ -55,10 +57,10 @@ class Settings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1")
         for name in ("people_per_item", "lease_minutes", "repeat_after", "session_days", "invitation_days"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
-        if self.words_per_second <= 0:
-            raise ValueError(f"words_per_second is {self.words_per_second}; it is above 0")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is 1 to {MOST:,}")
+        if not 0 < self.words_per_second <= MOST:
+            raise ValueError(f"words_per_second is {self.words_per_second}; it is above 0, and at most {MOST:,}")
 
 
 def settings_of(session: Session) -> Settings:
@@ -78,7 +80,12 @@ def change(session: Session, changes: dict[str, Any]) -> Settings:
         RecipeError: for a name that is none, or a value that cannot be.
     """
     for name in changes:
-        read_section(Settings, {name: changes[name]}, "feedback.")
+        try:
+            read_section(Settings, {name: changes[name]}, "feedback.")
+        except RecipeError:
+            raise
+        except ValueError as error:  # of Settings itself
+            raise RecipeError(f"{error}.") from None
         session.merge(Setting(name=name, value={"value": changes[name]}))
     session.flush()
     session.info.pop(READ, None)

@@ -20,7 +20,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Batch, Export, ExportedLabel, Item, Person, now
-from llm_rlhf.feedback.training_rows import TrainingRows, training_rows
+from llm_rlhf.feedback.training_rows import training_rows
 from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
@@ -56,15 +56,12 @@ def write(
             found = counted(session, batches)
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
-            made = training_rows(found.asked)
-            card = _card(session, database, found, made)
-        for name, rows in made.rows.items():
-            _write_lines(folder / name, rows)
-        of_files = digests(folder)
-        card["files"] = {name: {**of_files[name], "rows": len(rows)} for name, rows in made.rows.items()}
+            card = card_of(session, database, found)
+        rows, of_files = write_rows(found, folder), digests(folder)
+        card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
         card["made_for"] = made_for
         write_json(folder / CARD, card)
-        if not recorded or _recorded(database, found, card, folder):
+        if not recorded or record(database, found, card, folder):
             return card
 
 
@@ -106,9 +103,9 @@ def in_words(card: dict[str, Any]) -> str:
     who = [(card["people"], "person", "people"), (card["simulated_people"], "simulated one", "simulated ones"),
            (card["imported_people"], "from a file", "from files")]  # fmt: skip
     named = [f"{count:,} {one if count == 1 else many}" for count, one, many in who if count]
-    rows = [f"{name.removesuffix('.jsonl')} {of['rows']:,}" for name, of in card["files"].items() if of["rows"]]
+    rows = [f"{name.removesuffix('.jsonl')} {of['rows']:,}" for name, of in card["files"].items() if of.get("rows")]
     labels = "1 label" if card["labels"] == 1 else f"{card['labels']:,} labels"
-    return f"{labels} by {' and '.join(named) or 'nobody'}: {', '.join(rows)}"
+    return f"{labels} by {' and '.join(named) or 'nobody'}{': ' if rows else ''}{', '.join(rows)}"
 
 
 @contextlib.contextmanager
@@ -120,7 +117,15 @@ def _opened(store: str | Path) -> Iterator[Database]:
         database.close()
 
 
-def _recorded(database: Database, found: Counted, card: dict[str, Any], folder: Path) -> bool:
+def write_rows(found: Counted, folder: Path) -> dict[str, int]:
+    """The files of rows; how many rows each has."""
+    made = training_rows(found.asked)
+    for name, rows in made.rows.items():
+        _write_lines(folder / name, rows)
+    return {name: len(rows) for name, rows in made.rows.items()}
+
+
+def record(database: Database, found: Counted, card: dict[str, Any], folder: Path) -> bool:
     """Note the export in one transaction; False where somebody has withdrawn since the labels were read."""
     with database.write() as session:
         gone = select(Person.id).where(Person.id.in_(sorted(found.people)), Person.withdrawn.is_not(None)).limit(1)
@@ -136,7 +141,9 @@ def _recorded(database: Database, found: Counted, card: dict[str, Any], folder: 
     return True
 
 
-def _card(session: Session, database: Database, found: Counted, made: TrainingRows) -> dict[str, Any]:
+def card_of(session: Session, database: Database, found: Counted) -> dict[str, Any]:
+    """Who and what stands behind the labels that count, and what came to nothing."""
+    made = training_rows(found.asked)
     kinds = {one.item.id: one.item.kind for one in found.asked}
     people = list(found.people.values())
     return {

@@ -131,7 +131,7 @@ def _chance(person: str, weighed: dict[str, tuple[int, int]]) -> _Asked | None:
         return None  # the others agree hardly better than chance: nothing tells who reads
     estimate = wilson(agreed, known).named("agreement_weighed", person, OTHERS)
     text = (
-        f"with what most of the others say in {agreed} of {known}, {_percent(estimate)}; chance is 50%, the "
+        f"agrees with what most of the others say in {agreed} of {known}, {_percent(estimate)}; chance is 50%, the "
         f"others' median {typical:.0%}"
     )
     assert estimate.low is not None
@@ -153,7 +153,7 @@ def _known(person: str, choices: Choices) -> _Asked | None:
 def _fast(person: str, choices: Choices) -> _Asked | None:
     """By the median of the others' medians, so that one who labels much does not set the pace."""
     paces: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for one in choices.said:
+    for one in (said for said in choices.said if not said.elsewhere):
         paces[one.kind][one.person].append(one.seconds / max(1, one.read))
     faster = []
     for by_person in paces.values():

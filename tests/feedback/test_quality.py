@@ -106,6 +106,11 @@ class TestByHand:
         assert (alpha.estimate, alpha.n) == (1.0, 3)
         assert any("rate: helpful" in line and "all 2 labels" in line for line in missing)
 
+    def test_of_labels_from_a_file_neither_place_nor_time_is_known(self) -> None:
+        numbers, _ = estimates(Choices(trio([said("a", item, 0, elsewhere=True, seconds=0.0) for item in range(30)])))
+        told = {one.name for one in numbers.estimates if one.subject == "a"}
+        assert told == {"undecided", "longer"}
+
     def test_throughput_by_day_and_person(self) -> None:
         later = DAY + datetime.timedelta(days=1)
         first = [said("a", item, 0, seconds=float(item), hasty=item == 1) for item in range(1, 7)]

@@ -210,6 +210,22 @@ def test_a_repeat_comes_with_the_answers_swapped(database: Database) -> None:
     assert all(first == second[::-1] for first, second in repeated)
 
 
+def test_a_known_question_and_a_repeat_are_of_the_topic_that_was_chosen(database: Database) -> None:
+    expected = {"value": BETTER, "why": "it is the first"}
+    gold = pair(1, purpose="gold", expected=expected, topic="plants")
+    asked = [pair(2, topic="stars"), pair(3, topic="plants"), pair(4, topic="stars")]
+    filled(database, [gold, *asked], gold_share=1.0, repeat_share=1.0, repeat_after=1)
+    person = somebody(database)
+    topics = []
+    for topic in ("plants", "plants", "stars", "stars", "stars"):
+        with database.write() as session:
+            assignment = queue.next_for(session, person, topic=topic)
+            assert assignment is not None
+            topics.append(session.get_one(Item, assignment.item_id).topic)
+            queue.record(session, assignment, BETTER)
+    assert topics == ["plants", "plants", "stars", "stars", "stars"]
+
+
 def test_what_looks_like_personal_data_is_shown_to_nobody(database: Database) -> None:
     question = pair(1)
     question.answers[0]["text"] = "Write to jane.doe@example.org."

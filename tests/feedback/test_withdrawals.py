@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback import people, queue, snapshot
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Unknown
@@ -98,6 +98,31 @@ def test_a_name_is_deleted_and_the_link_lets_nobody_in(answered: tuple[Database,
             people.visitor(session, cookie)
         with pytest.raises(people.DataError, match="has withdrawn"):
             people.link_for(session, session.get_one(Person, person.id))
+
+
+def test_the_next_export_holds_nothing_of_theirs(answered: tuple[Database, Person, str], tmp_path: Path) -> None:
+    database, person, _ = answered
+    runs = tmp_path / "runs"
+    with database.write() as session:
+        for one in session.scalars(select(Person)):
+            people.consent(session, one, 1)
+    folders = [runs / name / "collect" for name in ("before", "after")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    before = snapshot.write(database, folders[0], made_for=str(folders[0].parent))
+    with database.write() as session:
+        people.withdraw(session, session.get_one(Person, person.id))
+    after = snapshot.write(database, folders[1], made_for=str(folders[1].parent))
+    assert (before["people"], before["labels"], after["people"], after["labels"]) == (2, 6, 1, 3)
+    written = [[path.read_text() for path in sorted(folder.iterdir())] for folder in folders]
+    assert any(person.pseudonym in text for text in written[0])
+    assert not any(person.pseudonym in text for text in written[1])
+    with database.read() as session:
+        theirs = select(ExportedLabel).where(ExportedLabel.person_id == person.id)
+        assert {one.export_id for one in session.scalars(theirs)} == {before["export"]}
+        (found,) = withdrawals(session, [runs])
+    assert [one.made_for for one in found.exports] == [str(runs / "before")]
+    assert found.runs == [Affected(str(runs / "before"), before["export"])]
 
 
 def test_their_labels_are_deleted_when_a_lead_says_so_and_exports_are_named_all_the_same(

@@ -75,7 +75,10 @@ class Access:
         """Whether an Origin header, where there is one, is our own."""
         if origin is None:
             return True
-        found = urlsplit(origin)
+        try:
+            found = urlsplit(origin)
+        except ValueError:
+            return False
         if found.scheme not in ("http", "https"):
             return False
         ours = urlsplit(self.public_url) if self.public_url else None
@@ -167,8 +170,8 @@ class Guard:
         raw = bytes(scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         if len(raw) + len(scope.get("query_string", b"")) > MOST_PATH:
             return _said(414, "This address is too long.", headers)
-        if not _is_plain(raw) or not _is_plain(scope["path"]):
-            return _said(400, "This path is none of ours.", headers)
+        if not _is_plain(raw) or not _is_plain(scope["path"]) or b"%00" in scope.get("query_string", b""):
+            return _said(400, "This address is none of ours.", headers)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.access.knows_host(hosts[0]):
             return _said(

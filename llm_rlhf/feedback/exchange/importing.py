@@ -1,0 +1,192 @@
+"""Questions and labels out of files, into a store.
+
+Whoever labelled elsewhere becomes a person of the store by a hash of their name there, with a key that only this store
+has: the same name is the same person again, and nobody can tell which. They have agreed to nothing here; whether they
+agreed where they labelled is for whoever imports to know, and cards and reports count them apart.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.feedback import queue
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.exchange import argilla, jsonl, label_studio, potato
+from llm_rlhf.feedback.exchange.entries import Entry, Told
+from llm_rlhf.feedback.labels import KINDS, checked, from_page
+from llm_rlhf.feedback.tables import Assignment, Item, Label, Person, Setting, now
+from llm_rlhf.json_lines import lines_of, parse_json
+from llm_rlhf.run_folder import file_digest
+
+FORMATS = ("auto", "data", "jsonl", "potato", "argilla", "label-studio")
+KEY = "import_key"  # the setting that no page shows
+REASONS_SHOWN = 5
+
+
+@dataclass
+class Brought:
+    """What came of a file."""
+
+    format: str
+    questions: int = 0  # new ones
+    known: int = 0  # that the store had
+    held: int = 0  # of the new ones, until a lead has looked
+    labels: int = 0  # new ones
+    known_labels: int = 0
+    people: int = 0  # whose labels these are, that the store had not
+    set_aside: Counter[str] = field(default_factory=Counter)
+
+
+def bring_in(
+    database: Database, path: Path, form: str = "auto", kind: str | None = None, source: dict[str, Any] | None = None
+) -> Brought:
+    """Put the questions of a file into the queue, and the labels that it has beside them; all of them or none.
+
+    Args:
+        path: a file, or the folder of another tool's project.
+        form: one of FORMATS; data: what `data check` knows.
+        kind: of task, where the file does not say; of `data`, what its rows are asked as.
+        source: keys of a recipe's source, for `data`.
+
+    Raises:
+        RecipeError, DataError: where it cannot be read, or nothing is left of it.
+    """
+    if form not in FORMATS:
+        raise RecipeError(f"--format is {form!r}; it is one of {', '.join(FORMATS)}.")
+    if kind is not None and (kind not in KINDS or kind in ("chat", "thumb")):
+        asked = ", ".join(name for name in KINDS if name not in ("chat", "thumb"))
+        raise RecipeError(f"--kind is {kind!r}; it is one of {asked}.")
+    if not path.exists():
+        raise RecipeError(f"There is no file {path}.")
+    form = _recognised(path) if form == "auto" else form
+    found = Brought(form)
+    entries = list(_read(path, form, kind, source or {}, found))
+    if not entries:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in found.set_aside.most_common(REASONS_SHOWN))
+        raise DataError(f"Nothing is left of {path}, read as {form}{': ' + reasons if reasons else ''}.")
+    details = {"file": path.name, "format": form, **({"sha256": file_digest(path)} if path.is_file() else {})}
+    with database.write() as session:
+        _add(session, entries, details, found)
+    return found
+
+
+def _recognised(path: Path) -> str:
+    """The format of a file, by what is in it."""
+    if potato.is_of(path):
+        return "potato"
+    if path.is_dir():
+        return "argilla" if (path / argilla.RECORDS).is_file() else "data"
+    if path.suffix == ".json":
+        try:
+            value = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return "data"
+        return "label-studio" if label_studio.is_of(value) else "argilla" if argilla.is_of(value) else "data"
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            first = next((line for _, line in lines_of(file.readline())), b"")
+        try:
+            return "jsonl" if jsonl.is_of(parse_json(first)) else "data"
+        except ValueError:
+            return "data"
+    return "data"
+
+
+def _read(path: Path, form: str, kind: str | None, source: dict[str, Any], found: Brought) -> Iterable[Entry]:
+    entries: Iterable[Entry | DataError]
+    if form == "data":
+        entries, reasons = jsonl.read_data(path, kind, source)
+        found.set_aside.update(reasons)
+    else:
+        readers = {"jsonl": jsonl, "potato": potato, "argilla": argilla, "label-studio": label_studio}
+        inside = form == "argilla" and path.is_dir()
+        entries = readers[form].read(path / argilla.RECORDS if inside else path, kind)
+    for entry in entries:
+        try:
+            if isinstance(entry, DataError):
+                raise entry
+            queue.check(entry.question)
+            for told in entry.told:
+                checked(entry.question.kind, told.value, len(entry.question.answers))
+        except DataError as error:
+            found.set_aside[str(error)] += 1
+        else:
+            yield entry
+
+
+def _add(session: Session, entries: list[Entry], details: dict[str, Any], found: Brought) -> None:
+    for entry in entries:
+        if entry.told and entry.question.wanted is None:
+            entry.question.wanted = len(entry.told)  # nobody else is asked, unless a lead wants more
+    added = queue.add(session, (entry.question for entry in entries), "import", details)
+    found.questions, found.known, found.held = len(added.items), added.known, added.held
+    key = _key(session)
+    for entry in entries:
+        if not entry.told:
+            continue
+        item = session.scalars(select(Item).where(Item.key == entry.question.key)).one()
+        places = _places(entry, item)
+        for told in entry.told:
+            _say(session, item, _person(session, key, told.annotator, found), told, places, found)
+
+
+def _places(entry: Entry, item: Item) -> list[int]:
+    """Where the item has the answers of a file, which may list them in another order."""
+    texts = [answer["text"] for answer in item.answers]
+    return [texts.index(answer["text"]) for answer in entry.question.answers]
+
+
+def _say(session: Session, item: Item, person: Person, told: Told, places: list[int], found: Brought) -> None:
+    had = select(Assignment.id).where(Assignment.item_id == item.id, Assignment.person_id == person.id)
+    if session.scalar(had.limit(1)) is not None:
+        found.known_labels += 1
+        return
+    value = checked(item.kind, from_page(told.value, places), len(item.answers))
+    moment = told.created or now()
+    assignment = Assignment(
+        item_id=item.id, person_id=person.id, order=places, state="done", shown=moment, expires=moment, ended=moment
+    )
+    session.add(assignment)
+    session.flush()
+    session.add(
+        Label(
+            assignment_id=assignment.id,
+            item_id=item.id,
+            person_id=person.id,
+            value=value,
+            seconds=max(0.0, min(told.seconds or 0.0, queue.MOST_SECONDS)),
+            hasty=False,  # nobody knows what the page was that they saw
+            created=moment,
+        )
+    )
+    session.execute(update(Item).where(Item.id == item.id).values(taken=Item.taken + 1))
+    found.labels += 1
+
+
+def _person(session: Session, key: str, name: str, found: Brought) -> Person:
+    pseudonym = f"imported-{hmac.new(key.encode(), name.encode(), hashlib.sha256).hexdigest()[:12]}"
+    person = session.scalar(select(Person).where(Person.pseudonym == pseudonym))
+    if person is None:
+        person = Person(pseudonym=pseudonym, role="annotator", imported=True)
+        session.add(person)
+        session.flush()
+        found.people += 1
+    return person
+
+
+def _key(session: Session) -> str:
+    setting = session.get(Setting, KEY)
+    if setting is None:
+        setting = Setting(name=KEY, value={"value": secrets.token_hex(16)})
+        session.add(setting)
+        session.flush()
+    return str(setting.value["value"])
