@@ -29,6 +29,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.feedback.judging import check_store_of
 from llm_rlhf.feedback.snapshot import check as check_store
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
@@ -108,6 +109,9 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     if "collect" in stages and recipe.feedback is not None:
         with _of_key("feedback.store"):
             check_store(recipe.feedback.store)
+    if "evaluate" in stages and recipe.evaluate is not None and recipe.method is not None:
+        with _of_key("evaluate.judge"):
+            check_store_of(recipe.evaluate.judge)
     trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])

@@ -26,7 +26,6 @@ from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
 from llm_rlhf.recipe.sections import (
     METHODS,
-    SOURCE_LISTS,
     DataSection,
     EvaluateSection,
     ModelSection,
@@ -228,7 +227,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Everything that a stage's artefact depends on, as plain values: a change in it makes the artefact another."""
     resolved = recipe.as_dict()
     if stage == "collect":
-        return {"feedback": {"store": recipe.feedback.store if recipe.feedback is not None else None}}
+        assert recipe.feedback is not None
+        return {"feedback": {"store": recipe.feedback.store, "margins": recipe.feedback.margins}}
     upstream = STAGES[: STAGES.index(stage) + 1]
     inputs = {key: resolved[key] for key in ("seed", "model", "data", *upstream) if resolved.get(key) is not None}
     for name in (*METHODS, "sft", "reward"):
@@ -239,7 +239,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     permission = "trust_remote_code"
     inputs["model"] = {key: value for key, value in inputs["model"].items() if key != permission}
     if recipe.feedback is not None and "collect" in upstream:
-        inputs["feedback"] = {key: value for key, value in resolved["feedback"].items() if key != "store"}
+        inputs["feedback"] = {key: resolved["feedback"][key] for key in ("weight", "leaks")}
         inputs["collected"] = _collected(recipe.folder / "collect")
     files = _data_files(recipe.data)
     if stage == "evaluate" and recipe.evaluate is not None:
@@ -283,8 +283,6 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
         del found["model"]["trust_remote_code"]
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
-        for name in SOURCE_LISTS:
-            found["data"][name] = [{"leaks": None} | source for source in found["data"].get(name) or []]
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says
         found["evaluate"] = plain(EvaluateSection()) | inputs["evaluate"]
     return found

@@ -160,7 +160,7 @@ def _collected(recipe: Any) -> Iterator[Path | None]:
     with tempfile.TemporaryDirectory() as folder:
         collected = Path(folder) / "collect"  # as in a run
         collected.mkdir()
-        look_at(recipe.feedback.store, collected)
+        look_at(recipe.feedback.store, collected, recipe.feedback.margins)
         yield collected
 
 

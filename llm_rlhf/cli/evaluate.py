@@ -37,7 +37,7 @@ def evaluate(
         list[str] | None, typer.Option("--heldout", metavar="MODEL", help="A second one that training never saw.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", metavar="JUDGE", help="local:MODEL, URL#MODEL or people:FILE.jsonl")
+        str | None, typer.Option("--judge", metavar="JUDGE", help="local:MODEL, URL#MODEL or people:FILE|STORE")
     ] = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompts", metavar="SOURCE", help="File or hub id; else the run's, or ours.")
@@ -108,11 +108,14 @@ def evaluate(
         quiet_libraries()
         from llm_rlhf.errors import RecipeError
         from llm_rlhf.evaluation.evaluate import evaluate as run_evaluation
+        from llm_rlhf.evaluation.judges.naming import check_judge
+        from llm_rlhf.evaluation.report.assembly import check_output
         from llm_rlhf.evaluation.request import Evaluation
         from llm_rlhf.evaluation.subjects import folder_name, start_of, subject_of
         from llm_rlhf.evaluation.suites.benchmarks.loading import benchmark_of, check_benchmarks
         from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
+        from llm_rlhf.feedback.judging import store_of, with_verdicts
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import ModelSection, Source
@@ -149,6 +152,9 @@ def evaluate(
         folder = Path(output) if output is not None else default
         run = judged.run or compared.run
         recipe = recipe_of(run) if run is not None else None
+        if store_of(judge) is not None:
+            check_judge(str(judge))
+            check_output(folder)
         asked = Evaluation(
             policy=judged,
             start=compared,
@@ -156,7 +162,7 @@ def evaluate(
             prompts=[Source(source=name, columns=names) for name in prompts or []],
             rewards=reward or [],
             heldout=heldout or [],
-            judge=judge,
+            judge=with_verdicts(judge, folder / "people", str(folder.absolute())),
             key_variable=key_variable,
             judge_key_variable=key_variable,
             own=suites,

@@ -14,13 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_rlhf.evaluation.report.measures import contest, is_difference, measure_of
 from llm_rlhf.evaluation.report.page import as_yaml, cell, fence, view
+from llm_rlhf.evaluation.report.people_section import people
 from llm_rlhf.export.fidelity import Difference
 from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
 from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe, expanded
 from llm_rlhf.redaction import MARK, redacted, redacted_tree
-from llm_rlhf.run_folder import read_json
+from llm_rlhf.run_folder import MANIFEST, read_json
 
 OURS = "apache-2.0"  # of the gold world
 SAMPLING = ("ppo", "grpo", "rloo")  # methods that train the policy on replies that it drew itself
@@ -63,6 +64,7 @@ def model_card(
         machine=None if seen is None else "; ".join(seen["machines"]),
         judges=[] if report is None else judges_of(report),
         data=data_of(source.recipe),
+        people=_people(source),
         counts=_counts(source),
         recipe=None if source.recipe is None else shown(source.recipe.as_dict()),
         trained_with=_trained_with(source),
@@ -112,6 +114,14 @@ def judges_of(report: dict[str, Any]) -> list[str]:
     if known.get("judge"):
         lines.append(f"comparisons: {plain(str(known['judge'].get('model') or known['judge']['kind']))}")
     return lines
+
+
+def _people(source: Source) -> str:
+    """How many people and labels its run has collected; empty where none."""
+    run = source.subject.run
+    known = {} if run is None else read_json(run / MANIFEST) or {}
+    found = people(known.get("feedback"))
+    return "" if found is None else str(found["head"])
 
 
 def data_of(recipe: Recipe | None) -> list[dict[str, str]]:

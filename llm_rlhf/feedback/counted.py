@@ -120,8 +120,9 @@ def _why_not(person: Person, item: Item, turn: int, personal: bool, decision: De
 
 
 def _is_personal() -> Any:
-    """Held until a lead has looked, or closed because somebody saw personal data."""
-    flagged = exists().where(Flag.item_id == Item.id, Flag.kind == "personal")
+    """Held until a lead has looked, or closed while somebody's word of personal data stood, or because of it."""
+    stands = Flag.resolution.is_(None) | Flag.resolution.startswith("closed")  # not dismissed, and not released
+    flagged = exists().where(Flag.item_id == Item.id, Flag.kind == "personal", stands)
     return (Item.state == "held") | ((Item.state == "closed") & flagged)
 
 

@@ -20,7 +20,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Batch, Export, ExportedLabel, Item, Person, now
-from llm_rlhf.feedback.training_rows import training_rows
+from llm_rlhf.feedback.training_rows import TrainingRows, training_rows
 from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
@@ -37,6 +37,7 @@ def write(
     made_for: str | None = None,
     batches: Collection[int] | None = None,
     recorded: bool = True,
+    margins: bool = True,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
@@ -44,6 +45,7 @@ def write(
         made_for: the run it is for, as a person finds it; kept in the store and told to whoever withdraws.
         batches: ids of batches whose items alone are taken; None: all.
         recorded: False: only to look at, and gone soon; the store does not note it.
+        margins: False: a pair's margin stands in its `provenance`, where no loss reads it.
 
     Returns:
         the card.
@@ -56,13 +58,22 @@ def write(
             found = counted(session, batches)
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
-            card = card_of(session, database, found)
-        rows, of_files = write_rows(found, folder), digests(folder)
+            made = training_rows(found.asked)
+            if not margins:
+                _put_margins_aside(made)
+            card = card_of(session, database, found, made)
+        rows, of_files = write_rows(made, folder), digests(folder)
         card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
         card["made_for"] = made_for
         write_json(folder / CARD, card)
         if not recorded or record(database, found, card, folder):
             return card
+
+
+def _put_margins_aside(made: TrainingRows) -> None:
+    for row in made.rows["preferences.jsonl"]:
+        if (margin := row.pop("margin", None)) is not None:
+            row["provenance"]["margin"] = margin
 
 
 def check(store: str | Path) -> None:
@@ -73,10 +84,10 @@ def check(store: str | Path) -> None:
             raise DataError(_nothing(session, database, found))
 
 
-def look_at(store: str | Path, folder: Path) -> dict[str, Any]:
+def look_at(store: str | Path, folder: Path, margins: bool = True) -> dict[str, Any]:
     """The files as `write` writes them, of which the store notes nothing, as they are gone soon; the card."""
     with _opened(store) as database:
-        return write(database, folder, recorded=False)
+        return write(database, folder, recorded=False, margins=margins)
 
 
 def newer(store: str | Path, card: dict[str, Any]) -> int:
@@ -117,9 +128,8 @@ def _opened(store: str | Path) -> Iterator[Database]:
         database.close()
 
 
-def write_rows(found: Counted, folder: Path) -> dict[str, int]:
+def write_rows(made: TrainingRows, folder: Path) -> dict[str, int]:
     """The files of rows; how many rows each has."""
-    made = training_rows(found.asked)
     for name, rows in made.rows.items():
         _write_lines(folder / name, rows)
     return {name: len(rows) for name, rows in made.rows.items()}
@@ -141,9 +151,8 @@ def record(database: Database, found: Counted, card: dict[str, Any], folder: Pat
     return True
 
 
-def card_of(session: Session, database: Database, found: Counted) -> dict[str, Any]:
+def card_of(session: Session, database: Database, found: Counted, made: TrainingRows) -> dict[str, Any]:
     """Who and what stands behind the labels that count, and what came to nothing."""
-    made = training_rows(found.asked)
     kinds = {one.item.id: one.item.kind for one in found.asked}
     people = list(found.people.values())
     return {

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from llm_rlhf.ahead import TRAINED, Ahead, check_rows, look_ahead
 from llm_rlhf.data.splits import Splits
-from llm_rlhf.feedback.snapshot import look_at as collect_from
+from llm_rlhf.feedback.snapshot import look_at
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import token_budget
@@ -95,7 +95,7 @@ class Forecast:
                 write_files(GoldWorld(recipe.world, recipe.seed), run / "world")
             if recipe.feedback is not None:
                 (run / "collect").mkdir()
-                collect_from(recipe.feedback.store, run / "collect")
+                look_at(recipe.feedback.store, run / "collect", recipe.feedback.margins)
             splits, _ = read_data(recipe, run)
             check_rows(ahead, splits)
             self.config = find_config(ahead.base, recipe.model, "Recipe key 'model.base':")

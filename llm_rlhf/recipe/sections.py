@@ -122,7 +122,8 @@ class Source:
     subset: str | None = None  # hub datasets and folders only
     limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
     weight: float = 1.0  # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash
-    leaks: Literal["error", "remove", "allow"] | None = None  # as `data.leaks`, for its rows alone; None: as that says
+    # as `data.leaks`, for its rows alone; None: as that says
+    leaks: Literal["error", "remove", "allow"] | None = field(default=None, metadata={"silent": True})
 
 
 def _from_preferences() -> list[Source]:
@@ -209,6 +210,9 @@ class WorldSection:
 class FeedbackSection:
     store: str  # whose labels are collected: a run's folder, a store's file, or the URL of a PostgreSQL database
     weight: float = 1.0  # of the collected rows beside those of `data` or `world`, as a source's
+    # how much better people found a reply becomes the pair's margin in the loss: only beside pairs that all have one,
+    # as the reward's scale, and with it what `kl_coef` is worth, would grow with the share of labels
+    margins: bool = False
     leaks: Literal["error", "remove", "allow"] = "remove"  # collected rows that ask what evaluation asks, as a source's
 
 
@@ -254,7 +258,7 @@ class EvaluateSection:
     benchmarks: list[Benchmark] = field(default_factory=list)  # public suites by their names
     reference: str | None = None  # what the policy is compared with, as on the command line; None: what PPO began from
     reference_key_variable: str | None = None  # environment variable with the API key, where that is an endpoint
-    judge: str | None = None  # local:MODEL, people:FILE.jsonl, or URL#MODEL: compares the replies in both orders
+    judge: str | None = None  # local:MODEL, people:FILE.jsonl|STORE, or URL#MODEL: compares replies in both orders
     judge_key_variable: str | None = None  # environment variable with the API key of an endpoint that judges
     hhh: list[Source] = field(default_factory=list)  # pairs of which a model is to know the better: BIG-bench, or any
     pairs: list[Source] = field(default_factory=list)  # to test the reward models on, in place of the held-out ones
@@ -265,8 +269,26 @@ class EvaluateSection:
         sources = [source.source for suite in self.own for source in suite.prompts]
         sources += [source.source for source in (*self.hhh, *self.pairs)]
         sources += [benchmark.source for benchmark in self.benchmarks]
-        sources.append((self.judge or "").partition("people:")[2])
+        sources.append(verdict_file(self.judge or "") or "")
         return sorted({str(path) for source in sources if source for path in local_files(source)})
+
+
+PEOPLE = "people:"  # before a file of verdicts, or a feedback store
+
+
+def verdict_file(judge: str) -> str | None:
+    """The file of people's verdicts that a judge names; None where it names none, or a store of them."""
+    if not judge.startswith(PEOPLE) or "://" in judge:
+        return None
+    path = Path(judge.removeprefix(PEOPLE))
+    if path.is_dir():
+        return None
+    try:
+        with path.open("rb") as file:
+            is_store = file.read(16) == b"SQLite format 3\0"
+    except OSError:  # whoever reads it says so
+        is_store = path.suffix in (".db", ".sqlite")
+    return None if is_store else str(path)
 
 
 GATE_CHECKS = ("helpful", "harmless", "harmful_refusals", "over_refusal", "kl", "perplexity", "reward_model", "gain")
@@ -426,7 +448,8 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection | None = None
     world: WorldSection | None = None
-    feedback: FeedbackSection | None = None  # people's labels, trained on beside `data` or `world`, or alone
+    # people's labels, trained on beside `data` or `world`, or alone
+    feedback: FeedbackSection | None = field(default=None, metadata={"silent": True})
     sft: dict[str, Any] | None = None  # fields of trl.SFTConfig; absent: the given model is already a chat model
     reward: dict[str, Any] | None = None  # fields of trl.RewardConfig, and of RewardOptions
     # at most one of the next six

@@ -217,8 +217,10 @@ def _plain_names(hint: Any) -> set[str]:
 
 
 def plain(value: Any) -> Any:
+    """Dataclasses as plain values. What older versions had not ("silent") leaves no trace where it is not set."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.metadata.get("key", f.name): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        told = ((f.metadata, f.metadata.get("key", f.name), getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {key: plain(item) for how, key, item in told if item is not None or not how.get("silent")}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

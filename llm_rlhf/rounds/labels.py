@@ -35,7 +35,7 @@ def write_labels(
     Args:
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
-        margins: pairs keep how much better people found the one; the snapshot's own file keeps it in any case.
+        margins: how much better people found the one is the pair's margin, which the loss reads.
 
     Raises:
         DataError: where no label counts.
@@ -45,12 +45,11 @@ def write_labels(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    card = snapshot.write(database, partial, str(run), list(batches.values()))
+    card = snapshot.write(database, partial, str(run), list(batches.values()), margins=margins)
     rows = read_json_lines(partial / PAIRS)
     for about, batch in batches.items():
         items = _items(database, batch)
-        chosen = [row if margins else _without_margin(row) for row in rows if _items_of(row) & items]
-        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in chosen)
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if _items_of(row) & items)
         write_text(pairs_about(partial, about), text)
     os.rename(partial, target)
     return card
@@ -66,10 +65,6 @@ def progress_of(database: Database, batch: int) -> tuple[int, int]:
         labels = labels.join(Person, Person.id == Label.person_id)
         said = session.scalar(labels.where(*of_batch, Assignment.turn == 1, Person.withdrawn.is_(None)))
     return said or 0, int(wanted or 0)
-
-
-def _without_margin(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "margin"}
 
 
 def _items(database: Database, batch: int) -> frozenset[int]:

@@ -20,6 +20,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     if run_folder.state.is_main_process:
         database = Database.of(recipe.feedback.store, create=False)
         try:
-            write(database, folder, made_for=str(run_folder.path.absolute()))
+            made_for = str(run_folder.path.absolute())
+            write(database, folder, made_for, margins=recipe.feedback.margins)
         finally:
             database.close()

@@ -6,7 +6,7 @@ the same driver (evaluation/evaluate.py). The report is the run's own: it has th
 Replies are kept in the run's `cache/`, so that an interrupted evaluation goes on where it stopped.
 
 Writes: report.html report.md report.json replies.jsonl replies_SUITE.jsonl judge.json set_aside.jsonl
-        lengths.json too_long.jsonl refused_by_template.jsonl
+        lengths.json too_long.jsonl refused_by_template.jsonl people/ (where the judge is a feedback store)
 """
 
 import time
@@ -19,6 +19,7 @@ from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.reward_evaluation import as_sections
 from llm_rlhf.evaluation.run_report import build_report
 from llm_rlhf.evaluation.subjects import Subject
+from llm_rlhf.feedback.judging import with_verdicts
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.run_folder import RunFolder, read_json
@@ -35,6 +36,9 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             write_report(build_report(recipe, run_folder, found, {}, started), folder)
         return
     asked = request(recipe, run_folder, folder)
+    is_main = run_folder.state.is_main_process
+    asked.judge = with_verdicts(asked.judge, folder / "people", str(run_folder.path.absolute()), writes=is_main)
+    run_folder.state.wait_for_everyone()
     found = measure(asked)
     if run_folder.state.is_main_process:
         write(asked, found, build_report(recipe, run_folder, found, asked.decoding | SAMPLING, started))

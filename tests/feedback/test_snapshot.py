@@ -53,6 +53,15 @@ def test_several_peoples_labels_are_one_row_with_the_share_that_agrees(database:
     assert card["files"]["preferences.jsonl"]["rows"] == 1
 
 
+def test_margins_may_be_noted_and_not_trained_on(database: Database, tmp_path: Path) -> None:
+    says(database, somebody(database), asked(database, "compare", "Name a prime.", ["13", "15"]), better(0, 4))
+    _, rows = taken(database, tmp_path / "to", margins=False)
+    assert "margin" not in rows["preferences.jsonl"][0]
+    assert rows["preferences.jsonl"][0]["provenance"]["margin"] == 1
+    (row,) = load_preferences([Source(source=str(tmp_path / "to" / "preferences.jsonl"))]).rows
+    assert row.margin is None
+
+
 def test_what_does_not_decide_is_no_pair_and_is_counted(database: Database, tmp_path: Path) -> None:
     first, second = somebody(database), somebody(database)
     for text, values in {"a": [TIE, TIE], "b": [BAD, BAD], "c": [better(0), better(1)], "d": [BAD, better(1)]}.items():
@@ -254,3 +263,15 @@ def test_the_card_says_how_items_were_selected(database: Database, tmp_path: Pat
     }  # fmt: skip
     only, rows = taken(database, tmp_path / "one", batches=[card["batches"][0]["id"]])
     assert (only["labels"], len(rows["preferences.jsonl"])) == (1, 1)
+
+
+def test_an_item_that_was_released_and_closed_for_another_reason_counts(database: Database, tmp_path: Path) -> None:
+    person = somebody(database)
+    for text, resolution in (("a", "released: a made-up name"), ("b", "closed: an address"), ("c", None)):
+        item = asked(database, "compare", text, ["x", "y"])
+        says(database, person, item, better(0))
+        with database.write() as session:
+            session.get_one(Item, item).state = "closed"
+            session.add(Flag(item_id=item, kind="personal", text="?", resolution=resolution))
+    _, rows = taken(database, tmp_path / "to")
+    assert [row["prompt"][-1]["content"] for row in rows["preferences.jsonl"]] == ["a"]

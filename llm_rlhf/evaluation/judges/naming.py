@@ -2,7 +2,8 @@
 
 local:MODEL           a causal language model here, by the log-probabilities of its answers
 http://HOST/v1#MODEL  the model behind an OpenAI-compatible endpoint
-people:FILE.jsonl     verdicts of people, as the feedback page stores them
+people:FILE.jsonl     verdicts of people, as `llm-rlhf feedback export` writes them
+people:STORE          a feedback store, or a run that has one; a run's evaluation makes a file of its verdicts first
 """
 
 import re
@@ -30,7 +31,7 @@ from llm_rlhf.evaluation.judges import (
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
 from llm_rlhf.evaluation.suites.gains import OBJECTIVES, win_estimates
 from llm_rlhf.evaluation.wordings import Wordings
-from llm_rlhf.recipe.sections import ModelSection
+from llm_rlhf.recipe.sections import ModelSection, verdict_file
 from llm_rlhf.statistics.intervals import RESAMPLES, Estimate
 
 SPELLED = re.compile(r"(local|people):(.+)|(https?://[^#]+)#(.+)", re.DOTALL)
@@ -41,11 +42,11 @@ def check_judge(text: str, key_variable: str | None = None, what: str = "The jud
     found = SPELLED.fullmatch(text)
     if found is None:
         raise RecipeError(
-            f"{what} {text!r} is not known; write local:MODEL, people:FILE.jsonl, or the URL of an endpoint and the "
-            "model's name, http://localhost:8000/v1#MODEL."
+            f"{what} {text!r} is not known; write local:MODEL, people:FILE.jsonl, people:STORE, or the URL of an "
+            "endpoint and the model's name, http://localhost:8000/v1#MODEL."
         )
-    if found[1] == "people" and not Path(found[2]).is_file():
-        raise RecipeError(f"{what} {text!r} names a file of verdicts that is not there.")
+    if found[1] == "people" and "://" not in found[2] and not Path(found[2]).exists():
+        raise RecipeError(f"{what} {text!r} names a file of verdicts that is not there, nor is it a store.")
     local = Path(found[2] or "")
     if found[1] == "local" and local.exists() and not (local / "config.json").is_file():
         raise RecipeError(f"{what} {text!r} names {local}, which holds no config.json and is no model; name a model.")
@@ -72,6 +73,8 @@ def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None
         own = ModelSection(base=name, dtype=how.dtype, quantization=how.quantization, trust_remote_code=how.trusted)
         return LocalJudge.load(name, own, batch_size)
     if kind == "people":
+        if verdict_file(text) is None:
+            raise RecipeError(f"The judge {text!r} is a store; write its verdicts first: llm-rlhf feedback export.")
         return StoredJudge(name)
     return EndpointJudge(Endpoint(url, served, key_variable, cache=cache))
 

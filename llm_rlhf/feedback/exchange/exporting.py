@@ -16,6 +16,7 @@ from llm_rlhf.feedback.exchange.entries import Entry, Told
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import settings_of
 from llm_rlhf.feedback.tables import Decision, Item
+from llm_rlhf.feedback.training_rows import training_rows
 from llm_rlhf.run_folder import digests, writable, write_json
 
 FORMATS = ("jsonl", "potato", "argilla", "label-studio")
@@ -42,12 +43,13 @@ def export(database: Database, folder: Path, form: str) -> dict[str, Any]:
         found = counted(session)
         entries = _entries(session, found)
         labels, guidelines = settings_of(session).labels, current(session, "guidelines").text
-        card = snapshot.card_of(session, database, found)
+        made = training_rows(found.asked)
+        card = snapshot.card_of(session, database, found, made)
     if not entries:
         raise DataError(f"The store {database.name} has no question to export.")
-    made = {}
+    rows = {}
     if form == "jsonl":
-        made = snapshot.write_rows(found, folder)
+        rows = snapshot.write_rows(made, folder)
         jsonl.write(entries, folder / jsonl.LABELS)
     elif form == "potato":
         potato.write(entries, folder, labels)
@@ -56,7 +58,7 @@ def export(database: Database, folder: Path, form: str) -> dict[str, Any]:
     else:
         label_studio.write(entries, folder, labels)
     card |= {"format": form, "questions": len(entries), "made_for": None}
-    card["files"] = {name: of | ({"rows": made[name]} if name in made else {}) for name, of in digests(folder).items()}
+    card["files"] = {name: of | ({"rows": rows[name]} if name in rows else {}) for name, of in digests(folder).items()}
     write_json(folder / snapshot.CARD, card)
     if not snapshot.record(database, found, card, folder):
         raise DataError("Somebody has withdrawn while the files were written. Delete them, and export again.")
