@@ -26,7 +26,7 @@ ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [  # prompts enough to choose from: four for each label
     "world.preferences=1500", "world.prompts=4000", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0",
-    "rounds.annotators=simulated",
+    "rounds.annotators=simulated", "reward.unit_deviation=true",
 ]  # fmt: skip
 
 

@@ -56,6 +56,12 @@ def plan(
         too_large = [plan for plan in plans if there is not None and plan.memory and plan.bytes + process > there]
         if not as_json:
             print("\n".join(lines(plans, process, there, where)), flush=True)
+            if loaded.rounds is not None and loaded.rounds.count > 1:
+                print(
+                    f"\nThis is the first of {loaded.rounds.count} rounds. A later one takes about as much again, with "
+                    f"up to {loaded.rounds.budget} more pairs for every round before it.",
+                    flush=True,
+                )
         advised = {}
         for each in too_large:
             assert there is not None

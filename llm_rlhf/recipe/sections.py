@@ -338,7 +338,10 @@ class RoundsSection:
     enough: float = 0.9  # share of the comparisons asked for that must be labelled before the next round is trained
     initial_weight: float = 1.0  # of the recipe's own pairs from the second round on, times their sources' weights
     label_weight: float | list[float] = 1.0  # of the labels of each round, the first's first; the last one goes on
-    # scratch: reward models and policy are trained from the start again, on all data; warm: from the last policy
+    # how much better people found a reply becomes the pair's margin in the loss: only beside pairs that all have one,
+    # as the reward's scale, and with it what `kl_coef` is worth, would grow with the share of labels
+    margins: bool = False
+    # scratch: reward models and policy are trained from the start again, on all data; warm: from the promoted one
     retrain: Literal["scratch", "warm"] = "scratch"
     # Points of accuracy on the recipe's own held-out pairs that a new reward model must be shown not to have lost.
     reward_drop: float | None = 10.0

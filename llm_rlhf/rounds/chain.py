@@ -28,6 +28,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.recipe.values import plain
+from llm_rlhf.rounds.agreement import agreement, answered_of
 from llm_rlhf.rounds.annotators import ask_simulated
 from llm_rlhf.rounds.gates import check_first, check_promotion, compare
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
@@ -73,6 +74,11 @@ def run_rounds(
             "itself: its recipe.yaml is an ordinary one."
         )
     folder = recipe.folder
+    if (folder / MANIFEST).is_file():
+        raise RecipeError(
+            f"{folder} is a run of its own, and rounds make theirs beneath their folder, in round-1, round-2, ... Set "
+            f"another output_dir. To begin with this run there: mkdir -p OTHER && cp -r {folder} OTHER/round-1"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".rounds.lock", timeout=0):
@@ -95,9 +101,9 @@ def _go_on(
                     _write(folder, table | {"waiting": dataclasses.asdict(waiting)})
                     return table, waiting
             say(f"Round {number} of {recipe.rounds.count}")
-            one = _recipe_of(recipe, folder, number, database, say)
+            one = _recipe_of(recipe, folder, number, table["promoted"] or number - 1, database, say)
             run_recipe(one)
-            table["rounds"].append(_judged(recipe, folder, number, one, table, say))
+            table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
             if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
             _write(folder, table)
@@ -111,8 +117,14 @@ def _write(folder: Path, table: dict[str, Any]) -> None:
     write_page(table, folder)
 
 
-def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Recipe:
-    """The recipe of a round, whose labels are written down first."""
+def _recipe_of(
+    recipe: Recipe, folder: Path, number: int, out: int, database: Database, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe of a round, whose labels are written down first.
+
+    Args:
+        out: the round whose policy a warm one begins from: what is promoted, else the last.
+    """
     if number == 1:
         return first_recipe(recipe)
     assert recipe.rounds is not None
@@ -126,22 +138,24 @@ def _recipe_of(recipe: Recipe, folder: Path, number: int, database: Database, sa
                 "the recipe's name has changed. Put it back, or begin the rounds again in another output_dir."
             )
         batches[about] = batch.id
-    card = write_labels(database, target, run, batches)
+    card = write_labels(database, target, run, batches, recipe.rounds.margins)
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None
     if recipe.rounds.retrain == "warm":
-        warm = folder / "warm" / f"round-{number - 1}"
+        warm = folder / "warm" / f"round-{out}"
         if not warm.is_dir():
-            export(str(round_folder(folder, number - 1)), merge=True, to=str(warm), say=lambda _: None)
+            export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
     return later_recipe(recipe, number, target, warm)
 
 
-def _note(run: Path, what: dict[str, Any]) -> None:
-    """Add to what a run's manifest, which may not be there yet, says of its round."""
+def _note(run: Path, what: dict[str, Any]) -> dict[str, Any]:
+    """Add to what a run's manifest, which may not be there yet, says of its round; all that it says then."""
     run.mkdir(parents=True, exist_ok=True)
     manifest = read_json(run / MANIFEST) or {}
-    write_json(run / MANIFEST, manifest | {"round": (manifest.get("round") or {}) | what})
+    told = (manifest.get("round") or {}) | what
+    write_json(run / MANIFEST, manifest | {"round": told})
+    return told
 
 
 def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Callable[[str], None]) -> Waiting | None:
@@ -162,8 +176,8 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
             seed=recipe.seed + number,
         )
         found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
-        told = f"{found.asked} of {found.candidates} candidates ({_told(found.strategies)})"
-        say(f"      asked about round {number}: {told}")
+        by = _told(found.strategies)
+        say(f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({by})")
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
     if rounds.annotators == "simulated":
@@ -177,7 +191,13 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
 
 
 def _judged(
-    recipe: Recipe, folder: Path, number: int, one: Recipe, table: dict[str, Any], say: Callable[[str], None]
+    recipe: Recipe,
+    folder: Path,
+    number: int,
+    one: Recipe,
+    table: dict[str, Any],
+    database: Database,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """A round's line in the table, also in its manifest: found once, as long as nothing that it rests on changes."""
     assert recipe.rounds is not None
@@ -206,15 +226,19 @@ def _judged(
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
         record |= _labels(recipe, folder, number, one)
+        batch = batch_of(database, rounds=recipe.name, round=number - 1)
+        assert batch is not None, "it was asked"
+        found = agreement(answered_of(database, batch.id))
+        record["agreement"] = {"about": number - 1} | {name: one._asdict() for name, one in found.items()}
     record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
     record["gates"] = [line.as_dict() for line in lines]
     record["promoted"] = all(line.passed for line in lines)
-    _note(run, record)
+    told = _note(run, record)
     for line in lines:
         if not line.passed:
             say(f"      {line.text}")
     say(f"      round {number} " + ("is promoted" if record["promoted"] else "is not promoted"))
-    return record
+    return told
 
 
 POLICY = ("gold_score", "heldout_reward", "over_refusal", "refusal_harmful", "kl", "response_length")

@@ -120,8 +120,7 @@ def _gain_gate(estimates: list[Entry]) -> GateLine:
     text = (
         f"gain: {within(measure_of(entry['name']).label)} {value_text(entry)} {interval_text(entry)}; it must be shown."
     )
-    low, _ = bounds(entry)
-    passed = entry["low"] is not None and low > equal(entry["name"])
+    passed = entry["low"] is not None and bounds(entry)[0] > equal(entry["name"])
     return GateLine("gain", "pass" if passed else "FAIL", text, 0.0, entry["estimate"], entry["low"], entry["high"])
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.tables import Assignment, Item, Label
+from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import read_json, write_text
 
@@ -27,12 +27,15 @@ def pairs_about(labels: Path, about: int) -> Path:
     return labels / f"about-round-{about}.jsonl"
 
 
-def write_labels(database: Database, target: Path, run: Path, batches: dict[int, int]) -> dict[str, Any]:
+def write_labels(
+    database: Database, target: Path, run: Path, batches: dict[int, int], margins: bool = False
+) -> dict[str, Any]:
     """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
 
     Args:
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
+        margins: how much better people found the one is the pair's margin, which the loss reads.
 
     Raises:
         DataError: where no label counts.
@@ -42,7 +45,7 @@ def write_labels(database: Database, target: Path, run: Path, batches: dict[int,
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    card = snapshot.write(database, partial, str(run), list(batches.values()))
+    card = snapshot.write(database, partial, str(run), list(batches.values()), margins=margins)
     rows = read_json_lines(partial / PAIRS)
     for about, batch in batches.items():
         items = _items(database, batch)
@@ -53,13 +56,14 @@ def write_labels(database: Database, target: Path, run: Path, batches: dict[int,
 
 
 def progress_of(database: Database, batch: int) -> tuple[int, int]:
-    """Labels that were said of a batch, each person's first of each question, and those that are wanted of it."""
+    """Labels that count of a batch, each person's first of each question, and how many are wanted of it."""
     of_batch = (Item.batch_id == batch, Item.state != "closed")
     with database.read() as session:
         wanted = session.scalar(select(func.coalesce(func.sum(Item.wanted), 0)).where(*of_batch))
         labels = select(func.count()).select_from(Label).join(Item, Item.id == Label.item_id)
         labels = labels.join(Assignment, Assignment.id == Label.assignment_id)
-        said = session.scalar(labels.where(*of_batch, Assignment.turn == 1))
+        labels = labels.join(Person, Person.id == Label.person_id)
+        said = session.scalar(labels.where(*of_batch, Assignment.turn == 1, Person.withdrawn.is_(None)))
     return said or 0, int(wanted or 0)
 
 

@@ -44,6 +44,7 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
                 "promoted": record["promoted"],
                 "labels": card.get("labels", 0),
                 "card": card,
+                "agreement": _agreement(record.get("agreement", {})),
                 "score": _shown(_best(record["policy"], SCORES)),
                 "judge": JUDGES.get((_best(record["policy"], SCORES) or {"name": ""})["name"], ""),
                 "over_start": _shown(_best(record["start"], GAINS)),
@@ -83,6 +84,22 @@ def text_of(table: dict[str, Any]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*told, "", headline(table)])
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    """How often the round before's reward model agreed with people, in words; empty where nobody said."""
+
+    def share(known: dict[str, Any]) -> str:
+        if known["low"] is None:
+            return f"{100 * known['estimate']:.0f} %"
+        return f"{100 * known['estimate']:.0f} % [{100 * known['low']:.0f}, {100 * known['high']:.0f}]"
+
+    told = [f"of all that could be asked {share(found['all'])}, n = {found['all']['n']}"] if "all" in found else []
+    if "slice" in found:
+        told.append(f"of the uniform slice alone {share(found['slice'])}, n = {found['slice']['n']}")
+    if not told:
+        return ""
+    return f"round {found['about']}'s reward model agreed with people on its policy's pairs: {'; '.join(told)}"
 
 
 def _best(estimates: list[Entry], names: tuple[str, ...]) -> Entry | None:

@@ -4,7 +4,8 @@
 2. Every later one reads the same sources, each with the weight of initial data, and beside them the labels of each
    earlier round, each with its own. What evaluation reads stays what it is: prompts of labels never fall to it.
 3. It starts where the first round's training started, from its SFT model (from scratch: Bai et al. 2022,
-   arXiv:2204.05862, section 4.5), or from the last policy (warm). SFT is done again only where people wrote answers.
+   arXiv:2204.05862, section 4.5), or from the promoted policy (warm). SFT is done again only where people wrote
+   answers.
 """
 
 import copy
@@ -39,7 +40,7 @@ def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = 
 
     Args:
         labels: the folder of the labels that it is trained on (labels.py).
-        warm: the last policy as a whole model, where training starts from it.
+        warm: a policy as a whole model, where training starts from it.
     """
     assert recipe.rounds is not None
     first = first_recipe(recipe)
@@ -59,6 +60,7 @@ def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = 
         name=f"{recipe.name}-round-{number}",
         output_dir=str(round_folder(recipe.folder, number)),
         world=None,
+        feedback=None,  # what the first round collected is among its data
         model=model,
         data=data,
         sft=first.sft if again else None,

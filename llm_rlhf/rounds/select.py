@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import func
 from sqlalchemy import select as rows_of
 
-from llm_rlhf.data.rows import Conversation, Preference
+from llm_rlhf.data.checks import key_of, normalised_prompt
+from llm_rlhf.data.rows import Conversation
+from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.request import Evaluation
+from llm_rlhf.evaluation.rewards import Rewards
 from llm_rlhf.evaluation.subjects import Subject, start_of, subject_of
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.database import Database
@@ -142,12 +146,13 @@ def select(asked: Selection, database: Database, details: dict[str, Any] | None 
     evaluation, subjects = _evaluation(asked)
     assert evaluation.recipe is not None
     assert evaluation.data is not None
+    _check_models(asked, evaluation)
     data = data_section(evaluation.recipe, asked.run)
     askable = askable_prompts(evaluation.recipe, evaluation.data, data, asked.prompts, asked.seed or 0)
     taken = askable.prompts[: asked.pool or PROMPTS_A_QUESTION * number]
     answers = asked.answers or (1 if len(subjects) > 1 else 2)
     pool = candidates_of(evaluation, subjects, taken, asked.kind, answers)
-    known = asked_before(database) | judged_before(evaluation.data.reward_pairs, evaluation.data.heldout_pairs)
+    known = asked_before(database) | judged_before(evaluation.data, [c.prompt.messages for c in pool.candidates])
     pool.keep([not (pairs_in(c.prompt.messages, _texts(c)) & known) for c in pool.candidates], "asked or judged before")
     if not pool.candidates:
         raise DataError("All that could be asked was asked or judged before; raise --answers, or name other --prompts.")
@@ -199,9 +204,14 @@ def asked_before(database: Database) -> set[str]:
     return {key for prompt, answers in found for key in pairs_in(prompt, [answer["text"] for answer in answers])}
 
 
-def judged_before(*lists: Iterable[Preference]) -> set[str]:
-    """Every pair of these lists."""
-    return {key for rows in lists for row in rows for key in pairs_in(row.prompt, [row.chosen, row.rejected])}
+def judged_before(splits: Splits, prompts: Iterable[Conversation]) -> set[str]:
+    """Every pair of replies to these prompts that the run was trained on."""
+    wanted = np.array([key_of(normalised_prompt(prompt), "limit") for prompt in prompts], np.uint64)
+    found: set[str] = set()
+    for rows in (splits.reward_pairs, splits.heldout_pairs):
+        for row in rows.select(np.isin(rows.column("prompt"), wanted)):  # type: ignore[attr-defined]
+            found |= pairs_in(row.prompt, [row.chosen, row.rejected])
+    return found
 
 
 def pairs_in(prompt: Conversation, texts: Sequence[str]) -> set[str]:
@@ -235,14 +245,7 @@ def _renamed(subject: Subject, number: int) -> Subject:
 
 
 def _choose(asked: Selection, pool: Pool, number: int) -> Chosen:
-    margins, strategy = pool.margins, asked.strategy
-    if strategy == "disagreement" and (margins is None or margins.shape[1] < 2):
-        raise RecipeError(
-            "--strategy disagreement needs two reward models: an ensemble (reward.ensemble), or one that is held out "
-            "(data.heldout_share). This run has not; take mixed, margin or random."
-        )
-    if strategy == "margin" and margins is None:
-        raise RecipeError("--strategy margin needs a reward model, and this run has none; take diverse or random.")
+    strategy = asked.strategy
     return choose(
         strategy,
         number,
@@ -252,6 +255,18 @@ def _choose(asked: Selection, pool: Pool, number: int) -> Chosen:
         pool.margin if strategy in ("margin", "mixed") else None,
         pool.vectors if strategy in ("diverse", "mixed") else None,
     )
+
+
+def _check_models(asked: Selection, evaluation: Evaluation) -> None:
+    """RecipeError where the strategy goes by more reward models than the run has."""
+    models = sum(len(folders) for folders in Rewards.of(evaluation).folders.values())
+    if asked.strategy == "disagreement" and models < 2:
+        raise RecipeError(
+            "--strategy disagreement needs two reward models: an ensemble (reward.ensemble), or one that is held out "
+            "(data.heldout_share). This run has not; take mixed, margin or random."
+        )
+    if asked.strategy == "margin" and not models:
+        raise RecipeError("--strategy margin needs a reward model, and this run has none; take diverse or random.")
 
 
 def _questions(asked: Selection, pool: Pool, chosen: Chosen, people: int) -> list[queue.Question]:

@@ -13,8 +13,9 @@ from sqlalchemy import select
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.people import invite
-from llm_rlhf.feedback.tables import Item, Label
+from llm_rlhf.feedback.documents import current_version
+from llm_rlhf.feedback.people import consent, invite
+from llm_rlhf.feedback.tables import Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
@@ -75,11 +76,20 @@ def test_a_number_of_rounds_stands_for_the_section(tmp_path: Path) -> None:
         load_recipe(write_recipe(tmp_path, rounds=2, evaluate=None))
 
 
+def test_a_run_is_no_folder_of_rounds(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path)
+    recipe.folder.mkdir()
+    (recipe.folder / "manifest.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is a run of its own"):
+        run_rounds(recipe)
+
+
 def _times(folder: Path) -> dict[str, int]:
     """When every file was written, but those that each launch writes."""
     written = ("manifest.json", "recipe.yaml", "rounds.json", "rounds.html", ".lock", ".rounds.lock", "counts.json")
     files = [path for path in folder.rglob("*") if path.is_file() and "feedback.db" not in path.name]
-    return {str(path): path.stat().st_mtime_ns for path in files if path.name not in written}
+    files = [path for path in files if path.name not in written and not path.match("round-*/report.*")]
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.slow
@@ -160,6 +170,7 @@ def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     table, waiting = run_rounds(recipe, say=told.append)
     assert waiting is None
     assert table["rounds"][1]["labels"]["people"] == 1
+    assert table["rounds"][1]["agreement"]["about"] == 1
     assert sum("asked about" in line for line in told) == 1  # once, whatever was interrupted
 
 
@@ -167,9 +178,8 @@ def _label(store: Path, count: int) -> None:
     """One person says so much."""
     database = Database.of(store)
     with database.write() as session:
-        from llm_rlhf.feedback.tables import Person
-
         person = session.scalar(select(Person)) or invite(session)[0]
+        consent(session, person, current_version(session, "consent"))
         for _ in range(count):
             assignment = queue.next_for(session, person, rng=random.Random(0))
             assert assignment is not None

@@ -123,7 +123,8 @@ def test_a_pair_is_known_in_either_order_and_in_any_kind_of_task(database: Datab
 def test_pairs_of_the_data_are_known(data: DataSection) -> None:
     splits, _ = load_splits(data)
     pair = splits.reward_pairs[0]
-    assert pairs_in(pair.prompt, [pair.rejected, pair.chosen]) <= judged_before(splits.reward_pairs)
+    assert pairs_in(pair.prompt, [pair.rejected, pair.chosen]) == judged_before(splits, [pair.prompt])
+    assert not judged_before(splits, [_user("never asked")])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""A reward learned from demonstrations: what somebody wrote is preferred to what the policy says to the same prompt.
+
+Over rounds, each with the newest policy's samples, a reward model trained on such pairs learns what tells people's
+replies from the policy's own, and a policy trained against it comes to say what the demonstrations say: inverse
+reinforcement learning, of which SFT alone is the step before the first.
+
+Sources: Li et al. 2024, Getting more juice out of the SFT data: reward learning from human demonstration improves SFT
+for LLM alignment (arXiv:2405.17888), algorithm 1; Chen et al. 2024, SPIN (arXiv:2401.01335), for samples of each round.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llm_rlhf.data.checks import opening, prompt_share
+from llm_rlhf.data.rows import Demonstration, Prompt
+from llm_rlhf.errors import DataError
+from llm_rlhf.evaluation.ask import Base
+from llm_rlhf.evaluation.request import Evaluation
+from llm_rlhf.evaluation.rewards import Rewards
+from llm_rlhf.evaluation.subjects import start_of, subject_of
+from llm_rlhf.models.base import context_limit
+from llm_rlhf.models.fitting import Fitted, fit_prompts
+from llm_rlhf.models.inference import sample_replies
+from llm_rlhf.recipe.loading import recipe_of
+from llm_rlhf.run_folder import RunFolder, write_text
+from llm_rlhf.runs import data_section, splits
+
+
+def write_imitation_pairs(run: Path, file: Path, seed: int = 0, response_length: int | None = None) -> int:
+    """Pairs of a run's demonstrations and its policy's samples, as rows of format `preference`; how many.
+
+    Demonstrations that fall to evaluation by the hash that divides pairs are left out, as their pairs would be; so are
+    samples that say what was demonstrated.
+
+    Args:
+        run: whose latest policy is sampled, the SFT model where no method has made one.
+        response_length: tokens of a sample at most; None: as the run's method samples, or 128.
+
+    Raises:
+        DataError: where no pair comes of it.
+    """
+    policy = subject_of(str(run))
+    asked = Evaluation(policy, start_of(policy), Path(tempfile.gettempdir()), recipe=recipe_of(run)).as_the_recipe()
+    asked = asked.with_options({"seed": seed, "response_length": response_length})
+    folder, recipe = RunFolder(run, written=False), recipe_of(run)
+    share = data_section(recipe, folder).share_for_evaluation
+    written = demonstrated(splits(recipe, folder).demonstrations, share)
+    base = Base(asked, [policy], Rewards({"reward": [], "heldout": []}, asked.how))
+    room = context_limit(policy.model, base.model.config) - asked.decoding["response_length"]
+    fitting = (
+        fit_prompts(base.tokenizer, [prompt for prompt, _ in written.values()], Fitted(room, "prompts"))
+        if room > 0
+        else []
+    )
+    sampled = sample_replies(
+        base.model, base.tokenizer, [prompt.messages for prompt in fitting], base.roles[policy.adapter],
+        **asked.decoding, batch_size=asked.batch_size, progress=f"{policy.name} answers",
+    )  # fmt: skip
+    lines = [
+        json.dumps(row, ensure_ascii=False)
+        for prompt, reply in zip(fitting, sampled, strict=True)
+        if (row := pair_of(prompt, written.get(str(prompt.messages)), reply.text)) is not None
+    ]
+    if not lines:
+        raise DataError(f"No demonstration of {run} makes a pair with what {policy.name} says to its prompt.")
+    write_text(file, "\n".join(lines) + "\n")
+    return len(lines)
+
+
+def demonstrated(rows: Iterable[Demonstration], evaluation_share: float) -> dict[str, tuple[Prompt, str]]:
+    """Prompts with what was written to them, by the prompt's text; the first where a prompt comes twice.
+
+    Args:
+        evaluation_share: of the openings, by hash, whose pairs would fall to evaluation, and which are left out.
+    """
+    found: dict[str, tuple[Prompt, str]] = {}
+    for row in rows:
+        prompt, reply = row.messages[:-1], row.messages[-1]["content"]
+        if prompt and prompt[-1]["role"] == "user" and prompt_share(opening(prompt), "split") >= evaluation_share:
+            found.setdefault(str(prompt), (Prompt(prompt, "overall", row.origin), reply))
+    return found
+
+
+def pair_of(prompt: Prompt, demonstration: tuple[Prompt, str] | None, said: str) -> dict[str, Any] | None:
+    """The row of a pair; None where both say the same, one says nothing, or the prompt had to be cut."""
+    written = "" if demonstration is None else demonstration[1].strip()
+    if not written or not said.strip() or said.strip() == written:
+        return None
+    return {
+        "prompt": prompt.messages,
+        "chosen": [{"role": "assistant", "content": written}],
+        "rejected": [{"role": "assistant", "content": said.strip()}],
+        "objective": prompt.objective,
+    }
