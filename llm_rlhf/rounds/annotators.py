@@ -19,7 +19,7 @@ from llm_rlhf.feedback.tables import Item, Person
 from llm_rlhf.feedback.web.app import create_app
 from llm_rlhf.feedback.web.security import Access, Limiter
 from llm_rlhf.feedback.web.serving import address_of, bind
-from llm_rlhf.recipe.sections import SimulatedSection
+from llm_rlhf.recipe.people_sections import SimulatedSection
 from llm_rlhf.world.judge import judge
 
 PATIENCE = 30.0  # seconds for the server to begin, or to end

@@ -14,7 +14,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
+from llm_rlhf.recipe.people_sections import RoundsSection
+from llm_rlhf.recipe.sections import DataSection, Recipe, Source
 from llm_rlhf.rounds.labels import DEMONSTRATIONS, pairs_about
 from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.runs import data_section, starting_model

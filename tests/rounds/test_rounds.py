@@ -18,7 +18,8 @@ from llm_rlhf.feedback.people import consent, invite
 from llm_rlhf.feedback.tables import Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import DataSection, Recipe, RoundsSection, Source
+from llm_rlhf.recipe.people_sections import RoundsSection
+from llm_rlhf.recipe.sections import DataSection, Recipe, Source
 from llm_rlhf.rounds.chain import run_rounds
 from llm_rlhf.rounds.labels import labels_folder, pairs_about
 from llm_rlhf.rounds.page import headline, text_of
