@@ -4,6 +4,7 @@ import datetime
 import threading
 from collections.abc import Callable
 
+import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 from web_helpers import BASE, JSON, client, filled, pair
@@ -31,6 +32,7 @@ def at_once(many: int, what: Callable[[int], None]) -> None:
     assert failures == []
 
 
+@pytest.mark.slow
 def test_one_person_in_several_windows(database: Database) -> None:
     filled(database, [pair(number) for number in range(12)])
     app = create_app(database)
