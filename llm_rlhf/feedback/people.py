@@ -70,12 +70,16 @@ def enter(session: Session, token: str) -> tuple[Person, str]:
     invitation.used = invitation.used or now()
     cookie = secrets.token_urlsafe(32)
     until = now() + datetime.timedelta(days=settings_of(session).session_days)
+    session.execute(delete(Visit).where(Visit.expires < now()))
     session.add(Visit(token_sha256=digest(cookie), person_id=person.id, expires=until))
     return person, cookie
 
 
-def visitor(session: Session, cookie: str | None) -> Person:
+def visitor(session: Session, cookie: str | None, writes: bool = False) -> Person:
     """Whose cookie that is.
+
+    Args:
+        writes: what this person does in other windows waits until this transaction is over.
 
     Raises:
         Unknown: where it is nobody's, or has run out.
@@ -83,7 +87,7 @@ def visitor(session: Session, cookie: str | None) -> Person:
     visit = session.get(Visit, digest(cookie)) if cookie else None
     if visit is None or visit.expires < now():
         raise Unknown("You are not logged in. Open the link that you were invited by.")
-    return session.get_one(Person, visit.person_id)
+    return session.get_one(Person, visit.person_id, with_for_update={"key_share": True} if writes else None)
 
 
 def leave(session: Session, cookie: str) -> None:

@@ -148,7 +148,7 @@ def assignment_of(session: Session, person: Person, number: int) -> Assignment:
     Raises:
         Absent: where there is none; Forbidden: where it is somebody else's.
     """
-    assignment = session.get(Assignment, number)
+    assignment = session.get(Assignment, number, with_for_update=True)  # nobody gives it back meanwhile
     if assignment is None:
         raise Absent("There is no such question.")
     if assignment.person_id != person.id:
@@ -266,7 +266,8 @@ def report(session: Session, assignment: Assignment, kind: str, text: str) -> Fl
 
 def release_expired(session: Session) -> int:
     """Give back the places of questions that were opened and left; how many."""
-    gone = session.scalars(select(Assignment).where(Assignment.state == "open", Assignment.expires < now())).all()
+    left = select(Assignment).where(Assignment.state == "open", Assignment.expires < now())
+    gone = session.scalars(left.with_for_update(skip_locked=True)).all()  # what another is giving back is not ours
     for assignment in gone:
         assignment.state, assignment.ended = "expired", now()
         _give_back(session, assignment)

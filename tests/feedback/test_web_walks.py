@@ -279,6 +279,27 @@ def test_a_draft_is_saved_while_somebody_writes_and_the_focus_stays(chromium: An
         assert walk.labels() == []
 
 
+def test_the_time_is_that_in_sight_also_over_a_reload(chromium: Any, tmp_path: Path) -> None:
+    with Walk(chromium, tmp_path, "desk", "light", [QUESTIONS["compare"]]) as walk:
+        walk.come_in()
+        page = walk.page
+        page.goto(f"{walk.base}/work")
+        walk.wait_for("compare")
+        page.wait_for_timeout(900)
+        page.goto(f"{walk.base}/me")
+        page.wait_for_timeout(900)
+        page.goto(f"{walk.base}/work")
+        walk.wait_for("compare")
+        page.wait_for_timeout(300)
+        walk.keys("8")
+        walk.wait_for("none")
+        with walk.database.read() as session:
+            label, assignment = session.scalars(select(Label)).one(), session.scalars(select(Assignment)).one()
+            assert assignment.ended is not None
+            open_for = (assignment.ended - assignment.shown).total_seconds()
+        assert 1.2 <= label.seconds <= open_for - 0.9
+
+
 def test_without_a_connection_it_says_so_and_nothing_is_lost(chromium: Any, tmp_path: Path) -> None:
     with Walk(chromium, tmp_path, "desk", "light", [QUESTIONS["demonstrate"]]) as walk:
         walk.come_in()
@@ -298,7 +319,7 @@ def test_without_a_connection_it_says_so_and_nothing_is_lost(chromium: Any, tmp_
         walk.faults.clear()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])  # colours do not know the size
 def test_every_page_can_be_read_and_reached_by_everybody(chromium: Any, tmp_path: Path, size: str, scheme: str) -> None:
     questions = [*QUESTIONS.values(), Question("compare", SPIDER, ANSWERS[1:], "harmless", topic="insects")]
     with Walk(chromium, tmp_path, size, scheme, questions) as walk:

@@ -101,7 +101,7 @@ class Call:
         """
         self._has_cookie()
         with self.site.database.write() as session:
-            self._meet(session, lead, consented)
+            self._meet(session, lead, consented, writes=True)
             yield session
 
     @contextlib.contextmanager
@@ -116,9 +116,9 @@ class Call:
         if self.cookie is None:
             raise Unknown(NOBODY)
 
-    def _meet(self, session: Session, lead: bool, consented: bool) -> None:
+    def _meet(self, session: Session, lead: bool, consented: bool, writes: bool = False) -> None:
         assert self.cookie is not None
-        self.person = people.visitor(session, self.cookie)
+        self.person = people.visitor(session, self.cookie, writes)
         self.site.limiter.remember(self.cookie)
         self.settings = settings_of(session)
         if lead:

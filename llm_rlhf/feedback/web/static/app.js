@@ -22,12 +22,14 @@
 
   // The time that a question was in sight.
 
-  let seen = 0;
+  let seen = 0; // before `since`, also on this page as it was before it was loaded again
   let since = performance.now();
+  const mark = () => task() && `seen ${task().dataset.assignment}`;
   const seconds = () => (seen + (document.hidden ? 0 : performance.now() - since)) / 1000;
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       seen += performance.now() - since;
+      since = performance.now();
       saveDraft(true);
     } else {
       since = performance.now();
@@ -65,7 +67,10 @@
   }
   document.addEventListener("input", edited);
   document.addEventListener("change", edited);
-  window.addEventListener("pagehide", () => saveDraft(true));
+  window.addEventListener("pagehide", () => {
+    saveDraft(true);
+    if (mark()) sessionStorage.setItem(mark(), String(seconds()));
+  });
 
   // Sheets. A link that opens one leads to the same text where there is none.
 
@@ -221,6 +226,7 @@
     clearTimeout(waiting);
     waiting = null;
     event.target.elements.seconds.value = seconds().toFixed(1);
+    sessionStorage.removeItem(mark());
   }, true);
   document.addEventListener("htmx:confirm", (event) => { // what was written is saved before anything else is done
     if (waiting === null || event.detail.elt.id === "answer") return;
@@ -253,7 +259,7 @@
   });
 
   function begin() {
-    seen = 0;
+    seen = 1000 * Number((mark() && sessionStorage.getItem(mark())) || 0);
     since = performance.now();
     clearTimeout(waiting);
     waiting = null;
