@@ -79,6 +79,30 @@ def test_exports_and_runs_that_hold_labels_of_theirs_are_named(
     assert found.as_json()["exports"][0]["created"].endswith("Z")
 
 
+def test_rounds_are_found_by_their_labels_and_by_the_exported_policy_that_they_begin_from(
+    answered: tuple[Database, Person, str], tmp_path: Path
+) -> None:
+    database, person, _ = answered
+    exported(database, "e1")
+    with database.write() as session:
+        people.withdraw(session, session.get_one(Person, person.id))
+    labels = tmp_path / "labels/round-2"
+    labels.mkdir(parents=True)
+    (labels / "card.json").write_text(json.dumps({"export": "e1"}))
+    pairs = f"data: {{preferences: [{{source: {labels}/about-round-1.jsonl}}]}}\n"
+    second = run(tmp_path / "round-2", None, pairs)
+    third = run(tmp_path / "round-3", None, f"model: {{base: {tmp_path}/warm/round-2}}\n")
+    run(tmp_path / "other", None, f"model: {{base: {tmp_path}/warm/other}}\n")
+    (second / "ppo").mkdir()
+    (second / "ppo/manifest.json").write_text(json.dumps({"files": {"policy/a.safetensors": {"sha256": "abc"}}}))
+    for name, digest in (("round-2", "abc"), ("other", "def")):
+        (tmp_path / "warm" / name).mkdir(parents=True)
+        (tmp_path / "warm" / name / "export.json").write_text(json.dumps({"weights": {"0/a.safetensors": digest}}))
+    with database.read() as session:
+        (found,) = withdrawals(session, [tmp_path])
+    assert found.runs == [Affected(str(second), "e1"), Affected(str(third), None, str(second))]
+
+
 def test_where_nobody_has_withdrawn_there_is_nothing_to_tell(answered: tuple[Database, Person, str]) -> None:
     with answered[0].read() as session:
         assert withdrawals(session, [Path("nowhere")]) == []
