@@ -2,6 +2,7 @@
 
     runs/NAME/  recipe.yaml  manifest.json  report.html  report.md  report.json
       data/     counts.json, quarantine.jsonl
+      collect/  what people have said, where the recipe asks for it
       sft/ reward/ ppo/ evaluate/     artefacts; each with manifest.json (SHA-256 of every file) and metrics.jsonl
       partial-STAGE/                  what a stage is writing; never taken for finished, but training goes on from it
       archive/TIME/                   what --from replaced

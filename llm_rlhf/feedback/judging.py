@@ -9,12 +9,15 @@ from llm_rlhf.recipe.sections import PEOPLE, verdict_file
 VERDICTS = "verdicts.jsonl"
 
 
-def with_verdicts(judge: str | None, folder: Path, made_for: str, writes: bool = True) -> str | None:
+def with_verdicts(
+    judge: str | None, folder: Path, made_for: str, writes: bool = True, becomes: Path | None = None
+) -> str | None:
     """The judge itself; one that names a store, or a run, with the file of its verdicts.
 
     Args:
         folder: where a store's verdicts are written, with the card of who gave them.
         made_for: what they judge, as a person finds it; the store keeps it.
+        becomes: what the folder will be called, where that is not its name yet.
         writes: whether this process is the one that does, where there are several.
 
     Raises:
@@ -29,7 +32,7 @@ def with_verdicts(judge: str | None, folder: Path, made_for: str, writes: bool =
         folder.mkdir(parents=True, exist_ok=True)
         database = Database.of(store, create=False)
         try:
-            write(database, folder, made_for)
+            write(database, folder, made_for, becomes=becomes)
         finally:
             database.close()
     return f"{PEOPLE}{folder / VERDICTS}"

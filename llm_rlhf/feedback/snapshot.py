@@ -38,6 +38,7 @@ def write(
     batches: Collection[int] | None = None,
     recorded: bool = True,
     margins: bool = True,
+    becomes: Path | None = None,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
@@ -45,6 +46,7 @@ def write(
         made_for: the run it is for, as a person finds it; kept in the store and told to whoever withdraws.
         batches: ids of batches whose items alone are taken; None: all.
         recorded: False: only to look at, and gone soon; the store does not note it.
+        becomes: what the folder will be called, where that is not its name yet.
         margins: False: a pair's margin stands in its `provenance`, where no loss reads it.
 
     Returns:
@@ -64,9 +66,8 @@ def write(
             card = card_of(session, database, found, made)
         rows, of_files = write_rows(made, folder), digests(folder)
         card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
-        card["made_for"] = made_for
         write_json(folder / CARD, card)
-        if not recorded or record(database, found, card, folder):
+        if not recorded or record(database, found, card, becomes or folder, made_for):
             return card
 
 
@@ -135,13 +136,13 @@ def write_rows(made: TrainingRows, folder: Path) -> dict[str, int]:
     return {name: len(rows) for name, rows in made.rows.items()}
 
 
-def record(database: Database, found: Counted, card: dict[str, Any], folder: Path) -> bool:
+def record(database: Database, found: Counted, card: dict[str, Any], folder: Path, made_for: str | None = None) -> bool:
     """Note the export in one transaction; False where somebody has withdrawn since the labels were read."""
     with database.write() as session:
         gone = select(Person.id).where(Person.id.in_(sorted(found.people)), Person.withdrawn.is_not(None)).limit(1)
         if session.scalar(gone) is not None:
             return False
-        details = {**card, "folder": str(folder.absolute())}
+        details = {**card, "folder": str(folder.absolute()), "made_for": made_for}
         session.add(Export(id=card["export"], details=details))
         session.flush()
         session.add_all(

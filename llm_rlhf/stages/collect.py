@@ -21,6 +21,6 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         database = Database.of(recipe.feedback.store, create=False)
         try:
             made_for = str(run_folder.path.absolute())
-            write(database, folder, made_for, margins=recipe.feedback.margins)
+            write(database, folder, made_for, margins=recipe.feedback.margins, becomes=run_folder / "collect")
         finally:
             database.close()

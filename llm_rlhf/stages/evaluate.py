@@ -37,7 +37,8 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         return
     asked = request(recipe, run_folder, folder)
     is_main = run_folder.state.is_main_process
-    asked.judge = with_verdicts(asked.judge, folder / "people", str(run_folder.path.absolute()), writes=is_main)
+    made_for, place = str(run_folder.path.absolute()), run_folder / "evaluate" / "people"
+    asked.judge = with_verdicts(asked.judge, folder / "people", made_for, writes=is_main, becomes=place)
     run_folder.state.wait_for_everyone()
     found = measure(asked)
     if run_folder.state.is_main_process:

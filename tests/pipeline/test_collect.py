@@ -60,6 +60,8 @@ def test_from_click_to_training(store: Database, tmp_path: Path, capsys: pytest.
         assert export is not None
         assert export.id == manifest["feedback"]["export"]
         assert export.details["made_for"] == str(run.path)
+        assert export.details["folder"] == str(run / "collect")
+    assert str(tmp_path / "run") not in (run / "collect" / "card.json").read_text()  # the folder may be moved
     assert run.manifest("sft")["inputs"]["collected"] == {
         name: of["sha256"] for name, of in run.manifest("collect")["files"].items() if name != "card.json"
     }

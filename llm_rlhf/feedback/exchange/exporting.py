@@ -57,7 +57,7 @@ def export(database: Database, folder: Path, form: str) -> dict[str, Any]:
         argilla.write(entries, folder, labels, guidelines)
     else:
         label_studio.write(entries, folder, labels)
-    card |= {"format": form, "questions": len(entries), "made_for": None}
+    card |= {"format": form, "questions": len(entries)}
     card["files"] = {name: of | ({"rows": rows[name]} if name in rows else {}) for name, of in digests(folder).items()}
     write_json(folder / snapshot.CARD, card)
     if not snapshot.record(database, found, card, folder):

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.exchange import argilla, jsonl, label_studio, potato
-from llm_rlhf.feedback.exchange.entries import Entry, Told
+from llm_rlhf.feedback.exchange.entries import Entry
 from llm_rlhf.feedback.labels import KINDS, checked, from_page
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person, Setting, now
 from llm_rlhf.json_lines import lines_of, parse_json
@@ -30,6 +30,7 @@ from llm_rlhf.run_folder import file_digest
 FORMATS = ("auto", "data", "jsonl", "potato", "argilla", "label-studio")
 KEY = "import_key"  # the setting that no page shows
 REASONS_SHOWN = 5
+AT_ONCE = 200  # questions whose labels are written together
 
 
 @dataclass
@@ -129,14 +130,12 @@ def _add(session: Session, entries: list[Entry], details: dict[str, Any], found:
             entry.question.wanted = len(entry.told)  # nobody else is asked, unless a lead wants more
     added = queue.add(session, (entry.question for entry in entries), "import", details)
     found.questions, found.known, found.held = len(added.items), added.known, added.held
+    labelled = [entry for entry in entries if entry.told]
     key = _key(session)
-    for entry in entries:
-        if not entry.told:
-            continue
-        item = session.scalars(select(Item).where(Item.key == entry.question.key)).one()
-        places = _places(entry, item)
-        for told in entry.told:
-            _say(session, item, _person(session, key, told.annotator, found), told, places, found)
+    names = {told.annotator for entry in labelled for told in entry.told}
+    persons = {name: _person(session, key, name, found) for name in sorted(names)}
+    for start in range(0, len(labelled), AT_ONCE):
+        _say(session, labelled[start : start + AT_ONCE], persons, found)
 
 
 def _places(entry: Entry, item: Item) -> list[int]:
@@ -145,31 +144,45 @@ def _places(entry: Entry, item: Item) -> list[int]:
     return [texts.index(answer["text"]) for answer in entry.question.answers]
 
 
-def _say(session: Session, item: Item, person: Person, told: Told, places: list[int], found: Brought) -> None:
-    had = select(Assignment.id).where(Assignment.item_id == item.id, Assignment.person_id == person.id)
-    if session.scalar(had.limit(1)) is not None:
-        found.known_labels += 1
-        return
-    value = checked(item.kind, from_page(told.value, places), len(item.answers))
-    moment = told.created or now()
-    assignment = Assignment(
-        item_id=item.id, person_id=person.id, order=places, state="done", shown=moment, expires=moment, ended=moment
-    )
-    session.add(assignment)
+def _say(session: Session, entries: list[Entry], persons: dict[str, Person], found: Brought) -> None:
+    """What people said of some items, each once: whoever has had an item before has said what they said."""
+    keys = {entry.question.key for entry in entries}
+    items = {item.key: item for item in session.scalars(select(Item).where(Item.key.in_(keys)).with_for_update())}
+    numbers = [item.id for item in items.values()]
+    had = select(Assignment.item_id, Assignment.person_id).where(Assignment.item_id.in_(numbers))
+    taken = {(item, person) for item, person in session.execute(had)}
+    new: list[tuple[Assignment, dict[str, Any], float]] = []
+    for entry in entries:
+        item = items[entry.question.key]
+        places = _places(entry, item)
+        for told in entry.told:
+            person = persons[told.annotator]
+            if (item.id, person.id) in taken:
+                found.known_labels += 1
+                continue
+            taken.add((item.id, person.id))
+            moment = told.created or now()
+            when = {"shown": moment, "expires": moment, "ended": moment}
+            assignment = Assignment(item_id=item.id, person_id=person.id, order=places, state="done", **when)
+            value = checked(item.kind, from_page(told.value, places), len(item.answers))
+            new.append((assignment, value, max(0.0, min(told.seconds or 0.0, queue.MOST_SECONDS))))
+            item.taken += 1
+    session.add_all(assignment for assignment, _, _ in new)
     session.flush()
-    session.add(
+    session.add_all(
         Label(
             assignment_id=assignment.id,
-            item_id=item.id,
-            person_id=person.id,
+            item_id=assignment.item_id,
+            person_id=assignment.person_id,
             value=value,
-            seconds=max(0.0, min(told.seconds or 0.0, queue.MOST_SECONDS)),
+            seconds=seconds,
             hasty=False,  # nobody knows what the page was that they saw
-            created=moment,
+            created=assignment.ended,
         )
+        for assignment, value, seconds in new
     )
-    session.execute(update(Item).where(Item.id == item.id).values(taken=Item.taken + 1))
-    found.labels += 1
+    session.flush()
+    found.labels += len(new)
 
 
 def _person(session: Session, key: str, name: str, found: Brought) -> Person:
