@@ -233,11 +233,17 @@ def import_labels(
 
 
 def _speaker(store: str, against_start: bool) -> Any:
-    """Who answers in live chats: the policy of the run that is served; nobody, where a store alone is."""
+    """Who answers in live chats: the policy of the run that is served; nobody, where a store alone is.
+
+    A run whose policy is not trained yet, or cannot be loaded here, has its page without chats, and it is said why.
+
+    Raises:
+        RecipeError, DataError: where a policy against its start was asked for, and cannot be had.
+    """
     import sys
     from pathlib import Path
 
-    from llm_rlhf.errors import RecipeError
+    from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
     from llm_rlhf.run_folder import MANIFEST
 
     if "://" in store or not (Path(store).expanduser() / MANIFEST).is_file():
@@ -246,8 +252,14 @@ def _speaker(store: str, against_start: bool) -> Any:
         return None
     from llm_rlhf.chat.speaking import speaker_of_run
 
-    with contextlib.redirect_stdout(sys.stderr):  # notes of loading
-        return speaker_of_run(Path(store).expanduser(), against_start)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # notes of loading
+            return speaker_of_run(Path(store).expanduser(), against_start)
+    except (RecipeError, DataError, RunError, RunFolderError) as error:
+        if against_start:
+            raise
+        print(f"There are no live chats (--no-chat does not look for a policy): {error}\n", flush=True)
+        return None
 
 
 def _public(url: str | None) -> str | None:

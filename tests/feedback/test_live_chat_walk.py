@@ -237,3 +237,22 @@ def test_a_closed_browser_stops_the_model_and_a_reload_brings_back_what_had_come
         page.keyboard.press("1")
         told(page, "goes on from answer A")
         assert labels(store)[0][1]["strength"] == 4
+
+
+def test_who_waits_for_others_is_told(browser, store) -> None:
+    gate = threading.Semaphore(0)
+    with (
+        served(store, Scripted(("a b", "c d"), gate=gate)) as address,
+        somebody_at(browser, address, store) as first,
+        somebody_at(browser, address, store, "phone") as second,
+    ):
+        for page in (first, second):
+            page.get_by_role("button", name="Begin", exact=True).click()
+            page.get_by_label("Your message").fill("Hello")
+            page.get_by_role("button", name="Send").click()
+        told(second, "One other person is answered before you.")
+        picture(second, "chat-waiting-phone")
+        for _ in range(8):
+            gate.release()
+        told(second, "Both answers are there.")
+        told(first, "Both answers are there.")
