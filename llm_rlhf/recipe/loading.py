@@ -61,7 +61,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), t
     _whole_rounds(tree)
     for override in overrides:
         lay_over(tree, override)
-    _whole_rounds(tree)
+        _whole_rounds(tree)
     secrets = list(found_in(tree))
     if secrets and to_run:
         raise RecipeError(_told_of(secrets[0]))

@@ -57,7 +57,7 @@ def write_labels(
 
 def progress_of(database: Database, batch: int) -> tuple[int, int]:
     """Labels that count of a batch, each person's first of each question, and how many are wanted of it."""
-    of_batch = (Item.batch_id == batch, Item.state != "closed")
+    of_batch = (Item.batch_id == batch, Item.state == "open")  # what is held waits for a lead, and nobody for it
     with database.read() as session:
         wanted = session.scalar(select(func.coalesce(func.sum(Item.wanted), 0)).where(*of_batch))
         labels = select(func.count()).select_from(Label).join(Item, Item.id == Label.item_id)

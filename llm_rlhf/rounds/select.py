@@ -301,7 +301,7 @@ def _record(asked: Selection, evaluation: Evaluation, subjects: Sequence[Subject
     """What a manifest must know of it."""
     return {
         "run": str(asked.run),
-        "manifest": (read_json(asked.run / "manifest.json") or {}).get("launched"),
+        "launched": (read_json(asked.run / "manifest.json") or {}).get("launched"),
         "policies": {subject.name: evaluation.identity(subject) for subject in subjects},
         "strategy": asked.strategy,
         "kind": asked.kind,

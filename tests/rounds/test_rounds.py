@@ -71,7 +71,8 @@ def test_rounds_that_cannot_be_are_refused(tmp_path: Path, rounds: dict[str, Any
 def test_a_number_of_rounds_stands_for_the_section(tmp_path: Path) -> None:
     found = load_recipe(write_recipe(tmp_path, rounds=4), ["rounds.budget=7"])
     assert found.rounds == RoundsSection(count=4, budget=7)
-    assert load_recipe(write_recipe(tmp_path), ["rounds=2"]).rounds == RoundsSection(count=2)
+    laid_over = ["rounds=2", "rounds.budget=9"]
+    assert load_recipe(write_recipe(tmp_path), laid_over).rounds == RoundsSection(count=2, budget=9)
     assert "rounds" not in load_recipe(write_recipe(tmp_path)).as_dict()
     with pytest.raises(RecipeError, match="makes a policy of each round and measures it; add 'evaluate'"):
         load_recipe(write_recipe(tmp_path, rounds=2, evaluate=None))

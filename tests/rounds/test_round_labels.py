@@ -1,0 +1,85 @@
+"""The labels of a round: one snapshot, taken once, its pairs told apart by what they are about."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_rlhf.errors import DataError
+from llm_rlhf.feedback import queue
+from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.documents import current_version
+from llm_rlhf.feedback.people import consent, invite, withdraw
+from llm_rlhf.feedback.tables import Person
+from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.rounds.labels import pairs_about, progress_of, write_labels
+
+
+def _asked(database: Database, about: int, questions: int) -> int:
+    with database.write() as session:
+        return queue.add(
+            session,
+            [
+                queue.Question(
+                    "compare", [{"role": "user", "content": f"{about}.{n}?"}], [{"text": "a"}, {"text": "b"}]
+                )
+                for n in range(questions)
+            ],
+            "select",
+            {"rounds": "x", "round": about},
+        ).batch
+
+
+def _person(database: Database) -> int:
+    with database.write() as session:
+        person, _ = invite(session)
+        consent(session, person, current_version(session, "consent"))
+        return person.id
+
+
+def _say(database: Database, person: int, count: int) -> None:
+    with database.write() as session:
+        who = session.get_one(Person, person)
+        for _ in range(count):
+            assignment = queue.next_for(session, who)
+            assert assignment is not None
+            queue.record(session, assignment, {"choice": "better", "better": 0, "strength": 3}, 9.0)
+
+
+@pytest.mark.parametrize("margins", [False, True])
+def test_pairs_are_told_apart_by_what_they_are_about(database: Database, tmp_path: Path, margins: bool) -> None:
+    first, second = _asked(database, 1, 3), _asked(database, 2, 2)
+    _asked(database, 3, 4)  # of a later round: no part of these labels
+    person = _person(database)
+    _say(database, person, 6)
+    card = write_labels(database, tmp_path / "labels", tmp_path / "run", {1: first, 2: second}, margins)
+    assert card["labels"] == 5
+    assert card["people"] == 1
+    rows = {about: read_json_lines(pairs_about(tmp_path / "labels", about)) for about in (1, 2)}
+    assert {about: len(of) for about, of in rows.items()} == {1: 3, 2: 2}
+    assert all(row["prompt"][0]["content"].startswith(f"{about}.") for about, of in rows.items() for row in of)
+    assert all(("margin" in row) == margins for of in rows.values() for row in of)
+    assert sorted(path.name for path in tmp_path.iterdir() if "feedback" not in path.name) == ["labels"]
+
+
+def test_what_a_round_was_begun_with_stays(database: Database, tmp_path: Path) -> None:
+    batch = _asked(database, 1, 4)
+    person = _person(database)
+    with pytest.raises(DataError, match="Nobody has answered"):
+        write_labels(database, tmp_path / "labels", tmp_path / "run", {1: batch})
+    _say(database, person, 2)
+    card = write_labels(database, tmp_path / "labels", tmp_path / "run", {1: batch})
+    _say(database, person, 2)
+    assert write_labels(database, tmp_path / "labels", tmp_path / "run", {1: batch}) == card
+    assert card["labels"] == 2
+
+
+def test_progress_counts_what_counts(database: Database) -> None:
+    batch, person, other = _asked(database, 1, 4), _person(database), _person(database)
+    assert progress_of(database, batch) == (0, 4)
+    _say(database, person, 2)
+    _say(database, other, 1)
+    assert progress_of(database, batch) == (3, 4)
+    with database.write() as session:
+        withdraw(session, session.get_one(Person, other))
+    assert progress_of(database, batch) == (2, 4)
+    assert progress_of(database, batch + 1) == (0, 0)
