@@ -24,6 +24,7 @@ from llm_rlhf.feedback.tables import Item
 # Of a comparison's strength, 1 to 4: from 0 to 1 in units of the reward, the small margins of Touvron et al. 2023
 # (arXiv:2307.09288), table 27.
 MARGINS = tuple(step / (len(STRENGTHS) - 1) for step in range(len(STRENGTHS)))
+HALF = "pairs of answers that had not come whole"  # a reward model would learn that good replies break off
 FILES = ("preferences.jsonl", "demonstrations.jsonl", "ratings.jsonl", "annotations.jsonl", "verdicts.jsonl")
 
 
@@ -82,6 +83,9 @@ def votes_on(asked: Asked, first: int, second: int) -> list[_Vote]:
 
 def _add_pair(made: TrainingRows, asked: Asked, first: int, second: int) -> None:
     item, votes = asked.item, votes_on(asked, first, second)
+    if not _are_whole(item, first, second):
+        made.left_out[HALF] += bool(votes)
+        return
     _add_verdicts(made, asked, first, second, votes)
     if not votes:
         return
@@ -96,6 +100,11 @@ def _add_pair(made: TrainingRows, asked: Asked, first: int, second: int) -> None
     margin = max(0.0, sign * sum(margins) / len(margins)) if margins else None
     row = _pair(item, good, bad, [vote.said for vote in votes], max(share, 1 - share), margin)
     made.rows["preferences.jsonl"].append(row)
+
+
+def _are_whole(item: Item, *places: int) -> bool:
+    """Whether these answers are all that was to come: in a chat people may choose before."""
+    return all(item.answers[place].get("complete", True) for place in places)
 
 
 def _why_no_pair(votes: Sequence[_Vote]) -> str:
@@ -126,6 +135,8 @@ def _add_corrections(made: TrainingRows, asked: Asked) -> None:
         corrected = asked.item.answers[said.value["better"]]["text"]
         if corrected == said.value["text"]:
             made.left_out["corrections that changed nothing"] += 1
+        elif not _are_whole(asked.item, said.value["better"]):
+            made.left_out[HALF] += 1
         else:
             made.rows["preferences.jsonl"].append(_pair(asked.item, said.value["text"], corrected, [said], 1.0, None))
 

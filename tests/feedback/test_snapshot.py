@@ -76,6 +76,21 @@ def test_what_does_not_decide_is_no_pair_and_is_counted(database: Database, tmp_
     }  # fmt: skip
 
 
+def test_answers_that_had_not_come_whole_are_in_no_pair_and_counted(database: Database, tmp_path: Path) -> None:
+    """Who chooses in a chat before both answers have come has judged their beginnings."""
+    person = somebody(database)
+    for kind, value in (("compare", better(0)), ("correct", {"better": 1, "text": "The Danube."})):
+        item = asked(database, kind, "Name a river.", ["The Alps.", "The Da"])
+        says(database, person, item, value)
+        with database.write() as session:
+            found = session.get_one(Item, item)
+            found.answers = [found.answers[0], {**found.answers[1], "complete": False}]
+    card, rows = taken(database, tmp_path / "to")
+    assert rows["preferences.jsonl"] == rows["verdicts.jsonl"] == []
+    assert [row["completion"][0]["content"] for row in rows["demonstrations.jsonl"]] == ["The Danube."]
+    assert card["left_out"]["rows"] == {"pairs of answers that had not come whole": 3}  # one, and two of the correction
+
+
 def test_only_labels_that_count_are_taken(database: Database, tmp_path: Path) -> None:
     item = asked(database, "compare", "Name a river.", ["Danube", "Alps"])
     steady, gone, silent = somebody(database), somebody(database), somebody(database, consents=False)
