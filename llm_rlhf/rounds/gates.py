@@ -19,7 +19,7 @@ from llm_rlhf.evaluation.against import OF_THE_POLICY
 from llm_rlhf.evaluation.evaluate import evaluate
 from llm_rlhf.evaluation.gate import OWN_JUDGE, GateLine, check_gate, stage_checks
 from llm_rlhf.evaluation.report.measures import Entry, measure_of, within
-from llm_rlhf.evaluation.report.numbers import bounds, equal, interval_text, value_text
+from llm_rlhf.evaluation.report.numbers import MINUS, bounds, equal, interval_text, value_text
 from llm_rlhf.evaluation.report.sides import OVERALL, first_found
 from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.rewards import Rewards
@@ -126,13 +126,17 @@ def _gain_gate(estimates: list[Entry]) -> GateLine:
 
 def _reward_gate(change: Interval, points: float) -> GateLine:
     low, high = change.low, change.high
-    shown = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    shown = "" if low is None or high is None else f" [{_points(low)}, {_points(high)}]"
     text = (
-        f"{REWARD_GATE}: accuracy on the first round's held-out pairs {100 * change.estimate:+.1f} points{shown}, "
+        f"{REWARD_GATE}: accuracy on the first round's held-out pairs {_points(change.estimate)} points{shown}, "
         f"n = {change.n}; a loss of {points:g} points must be ruled out."
     )
     passed = low is not None and (low >= 0 or -low < points / 100)
     return GateLine(REWARD_GATE, "pass" if passed else "FAIL", text, points, change.estimate, low, high)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", MINUS)
 
 
 def _check_frozen(run: Path, other: Path) -> None:
