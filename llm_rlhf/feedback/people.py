@@ -18,7 +18,7 @@ from llm_rlhf.feedback.settings import settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Identity, Invitation, Item, Label, Person, Visit, now
 
 ROLES = ("annotator", "lead")
-COLOURS = ("amber", "azure", "bronze", "copper", "coral", "golden", "green", "grey", "indigo", "ivory", "jade", "olive")
+COLOURS = ("amber", "azure", "bronze", "copper", "coral", "plum", "green", "grey", "indigo", "ivory", "jade", "olive")
 BIRDS = ("crane", "curlew", "falcon", "finch", "heron", "ibis", "linnet", "osprey", "plover", "raven", "robin", "wren")
 
 

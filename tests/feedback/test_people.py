@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import documents, people, queue
+from llm_rlhf.feedback import documents, people, queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Forbidden, Unknown
@@ -82,7 +82,7 @@ def test_who_withdraws_is_let_in_no_more_and_somebody_else_is_asked(database: Da
         _, cookie = people.enter(session, token)
         assignment = queue.next_for(session, person)
         assert assignment is not None
-        queue.record(session, assignment, {"choice": "tie"})
+        saying.record(session, assignment, {"choice": "tie"})
         people.withdraw(session, person)
         for table in (Identity, Invitation, Visit):
             assert session.scalar(select(func.count()).select_from(table)) == 0
