@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback import people, queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import change
@@ -41,7 +41,7 @@ def says(database: Database, person: Person, item: int, value: dict[str, Any], t
         )
         session.add(assignment)
         session.flush()
-        label: Label = queue.record(session, assignment, value)
+        label: Label = saying.record(session, assignment, value)
         return label.id
 
 

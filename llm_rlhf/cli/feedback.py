@@ -55,7 +55,7 @@ def serve(
     Two people, with a link each: llm-rlhf feedback serve runs/hh --name Ada --name Grace
     """
     with told_in_one_message("interrupted before anybody came."):
-        from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings
+        from llm_rlhf.cli.exits import quiet_warnings
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.web import serving
         from llm_rlhf.feedback.web.app import create_app
@@ -65,11 +65,10 @@ def serve(
 
         access = Access(host, _public(public_url))
         quiet_warnings()
-        quiet_libraries()
-        speaker = _speaker(store, against_start) if with_chat else None
         database = Database.of(store)
-        listener = serving.bind(host, port)
+        listener = serving.bind(host, port)  # a port that is taken is told before a model is loaded
         address = serving.address_of(access, listener.getsockname()[1])
+        speaker = _speaker(store, against_start) if with_chat else None
         with database.write() as session:
             lead, lead_token = serving.lead_link(session)
             invited = serving.annotator_links(session, name or [])
@@ -250,6 +249,9 @@ def _speaker(store: str, against_start: bool) -> Any:
         if against_start:
             raise RecipeError(f"--against-start needs a run, which has a policy to chat with; {store} is none.")
         return None
+    from llm_rlhf.cli.exits import quiet_libraries
+
+    quiet_libraries()
     from llm_rlhf.chat.speaking import speaker_of_run
 
     try:

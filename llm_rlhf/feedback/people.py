@@ -12,13 +12,14 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError
+from llm_rlhf.feedback import places
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.refusals import Forbidden, Unknown
 from llm_rlhf.feedback.settings import settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Identity, Invitation, Item, Label, Person, Visit, now
 
 ROLES = ("annotator", "lead")
-COLOURS = ("amber", "azure", "bronze", "copper", "coral", "golden", "green", "grey", "indigo", "ivory", "jade", "olive")
+COLOURS = ("amber", "azure", "bronze", "copper", "coral", "plum", "green", "grey", "indigo", "ivory", "jade", "olive")
 BIRDS = ("crane", "curlew", "falcon", "finch", "heron", "ibis", "linnet", "osprey", "plover", "raven", "robin", "wren")
 
 
@@ -129,9 +130,8 @@ def withdraw(session: Session, person: Person) -> None:
     for assignment in session.scalars(held):
         item = session.get_one(Item, assignment.item_id)
         if assignment.turn == 1 and session.get_one(Batch, item.batch_id).made_by == "chat":
-            item.wanted, item.taken = item.wanted - 1, item.taken - 1  # a conversation of theirs is shown to nobody
-        elif assignment.turn == 1:
-            item.taken -= 1  # somebody else may be asked
+            item.wanted -= 1  # a conversation of theirs is shown to nobody
+        places.give_back(session, assignment)  # somebody else may be asked
         if assignment.state == "open":
             assignment.state, assignment.draft, assignment.ended = "expired", None, now()
 

@@ -17,8 +17,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from llm_rlhf.feedback.choices import COMPARED, OTHERS, Choices, grouped
-from llm_rlhf.feedback.queue import agrees
 from llm_rlhf.feedback.records import Said, Who, records_of
+from llm_rlhf.feedback.saying import agrees
 from llm_rlhf.feedback.suspicions import Suspicion, suspicions
 from llm_rlhf.statistics.agreement import Level, cohen_kappa, krippendorff_alpha, raw_agreement
 from llm_rlhf.statistics.clustered import clustered_proportion

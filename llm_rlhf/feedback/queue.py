@@ -1,8 +1,4 @@
-"""The queue: questions come in once, each is asked of as many people as it wants, and every choice is kept once.
-
-Two people are never given the last place of one question: a place is taken by an UPDATE that finds one free, which a
-database does once. An assignment has one label at most, by a constraint; saying the same again is no second label.
-"""
+"""The queue: questions come in once, and each is asked of as many people as it wants, its answers in an order drawn."""
 
 import datetime
 import hashlib
@@ -12,19 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, select, update
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from llm_rlhf.audit.personal import suspicions
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback.documents import current_version
-from llm_rlhf.feedback.labels import KINDS, checked, from_page
-from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
+from llm_rlhf.feedback import places
+from llm_rlhf.feedback.labels import KINDS, checked
 from llm_rlhf.feedback.settings import Settings, settings_of
-from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, now
+from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Person, now
 
-MOST_SECONDS = 3600.0  # a label's time is told up to an hour: whoever takes longer was away
 TRIES = 8  # to find a question with a free place, where others are faster
 
 
@@ -122,7 +116,7 @@ def next_for(
     """
     rng = rng or random.SystemRandom()
     settings = settings_of(session)
-    release_expired(session)
+    places.release_expired(session)
     if (open_one := _open(session, person, kind, topic)) is not None:
         return open_one
     if needs_entry_test(session, person, settings):
@@ -139,171 +133,7 @@ def needs_entry_test(session: Session, person: Person, settings: Settings) -> bo
     """Whether the entry test has a question that this person has not answered yet. Leads made it, and skip it."""
     if not settings.entry_test or person.role == "lead" or person.entry_passed is not None:
         return False
-    return session.scalar(_known(person, "entry").limit(1)) is not None
-
-
-def assignment_of(session: Session, person: Person, number: int) -> Assignment:
-    """An assignment of this person, by its number.
-
-    Raises:
-        Absent: where there is none; Forbidden: where it is somebody else's.
-    """
-    assignment = session.get(Assignment, number, with_for_update=True)  # nobody gives it back meanwhile
-    if assignment is None:
-        raise Absent("There is no such question.")
-    if assignment.person_id != person.id:
-        raise Forbidden("This question was given to somebody else.")
-    return assignment
-
-
-def record(session: Session, assignment: Assignment, value: Any, seconds: float | None = None) -> Label:
-    """Keep what somebody finally said. The same said twice is one label.
-
-    Args:
-        value: by the places on the page. seconds: since it was shown, as the page measured; None: by our own clock.
-
-    Raises:
-        DataError: where it is no label of this item. Settled: where another was said, or the turn has run out.
-    """
-    item = session.get_one(Item, assignment.item_id)
-    value = checked(
-        item.kind, from_page(value, assignment.order) if isinstance(value, dict) else value, len(item.answers)
-    )
-    before = session.scalar(select(Label).where(Label.assignment_id == assignment.id))
-    if before is not None:
-        if before.value == value:
-            return before
-        raise Settled("This question was answered before; undo that answer first.")
-    if assignment.state != "open":
-        raise Settled("This question is no longer yours: it was left for too long, or skipped.")
-    settings, moment = settings_of(session), now()
-    passed = (moment - assignment.shown).total_seconds()
-    passed = min(passed if seconds is None else max(0.0, min(seconds, passed)), MOST_SECONDS)
-    person = session.get_one(Person, assignment.person_id)
-    expected = (item.expected or {}).get("value")
-    label = Label(
-        assignment_id=assignment.id,
-        item_id=item.id,
-        person_id=person.id,
-        value=value,
-        seconds=passed,
-        hasty=passed < words(item) / settings.words_per_second,
-        agrees_with_gold=None if expected is None else agrees(value, expected),
-        guidelines_version=current_version(session, "guidelines"),
-        consent_version=person.consent_version,
-    )
-    session.add(label)
-    assignment.state, assignment.draft, assignment.ended = "done", None, moment
-    session.flush()
-    if item.purpose == "entry":
-        _mark_entry_test(session, person, settings)
-    return label
-
-
-def skip(session: Session, assignment: Assignment, reason: str) -> None:
-    """Pass a question over; somebody else is asked.
-
-    Raises:
-        Settled: where it was answered.
-    """
-    if assignment.state == "skipped":
-        return
-    if assignment.state != "open":
-        raise Settled("This question is no longer yours to skip.")
-    assignment.state, assignment.skip_reason, assignment.draft, assignment.ended = "skipped", reason, None, now()
-    _give_back(session, assignment)
-
-
-def save_draft(session: Session, assignment: Assignment, draft: dict[str, Any]) -> None:
-    """Keep what somebody has written so far, until they say it or leave it."""
-    if assignment.state != "open":
-        raise Settled("This question is no longer open.")
-    assignment.draft = draft
-    assignment.expires = now() + datetime.timedelta(minutes=settings_of(session).lease_minutes)
-
-
-def undo(session: Session, person: Person) -> Assignment | None:
-    """Open somebody's last answered or skipped question again, with what they had said as its draft; None: none there.
-
-    The label is gone: only the final choice is kept. What the entry test asked stays answered.
-    """
-    last = session.scalar(
-        select(Assignment)
-        .join(Item, Item.id == Assignment.item_id)
-        .join(Batch, Batch.id == Item.batch_id)
-        .where(Assignment.person_id == person.id, Assignment.state.in_(("done", "skipped")), Item.purpose != "entry")
-        .where(Batch.made_by != "chat")  # a conversation has gone on from what was said
-        .order_by(Assignment.ended.desc(), Assignment.id.desc())
-        .limit(1)
-    )
-    if last is None:
-        return None
-    if last.state == "skipped" and last.turn == 1 and not _take(session, last.item_id):
-        raise Settled("The question that you skipped has been given to somebody else.")
-    label = session.scalar(select(Label).where(Label.assignment_id == last.id))
-    if label is not None:
-        last.draft = {"said": label.value}
-        session.delete(label)
-    for other in session.scalars(_open_of(person)):  # one at a time: the one shown meanwhile goes back
-        other.state = "expired"
-        _give_back(session, other)
-    last.state, last.skip_reason, last.ended, last.shown = "open", None, None, now()
-    last.expires = now() + datetime.timedelta(minutes=settings_of(session).lease_minutes)
-    session.flush()
-    return last
-
-
-def report(session: Session, assignment: Assignment, kind: str, text: str) -> Flag:
-    """Somebody's report of an item, for a lead. An item with personal data is shown to nobody else meanwhile."""
-    if kind not in ("report", "personal"):
-        raise DataError(f"A report is of kind {kind!r}; it is report or personal.")
-    flag = Flag(item_id=assignment.item_id, person_id=assignment.person_id, kind=kind, text=text)
-    session.add(flag)
-    item = session.get_one(Item, assignment.item_id)
-    if kind == "personal" and item.state == "open":
-        item.state, item.held_for = "held", "somebody saw personal data"
-    session.flush()
-    return flag
-
-
-def release_expired(session: Session) -> int:
-    """Give back the places of questions that were opened and left; how many."""
-    left = select(Assignment).where(Assignment.state == "open", Assignment.expires < now())
-    gone = session.scalars(left.with_for_update(skip_locked=True)).all()  # what another is giving back is not ours
-    for assignment in gone:
-        assignment.state, assignment.ended = "expired", now()
-        _give_back(session, assignment)
-    return len(gone)
-
-
-def remaining(session: Session, person: Person, kind: str | None = None, topic: str | None = None) -> int:
-    """Questions that this person could still be asked, those of the entry test and known ones aside."""
-    query = select(func.count()).select_from(Item).where(_askable(person), Item.taken < Item.wanted)
-    return session.scalar(_of(query, kind, topic)) or 0
-
-
-def counted(session: Session, person: Person) -> list[tuple[str, str | None, int]]:
-    """What `remaining` counts, by kind and topic."""
-    query = select(Item.kind, Item.topic, func.count()).where(_askable(person), Item.taken < Item.wanted)
-    return [(kind, topic, found) for kind, topic, found in session.execute(query.group_by(Item.kind, Item.topic))]
-
-
-def said_by(session: Session, person: Person) -> int:
-    """Labels of this person."""
-    return session.scalar(select(func.count()).select_from(Label).where(Label.person_id == person.id)) or 0
-
-
-def words(item: Item) -> int:
-    """What there is to read: the last turn of the prompt, and the answers."""
-    texts = [item.prompt[-1]["content"], *(answer["text"] for answer in item.answers)]
-    return sum(len(text.split()) for text in texts)
-
-
-def agrees(value: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Whether a label says what was expected; of a comparison, which answer is better, whatever the strength."""
-    if "choice" in expected:
-        return (value["choice"], value.get("better")) == (expected["choice"], expected.get("better"))
-    return all(value.get(name) == wanted for name, wanted in expected.items())
+    return session.scalar(places.known(person, "entry").limit(1)) is not None
 
 
 def check(question: Question) -> None:
@@ -337,57 +167,31 @@ def _wanted(question: Question, settings: Settings) -> int:
     return settings.people_per_item if question.wanted is None else question.wanted
 
 
-def _askable(person: Person) -> ColumnElement[bool]:
-    return and_(Item.state == "open", Item.purpose == "label", Item.kind != "chat", ~_had(person))
-
-
-def _had(person: Person) -> ColumnElement[bool]:
-    """Whether this person has had an item; one that they opened and left does not count."""
-    return exists().where(
-        Assignment.item_id == Item.id, Assignment.person_id == person.id, Assignment.state != "expired"
-    )
-
-
-def _of(query: Any, kind: str | None, topic: str | None) -> Any:
-    if kind is not None:
-        query = query.where(Item.kind == kind)
-    return query if topic is None else query.where(Item.topic == topic)
-
-
-def _open_of(person: Person) -> Any:
-    return select(Assignment).where(Assignment.person_id == person.id, Assignment.state == "open")
-
-
 def _open(session: Session, person: Person, kind: str | None, topic: str | None) -> Assignment | None:
     """The question that somebody has open. One of another kind than they want now goes back."""
-    query = _open_of(person).join(Item, Item.id == Assignment.item_id).where(Item.kind != "chat")
+    query = places.open_of(person).join(Item, Item.id == Assignment.item_id).where(Item.kind != "chat")
     for assignment in session.scalars(query.order_by(Assignment.id)):
         item = session.get_one(Item, assignment.item_id)
         fits = (kind is None or item.kind == kind) and (topic is None or item.topic == topic)
         if item.state == "open" and (fits or item.purpose == "entry"):
             return assignment
         assignment.state, assignment.ended = "expired", now()
-        _give_back(session, assignment)
+        places.give_back(session, assignment)
     return None
 
 
 def _assign_new(
     session: Session, person: Person, kind: str | None, topic: str | None, settings: Settings, rng: random.Random
 ) -> Assignment | None:
-    query = select(Item).where(_askable(person), Item.taken < Item.wanted)
-    query = _of(query, kind, topic).order_by(Item.priority.desc(), Item.id).limit(1)
+    query = select(Item).where(places.askable(person), Item.taken < Item.wanted)
+    query = places.of(query, kind, topic).order_by(Item.priority.desc(), Item.id).limit(1)
     for _ in range(TRIES):
         item = session.scalar(query.with_for_update(skip_locked=True, of=Item))
         if item is None:
             return None
-        if _take(session, item.id):
+        if places.take(session, item.id):
             return _assign(session, item, person, 1, settings, rng)
     return None
-
-
-def _known(person: Person, purpose: str, kind: str | None = None, topic: str | None = None) -> Any:
-    query = select(Item).where(Item.state == "open", Item.purpose == purpose, ~_had(person))
-    return _of(query, kind, topic).order_by(Item.priority.desc(), Item.id)
 
 
 def _assign_known(
@@ -399,7 +203,7 @@ def _assign_known(
     settings: Settings,
     rng: random.Random,
 ) -> Assignment | None:
-    item = session.scalar(_known(person, purpose, kind, topic).limit(1))
+    item = session.scalar(places.known(person, purpose, kind, topic).limit(1))
     return None if item is None else _assign(session, item, person, 1, settings, rng)
 
 
@@ -422,7 +226,7 @@ def _assign_repeat(
         )
         .order_by(Assignment.ended.desc())
     )
-    old = session.scalars(_of(query, kind, topic).offset(settings.repeat_after).limit(50)).all()
+    old = session.scalars(places.of(query, kind, topic).offset(settings.repeat_after).limit(50)).all()
     if not old:
         return None
     first = rng.choice(old)
@@ -456,36 +260,3 @@ def _assign(
     session.add(assignment)
     session.flush()
     return assignment
-
-
-def _take(session: Session, item: int) -> bool:
-    """One of the item's places, if one is free."""
-    free = update(Item).where(Item.id == item, Item.taken < Item.wanted).values(taken=Item.taken + 1)
-    return session.execute(free.returning(Item.id)).first() is not None
-
-
-def _give_back(session: Session, assignment: Assignment) -> None:
-    item = session.get_one(Item, assignment.item_id)
-    if assignment.turn == 1 and item.purpose == "label":
-        session.execute(update(Item).where(Item.id == item.id, Item.taken > 0).values(taken=Item.taken - 1))
-    session.flush()
-
-
-def _mark_entry_test(session: Session, person: Person, settings: Settings) -> None:
-    """Once the last question of the entry test is answered: passed or not. Who has not passed begins it again."""
-    if session.scalar(_known(person, "entry").limit(1)) is not None:
-        return
-    mine = (
-        select(Label).join(Item, Item.id == Label.item_id).where(Label.person_id == person.id, Item.purpose == "entry")
-    )
-    labels = session.scalars(mine).all()
-    person.entry_score = sum(bool(label.agrees_with_gold) for label in labels) / len(labels)
-    person.entry_tries += 1
-    if person.entry_score >= settings.entry_pass:
-        person.entry_passed = now()
-        return
-    for label in labels:
-        assignment = session.get_one(Assignment, label.assignment_id)
-        session.delete(label)
-        assignment.state = "expired"
-    session.flush()

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import people, queue, settings
+from llm_rlhf.feedback import people, queue, saying, settings
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.tables import Assignment, Item, Label, now
@@ -213,7 +213,7 @@ def test_undo_leaves_conversations_alone(database, somebody) -> None:
         talk = begin(session, somebody, "helpful")
         ask(session, talk, "hello")
         choose(session, talk, answers(), LEFT_BETTER)
-        assert queue.undo(session, somebody) is None
+        assert saying.undo(session, somebody) is None
         assert counted(session, Label) == 1
 
 

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import func, select
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import documents, people, queue
+from llm_rlhf.feedback import documents, people, queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Forbidden, Unknown
+from llm_rlhf.feedback.settings import change
 from llm_rlhf.feedback.tables import Identity, Invitation, Item, Label, Person, Visit, now
 
 
@@ -82,7 +83,7 @@ def test_who_withdraws_is_let_in_no_more_and_somebody_else_is_asked(database: Da
         _, cookie = people.enter(session, token)
         assignment = queue.next_for(session, person)
         assert assignment is not None
-        queue.record(session, assignment, {"choice": "tie"})
+        saying.record(session, assignment, {"choice": "tie"})
         people.withdraw(session, person)
         for table in (Identity, Invitation, Visit):
             assert session.scalar(select(func.count()).select_from(table)) == 0
@@ -95,6 +96,22 @@ def test_who_withdraws_is_let_in_no_more_and_somebody_else_is_asked(database: Da
         assert queue.next_for(session, other) is not None
         assert session.scalar(select(func.count()).select_from(Label)) == 1  # so that what holds it can be named
         assert people.forget(session, person) == 1
+
+
+def test_who_withdraws_gives_back_places_and_no_others(database: Database) -> None:
+    """A known question has none: everybody may be asked it."""
+    known = asked()
+    known.purpose, known.expected = "gold", {"value": {"choice": "tie"}}
+    with database.write() as session:
+        queue.add(session, [known], "gold", {})
+        change(session, {"gold_share": 1.0})
+        person, _ = people.invite(session)
+        assignment = queue.next_for(session, person)
+        assert assignment is not None
+        saying.record(session, assignment, {"choice": "tie"})
+        people.withdraw(session, person)
+    with database.read() as session:
+        assert session.scalar(select(Item.taken)) == 0
 
 
 def test_labels_of_somebody_who_has_not_withdrawn_stay(database: Database) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from planted import DAY, GOOD, PLANTED, planted
 
-from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback import people, queue, saying
 from llm_rlhf.feedback.choices import Choices
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.quality import days, estimates
@@ -194,10 +194,10 @@ def test_a_store_is_read_whole_but_for_who_has_withdrawn(database: Database) -> 
         for person in (anna, bert, gone):
             first = queue.next_for(session, person)
             assert first is not None
-            queue.record(session, first, {"choice": "better", "better": 0, "strength": 1}, 3.0)
+            saying.record(session, first, {"choice": "better", "better": 0, "strength": 1}, 3.0)
         second = queue.next_for(session, bert)
         assert second is not None
-        queue.skip(session, second, "cannot judge")
+        saying.skip(session, second, "cannot judge")
         people.withdraw(session, gone)
     with database.read() as session:
         records = records_of(session)

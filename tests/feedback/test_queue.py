@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback import people, queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Forbidden, Settled
@@ -44,7 +44,7 @@ def test_a_question_is_asked_of_as_many_people_as_it_wants(database: Database) -
                 assignment = queue.next_for(session, person)
                 if assignment is None:
                     break
-                queue.record(session, assignment, BETTER)
+                saying.record(session, assignment, BETTER)
                 said += 1
         assert said == expected
     with database.read() as session:
@@ -65,7 +65,7 @@ def test_many_at_once_take_no_place_twice(database: Database) -> None:
                     if assignment is None:
                         return
                 with database.write() as session:
-                    queue.record(session, session.get_one(Assignment, assignment.id), BETTER)
+                    saying.record(session, session.get_one(Assignment, assignment.id), BETTER)
         except BaseException as error:
             failures.append(error)
 
@@ -100,7 +100,7 @@ def test_a_label_is_kept_by_the_items_places_whatever_the_page_showed(database: 
             assert assignment is not None
             orders.add(tuple(assignment.order))
             place_of_second = assignment.order.index(1)
-            label = queue.record(session, assignment, BETTER | {"better": place_of_second})
+            label = saying.record(session, assignment, BETTER | {"better": place_of_second})
             assert label.value["better"] == 1
     assert orders == {(0, 1), (1, 0)}
 
@@ -111,10 +111,10 @@ def test_the_same_said_twice_is_one_label_and_another_is_refused(database: Datab
     with database.write() as session:
         assignment = queue.next_for(session, person)
         assert assignment is not None
-        first = queue.record(session, assignment, BETTER)
-        assert queue.record(session, assignment, BETTER).id == first.id
+        first = saying.record(session, assignment, BETTER)
+        assert saying.record(session, assignment, BETTER).id == first.id
         with pytest.raises(Settled, match="answered before"):
-            queue.record(session, assignment, {"choice": "tie"})
+            saying.record(session, assignment, {"choice": "tie"})
 
 
 def test_undo_takes_the_label_back_and_keeps_it_as_a_draft(database: Database) -> None:
@@ -123,13 +123,13 @@ def test_undo_takes_the_label_back_and_keeps_it_as_a_draft(database: Database) -
     with database.write() as session:
         first = queue.next_for(session, person)
         assert first is not None
-        queue.record(session, first, BETTER)
+        saying.record(session, first, BETTER)
         second = queue.next_for(session, person)
         assert second is not None
-        assert queue.undo(session, person) is first
+        assert saying.undo(session, person) is first
         assert first.draft is not None
         assert session.scalar(select(func.count()).select_from(Label)) == 0
-        queue.record(session, first, {"choice": "tie"})
+        saying.record(session, first, {"choice": "tie"})
         again = queue.next_for(session, person)
         assert again is not None
         assert again.item_id == second.item_id
@@ -146,9 +146,9 @@ def test_what_was_opened_and_left_is_somebody_elses(database: Database) -> None:
     with database.write() as session:
         taken = queue.next_for(session, second)
         assert taken is not None
-        queue.record(session, taken, BETTER)
+        saying.record(session, taken, BETTER)
     with database.write() as session, pytest.raises(Settled, match="no longer yours"):
-        queue.record(session, session.get_one(Assignment, left.id), BETTER)
+        saying.record(session, session.get_one(Assignment, left.id), BETTER)
 
 
 def test_a_skipped_question_is_asked_of_somebody_else(database: Database) -> None:
@@ -157,9 +157,20 @@ def test_a_skipped_question_is_asked_of_somebody_else(database: Database) -> Non
     with database.write() as session:
         assignment = queue.next_for(session, first)
         assert assignment is not None
-        queue.skip(session, assignment, "about a place I do not know")
+        saying.skip(session, assignment, "about a place I do not know")
         assert queue.next_for(session, first) is None
         assert queue.next_for(session, second) is not None
+
+
+def test_a_known_question_that_was_skipped_can_be_taken_back_as_any_other(database: Database) -> None:
+    """It has no places that could be gone; a refusal would also give away that its answer is known."""
+    filled(database, [pair(1, purpose="gold", expected={"value": dict(BETTER)})], gold_share=1.0)
+    person = somebody(database)
+    with database.write() as session:
+        assignment = queue.next_for(session, person)
+        assert assignment is not None
+        saying.skip(session, assignment, "not for me")
+        assert saying.undo(session, person) is assignment
 
 
 def test_anothers_question_cannot_be_answered(database: Database) -> None:
@@ -169,7 +180,7 @@ def test_anothers_question_cannot_be_answered(database: Database) -> None:
         assignment = queue.next_for(session, first)
         assert assignment is not None
         with pytest.raises(Forbidden):
-            queue.assignment_of(session, second, assignment.id)
+            saying.assignment_of(session, second, assignment.id)
 
 
 def test_an_entry_test_comes_first_and_is_begun_again_until_it_is_passed(database: Database) -> None:
@@ -183,7 +194,7 @@ def test_an_entry_test_comes_first_and_is_begun_again_until_it_is_passed(databas
             assignment = queue.next_for(session, session.get_one(Person, person.id))
             assert assignment is not None
             purpose = session.get_one(Item, assignment.item_id).purpose
-            queue.record(session, assignment, BETTER | {"better": assignment.order.index(better)})
+            saying.record(session, assignment, BETTER | {"better": assignment.order.index(better)})
             return purpose
 
     assert [answer(1), answer(1)] == ["entry", "entry"]
@@ -204,7 +215,7 @@ def test_a_repeat_comes_with_the_answers_swapped(database: Database) -> None:
             if assignment is None:
                 break
             seen.setdefault(assignment.item_id, []).append(assignment.order)
-            queue.record(session, assignment, BETTER)
+            saying.record(session, assignment, BETTER)
     repeated = [orders for orders in seen.values() if len(orders) == 2]
     assert repeated
     assert all(first == second[::-1] for first, second in repeated)
@@ -217,13 +228,13 @@ def test_a_known_question_and_a_repeat_are_of_the_topic_that_was_chosen(database
     filled(database, [gold, *asked], gold_share=1.0, repeat_share=1.0, repeat_after=1)
     person = somebody(database)
     topics = []
-    for topic in ("plants", "plants", "stars", "stars", "stars"):
+    for topic in ("stars", "stars", "plants", "plants", "stars"):
         with database.write() as session:
             assignment = queue.next_for(session, person, topic=topic)
             assert assignment is not None
             topics.append(session.get_one(Item, assignment.item_id).topic)
-            queue.record(session, assignment, BETTER)
-    assert topics == ["plants", "plants", "stars", "stars", "stars"]
+            saying.record(session, assignment, BETTER)
+    assert topics == ["stars", "stars", "plants", "plants", "stars"]
 
 
 def test_what_looks_like_personal_data_is_shown_to_nobody(database: Database) -> None:

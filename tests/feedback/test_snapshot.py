@@ -53,6 +53,17 @@ def test_several_peoples_labels_are_one_row_with_the_share_that_agrees(database:
     assert card["files"]["preferences.jsonl"]["rows"] == 1
 
 
+def test_a_margin_counts_for_the_answer_that_was_chosen(database: Database, tmp_path: Path) -> None:
+    for text, values in {"a": [better(1, 4), better(1, 2)], "b": [better(1, 1), better(1, 1), better(0, 4)]}.items():
+        item = asked(database, "compare", text, ["13", "15"])
+        for value in values:
+            says(database, somebody(database), item, value)
+    _, rows = taken(database, tmp_path / "to")
+    assert [texts(row) for row in rows["preferences.jsonl"]] == [("15", "13")] * 2
+    assert rows["preferences.jsonl"][0]["margin"] == pytest.approx((1 + 1 / 3) / 2, abs=1e-6)
+    assert rows["preferences.jsonl"][1]["margin"] == 0  # (0 + 0 - 1) / 3, where most prefer it all the same
+
+
 def test_margins_may_be_noted_and_not_trained_on(database: Database, tmp_path: Path) -> None:
     says(database, somebody(database), asked(database, "compare", "Name a prime.", ["13", "15"]), better(0, 4))
     _, rows = taken(database, tmp_path / "to", margins=False)

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 from web_helpers import BASE, JSON, client, filled, pair
 
-from llm_rlhf.feedback import people, queue
+from llm_rlhf.feedback import people, places, queue
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Assignment, Item, Label, now
 from llm_rlhf.feedback.web.app import create_app
@@ -72,7 +72,7 @@ def test_what_was_left_is_given_back_once_however_many_notice(database: Database
             holds.wait(10)
             threading.Timer(0.3, goes_on.set).start()  # by then the other has looked, where it is not kept waiting
         with database.write() as session:
-            queue.release_expired(session)
+            places.release_expired(session)
             if not number:
                 holds.set()
                 goes_on.wait(10)

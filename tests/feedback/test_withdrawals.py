@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from llm_rlhf.feedback import people, queue, snapshot
+from llm_rlhf.feedback import people, queue, saying, snapshot
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Unknown
@@ -26,7 +26,7 @@ def answered(database: Database) -> tuple[Database, Person, str]:
         persons = [people.invite(session, name=name) for name in ("Ada", "Bo")]
         for person, _ in persons:
             while (assignment := queue.next_for(session, person)) is not None:
-                queue.record(session, assignment, {"choice": "better", "better": 0, "strength": 1})
+                saying.record(session, assignment, {"choice": "better", "better": 0, "strength": 1})
     return database, *persons[1]
 
 

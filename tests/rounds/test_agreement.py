@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.people import invite
 from llm_rlhf.feedback.selection import choose
@@ -59,6 +59,6 @@ def test_what_people_said_is_held_against_the_margin(database: Database) -> None
             value = {"choice": choice}
             if better is not None:
                 value |= {"better": assignment.order.index(better), "strength": 1}
-            queue.record(session, assignment, value, 5.0)
+            saying.record(session, assignment, value, 5.0)
     found = answered_of(database, batch)
     assert [(one.agrees, one.uniform) for one in found] == [(1.0, False), (0.0, True), (1.0, True)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
@@ -42,7 +42,7 @@ def _say(database: Database, person: int, count: int) -> None:
         for _ in range(count):
             assignment = queue.next_for(session, who)
             assert assignment is not None
-            queue.record(session, assignment, {"choice": "better", "better": 0, "strength": 3}, 9.0)
+            saying.record(session, assignment, {"choice": "better", "better": 0, "strength": 3}, 9.0)
 
 
 @pytest.mark.parametrize("margins", [False, True])

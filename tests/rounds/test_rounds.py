@@ -11,7 +11,7 @@ from chain_helpers import write_recipe
 from sqlalchemy import select
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite
@@ -185,7 +185,7 @@ def _label(store: Path, count: int) -> None:
         for _ in range(count):
             assignment = queue.next_for(session, person, rng=random.Random(0))
             assert assignment is not None
-            queue.record(session, assignment, {"choice": "better", "better": 0, "strength": 2}, 1.0)
+            saying.record(session, assignment, {"choice": "better", "better": 0, "strength": 2}, 1.0)
     database.close()
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError, RecipeError
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.exchange import argilla, jsonl, label_studio, potato
 from llm_rlhf.feedback.exchange.entries import Entry
@@ -165,7 +165,7 @@ def _say(session: Session, entries: list[Entry], persons: dict[str, Person], fou
             when = {"shown": moment, "expires": moment, "ended": moment}
             assignment = Assignment(item_id=item.id, person_id=person.id, order=places, state="done", **when)
             value = checked(item.kind, from_page(told.value, places), len(item.answers))
-            new.append((assignment, value, max(0.0, min(told.seconds or 0.0, queue.MOST_SECONDS))))
+            new.append((assignment, value, max(0.0, min(told.seconds or 0.0, saying.MOST_SECONDS))))
             item.taken += 1
     session.add_all(assignment for assignment, _, _ in new)
     session.flush()

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from sqlalchemy import select
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import documents, people, queue
+from llm_rlhf.feedback import documents, people, saying
 from llm_rlhf.feedback.tables import Document, Item, Label, Person
 from llm_rlhf.feedback.web.context import COOKIE, Asked, Brought, Call, Posted, csrf_of
 from llm_rlhf.feedback.web.work import KIND_NAMES, overview, said_line
@@ -88,7 +88,7 @@ def guidelines(call: Asked) -> Response:
 @router.get("/me")
 def me(call: Asked) -> Response:
     with call.reading() as session:
-        said = queue.said_by(session, call.person)
+        said = saying.said_by(session, call.person)
         mine = (
             select(Label, Item).join(Item, Item.id == Label.item_id).where(Label.person_id == call.person.id)
         ).order_by(Label.id.desc())

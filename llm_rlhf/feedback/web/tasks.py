@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.labels import KINDS, MOST_TEXT, POINTS, STRENGTHS
 from llm_rlhf.feedback.refusals import Settled
 from llm_rlhf.feedback.tables import Assignment, Item
@@ -43,10 +43,10 @@ def work(call: Asked) -> Response:
 def say(number: Number, call: Posted) -> Response:
     """Keep what somebody finally said, and give them the next question."""
     with call.writing(consented=True) as session:
-        assignment = queue.assignment_of(session, call.person, number)
+        assignment = saying.assignment_of(session, call.person, number)
         value = _value(session, call, assignment)
         before = call.person.entry_tries
-        queue.record(session, assignment, value, _seconds(call.fields.get("seconds")))
+        saying.record(session, assignment, value, _seconds(call.fields.get("seconds")))
         found = _next(session, call)
         message = _after(call, before)
     return _answer(call, *found, message)
@@ -55,10 +55,10 @@ def say(number: Number, call: Posted) -> Response:
 @router.post("/work/{number}/draft")
 def draft(number: Number, call: Posted) -> Response:
     with call.writing(consented=True) as session:
-        assignment = queue.assignment_of(session, call.person, number)
+        assignment = saying.assignment_of(session, call.person, number)
         kind = session.get_one(Item, assignment.item_id).kind
         given = call.fields.get("draft", call.fields.get("value"))
-        queue.save_draft(session, assignment, draft_of(kind, label_of(kind, call.fields) if given is None else given))
+        saying.save_draft(session, assignment, draft_of(kind, label_of(kind, call.fields) if given is None else given))
     return call.json({"saved": True})
 
 
@@ -66,7 +66,7 @@ def draft(number: Number, call: Posted) -> Response:
 def skip(number: Number, call: Posted) -> Response:
     reason = _words(call, "reason", "Say why you skip it; a lead reads it.")
     with call.writing(consented=True) as session:
-        queue.skip(session, queue.assignment_of(session, call.person, number), reason)
+        saying.skip(session, saying.assignment_of(session, call.person, number), reason)
         found = _next(session, call)
     return _answer(call, *found, "Skipped.")
 
@@ -77,7 +77,7 @@ def report(number: Number, call: Posted) -> Response:
     kind = str(call.fields.get("kind", "report"))
     text = _words(call, "text", "Say what is wrong with it.") if kind == "report" else _words(call, "text", None)
     with call.writing(consented=True) as session:
-        queue.report(session, queue.assignment_of(session, call.person, number), kind, text)
+        saying.report(session, saying.assignment_of(session, call.person, number), kind, text)
         found = _next(session, call)
     return _answer(call, *found, "Reported. A lead will look at it. Thank you.")
 
@@ -85,7 +85,7 @@ def report(number: Number, call: Posted) -> Response:
 @router.post("/undo")
 def undo(call: Posted) -> Response:
     with call.writing(consented=True) as session:
-        assignment = queue.undo(session, call.person)
+        assignment = saying.undo(session, call.person)
         if assignment is None:
             raise Settled("There is nothing to undo.")
         found = task_of(session, assignment, call.settings), progress_of(session, call.person, *_filter(call))

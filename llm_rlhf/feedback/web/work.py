@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from llm_rlhf.feedback import queue
+from llm_rlhf.feedback import places, queue, saying
 from llm_rlhf.feedback.labels import POINTS, SCALE, STRENGTHS, to_page
 from llm_rlhf.feedback.settings import Settings
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
@@ -94,18 +94,18 @@ def _draft(assignment: Assignment) -> dict[str, Any] | None:
 
 
 def progress_of(session: Session, person: Person, kind: str | None, topic: str | None) -> Progress:
-    return Progress(queue.said_by(session, person), queue.remaining(session, person, kind, topic))
+    return Progress(saying.said_by(session, person), places.remaining(session, person, kind, topic))
 
 
 def overview(session: Session, person: Person, settings: Settings) -> Overview:
     kinds: dict[str, int] = {}
     topics: dict[str, int] = {}
-    for kind, topic, count in queue.counted(session, person):
+    for kind, topic, count in places.counted(session, person):
         kinds[kind] = kinds.get(kind, 0) + count
         if topic is not None and (not settings.topics or topic in settings.topics):
             topics[topic] = topics.get(topic, 0) + count
     entry = queue.needs_entry_test(session, person, settings)
-    return Overview(Progress(queue.said_by(session, person), sum(kinds.values())), kinds, topics, entry)
+    return Overview(Progress(saying.said_by(session, person), sum(kinds.values())), kinds, topics, entry)
 
 
 def choices(session: Session) -> tuple[list[str], list[str]]:
