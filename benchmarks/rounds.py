@@ -41,14 +41,14 @@ By development phrasings, on one seed (0): no claim, and nothing of it was seen 
   reward model was right on 79 % of the held-out pairs and not on 77 %. The margins had stretched the reward from a
   deviation of 0.97 to 1.56, and with it what kl_coef is worth. So margins stay out (`rounds.margins`), and the reward
   has unit deviation.
-- The same with both: reward models right on 77, 83 and 83 % of the held-out pairs in rounds 1, 2 and 3, agreement
-  with people on the policy's own pairs 76 % [70, 82] and 82 % [76, 87] (weighed by propensities), true score 0.87,
-  0.91 and 0.83: no rise shown, and rounds 2 and 3 not promoted. PPO had been stopped short: with 3,200 episodes in
-  place of 1,600 round 1's policy comes to 0.96 and round 3's to 0.96 (+0.01 [-0.11, +0.12]; helpful -0.07 [-0.22,
-  +0.08], harmful +0.14 [-0.02, +0.29]). What 1,500 pairs give here is about what the quickstart's 9,000 give, so that
-  there is little left to rise by.
-- Weights of `mixed`: the variance between models, times that of the label. Of 2,212 candidates a uniform draw had 55
-  % ties and the reward model wrong on 22 % of the rest; what `mixed` drew beside it 49 % and 27 %. By small margins
+- The same with both: reward models right on 77, 83 and 83 % of the held-out pairs in rounds 1, 2 and 3 (paired with
+  the first +5.4 points [-1.1, +11.8] and +6.0 [-1.4, +13.4]: not shown); agreement with people on the policy's own
+  pairs 76 % [70, 82] and 82 % [76, 87], weighed by propensities; true score 0.87, 0.91 and 0.83: no rise shown, and
+  rounds 2 and 3 not promoted. PPO had been stopped short: with 3,200 episodes in place of 1,600 round 1's policy
+  comes to 0.96 and round 3's to 0.96 (+0.01 [-0.11, +0.12]; helpful -0.07 [-0.22, +0.08], harmful +0.14 [-0.02,
+  +0.29]). What 1,500 pairs give here is about what the quickstart's 9,000 give: there is little left to rise by.
+- Weights of `mixed`: the variance between models, times that of the label. Of 2,212 candidates a uniform draw had
+  55 % ties and the reward model wrong on 22 % of the rest; what `mixed` drew beside it 49 % and 27 %. By small margins
   alone it would have drawn more ties than a uniform draw (of another 833: 62 % against 60 %)."""
 
 
