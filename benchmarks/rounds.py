@@ -38,16 +38,17 @@ By development phrasings, on one seed (0): no claim, and nothing of it was seen 
 - 300 labels a round that were coins where two answers are equally good (60 % of the pairs), their strengths as
   margins: true score -0.11 [-0.32, +0.09] in round 2, harmful -0.61; the gates kept it back. With 600 labels and
   equal answers called ties, but margins still in the loss: -0.11 [-0.33, +0.11], now by helpful -0.36, though the
-  reward model was right on 79 % of the held-out pairs and not on 77 %. The margins had stretched the reward from a
-  deviation of 0.97 to 1.56, and with it what kl_coef is worth. So margins stay out (`rounds.margins`), and the reward
-  has unit deviation.
+  reward model was right on 79 % of the held-out pairs and not on 77 %. With the margins the reward's deviation
+  was 1.56 in place of 0.97, and with it kl_coef was worth less, which may be why. So margins stay out
+  (`rounds.margins`), and the reward has unit deviation; the two were changed together, and neither was tried alone.
 - The same with both: reward models right on 77, 83 and 83 % of the held-out pairs in rounds 1, 2 and 3 (paired with
   the first +5.4 points [-1.1, +11.8] and +6.0 [-1.4, +13.4]: not shown); agreement with people on the policy's own
   pairs 76 % [70, 82] and 82 % [76, 87], weighed by propensities; true score 0.87, 0.91 and 0.83: no rise shown, and
-  rounds 2 and 3 not promoted. PPO had been stopped short: with 3,200 episodes in place of 1,600 round 1's policy
+  rounds 2 and 3 not promoted. PPO may have been stopped short: with 3,200 episodes in place of 1,600 round 1's policy
   comes to 0.96 and round 3's to 0.96 (+0.01 [-0.11, +0.12]; helpful -0.07 [-0.22, +0.08], harmful +0.14 [-0.02,
-  +0.29]). What 1,500 pairs give here is about what the quickstart's 9,000 give: there is little left to rise by.
-- Weights of `mixed`: the variance between models, times that of the label. Of 2,212 candidates a uniform draw had
+  +0.29]). What 1,500 pairs gave here is about what the quickstart's 9,000 give, so that little may be left to rise by.
+- Weights of `mixed`: the variance between models, times that of the label, taken of eight formulas
+  that were compared on one pool of 833 candidates. Of 2,212 candidates a uniform draw had
   55 % ties and the reward model wrong on 22 % of the rest; what `mixed` drew beside it 49 % and 27 %. By small margins
   alone it would have drawn more ties than a uniform draw (of another 833: 62 % against 60 %)."""
 
