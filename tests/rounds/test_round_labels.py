@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
-from llm_rlhf.feedback.tables import Person
+from llm_rlhf.feedback.tables import Export, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.rounds.labels import pairs_about, progress_of, write_labels
 
@@ -58,6 +59,9 @@ def test_pairs_are_told_apart_by_what_they_are_about(database: Database, tmp_pat
     assert {about: len(of) for about, of in rows.items()} == {1: 3, 2: 2}
     assert all(row["prompt"][0]["content"].startswith(f"{about}.") for about, of in rows.items() for row in of)
     assert all(("margin" in row) == margins for of in rows.values() for row in of)
+    with database.read() as session:
+        (noted,) = session.scalars(select(Export)).all()
+    assert noted.details["folder"] == str(tmp_path / "labels"), "where who withdraws is told that labels lie"
     assert sorted(path.name for path in tmp_path.iterdir() if "feedback" not in path.name) == ["labels"]
 
 
