@@ -103,7 +103,7 @@ def _go_on(
                     return table, waiting
             say(f"Round {number} of {recipe.rounds.count}")
             one = _recipe_of(recipe, folder, number, table["promoted"], database, say)
-            run_recipe(one)
+            _run(one, number)
             table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
             if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
@@ -111,6 +111,29 @@ def _go_on(
     finally:
         database.close()
     return table, None
+
+
+def _run(one: Recipe, number: int) -> None:
+    """Make a round, or what is left of it.
+
+    Raises:
+        RunFolderError: where it was begun by another recipe, with what is to be done about that in rounds.
+    """
+    try:
+        run_recipe(one)
+    except RunFolderError as error:
+        again = (
+            "begin in another output_dir"
+            if number == 1
+            else (
+                f"move {one.folder} and later rounds away, and give the same command: the round is made again, with "
+                "the labels it had"
+            )
+        )
+        raise RunFolderError(
+            f"{error}\nThis is round {number}, and rounds take no --from. Put the recipe back as it was, or {again}. "
+            "Where the folder of the rounds was moved, move it back: later rounds name files of the first."
+        ) from None
 
 
 def _write(folder: Path, table: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from llm_rlhf.cli.next_steps import after_rounds
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.splits import load_splits
-from llm_rlhf.errors import DataError, RecipeError
+from llm_rlhf.errors import DataError, RecipeError, RunFolderError
 from llm_rlhf.evaluation.gate import GateLine
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.database import Database
@@ -134,6 +134,18 @@ def test_who_is_asked_is_shown_where_the_store_is(tmp_path: Path) -> None:
     steps = after_rounds(tmp_path, ["r.yaml"], tmp_path / "rounds.html", None, "shared.db")
     assert ("Let people answer", ["feedback", "serve", "shared.db"]) in steps
     assert len(after_rounds(tmp_path, ["r.yaml"], tmp_path / "rounds.html", None, None)) == 1
+
+
+def test_a_recipe_that_has_changed_is_told_what_rounds_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def changed(recipe: Recipe) -> None:
+        raise RunFolderError("made by another recipe. Run with --from reward.")
+
+    monkeypatch.setattr(chain, "run_recipe", changed)
+    recipe = _recipe(tmp_path)
+    with pytest.raises(RunFolderError, match=r"rounds take no --from.*begin in another output_dir"):
+        run_rounds(recipe)
+    with pytest.raises(RunFolderError, match=r"move .*out and later rounds away"):
+        chain._run(recipe, 2)
 
 
 @pytest.mark.parametrize(
