@@ -21,9 +21,11 @@ question or scary, that it is not.
 What cannot be read is counted by its reason, never dropped in silence.
 """
 
+import codecs
 import datetime
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,7 @@ TIMES = ("created", "timestamp", "created_at", "time")
 THUMBS = ("feedback", "thumb", "rating", "label")
 _IN_A_THUMB = (*THUMBS, "value", "score")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_HALF = re.compile("[\ud800-\udfff]")  # in JSON alone; no tokenizer takes it
 MILLISECONDS = 1e11  # seconds since 1970 reach this in the year 5138
 STOPPED = {"stop": True, "length": False}  # finish_reason
 HARMFUL = {"harmless": True, "harmful": True, "helpful": False, "question": False, "scary": False}
@@ -90,7 +93,7 @@ def read_log(path: Path) -> Log:
     if not path.is_file():
         raise DataError(f"There is no log {path}; name a file of JSON lines.")
     found, seen, lines = Log(), set[str](), set[bytes]()
-    for number, line in lines_of(path.read_bytes()):
+    for number, line in lines_of(path.read_bytes().removeprefix(codecs.BOM_UTF8)):
         found.lines += 1
         try:
             row = parse_json(line.decode("utf-8"))
@@ -253,6 +256,8 @@ def _content(content: Any) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")
+    if not content.isascii() and _HALF.search(content):
+        raise _UnreadError("half a character, which no text has: whatever wrote it cut one in two")
     return content
 
 

@@ -362,3 +362,22 @@ def test_a_state_of_potato_by_schema_and_an_item_that_was_only_looked_at(tmp_pat
         labels = session.scalars(select(Label).order_by(Label.item_id)).all()
         assert [label.value["better"] for label in labels] == [0, 1]
     store.close()
+
+
+def test_half_a_character_is_set_aside(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "Sea?", "chosen": "wet", "rejected": "dry"},
+        {"prompt": "Sky?", "chosen": "b\ud83d", "rejected": "c"},
+    ]
+    ours = [
+        {"kind": "compare", "prompt": [{"role": "user", "content": row["prompt"]}], "labels": [],
+         "answers": [{"text": row["chosen"]}, {"text": row["rejected"]}]}
+        for row in pairs
+    ]  # fmt: skip
+    for name, rows in (("pairs", pairs), ("labels", ours)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in rows).encode())
+        store = Database.of(tmp_path / f"{name}.db")
+        found = bring_in(store, file)
+        assert (found.questions, sum(found.set_aside.values())) == (1, 1), name
+        store.close()

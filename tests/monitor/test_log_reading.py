@@ -168,3 +168,13 @@ def test_stars_are_no_thumbs(tmp_path) -> None:
     assert [reply.thumb for reply in found.replies] == [None, None, None, None, True, True]
     assert found.left_out == {"number that is no thumb, so that none of the log's numbers is taken for one": 1}
     assert [reply.thumb for reply in log(tmp_path, *stars[:3]).replies] == [True] * 3, "without a 5 they are thumbs"
+
+
+def test_half_a_character_and_a_byte_order_mark(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    half = {"messages": [TALK[0], said("assistant", "ok \ud83d")], "created": STAMP}
+    lines = [json.dumps(row) for row in ({"messages": TALK[:2], "created": STAMP}, half)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    found = read_log(path)
+    assert [reply.text for reply in found.replies] == ["b"]
+    assert found.left_out == {"half a character, which no text has: whatever wrote it cut one in two": 1}

@@ -5,6 +5,7 @@ a file itself says of its rows is kept with the question as a fact, and shown to
 come in as those of one person, the file's users.
 """
 
+import codecs
 import datetime
 import functools
 import json
@@ -58,7 +59,7 @@ def is_of(row: Any) -> bool:
 
 def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
     """The questions of a labels.jsonl; for a line that cannot be read, why."""
-    for number, line in lines_of(path.read_bytes()):
+    for number, line in lines_of(path.read_bytes().removeprefix(codecs.BOM_UTF8)):
         where = f"{path.name}, line {number}"
         try:
             with readable(where):
