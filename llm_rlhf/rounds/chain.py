@@ -168,7 +168,8 @@ def _recipe_of(
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None
     if recipe.rounds.retrain == "warm" and out is not None:
-        warm = folder / "warm" / f"round-{out}"
+        made = file_digest(round_folder(folder, out) / str(recipe.method) / MANIFEST)
+        warm = folder / "warm" / f"round-{out}-{made[:8]}"  # of this policy, if the round was ever made again
         if not warm.is_dir():
             export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
     return later_recipe(recipe, number, target, warm)

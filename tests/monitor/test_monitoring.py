@@ -269,6 +269,16 @@ def test_what_cannot_be_asked_for(tmp_path) -> None:
     assert "--by is 'month'; it is day or week." in result.output
 
 
+def test_a_store_that_cannot_be_is_told_before_the_work(tmp_path) -> None:
+    log = tmp_path / "log.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    log.write_text(json.dumps({"messages": turns, "created": 1793880000}) + "\n", "utf-8")
+    store = tmp_path / "nowhere" / "store.db"
+    result = CliRunner().invoke(app, ["monitor", str(log), "--policy", "x", "--to-queue", str(store)])
+    assert result.exit_code == 2
+    assert "cannot be made: there is no folder" in " ".join(result.output.split())
+
+
 def test_a_draw_of_a_log_is_fair_to_long_conversations(monkeypatch) -> None:
     # 180 of 200 replies are of one conversation, and score 0: the mean is 0.1, and one a conversation would say 0.5
     monkeypatch.setattr(monitor_report, "references_of", lambda run, lengths: (REFERENCES, []))
