@@ -58,6 +58,7 @@ def monitor(
         from rich.console import Console
 
         from llm_rlhf.errors import RecipeError
+        from llm_rlhf.feedback.database import Database
         from llm_rlhf.monitor.log import read_log
         from llm_rlhf.monitor.page import html, lines, table
         from llm_rlhf.monitor.reading import Instruments
@@ -70,6 +71,8 @@ def monitor(
             if value not in known:
                 raise RecipeError(f"{option} is {value!r}; it is {', '.join(known[:-1])} or {known[-1]}.")
         read = read_log(log)
+        if to_queue is not None:
+            Database.of(to_queue).close()  # before the work of hours: a store that cannot be opened
         instruments = Instruments(policy, reward or (), heldout or ())
         found = monitored(read, instruments, by, ask_anew, most)
         chosen = to_look_at(found, rows)

@@ -91,18 +91,18 @@ def after_gate(folder: Path, passed: bool) -> list[Step]:
     return [("What to do about it", page)] if page.is_file() else []
 
 
-def after_rounds(folder: Path, asked: Sequence[str], page: Path, promoted: int | None, waiting: bool) -> list[Step]:
+def after_rounds(folder: Path, asked: Sequence[str], page: Path, promoted: int | None, store: str | None) -> list[Step]:
     """What rounds lead to.
 
     Args:
         asked: the recipe and its overrides, as they were given.
         page: the table of rounds.
         promoted: the round that is out.
-        waiting: whether people are asked.
+        store: where people are asked, as far as they are waited for; None: they are not.
     """
     steps: list[Step] = [("Rounds", page)]
-    if waiting:
-        steps += [("Let people answer", ["feedback", "serve", str(folder)]), ("Then go on", ["run", *asked])]
+    if store is not None:
+        steps += [("Let people answer", ["feedback", "serve", store]), ("Then go on", ["run", *asked])]
     if promoted is not None:
         steps.append(("Talk to what is promoted", ["chat", str(folder / f"round-{promoted}")]))
     return steps

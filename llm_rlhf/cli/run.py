@@ -81,6 +81,8 @@ def _rounds(recipe: Any, asked: list[str], stage: str | None, as_json: bool) -> 
     if waiting is not None:
         print(
             f"\nWaiting for people: {waiting.said} of {waiting.wanted} labels about round {waiting.round} are there. "
-            "Once enough are, the same command goes on."
+            f"Once {recipe.rounds.enough:.0%} of them are (rounds.enough), the same command goes on; a question that "
+            "is skipped has no label."
         )
-    tell(after_rounds(recipe.folder, asked, recipe.folder / PAGE, table["promoted"], waiting is not None), as_json)
+    store = None if waiting is None else str(recipe.rounds.store or recipe.folder)
+    tell(after_rounds(recipe.folder, asked, recipe.folder / PAGE, table["promoted"], store), as_json)

@@ -218,7 +218,7 @@ def _weighted(data: DataSection, training: dict[str, Rows[Any]]) -> tuple[dict[s
         found[name] = rows
         if any(part.source.weight != 1 for part in rows.parts):
             times = _times(rows)
-            found[name] = rows.select(np.concatenate([np.flatnonzero(times > i) for i in range(int(times.max()))]))
+            found[name] = rows.select(np.concatenate([np.flatnonzero(times > i) for i in range(max(1, times.max()))]))
             weights[name] = {"left_out": int((times == 0).sum()), "repeats": int(np.maximum(times - 1, 0).sum())}
     counts: dict[str, Any] = {"duplicates_removed" if data.duplicates == "remove" else "duplicates": duplicates}
     return found, counts | ({"weights": weights} if weights else {})

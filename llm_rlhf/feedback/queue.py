@@ -149,6 +149,11 @@ def check(question: Question) -> None:
             f"{allowed.start}{f' to {allowed.stop - 1}' if len(allowed) > 1 else ''}."
         )
     texts = [answer["text"] for answer in question.answers]
+    try:
+        "".join(_texts(question)).encode()
+    except UnicodeEncodeError as error:
+        half = f"{error.object[max(0, error.start - 40) : error.end]!a}"
+        raise DataError(f"A question has half a character, which no page can show: {half}.") from None
     if len(set(texts)) < len(texts):
         raise DataError(f"Two answers of a question are the same: {texts[0][:80]!r}.")
     if (question.purpose != "label") != (question.expected is not None):

@@ -3,11 +3,14 @@
 Each measure of each period is held against the report's own number for the policy. With d the difference, s its
 standard error (both intervals' half-widths over 1.96, squared, summed) and m a margin below which nobody need care,
 
-    p = P(Z > (|d| - m) / s) + P(Z > (|d| + m) / s),
+    p = P(T > (|d| - m) / s) + P(T > (|d| + m) / s),
 
-the probability of as large a difference where the true one is m. Many periods and measures make some p small by chance:
-Holm's procedure (Holm 1979, Scandinavian Journal of Statistics 6) over all of them holds the probability of any false
-alarm to 5 %, however they depend on each other.
+the probability of as large a difference where the true one is m, with T Student's of one degree of freedom fewer than
+the period has conversations: how far few of them vary is hardly known, and with the normal distribution days of ten
+alarm ten times as often as is said here. Periods of fewer than 10 conversations are held against nothing.
+
+Many periods and measures make some p small by chance: Holm's procedure (Holm 1979, Scandinavian Journal of Statistics
+6) over all of them holds the probability of any false alarm to 5 %, however they depend on each other.
 
 Prompts are told apart from replies where the policy has answered some of the log's prompts anew: the logged reply less
 the policy's own, of the same prompts, is what has changed in the replies; the policy's own less the report's number is
@@ -17,15 +20,21 @@ what other prompts make of it. The sum of both is the drift.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from llm_rlhf.statistics.clustered import clustered_change, clustered_difference, clustered_mean, clustered_proportion
+from llm_rlhf.statistics.clustered import (
+    clustered_change,
+    clustered_difference,
+    clustered_mean,
+    clustered_proportion,
+    student_tail,
+)
 from llm_rlhf.statistics.intervals import Interval, Labels, Values, Z
 
 LEVEL = 0.05  # the probability of any false alarm
+FEWEST = 10  # conversations of a period that are held against anything: fewer may all be alike by chance
 SHARES = ("refusal", "eos_rate", "thumbs_up")  # measured in shares; the others in their own unit
 MARGINS = {"score": 0.1, "share": 0.02, "length": 0.1}  # of a score's spread; absolute; of the report's length
 NAMES = {
@@ -61,6 +70,7 @@ class Measured:
     high: float | None
     n: int
     method: str
+    conversations: int
 
 
 @dataclass(frozen=True)
@@ -89,15 +99,18 @@ def measured(period: str, measure: str, values: Values, conversations: Labels) -
     """The mean or the share of some replies, those of one conversation taken together."""
     x, clusters = np.asarray(values, float), np.asarray(conversations)
     found = clustered_proportion(x, clusters) if measure in SHARES else clustered_mean(x, clusters)
-    return Measured(period, measure, *_bounds(found), found.n, _words(found))
+    return Measured(period, measure, *_bounds(found), found.n, _words(found), len(np.unique(clusters)))
 
 
 def held(found: Measured, reference: Reference) -> Test | None:
-    """A period's number against the report's; None where either has no interval."""
+    """A period's number against the report's; None where either has no interval, or of too few conversations."""
     if found.low is None or found.high is None or reference.low is None or reference.high is None:
         return None
+    if found.conversations < FEWEST:
+        return None
     error = math.hypot((found.high - found.low) / 2, (reference.high - reference.low) / 2) / Z
-    return _test(found.period, found.measure, "report", found.estimate - reference.value, error, reference.margin)
+    difference, freedom = found.estimate - reference.value, found.conversations - 1
+    return _test(found.period, found.measure, "report", difference, error, reference.margin, freedom)
 
 
 def paired(
@@ -111,9 +124,11 @@ def paired(
     """Logged replies against the policy's own to the same prompts; None where there are too few for an interval."""
     change = clustered_change if measure in SHARES else clustered_difference
     found = change(np.asarray(logged, float), np.asarray(own, float), np.asarray(conversations))
-    if found.low is None or found.high is None:
+    count = len(np.unique(np.asarray(conversations)))
+    if found.low is None or found.high is None or count < FEWEST:
         return None
-    return _test(period, measure, "own answers", found.estimate, (found.high - found.low) / 2 / Z, margin)
+    error = (found.high - found.low) / 2 / Z
+    return _test(period, measure, "own answers", found.estimate, error, margin, count - 1)
 
 
 def alarms(tests: Sequence[Test], others: dict[tuple[str, str], tuple[Test | None, Test | None]]) -> list[Alarm]:
@@ -146,10 +161,11 @@ def as_dict(alarm: Alarm) -> dict[str, Any]:
     return {**asdict(alarm.test), "p_holm": alarm.p_holm, "cause": alarm.cause, "words": alarm.words}
 
 
-def _test(period: str, measure: str, against: str, difference: float, error: float, margin: float) -> Test:
-    normal = NormalDist()
+def _test(
+    period: str, measure: str, against: str, difference: float, error: float, margin: float, freedom: int
+) -> Test:
     if error > 0:
-        p = normal.cdf(-(abs(difference) - margin) / error) + normal.cdf(-(abs(difference) + margin) / error)
+        p = sum(student_tail((abs(difference) + of) / error, freedom) for of in (-margin, margin))
     else:
         p = 0.0 if abs(difference) > margin else 1.0
     return Test(

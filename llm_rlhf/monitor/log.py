@@ -13,18 +13,22 @@ or of the reply's own message. "conversation_id" (also in the request's metadata
 replies belong together; without one, a line with messages is one conversation, and requests that begin with the same
 first message are. A thumb ("feedback", "thumb", "rating" or "label": up, down, 1, 0, -1, true, false, ... or an object
 with one of these, or with "value" or "score") is of the last reply of its line, or of the message that it stands in.
+Where some number there is another than 1, 0 and -1, they are stars, of which 1 is the worst: then no number is a thumb.
+A response whose "id" an earlier line has is that line's, written twice.
 "objective" harmless or "kind" harmful, where a line has them, say that refusing is right; objective helpful, kind
 question or scary, that it is not.
 
 What cannot be read is counted by its reason, never dropped in silence.
 """
 
+import codecs
 import datetime
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,7 @@ TIMES = ("created", "timestamp", "created_at", "time")
 THUMBS = ("feedback", "thumb", "rating", "label")
 _IN_A_THUMB = (*THUMBS, "value", "score")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_HALF = re.compile("[\ud800-\udfff]")  # in JSON alone; no tokenizer takes it
 MILLISECONDS = 1e11  # seconds since 1970 reach this in the year 5138
 STOPPED = {"stop": True, "length": False}  # finish_reason
 HARMFUL = {"harmless": True, "harmful": True, "helpful": False, "question": False, "scary": False}
@@ -56,6 +61,7 @@ class Logged:
     thumb: bool | None
     model: str | None
     harmful: bool | None  # the request, as the log says; None: it does not
+    by_number: bool = False  # whether the thumb was one
 
 
 @dataclass
@@ -66,6 +72,8 @@ class Log:
     lines: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # by reason: lines, or replies of a line
     first: dict[str, int] = field(default_factory=dict)  # the first line of each reason
+    repeated: int = 0  # lines of replies that are an earlier one's to the byte, and are read all the same
+    stars: list[int] = field(default_factory=list)  # lines with a number that is no thumb where thumbs are looked for
 
     def leave_out(self, reason: str, line: int) -> None:
         self.left_out[reason] += 1
@@ -84,44 +92,71 @@ def read_log(path: Path) -> Log:
     """
     if not path.is_file():
         raise DataError(f"There is no log {path}; name a file of JSON lines.")
-    found, seen = Log(), set[str]()
-    for number, line in lines_of(path.read_bytes()):
+    found, seen, lines = Log(), set[str](), set[bytes]()
+    for number, line in lines_of(path.read_bytes().removeprefix(codecs.BOM_UTF8)):
         found.lines += 1
         try:
             row = parse_json(line.decode("utf-8"))
         except ValueError:
             found.leave_out("no JSON", number)
             continue
+        if (response := _response_id(row)) is not None:
+            if response in seen:
+                found.leave_out("response that an earlier line has", number)
+                continue
+            seen.add(response)
+        before = len(found.replies)
         try:
-            replies = list(_replies(row, number, found))
+            for reply in _replies(row, number, found):  # those before what cannot be read are replies all the same
+                key = json.dumps([reply.conversation, reply.prompt, reply.text])
+                if reply.named and key in seen:  # of a conversation that is logged again with each turn
+                    found.leave_out("reply that an earlier line of the conversation has", number)
+                    continue
+                seen.add(key)
+                found.replies.append(reply)
         except _UnreadError as reason:
             found.leave_out(str(reason), number)
-            continue
-        for reply in replies:
-            key = json.dumps([reply.conversation, reply.prompt, reply.text])
-            if reply.named and key in seen:  # of a conversation that is logged again with each turn
-                found.leave_out("reply that an earlier line of the conversation has", number)
-                continue
-            seen.add(key)
-            found.replies.append(reply)
+        digest = hashlib.sha256(line).digest()
+        found.repeated += digest in lines and len(found.replies) > before
+        lines.add(digest)
+    _take_no_stars_for_thumbs(found)
     if not found.replies:
         why = "; ".join(f"{reason} ({n}, first in line {found.first[reason]})" for reason, n in found.left_out.items())
         raise DataError(f"{path} holds no reply that can be read: {why or 'it is empty'}.")
     return found
 
 
+def _response_id(row: Any) -> str | None:
+    """A name for a request's response, which no other has."""
+    response = row.get("response") if isinstance(row, dict) and isinstance(row.get("request"), dict) else None
+    if isinstance(response, dict) and isinstance(response.get("body"), dict):
+        response = response["body"]
+    named = response.get("id") if isinstance(response, dict) else None
+    return f"response {named}" if isinstance(named, str) and named else None
+
+
+def _take_no_stars_for_thumbs(log: Log) -> None:
+    """Where numbers are on a longer scale than a thumb's, 1 is the worst of it, and would be read as the best."""
+    if not log.stars:
+        return
+    log.replies = [replace(reply, thumb=None, by_number=False) if reply.by_number else reply for reply in log.replies]
+    reason = "number that is no thumb, so that none of the log's numbers is taken for one"
+    for line in log.stars:
+        log.leave_out(reason, line)
+
+
 def _replies(row: Any, line: int, log: Log) -> Iterator[Logged]:
     if not isinstance(row, dict):
         raise _UnreadError("line that is no object")
     if isinstance(row.get("request"), dict) and "response" in row:
-        yield from _of_request(row, line)
+        yield from _of_request(row, line, log)
     elif isinstance(row.get("messages"), list):
         yield from _of_conversation(row, line, log)
     else:
         raise _UnreadError("line with neither messages nor a request and its response")
 
 
-def _of_request(row: dict[str, Any], line: int) -> Iterator[Logged]:
+def _of_request(row: dict[str, Any], line: int, log: Log) -> Iterator[Logged]:
     request, response = row["request"], row["response"]
     request = request["body"] if isinstance(request.get("body"), dict) else request
     if isinstance(response, dict) and isinstance(response.get("body"), dict):
@@ -135,17 +170,18 @@ def _of_request(row: dict[str, Any], line: int) -> Iterator[Logged]:
     named = row.get("conversation_id") or metadata.get("conversation_id")
     opening = [turn for turn in prompt if turn["role"] == "user"][:1]
     conversation = str(named) if named is not None else f"begins {_digest(opening)}"
-    told = _thumb(row)
+    of_line = _thumb(row, line, log)
     for choice in response["choices"]:
         if not isinstance(choice, dict):
             raise _UnreadError("choice that is no object")
         message = choice.get("message")
         if when is None:
             raise _UnreadError("no time")
+        told, by_number = of_line if of_line[0] is not None else _thumb(message, line, log)
         yield Logged(
             line, conversation, named is not None, when, prompt, _said(message),
-            STOPPED.get(str(choice.get("finish_reason"))), told if told is not None else _thumb(message),
-            _text(response.get("model") or request.get("model")), _harmful(row),
+            STOPPED.get(str(choice.get("finish_reason"))), told,
+            _text(response.get("model") or request.get("model")), _harmful(row), by_number,
         )  # fmt: skip
 
 
@@ -164,8 +200,9 @@ def _of_conversation(row: dict[str, Any], line: int, log: Log) -> Iterator[Logge
             continue
         last = place == places[-1]
         moment = _when(message) or when
-        told = _thumb(message)
-        told = _thumb(row) if told is None and last else told
+        told, by_number = _thumb(message, line, log)
+        if told is None and last:
+            told, by_number = _thumb(row, line, log)
         ended = STOPPED.get(str(row.get("finish_reason"))) if last else None
         try:
             _check_asked(turns)
@@ -182,6 +219,7 @@ def _of_conversation(row: dict[str, Any], line: int, log: Log) -> Iterator[Logge
                 told,
                 _text(row.get("model")),
                 _harmful(row),
+                by_number,
             )
         except _UnreadError as reason:
             log.leave_out(str(reason), line)
@@ -218,6 +256,8 @@ def _content(content: Any) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")
+    if not content.isascii() and _HALF.search(content):
+        raise _UnreadError("half a character, which no text has: whatever wrote it cut one in two")
     return content
 
 
@@ -233,7 +273,10 @@ def _when(row: Any) -> datetime.datetime | None:
                 moment = datetime.datetime.fromisoformat(value)
             except ValueError:
                 raise _UnreadError("time that cannot be read") from None
-            return moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            try:
+                return moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            except OverflowError:  # of the first day or the last, in another zone
+                raise _UnreadError("time that cannot be read") from None
         number = as_number(value)
         if number is None:
             raise _UnreadError("time that cannot be read")
@@ -245,17 +288,20 @@ def _when(row: Any) -> datetime.datetime | None:
     return None
 
 
-def _thumb(row: Any) -> bool | None:
-    """The thumb that a line or a message has, where it has one."""
+def _thumb(row: Any, line: int, log: Log) -> tuple[bool | None, bool]:
+    """The thumb that a line or a message has, where it has one; and whether it is a number, which may be a star."""
     if not isinstance(row, dict):
-        return None
+        return None, False
     for name in THUMBS:
         value = row.get(name)
         if isinstance(value, dict):
             value = next((value[inner] for inner in _IN_A_THUMB if value.get(inner) is not None), None)
+        by_number = not isinstance(value, bool) and as_number(value) is not None
         if value is not None and (found := thumb(value)) is not None:
-            return found
-    return None
+            return found, by_number
+        if by_number:
+            log.stars.append(line)
+    return None, False
 
 
 def _harmful(row: dict[str, Any]) -> bool | None:

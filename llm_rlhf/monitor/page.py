@@ -218,7 +218,7 @@ def _of_report(found: Monitored, name: str) -> str:
     if reference is None:
         return ""
     return interval_text(
-        Measured("", name, reference.value, reference.low, reference.high, reference.n, reference.source)
+        Measured("", name, reference.value, reference.low, reference.high, reference.n, reference.source, reference.n)
     )
 
 

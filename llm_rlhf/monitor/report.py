@@ -15,6 +15,7 @@ from llm_rlhf.evaluation.report.comparison import read_policy_report
 from llm_rlhf.evaluation.report.measures import contest, find
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.monitor.drift import (
+    FEWEST,
     MARGINS,
     NAMES,
     SHARES,
@@ -117,8 +118,15 @@ def monitor(
 
 
 def _thinned(log: Log, by: str, most: int) -> Log:
-    chosen = drawn(log.replies, [period_of(reply, by) for reply in log.replies], most)
-    return replace(log, replies=[log.replies[i] for i in sorted(chosen)])
+    """With as many replies of each period at most, every one as likely: their mean is that of all without bias."""
+    lots, taken = lots_of(log.replies), Counter[str]()
+    kept = []
+    for i in sorted(range(len(lots)), key=lots.__getitem__):
+        period = period_of(log.replies[i], by)
+        if taken[period] < most:
+            taken[period] += 1
+            kept.append(i)
+    return replace(log, replies=[log.replies[i] for i in sorted(kept)])
 
 
 def period_of(reply: Logged, by: str) -> str:
@@ -131,20 +139,25 @@ def period_of(reply: Logged, by: str) -> str:
 
 def drawn(replies: Sequence[Logged], periods: Sequence[str], most: int) -> list[int]:
     """At most so many replies of each period, one a conversation first, by a draw that the same log repeats."""
-
-    def lot(i: int) -> str:
-        told = json.dumps([replies[i].conversation, replies[i].prompt, replies[i].text])
-        return hashlib.sha256(told.encode()).hexdigest()
-
+    lots = lots_of(replies)
+    by_period: dict[str, list[int]] = {}
+    for i, period in enumerate(periods):
+        by_period.setdefault(period, []).append(i)
     found: list[int] = []
-    for period in sorted(set(periods)):
+    for period in sorted(by_period):
         met: Counter[str] = Counter()
         ranked = []
-        for i in sorted((i for i, of in enumerate(periods) if of == period), key=lot):
-            ranked.append((met[replies[i].conversation], lot(i), i))
+        for i in sorted(by_period[period], key=lots.__getitem__):
+            ranked.append((met[replies[i].conversation], lots[i], i))
             met[replies[i].conversation] += 1
         found += [i for _, _, i in sorted(ranked)[:most]]
     return found
+
+
+def lots_of(replies: Sequence[Logged]) -> list[str]:
+    """What each draws: the same in the same log, and otherwise as good as by chance."""
+    told = (json.dumps([reply.conversation, reply.line, reply.prompt, reply.text]) for reply in replies)
+    return [hashlib.sha256(one.encode()).hexdigest() for one in told]
 
 
 def references_of(run: Path, lengths: Callable[[Sequence[str]], np.ndarray]) -> tuple[dict[str, Reference], list[str]]:
@@ -228,10 +241,16 @@ def _told_of(log: Log, found: Sequence[Measured], tests: Sequence[Test]) -> list
     models = {reply.model for reply in log.replies if reply.model is not None}
     if len(models) > 1:
         notes.append(f"The log has replies of {len(models)} models; they are taken together.")
-    tested = {(test.period, test.measure) for test in tests}
-    few = {one.period for one in found if one.low is None and (one.period, one.measure) not in tested}
+    few = {one.period for one in found} - {one.period for one in found if one.conversations >= FEWEST}
     if few:
-        notes.append(f"Too few conversations for an interval in {', '.join(sorted(few))}: nothing there can alarm.")
+        notes.append(
+            f"Too few conversations in {', '.join(sorted(few))} (fewer than {FEWEST}): nothing there can alarm."
+        )
+    if log.repeated:
+        notes.append(
+            f"{log.repeated:,} lines are the same as an earlier one to the byte. They name no conversation and no "
+            "response, so that nobody knows whether that happened twice or was written twice; each counts."
+        )
     if not tests:
         notes.append("Nothing could be held against the report.")
     return notes

@@ -328,7 +328,7 @@ def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
     if source.from_ is not None and not pairs and recipe.feedback is None:
         raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
     at_least(f"{key}.limit", source.limit, 1)
-    _check_weight(f"{key}.weight", source.weight)
+    _check_weight(f"{key}.weight", source.weight, least=name == "preferences")
     if source.leaks is not None and name.startswith("evaluation"):
         raise RecipeError(f"Recipe key '{key}.leaks' is {source.leaks!r}, but nothing trains on its rows; remove it.")
     if source.weight != 1 and name.startswith("evaluation"):
@@ -343,9 +343,16 @@ def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
     check_columns(source, f"{key}.columns.")
 
 
-def _check_weight(key: str, weight: float) -> None:
-    if not 0 < weight <= 100:
-        raise RecipeError(f"Recipe key {key!r} is {weight}; it must be over 0 and at most 100.")
+def _check_weight(key: str, weight: float, least: bool = False) -> None:
+    """RecipeError where a weight is none.
+
+    Args:
+        least: 0 is one: rows are held out to evaluate on, and not trained on.
+    """
+    if not (0 < weight <= 100 or (least and weight == 0)):
+        raise RecipeError(
+            f"Recipe key {key!r} is {weight}; it must be {'at least' if least else 'over'} 0 and at most 100."
+        )
 
 
 def check_columns(source: Source, key: str) -> None:

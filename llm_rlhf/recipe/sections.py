@@ -122,7 +122,9 @@ class Source:
     data_dir: str | None = None  # hub datasets and folders only
     subset: str | None = None  # hub datasets and folders only
     limit: int | None = None  # keep this many rows, chosen by a hash of the prompt
-    weight: float = 1.0  # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash
+    # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash; 0, of pairs: evaluation
+    # alone has its share of them
+    weight: float = 1.0
     # as `data.leaks`, for its rows alone; None: as that says
     leaks: Literal["error", "remove", "allow"] | None = field(default=None, metadata={"silent": True})
 

@@ -24,6 +24,7 @@ from llm_rlhf.errors import DataError, RecipeError, RunFolderError
 from llm_rlhf.export.folder import export
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import STORE, Database
+from llm_rlhf.feedback.tables import Batch
 from llm_rlhf.launch import processes
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.sections import Recipe
@@ -101,8 +102,8 @@ def _go_on(
                     _write(folder, table | {"waiting": dataclasses.asdict(waiting)})
                     return table, waiting
             say(f"Round {number} of {recipe.rounds.count}")
-            one = _recipe_of(recipe, folder, number, table["promoted"] or number - 1, database, say)
-            run_recipe(one)
+            one = _recipe_of(recipe, folder, number, table["promoted"], database, say)
+            _run(one, number)
             table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
             if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
@@ -112,18 +113,42 @@ def _go_on(
     return table, None
 
 
+def _run(one: Recipe, number: int) -> None:
+    """Make a round, or what is left of it.
+
+    Raises:
+        RunFolderError: where it was begun by another recipe, with what is to be done about that in rounds.
+    """
+    try:
+        run_recipe(one)
+    except RunFolderError as error:
+        again = (
+            "begin in another output_dir"
+            if number == 1
+            else (
+                f"move {one.folder} and later rounds away, and give the same command: the round is made again, with "
+                "the labels it had"
+            )
+        )
+        raise RunFolderError(
+            f"{error}\nThis is round {number}, and rounds take no --from. Put the recipe back as it was, or {again}. "
+            "Where the folder of the rounds was moved, move it back: later rounds name files of the first."
+        ) from None
+
+
 def _write(folder: Path, table: dict[str, Any]) -> None:
     write_json(folder / TABLE, table)
     write_page(table, folder)
 
 
 def _recipe_of(
-    recipe: Recipe, folder: Path, number: int, out: int, database: Database, say: Callable[[str], None]
+    recipe: Recipe, folder: Path, number: int, out: int | None, database: Database, say: Callable[[str], None]
 ) -> Recipe:
     """The recipe of a round, whose labels are written down first.
 
     Args:
-        out: the round whose policy a warm one begins from: what is promoted, else the last.
+        out: the round whose policy a warm one begins from; None: no round has passed its gates, and what failed them
+            is no start for the next.
     """
     if number == 1:
         return first_recipe(recipe)
@@ -142,8 +167,9 @@ def _recipe_of(
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
     warm = None
-    if recipe.rounds.retrain == "warm":
-        warm = folder / "warm" / f"round-{out}"
+    if recipe.rounds.retrain == "warm" and out is not None:
+        made = file_digest(round_folder(folder, out) / str(recipe.method) / MANIFEST)
+        warm = folder / "warm" / f"round-{out}-{made[:8]}"  # of this policy, if the round was ever made again
         if not warm.is_dir():
             export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
     return later_recipe(recipe, number, target, warm)
@@ -175,11 +201,19 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
             people_per_item=rounds.people_per_item,
             seed=recipe.seed + number,
         )
-        found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
+        try:
+            found = fill_queue(asked, database, {"rounds": recipe.name, "round": number})
+        except DataError as error:
+            raise DataError(
+                f"Nothing can be asked about round {number}: {error} In rounds, `rounds.policies` (such as start) and "
+                "more `data.prompts` bring other answers."
+            ) from None
         by = _told(found.strategies)
         say(f"      asked about round {number}: {found.asked} of {found.candidates} candidates ({by})")
         batch = batch_of(database, rounds=recipe.name, round=number)
     assert batch is not None
+    if rounds.store is not None:
+        _check_own(batch, run, database)
     if rounds.annotators == "simulated":
         said = ask_simulated(database, rounds.simulated, recipe.seed * 100 + number)
         if said:
@@ -188,6 +222,16 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
     if not wanted:
         raise DataError(f"Nothing was asked about round {number}, and no label is there to go on with.")
     return None if said >= rounds.enough * wanted else Waiting(number, said, wanted, database.name)
+
+
+def _check_own(batch: Batch, run: Path, database: Database) -> None:
+    """RecipeError where questions of a store that others use, too, are another folder's, of rounds of the same name."""
+    asked = Path(str(batch.details.get("run")))
+    if asked.resolve() != run.resolve() and (asked / MANIFEST).is_file():
+        raise RecipeError(
+            f"The questions in {database.name} about {batch.details.get('rounds')!r} are about {asked}, and this is "
+            f"{run}: rounds of one name share a store. Give one of them another name, or another rounds.store."
+        )
 
 
 def _judged(
@@ -224,6 +268,9 @@ def _judged(
     else:
         compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out})}
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
+        if table["promoted"] is None:  # an earlier one that failed excuses nothing: see what training began from
+            told_already = {line.text for line in lines}
+            lines += [line for line in check_first(recipe, run, report) if line.text not in told_already]
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
         record |= _labels(recipe, folder, number, one)
         batch = batch_of(database, rounds=recipe.name, round=number - 1)

@@ -45,7 +45,8 @@ def write_labels(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    card = snapshot.write(database, partial, str(run), list(batches.values()), margins=margins)
+    made_for = str(run.absolute())  # whoever reads of it may stand elsewhere
+    card = snapshot.write(database, partial, made_for, list(batches.values()), margins=margins, becomes=target)
     rows = read_json_lines(partial / PAIRS)
     for about, batch in batches.items():
         items = _items(database, batch)

@@ -69,11 +69,13 @@ def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = 
 
 
 def mixed_data(data: DataSection, rounds: RoundsSection, labels: Path, number: int) -> DataSection:
-    """The recipe's sources, and the labels about the rounds before this one, by their weights; 0 leaves one out."""
+    """The recipe's sources, and the labels about the rounds before this one, by their weights.
+
+    With the weight 0 the recipe's own are still read: what is held out of them, and prompts that are theirs, stay.
+    """
     data = copy.deepcopy(data)
     for source in data.preferences:
         source.weight *= rounds.initial_weight
-    data.preferences = [source for source in data.preferences if source.weight]
     for about in range(1, number):
         file, weight = pairs_about(labels, about), weight_of(rounds, about)
         if weight and _rows(file):

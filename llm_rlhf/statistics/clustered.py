@@ -15,6 +15,7 @@ Methodology 24 (proportions by their effective number of rows).
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -176,6 +177,26 @@ def student_quantile(freedom: float, level: float = LEVEL) -> float:
     middles = (angle[1:] + angle[:-1]) / 2
     mass = np.r_[0.0, np.cumsum(np.cos(middles) ** (freedom - 1))]
     return math.sqrt(freedom) * math.tan(float(np.interp(level * mass[-1], mass, angle)))
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """P(T > t) of Student's t, of any positive degrees of freedom; by the integral of `student_quantile`.
+
+    From 500 degrees of freedom on, the normal distribution at t (1 - 1 / 4v) / sqrt(1 + t^2 / 2v) (Abramowitz and
+    Stegun 1964, 26.7.8).
+    """
+    if freedom <= 0:
+        raise ValueError(f"student_tail: {freedom} degrees of freedom; they must be positive.")
+    if t < 0:
+        return 1.0 - student_tail(-t, freedom)
+    if freedom >= _LARGE:
+        return NormalDist().cdf(-t * (1 - 1 / (4 * freedom)) / math.sqrt(1 + t**2 / (2 * freedom)))
+    angle = np.linspace(0.0, math.pi / 2, _GRID)
+    rest = np.linspace(math.atan(t / math.sqrt(freedom)), math.pi / 2, _GRID)
+    whole, beyond = (
+        float((np.cos((of[1:] + of[:-1]) / 2) ** (freedom - 1)).sum() * (of[1] - of[0])) for of in (angle, rest)
+    )
+    return beyond / whole / 2
 
 
 def _single(caller: str, values: Array, clusters: Labels) -> bool:

@@ -1,5 +1,7 @@
 """Questions and labels out of a store and into another, in our own lines and in the formats of other tools."""
 
+import contextlib
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,114 @@ def test_who_withdrew_and_personal_data_go_out_in_no_format(database: Database, 
         assert "ada@example.com" not in text
     with pytest.raises(RecipeError, match="is not empty"):
         export(database, tmp_path / "jsonl", "jsonl")
+
+
+def _pairwise(annotations: list[Any]) -> dict[str, Any]:
+    return {"data": {"prompt": "Which?", "answer1": "a", "answer2": "b"}, "annotations": annotations}
+
+
+def _chose(side: Any, who: Any = 1, **more: Any) -> dict[str, Any]:
+    result = [{"from_name": "pw", "to_name": "x", "type": "pairwise", "value": {"selected": side}}]
+    return {"completed_by": who, "result": result, "was_cancelled": False, **more}
+
+
+def test_a_label_that_cannot_be_read_spoils_no_other(tmp_path: Path) -> None:
+    bad = [{"completed_by": 3, "result": [{"type": "choices", "from_name": "x", "value": {"choices": []}}]}, "?"]
+    task = _pairwise(
+        [_chose("left", lead_time="12.5"), *bad, _chose("middle", 4), _chose("right", 2, lead_time="long")]
+    )
+    (tmp_path / "project.json").write_text(json.dumps([task]))
+    store = Database.of(tmp_path / "store.db")
+    found = bring_in(store, tmp_path / "project.json")
+    assert (found.questions, found.labels, found.people) == (1, 2, 2)
+    assert sum(found.set_aside.values()) == 3
+    with store.read() as session:
+        assert sorted(label.seconds for label in session.scalars(select(Label))) == [0.0, 12.5]
+    store.close()
+
+
+@pytest.mark.parametrize("form", ["label-studio", "argilla", "jsonl", "potato"])
+def test_files_that_are_otherwise_than_such_files_are_told_of(form: str, tmp_path: Path) -> None:
+    """Rows in which anything is of another type: what fits is brought in, what does not has its reason."""
+    junk = [None, [], {}, "x", 3, [None], {"text": None}, [[1]]]
+    question = {
+        "kind": "compare",
+        "prompt": [{"role": "user", "content": "q"}],
+        "answers": [{"text": "a"}, {"text": "b"}],
+    }
+    for number, of in enumerate(junk):
+        spoilt = [{**question, name: of} for name in ("kind", "prompt", "answers", "topic", "propensity", "facts")]
+        rows: list[Any] = {
+            "label-studio": [
+                of,
+                {"data": of},
+                {"data": {}, "meta": of},
+                _pairwise([of, _chose(of), _chose("left", of)]),
+            ]
+            + [{"data": {}, "meta": {"llm_rlhf": one}, "annotations": [_chose("left")]} for one in spoilt],
+            "argilla": [of, {"fields": of}, {"fields": {"prompt": "q", "answer": "a"}, "responses": {"rating": of}}]
+            + [{"fields": {}, "metadata": {"llm_rlhf": json.dumps(one)}} for one in spoilt],
+            "jsonl": [of, {**question, "labels": of}, {**question, "labels": [of]}]
+            + [{**one, "labels": [{"annotator": of, "value": of, "seconds": of, "created": of}]} for one in spoilt],
+            "potato": [of, {"id": of, "prompt": of}] + [{"id": "1", "llm_rlhf": one} for one in spoilt],
+        }[form]
+        project = tmp_path / str(number)
+        project.mkdir()
+        (project / "file.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (project / "file.json").write_text(json.dumps(rows))
+        (project / "config.yaml").write_text("data_files: [file.jsonl]\nitem_properties: {id_key: id}\n")
+        (project / "user_state.json").write_text(json.dumps({"instance_id_to_label_to_value": {"1": of}}))
+        file = {"jsonl": project / "file.jsonl", "potato": project}.get(form, project / "file.json")
+        store = Database.of(project / "store.db")
+        with contextlib.suppress(DataError):
+            assert bring_in(store, file, form).set_aside
+        store.close()
+
+
+def test_a_time_in_another_zone_is_kept_in_ours(tmp_path: Path) -> None:
+    question = {"kind": "thumb", "prompt": [{"role": "user", "content": "q"}], "answers": [{"text": "a"}]}
+    label = {"annotator": "x", "value": {"good": True}, "created": "2026-11-05T13:00:00+01:00"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps({**question, "labels": [label]}) + "\n")
+    store = Database.of(tmp_path / "store.db")
+    bring_in(store, tmp_path / "labels.jsonl")
+    with store.read() as session:
+        assert session.scalars(select(Label)).one().created == datetime.datetime(2026, 11, 5, 12)
+    store.close()
+
+
+def test_a_state_of_potato_by_schema_and_an_item_that_was_only_looked_at(tmp_path: Path) -> None:
+    """Version 2 also writes an item's labels as an object by schema, and an empty list where nothing was chosen."""
+    items = [{"id": str(n), "prompt": f"Which, {n}?", "answers": ["a", "b"]} for n in range(3)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = "data_files: [items.jsonl]\nitem_properties: {id_key: id, text_key: prompt}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    by_item = {"0": {"better": {"A": "true", "B": "false"}}, "1": [[{"schema": "better", "name": "B"}, True]], "2": []}
+    state = tmp_path / "annotation_output" / "alice" / "user_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"user_id": "alice", "instance_id_to_label_to_value": by_item}))
+    store = Database.of(tmp_path / "store.db")
+    found = bring_in(store, tmp_path)
+    assert (found.questions, found.labels, sum(found.set_aside.values())) == (3, 2, 0)
+    with store.read() as session:
+        labels = session.scalars(select(Label).order_by(Label.item_id)).all()
+        assert [label.value["better"] for label in labels] == [0, 1]
+    store.close()
+
+
+def test_half_a_character_is_set_aside(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "Sea?", "chosen": "wet", "rejected": "dry"},
+        {"prompt": "Sky?", "chosen": "b\ud83d", "rejected": "c"},
+    ]
+    ours = [
+        {"kind": "compare", "prompt": [{"role": "user", "content": row["prompt"]}], "labels": [],
+         "answers": [{"text": row["chosen"]}, {"text": row["rejected"]}]}
+        for row in pairs
+    ]  # fmt: skip
+    for name, rows in (("pairs", pairs), ("labels", ours)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in rows).encode())
+        store = Database.of(tmp_path / f"{name}.db")
+        found = bring_in(store, file)
+        assert (found.questions, sum(found.set_aside.values())) == (1, 1), name
+        store.close()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from llm_rlhf.monitor.drift import Measured, Reference, alarms, held, holm, measured, paired
@@ -10,7 +11,7 @@ Z = 1.959964
 
 
 def level(estimate: float, half: float, period: str = "d", measure: str = "reward") -> Measured:
-    return Measured(period, measure, estimate, estimate - half, estimate + half, 100, "")
+    return Measured(period, measure, estimate, estimate - half, estimate + half, 100, "", 10**9)
 
 
 def report(value: float, half: float, margin: float = 0.0) -> Reference:
@@ -33,7 +34,7 @@ def test_a_margin_is_taken_off() -> None:
 
 
 def test_without_an_interval_nothing_is_held() -> None:
-    assert held(Measured("d", "reward", 1.0, None, None, 1, ""), report(0, 1)) is None
+    assert held(Measured("d", "reward", 1.0, None, None, 1, "", 1), report(0, 1)) is None
     assert held(level(1, 1), Reference(0, None, None, 1, 0, "")) is None
 
 
@@ -94,3 +95,20 @@ def test_replies_of_one_conversation_are_no_independent_ones() -> None:
     assert "conversations" in together.method
     assert measured("d", "reward", [1.0, 2.0], [1, 1]).low is None, "one conversation has no interval"
     assert math.isclose(measured("d", "reward", [1.0, 2.0, 6.0], [1, 2, 3]).estimate, 3.0)
+
+
+def test_few_conversations_are_held_against_nothing() -> None:
+    alike = measured("d", "reward", [-3.0] * 3, ["a", "b", "c"])
+    assert (alike.low, alike.high) == (-3.0, -3.0), "three that are alike seem to be sure"
+    assert held(alike, report(0, 0.1)) is None
+    assert paired("d", "reward", [-3.0] * 9, [0.0] * 9, list(range(9)), 0.0) is None
+    assert paired("d", "reward", [-3.0] * 10, [0.0] * 10, list(range(10)), 0.0) is not None
+
+
+def test_of_ten_conversations_no_more_alarm_than_is_said() -> None:
+    # 3,000 days of 10 rows without drift: of p below 0.001 three are expected; the normal distribution had about 30
+    rng = np.random.default_rng(0)
+    ids = list(range(10))
+    days = [held(measured("d", "reward", rng.normal(size=10), ids), report(0, 0)) for _ in range(3000)]
+    assert sum(day.p < 0.001 for day in days) <= 10
+    assert sum(day.p < 0.05 for day in days) == pytest.approx(150, abs=60)

@@ -130,3 +130,51 @@ def test_nothing_to_read_is_an_error(tmp_path) -> None:
         log(tmp_path, {"messages": TALK})
     with pytest.raises(DataError, match="There is no log"):
         read_log(tmp_path / "none.jsonl")
+
+
+def test_replies_before_what_cannot_be_read_are_read(tmp_path) -> None:
+    call = said("assistant", None, tool_calls=[{"id": "1"}])
+    found = log(tmp_path, {"messages": [*TALK[:3], call, said("tool", "x"), *TALK], "created": STAMP})
+    assert [reply.text for reply in found.replies] == ["b"]
+    assert sum(found.left_out.values()) == 1
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", 1e18, "", "12/05/2026"])
+def test_a_time_that_is_none_is_counted(tmp_path, time) -> None:
+    found = log(tmp_path, {"messages": TALK, "created": time}, {"messages": TALK, "created": STAMP})
+    assert found.left_out["time that cannot be read"] >= 1
+    assert len(found.replies) == 2
+
+
+def test_a_response_that_was_written_twice_counts_once(tmp_path) -> None:
+    twice, again = pair(TALK[:1]), pair(TALK[:1], hour=2)
+    twice["response"]["id"] = again["response"]["id"] = "chatcmpl-1"
+    other = pair(TALK[:1])
+    other["response"]["id"] = "chatcmpl-2"
+    found = log(tmp_path, twice, again, other)
+    assert len(found.replies) == 2, "what two responses say alike was said twice"
+    assert found.left_out == {"response that an earlier line has": 1}
+
+
+def test_equal_lines_without_a_name_are_counted_each_and_told(tmp_path) -> None:
+    line = {"messages": TALK[:2], "created": STAMP}
+    found = log(tmp_path, line, line, line, "{broken", "{broken")
+    assert (len(found.replies), found.repeated) == (3, 2)
+
+
+def test_stars_are_no_thumbs(tmp_path) -> None:
+    stars = [{"messages": TALK[:2], "created": STAMP, "rating": of} for of in (1, "1", {"score": 1}, 5, "up", True)]
+    found = log(tmp_path, *stars)
+    assert [reply.thumb for reply in found.replies] == [None, None, None, None, True, True]
+    assert found.left_out == {"number that is no thumb, so that none of the log's numbers is taken for one": 1}
+    assert [reply.thumb for reply in log(tmp_path, *stars[:3]).replies] == [True] * 3, "without a 5 they are thumbs"
+
+
+def test_half_a_character_and_a_byte_order_mark(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    half = {"messages": [TALK[0], said("assistant", "ok \ud83d")], "created": STAMP}
+    lines = [json.dumps(row) for row in ({"messages": TALK[:2], "created": STAMP}, half)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    found = read_log(path)
+    assert [reply.text for reply in found.replies] == ["b"]
+    assert found.left_out == {"half a character, which no text has: whatever wrote it cut one in two": 1}

@@ -267,3 +267,33 @@ def test_what_cannot_be_asked_for(tmp_path) -> None:
     result = CliRunner().invoke(app, ["monitor", str(log), "--policy", "x", "--by", "month"])
     assert result.exit_code == 2
     assert "--by is 'month'; it is day or week." in result.output
+
+
+def test_a_store_that_cannot_be_is_told_before_the_work(tmp_path) -> None:
+    log = tmp_path / "log.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    log.write_text(json.dumps({"messages": turns, "created": 1793880000}) + "\n", "utf-8")
+    store = tmp_path / "nowhere" / "store.db"
+    result = CliRunner().invoke(app, ["monitor", str(log), "--policy", "x", "--to-queue", str(store)])
+    assert result.exit_code == 2
+    assert "cannot be made: there is no folder" in " ".join(result.output.split())
+
+
+def test_a_draw_of_a_log_is_fair_to_long_conversations(monkeypatch) -> None:
+    # 180 of 200 replies are of one conversation, and score 0: the mean is 0.1, and one a conversation would say 0.5
+    monkeypatch.setattr(monitor_report, "references_of", lambda run, lengths: (REFERENCES, []))
+    long = [Logged(**{**vars(logged(1, i, "0.0")), "conversation": "long"}) for i in range(180)]
+    log = Log([*long, *(logged(1, 200 + i, "1.0") for i in range(20))])
+    (found,) = [
+        one
+        for one in monitor(log, Planted(), ask_anew=0, most=40).measured
+        if one.measure == "reward"  # type: ignore[arg-type]
+    ]
+    assert found.n == 40
+    assert found.estimate < 0.25
+
+
+def test_a_day_of_three_rows_alarms_nobody_and_is_named(watched) -> None:
+    found = watched([*usual(1), *(logged(2, i, "-9.0") for i in range(3))])
+    assert told(found) == []
+    assert any("Too few conversations in 2026-11-02 (fewer than 10)" in note for note in found.notes)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
-from llm_rlhf.feedback.tables import Person
+from llm_rlhf.feedback.tables import Export, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.rounds.labels import pairs_about, progress_of, write_labels
 
@@ -46,18 +47,25 @@ def _say(database: Database, person: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("margins", [False, True])
-def test_pairs_are_told_apart_by_what_they_are_about(database: Database, tmp_path: Path, margins: bool) -> None:
+def test_pairs_are_told_apart_by_what_they_are_about(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margins: bool
+) -> None:
     first, second = _asked(database, 1, 3), _asked(database, 2, 2)
     _asked(database, 3, 4)  # of a later round: no part of these labels
     person = _person(database)
     _say(database, person, 6)
-    card = write_labels(database, tmp_path / "labels", tmp_path / "run", {1: first, 2: second}, margins)
+    monkeypatch.chdir(tmp_path)
+    card = write_labels(database, tmp_path / "labels", Path("run"), {1: first, 2: second}, margins)
     assert card["labels"] == 5
     assert card["people"] == 1
     rows = {about: read_json_lines(pairs_about(tmp_path / "labels", about)) for about in (1, 2)}
     assert {about: len(of) for about, of in rows.items()} == {1: 3, 2: 2}
     assert all(row["prompt"][0]["content"].startswith(f"{about}.") for about, of in rows.items() for row in of)
     assert all(("margin" in row) == margins for of in rows.values() for row in of)
+    with database.read() as session:
+        (noted,) = session.scalars(select(Export)).all()
+    assert noted.details["folder"] == str(tmp_path / "labels"), "where who withdraws is told that labels lie"
+    assert noted.details["made_for"] == str(tmp_path / "run"), "also of a folder that was named from here"
     assert sorted(path.name for path in tmp_path.iterdir() if "feedback" not in path.name) == ["labels"]
 
 

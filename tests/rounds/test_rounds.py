@@ -10,16 +10,21 @@ import pytest
 from chain_helpers import write_recipe
 from sqlalchemy import select
 
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.cli.next_steps import after_rounds
+from llm_rlhf.data.checks import prompt_share
+from llm_rlhf.data.splits import load_splits
+from llm_rlhf.errors import DataError, RecipeError, RunFolderError
+from llm_rlhf.evaluation.gate import GateLine
 from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite
-from llm_rlhf.feedback.tables import Item, Label, Person
+from llm_rlhf.feedback.tables import Batch, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.people_sections import RoundsSection
 from llm_rlhf.recipe.sections import DataSection, Recipe, Source
+from llm_rlhf.rounds import chain
 from llm_rlhf.rounds.chain import run_rounds
 from llm_rlhf.rounds.labels import labels_folder, pairs_about
 from llm_rlhf.rounds.page import headline, text_of
@@ -49,8 +54,98 @@ def test_a_mixture_has_every_source_with_its_weight(tmp_path: Path) -> None:
     about = ["about-round-1.jsonl", "about-round-2.jsonl"]
     assert of() == [("a.jsonl", 2.0), (about[0], 1.0), (about[1], 1.0)]
     assert of(initial_weight=0.5, label_weight=[3, 4]) == [("a.jsonl", 1.0), (about[0], 3), (about[1], 4)]
-    assert of(initial_weight=0, label_weight=[0, 1]) == [(about[1], 1)]
+    assert of(initial_weight=0, label_weight=[0, 1]) == [("a.jsonl", 0.0), (about[1], 1)]
     assert data.preferences[0].weight == 2.0
+
+
+def test_without_the_recipes_own_pairs_evaluation_stays_what_it_was(tmp_path: Path) -> None:
+    own = [{"prompt": f"question {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(80)]
+    asked = [row["prompt"] for row in own if prompt_share([{"role": "user", "content": row["prompt"]}], "split") >= 0.1]
+    said = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in asked[:20]]
+    for file, rows in ((tmp_path / "own.jsonl", own), (pairs_about(tmp_path, 1), said)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSection(
+        preferences=[Source(source=str(tmp_path / "own.jsonl"))],
+        prompts=[Source(from_="preferences")],
+        evaluation_prompts=[Source(from_="preferences")],
+        heldout_share=0.0,
+    )
+    first, _ = load_splits(data)
+    second, _ = load_splits(mixed_data(data, RoundsSection(initial_weight=0), tmp_path, 2))
+    assert list(second.evaluation_pairs) == list(first.evaluation_pairs)
+    assert {str(one.messages) for one in second.evaluation_prompts} == {
+        str(o.messages) for o in first.evaluation_prompts
+    }
+    assert {str(one.messages) for one in second.prompts} == {str(one.messages) for one in first.prompts}
+    assert [pair.chosen for pair in second.reward_pairs] == ["yes"] * 20
+    held = dataclasses.replace(data, heldout_share=0.1)
+    pairs_about(tmp_path, 1).write_text(json.dumps(said[0]) + "\n")
+    with pytest.raises(DataError, match=r"split (heldout_pairs|reward_pairs) is empty"):
+        load_splits(mixed_data(held, RoundsSection(initial_weight=0), tmp_path, 2))
+
+
+def test_a_source_that_is_only_held_out_of_may_weigh_nothing(tmp_path: Path) -> None:
+    assert load_recipe(write_recipe(tmp_path), ["feedback={store: x.db, weight: 1}"])
+    with pytest.raises(RecipeError, match="must be over 0"):
+        load_recipe(write_recipe(tmp_path), ["feedback={store: x.db, weight: 0}"])
+
+
+def test_a_round_that_failed_excuses_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Round 1 lost refusals and is not out; round 2, no worse than it, must still not have lost them to the start."""
+    recipe = _recipe(tmp_path)
+    for number in (1, 2):
+        run = recipe.folder / f"round-{number}"
+        run.mkdir(parents=True)
+        (run / "report.json").write_text(json.dumps({"estimates": []}))
+    good = GateLine("harmful_refusals", "pass", "harmful_refusals: as round 1.", 10.0)
+    lost = GateLine("harmful_refusals", "FAIL", "harmful_refusals: 50 points fewer than the start.", 10.0)
+    monkeypatch.setattr(chain, "compare", lambda run, other: {"estimates": []})
+    monkeypatch.setattr(chain, "check_promotion", lambda *arguments: [good])
+    monkeypatch.setattr(chain, "check_first", lambda *arguments: [lost])
+    monkeypatch.setattr(chain, "_labels", lambda *arguments: {})
+    monkeypatch.setattr(chain, "answered_of", lambda *arguments: [])
+    monkeypatch.setattr(chain, "batch_of", lambda *arguments, **details: Batch(id=1))
+    one = dataclasses.replace(recipe, rounds=None)
+
+    def promoted(out: int | None) -> bool:
+        table = {"promoted": out, "rounds": []}
+        return chain._judged(recipe, recipe.folder, 2, one, table, None, lambda _: None)["promoted"]  # type: ignore[arg-type]
+
+    assert not promoted(None)
+    (recipe.folder / "round-2" / "manifest.json").unlink()
+    assert promoted(1)
+
+
+def test_questions_about_another_folder_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other" / "round-1"
+    other.mkdir(parents=True)
+    batch = Batch(id=1, details={"rounds": "tiny", "run": str(other)})
+    database = Database.of(tmp_path / "shared.db")
+    chain._check_own(batch, other, database)
+    chain._check_own(batch, tmp_path / "moved" / "round-1", database)  # nothing lies there any more
+    (other / "manifest.json").write_text("{}")
+    chain._check_own(batch, other, database)
+    with pytest.raises(RecipeError, match="rounds of one name share a store"):
+        chain._check_own(batch, tmp_path / "out" / "round-1", database)
+    database.close()
+
+
+def test_who_is_asked_is_shown_where_the_store_is(tmp_path: Path) -> None:
+    steps = after_rounds(tmp_path, ["r.yaml"], tmp_path / "rounds.html", None, "shared.db")
+    assert ("Let people answer", ["feedback", "serve", "shared.db"]) in steps
+    assert len(after_rounds(tmp_path, ["r.yaml"], tmp_path / "rounds.html", None, None)) == 1
+
+
+def test_a_recipe_that_has_changed_is_told_what_rounds_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def changed(recipe: Recipe) -> None:
+        raise RunFolderError("made by another recipe. Run with --from reward.")
+
+    monkeypatch.setattr(chain, "run_recipe", changed)
+    recipe = _recipe(tmp_path)
+    with pytest.raises(RunFolderError, match=r"rounds take no --from.*begin in another output_dir"):
+        run_rounds(recipe)
+    with pytest.raises(RunFolderError, match=r"move .*out and later rounds away"):
+        chain._run(recipe, 2)
 
 
 @pytest.mark.parametrize(

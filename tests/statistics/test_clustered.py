@@ -13,6 +13,7 @@ from llm_rlhf.statistics.clustered import (
     effective_rows,
     spread_of,
     student_quantile,
+    student_tail,
 )
 from llm_rlhf.statistics.intervals import bootstrap_mean, bootstrap_share, paired_bootstrap, paired_proportions, wilson
 
@@ -118,3 +119,12 @@ def test_what_does_not_fit_is_refused() -> None:
         clustered_change([0.5, 1.0], [0.0, 1.0], [0, 0])
     with pytest.raises(ValueError, match="must be positive"):
         student_quantile(0.0)
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.0, 2.7, 9.0, 30.0, 499.0, 500.0, 1e9])
+def test_the_tail_of_students_t(freedom: float) -> None:
+    for t in (-2.0, 0.0, 0.5, 2.0, 4.303, 6.0):
+        assert student_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=2e-2, abs=1e-7)
+    assert student_tail(student_quantile(freedom), freedom) == pytest.approx(0.025, abs=1e-5)
+    with pytest.raises(ValueError, match="must be positive"):
+        student_tail(1.0, 0.0)

@@ -4,6 +4,7 @@ A response belongs to a user by a UUID; ours is made of the pseudonym. Its setti
 2.8 reads (`Dataset.from_disk`, `Record.from_dict`).
 """
 
+import functools
 import json
 import uuid
 from collections import defaultdict
@@ -19,10 +20,13 @@ from llm_rlhf.feedback.exchange.entries import (
     Field,
     Told,
     described,
+    entry_of,
     fields,
     group,
     parts,
     question_of,
+    readable,
+    rows_of,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
@@ -56,17 +60,20 @@ def is_of(value: Any) -> bool:
 
 def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
     """The records of a file; for one that cannot be read, why."""
-    for number, record in enumerate(parse_json(path.read_text(encoding="utf-8")), start=1):
+    for number, record in enumerate(rows_of(path), start=1):
         where = f"{path.name}, record {number}"
         try:
-            ours = (record.get("metadata") or {}).get(OURS)
-            if ours is not None:
-                question = question_of(parse_json(ours), where)
-            else:
-                question = foreign_question(record["fields"], kind, where)
-            yield Entry(question, list(_told(record, question)))
-        except (DataError, ValueError) as error:
-            yield error if isinstance(error, DataError) else DataError(f"{where}: {error}.")
+            with readable(where):
+                ours = (record.get("metadata") or {}).get(OURS)
+                if ours is not None:
+                    question = question_of(parse_json(ours), where)
+                else:
+                    question = foreign_question(record["fields"], kind, where)
+                by_user = _by_user(record)
+            labels = [functools.partial(_told, user, said, question) for user, said in by_user.items()]
+            yield entry_of(question, labels, where)
+        except DataError as error:
+            yield error
 
 
 def _record(number: int, entry: Entry) -> dict[str, Any]:
@@ -94,15 +101,19 @@ def _record(number: int, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _told(record: dict[str, Any], question: Any) -> Iterator[Told]:
+def _by_user(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each said, by question."""
     by_user: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, answers in (record.get("responses") or {}).items():
         for answer in answers:
             by_user[str(answer.get("user_id"))][name] = answer["value"]
-    for user, said in by_user.items():
-        if isinstance(said.get(RANK), list):
-            said |= {f"rank_{one['value'].rpartition('_')[2]}": one["rank"] for one in said[RANK]}
-        yield Told(user, whole(question.kind, said, len(question.answers)))
+    return by_user
+
+
+def _told(user: str, said: dict[str, Any], question: Any) -> Told:
+    if isinstance(said.get(RANK), list):
+        said |= {f"rank_{one['value'].rpartition('_')[2]}": one["rank"] for one in said[RANK]}
+    return Told(user, whole(question.kind, said, len(question.answers)))
 
 
 def _settings(kind: str, answers: int, asked: Sequence[Field], guidelines: str) -> dict[str, Any]:

@@ -4,14 +4,18 @@ Other tools have no label of several parts. `fields` says which single answers a
 and `whole` turn a label into these and back.
 """
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_rlhf.data.cells import as_number
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback.labels import POINTS, STRENGTHS
+from llm_rlhf.feedback.labels import POINTS, STRENGTHS, checked
 from llm_rlhf.feedback.queue import Question
+from llm_rlhf.json_lines import parse_json
 
 OURS = "llm_rlhf"  # under which a file of another tool carries what that tool has no place for
 PLACES = "ABCDEFGHI"  # of answers, as other tools show them
@@ -32,6 +36,57 @@ class Told:
 class Entry:
     question: Question
     told: list[Told] = field(default_factory=list)
+    unread: list[DataError] = field(default_factory=list)  # labels that are none: they spoil no other
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Whatever a file has otherwise than such files have it becomes a DataError that names the place."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise DataError(f"{where} is not as such files have it ({why}).") from None
+
+
+def entry_of(question: Question, labels: Iterable[Callable[[], Told | None]], where: str) -> Entry:
+    """A question with those of its labels that can be read.
+
+    Args:
+        labels: each makes one, or none where nothing was said.
+    """
+    entry = Entry(question)
+    for label in labels:
+        try:
+            with readable(f"A label of {where}"):
+                if (told := label()) is not None:
+                    checked(question.kind, told.value, len(question.answers))
+                    entry.told.append(told)
+        except DataError as error:
+            entry.unread.append(error)
+    return entry
+
+
+def rows_of(path: Path) -> list[Any]:
+    """The values of a JSON file that holds a list.
+
+    Raises:
+        DataError: where it does not.
+    """
+    try:
+        rows = parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}).") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds no list; name the file of tasks or records as it was exported.")
+    return rows
+
+
+def seconds_of(value: Any) -> float | None:
+    """How long somebody took, where a number says it."""
+    return None if isinstance(value, bool) else as_number(value)
 
 
 class Field(NamedTuple):
@@ -114,7 +169,7 @@ def whole(kind: str, said: dict[str, Any], answers: int) -> dict[str, Any]:
         if kind == "correct":
             return {"better": PLACES.index(said.get("better", PLACES[0])), "text": said["text"]}
         return {"text": said["text"]}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"An answer to a task of kind {kind} is missing or none of those asked for: {error}.") from None
 
 
@@ -147,9 +202,35 @@ def question_of(plain: Any, where: str) -> Question:
     """
     try:
         known = {name: plain[name] for name in plain if name in Question.__dataclass_fields__}
-        return Question(**known)
+        question = Question(**known)
     except (TypeError, KeyError) as error:
         raise DataError(f"{where} holds no question as we write them: {error}.") from None
+    propensity = question.propensity
+    fits = {
+        "kind": isinstance(question.kind, str),
+        "prompt": _of_texts(question.prompt, "role", "content"),
+        "answers": _of_texts(question.answers, "text"),
+        "objective": isinstance(question.objective, str),
+        "topic": isinstance(question.topic, str | None),
+        "purpose": isinstance(question.purpose, str),
+        "expected": isinstance(question.expected, dict | None),
+        "wanted": question.wanted is None or (type(question.wanted) is int and question.wanted > 0),
+        "priority": seconds_of(question.priority) is not None,
+        "strategy": isinstance(question.strategy, str | None),
+        "propensity": propensity is None or (isinstance(propensity, float | int) and 0 < propensity <= 1),
+        "facts": isinstance(question.facts, dict),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            raise DataError(f"{where} holds no question as we write them: {name} is {getattr(question, name)!r:.80}.")
+    return question
+
+
+def _of_texts(rows: Any, *names: str) -> bool:
+    """Whether it is a list of objects that have these texts."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names) for row in rows
+    )
 
 
 def prompt_text(question: Question) -> str:

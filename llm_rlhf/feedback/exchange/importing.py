@@ -116,11 +116,10 @@ def _read(path: Path, form: str, kind: str | None, source: dict[str, Any], found
             if isinstance(entry, DataError):
                 raise entry
             queue.check(entry.question)
-            for told in entry.told:
-                checked(entry.question.kind, told.value, len(entry.question.answers))
         except DataError as error:
             found.set_aside[str(error)] += 1
         else:
+            found.set_aside.update(str(error) for error in entry.unread)
             yield entry
 
 

@@ -5,7 +5,9 @@ a file itself says of its rows is kept with the question as a fact, and shown to
 come in as those of one person, the file's users.
 """
 
+import codecs
 import datetime
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,15 @@ from llm_rlhf.data.checks import normalised_prompt
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating
 from llm_rlhf.data.sources import Loaded
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback.exchange.entries import Entry, Told, described, question_of
+from llm_rlhf.feedback.exchange.entries import (
+    Entry,
+    Told,
+    described,
+    entry_of,
+    question_of,
+    readable,
+    seconds_of,
+)
 from llm_rlhf.feedback.exchange.foreign import MOST_ANSWERS
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.json_lines import lines_of, parse_json
@@ -49,13 +59,16 @@ def is_of(row: Any) -> bool:
 
 def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
     """The questions of a labels.jsonl; for a line that cannot be read, why."""
-    for number, line in lines_of(path.read_bytes()):
+    for number, line in lines_of(path.read_bytes().removeprefix(codecs.BOM_UTF8)):
+        where = f"{path.name}, line {number}"
         try:
-            row = parse_json(line)
-            question = question_of({"answers": [], **row}, f"{path.name}, line {number}")
-            yield Entry(question, [_told(label) for label in row["labels"]])
-        except (DataError, ValueError, KeyError, TypeError) as error:
-            yield error if isinstance(error, DataError) else DataError(f"{path.name}, line {number}: {error!r}.")
+            with readable(where):
+                row = parse_json(line)
+                question = question_of({"answers": [], **row}, where)
+                labels = [functools.partial(_told, label) for label in row["labels"]]
+            yield entry_of(question, labels, where)
+        except DataError as error:
+            yield error
 
 
 def read_data(path: Path, kind: str | None, source: dict[str, Any]) -> tuple[list[Entry], list[str]]:
@@ -92,7 +105,9 @@ def _thumb(row: Rating, who: str) -> Entry:
 def _told(label: dict[str, Any]) -> Told:
     created = label.get("created")
     moment = None if created is None else datetime.datetime.fromisoformat(created)
-    return Told(str(label["annotator"]), label["value"], label.get("seconds"), moment)
+    if moment is not None and moment.tzinfo is not None:
+        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    return Told(str(label["annotator"]), label["value"], seconds_of(label.get("seconds")), moment)
 
 
 def _questions(row: Any, kind: str) -> Iterator[Question]:

@@ -4,6 +4,7 @@ The tasks are those of its JSON export and import, https://labelstud.io/guide/ta
 its tag Pairwise, whose template calls them answer1 and answer2, ratings are its Rating of 7 stars.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,16 +21,19 @@ from llm_rlhf.feedback.exchange.entries import (
     Field,
     Told,
     described,
+    entry_of,
     fields,
     group,
     parts,
     prompt_text,
     question_of,
+    readable,
+    rows_of,
+    seconds_of,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
 from llm_rlhf.feedback.labels import POINTS
-from llm_rlhf.json_lines import parse_json
 
 VERDICT = "verdict"  # what Pairwise cannot say: that nothing decides
 
@@ -55,13 +59,16 @@ def is_of(value: Any) -> bool:
 
 def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
     """The tasks of a file; for one that cannot be read, why."""
-    for number, task in enumerate(parse_json(path.read_text(encoding="utf-8")), start=1):
+    for number, task in enumerate(rows_of(path), start=1):
         where = f"{path.name}, task {number}"
         try:
-            ours = (task.get("meta") or {}).get(OURS)
-            known = ours is not None
-            question = question_of(ours, where) if known else foreign_question(_columns(task["data"]), kind, where)
-            yield Entry(question, list(_told(task, question, where)))
+            with readable(where):
+                ours = (task.get("meta") or {}).get(OURS)
+                known = ours is not None
+                question = question_of(ours, where) if known else foreign_question(_columns(task["data"]), kind, where)
+                annotations = list(task.get("annotations") or task.get("completions") or [])
+            labels = [functools.partial(_told, annotation, question) for annotation in annotations]
+            yield entry_of(question, labels, where)
         except DataError as error:
             yield error
 
@@ -115,19 +122,18 @@ def _result(kind: str, told: Told, asked: Sequence[Field]) -> list[dict[str, Any
     return result
 
 
-def _told(task: dict[str, Any], question: Any, where: str) -> Iterator[Told]:
-    for annotation in task.get("annotations") or task.get("completions") or []:
-        if annotation.get("was_cancelled"):
-            continue
-        said: dict[str, Any] = {}
-        for region in annotation.get("result") or []:
-            _take(said, region, question.kind)
-        if not said and question.kind != "annotate":
-            continue
-        by = annotation.get("completed_by")
-        who = by.get("email") or by.get("id") if isinstance(by, dict) else by
-        value = whole(question.kind, said, len(question.answers))
-        yield Told(str(who if who is not None else "unknown"), value, annotation.get("lead_time"))
+def _told(annotation: dict[str, Any], question: Any) -> Told | None:
+    if annotation.get("was_cancelled"):
+        return None
+    said: dict[str, Any] = {}
+    for region in annotation.get("result") or []:
+        _take(said, region, question.kind)
+    if not said and question.kind != "annotate":
+        return None
+    by = annotation.get("completed_by")
+    who = by.get("email") or by.get("id") if isinstance(by, dict) else by
+    value = whole(question.kind, said, len(question.answers))
+    return Told(str(who if who is not None else "unknown"), value, seconds_of(annotation.get("lead_time")))
 
 
 def _take(said: dict[str, Any], region: dict[str, Any], kind: str) -> None:

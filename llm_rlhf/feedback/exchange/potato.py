@@ -5,6 +5,7 @@ version 1 (https://github.com/davidjurgens/potato). An answer there is a schema'
 labels.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,16 +23,19 @@ from llm_rlhf.feedback.exchange.entries import (
     Field,
     Told,
     described,
+    entry_of,
     fields,
     group,
     parts,
     prompt_text,
     question_of,
+    readable,
+    rows_of,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
 from llm_rlhf.feedback.labels import POINTS
-from llm_rlhf.json_lines import lines_of, parse_json
+from llm_rlhf.json_lines import parse_json, read_json_lines
 from llm_rlhf.recipe.yaml_text import read_yaml
 
 CONFIG, ITEMS, SAID = "config.yaml", "data/items.jsonl", "annotation_output"
@@ -81,12 +85,14 @@ def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
         for number, row in enumerate(_rows(project / (name["path"] if isinstance(name, dict) else name)), start=1):
             where = f"{name}, item {number}"
             try:
-                ours = row.get(OURS)
-                foreign = {column: value for column, value in row.items() if column not in (keys.get("id_key"), OURS)}
-                known = ours is not None
-                question = question_of(ours, where) if known else foreign_question(foreign, kind, where)
-                item = str(row.get(keys.get("id_key", "id")))
-                yield Entry(question, [_told(who, found[item], question) for who, found in said if item in found])
+                with readable(where):
+                    ours = row.get(OURS)
+                    foreign = {name: value for name, value in row.items() if name not in (keys.get("id_key"), OURS)}
+                    known = ours is not None
+                    question = question_of(ours, where) if known else foreign_question(foreign, kind, where)
+                    item = str(row.get(keys.get("id_key", "id")))
+                labels = [functools.partial(_told, who, of[item], question) for who, of in said if item in of]
+                yield entry_of(question, labels, where)
             except DataError as error:
                 yield error
 
@@ -101,12 +107,12 @@ def _project(path: Path) -> Path:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Any]:
     """Items in JSON lines, or in one list."""
+    if not path.is_file():
+        raise DataError(f"The project's {CONFIG} names the items in {path}, and there is no such file.")
     data = path.read_bytes()
-    if data.lstrip().startswith(b"["):
-        return list(parse_json(data))
-    return [parse_json(line) for _, line in lines_of(data)]
+    return rows_of(path) if data.lstrip().startswith(b"[") else read_json_lines(path)
 
 
 def _item(number: int, entry: Entry) -> dict[str, Any]:
@@ -139,25 +145,30 @@ def _labels(kind: str, told: Told, asked: Sequence[Field]) -> list[list[Any]]:
     return found
 
 
-def _said(project: Path) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """Who said what: by item, then by schema, the value of its label, or the list of its labels' names."""
+def _said(project: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Who said what, by item: version 2's list of labels with values, or version 1's names and values by schema.
+
+    Raises:
+        DataError: for a file that is none of these.
+    """
     found = []
     for path in sorted(project.glob("**/user_state.json")):
-        state = parse_json(path.read_text(encoding="utf-8"))
-        by_item = {
-            item: _by_schema([(label["schema"], label["name"], value) for label, value in labels])
-            for item, labels in (state.get("instance_id_to_label_to_value") or {}).items()
-        }
-        found.append((str(state.get("user_id", path.parent.name)), by_item))
+        with readable(str(path)):
+            state = parse_json(path.read_text(encoding="utf-8"))
+            by_item = dict(state.get("instance_id_to_label_to_value") or {})
+            found.append((str(state.get("user_id", path.parent.name)), by_item))
     for path in sorted(project.glob("**/annotated_instances.jsonl")):
-        by_item = {}
-        for _, line in lines_of(path.read_bytes()):
-            row = parse_json(line)
-            labels = row.get("label_annotations") or {}
-            told = [(schema, name, value) for schema, named in labels.items() for name, value in named.items()]
-            by_item[str(row["id"])] = _by_schema(told)
-        found.append((path.parent.name, by_item))
+        with readable(str(path)):
+            by_item = {str(row["id"]): row.get("label_annotations") or {} for row in read_json_lines(path)}
+            found.append((path.parent.name, by_item))
     return found
+
+
+def _labels_of(raw: Any) -> list[tuple[str, str, Any]]:
+    """The schema, name and value of each label of an item, as either version has them."""
+    if isinstance(raw, dict):
+        return [(schema, name, value) for schema, named in raw.items() for name, value in named.items()]
+    return [(label["schema"], label["name"], value) for label, value in raw]
 
 
 def _by_schema(labels: Sequence[tuple[str, str, Any]]) -> dict[str, list[tuple[str, Any]]]:
@@ -168,9 +179,9 @@ def _by_schema(labels: Sequence[tuple[str, str, Any]]) -> dict[str, list[tuple[s
     return found
 
 
-def _told(who: str, schemas: dict[str, list[tuple[str, Any]]], question: Any) -> Told:
+def _told(who: str, raw: Any, question: Any) -> Told | None:
     said: dict[str, Any] = {}
-    for schema, labels in schemas.items():
+    for schema, labels in _by_schema(_labels_of(raw)).items():
         name, value = labels[0]
         if name == "selection":  # of a pairwise schema, whatever it is called
             said["better"] = value
@@ -185,6 +196,8 @@ def _told(who: str, schemas: dict[str, list[tuple[str, Any]]], question: Any) ->
             said[schema] = [label for label, _ in labels]
         else:
             said[schema] = name
+    if not said and question.kind != "annotate":  # they looked at it, and went on
+        return None
     if said.get(JUDGED) == BAD:
         said["better"] = BAD
     return Told(who, whole(question.kind, said, len(question.answers)))
