@@ -257,4 +257,6 @@ def _outcome(value: dict[str, Any]) -> str:
         return str([place for place, rank in enumerate(value["ranks"]) if rank == 1])
     if "labels" in value:
         return str(sorted(value["labels"]))
+    if "good" in value:
+        return str(value["good"])
     return str(value.get("better"))

@@ -70,8 +70,8 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
     )
     for label, turn, item in session.execute(_of(query, batches)):
         person = people[label.person_id]
-        if item.id in decisions and "text" in label.value:
-            written[item.id, label.value["text"]] = label, person
+        if item.id in decisions and (words := _words(label.value)):
+            written[item.id, words] = label, person
         reason = _why_not(person, item, turn, item.id in personal, decisions.get(item.id))
         if reason is not None:
             found.left_out[reason] += 1
@@ -85,7 +85,7 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
         lead = people[decision.person_id]
         if _leaves_out(decision) or item.id in personal or item.purpose != "label":
             continue
-        label, author = written.get((item.id, decision.value.get("text", "")), (None, None))
+        label, author = written.get((item.id, _words(decision.value)), (None, None))
         if author is not None and author.withdrawn is not None:
             continue  # their words, whoever chose them
         said = Said(None if label is None else label.id, lead.id, lead.pseudonym, decision.value)
@@ -96,6 +96,11 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
     _add_skips(session, asked, people)
     found.asked = [asked[number] for number in sorted(asked)]
     return found
+
+
+def _words(value: dict[str, Any]) -> str:
+    """What somebody wrote in a label; empty where they chose only."""
+    return str(value.get("text") or value.get("comment") or "")
 
 
 def _leaves_out(decision: Decision) -> bool:

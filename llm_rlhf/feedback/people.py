@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import secrets
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from llm_rlhf.errors import DataError
@@ -129,11 +129,17 @@ def withdraw(session: Session, person: Person) -> None:
     for assignment in session.scalars(held):
         item = session.get_one(Item, assignment.item_id)
         if assignment.turn == 1 and session.get_one(Batch, item.batch_id).made_by == "chat":
-            item.wanted, item.taken = item.wanted - 1, item.taken - 1  # a conversation of theirs is shown to nobody
-        elif assignment.turn == 1:
-            item.taken -= 1  # somebody else may be asked
+            _free_place(session, item, wanted=1)  # a conversation of theirs is shown to nobody
+        elif assignment.turn == 1 and item.purpose == "label":
+            _free_place(session, item)  # somebody else may be asked
         if assignment.state == "open":
             assignment.state, assignment.draft, assignment.ended = "expired", None, now()
+
+
+def _free_place(session: Session, item: Item, wanted: int = 0) -> None:
+    """Counted by the database: somebody else may take a place of the same item at this moment."""
+    fewer = update(Item).where(Item.id == item.id, Item.taken > 0)
+    session.execute(fewer.values(taken=Item.taken - 1, wanted=Item.wanted - wanted))
 
 
 def shut_out(session: Session, person: Person) -> None:

@@ -25,6 +25,7 @@ from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, now
 
 MOST_SECONDS = 3600.0  # a label's time is told up to an hour: whoever takes longer was away
+MOST_TOPIC = 64  # characters
 TRIES = 8  # to find a question with a free place, where others are faster
 
 
@@ -178,7 +179,7 @@ def record(session: Session, assignment: Assignment, value: Any, seconds: float 
         raise Settled("This question is no longer yours: it was left for too long, or skipped.")
     settings, moment = settings_of(session), now()
     passed = (moment - assignment.shown).total_seconds()
-    passed = min(passed if seconds is None else max(0.0, min(seconds, passed)), MOST_SECONDS)
+    passed = max(0.0, min(passed, MOST_SECONDS, passed if seconds is None else seconds))  # clocks are set back
     person = session.get_one(Person, assignment.person_id)
     expected = (item.expected or {}).get("value")
     label = Label(
@@ -212,6 +213,9 @@ def skip(session: Session, assignment: Assignment, reason: str) -> None:
         raise Settled("This question is no longer yours to skip.")
     assignment.state, assignment.skip_reason, assignment.draft, assignment.ended = "skipped", reason, None, now()
     _give_back(session, assignment)
+    session.flush()
+    if session.get_one(Item, assignment.item_id).purpose == "entry":  # not answered as expected: else who skips is in
+        _mark_entry_test(session, session.get_one(Person, assignment.person_id), settings_of(session))
 
 
 def save_draft(session: Session, assignment: Assignment, draft: dict[str, Any]) -> None:
@@ -238,7 +242,8 @@ def undo(session: Session, person: Person) -> Assignment | None:
     )
     if last is None:
         return None
-    if last.state == "skipped" and last.turn == 1 and not _take(session, last.item_id):
+    takes_a_place = last.turn == 1 and session.get_one(Item, last.item_id).purpose == "label"
+    if last.state == "skipped" and takes_a_place and not _take(session, last.item_id):
         raise Settled("The question that you skipped has been given to somebody else.")
     label = session.scalar(select(Label).where(Label.assignment_id == last.id))
     if label is not None:
@@ -318,6 +323,8 @@ def check(question: Question) -> None:
             f"A question of kind {question.kind} has {len(question.answers)} answers; it takes "
             f"{allowed.start}{f' to {allowed.stop - 1}' if len(allowed) > 1 else ''}."
         )
+    if question.topic is not None and len(question.topic) > MOST_TOPIC:
+        raise DataError(f"The topic of a question has {len(question.topic)} characters; {MOST_TOPIC} at most.")
     texts = [answer["text"] for answer in question.answers]
     if len(set(texts)) < len(texts):
         raise DataError(f"Two answers of a question are the same: {texts[0][:80]!r}.")
@@ -338,7 +345,12 @@ def _wanted(question: Question, settings: Settings) -> int:
 
 
 def _askable(person: Person) -> ColumnElement[bool]:
-    return and_(Item.state == "open", Item.purpose == "label", Item.kind != "chat", ~_had(person))
+    return and_(Item.state == "open", Item.purpose == "label", is_asked(), ~_had(person))
+
+
+def is_asked() -> ColumnElement[bool]:
+    """Whether an item is of a kind that the page asks: chats are held, and thumbs come with logs and files."""
+    return Item.kind.not_in(("chat", "thumb"))
 
 
 def _had(person: Person) -> ColumnElement[bool]:
@@ -476,16 +488,19 @@ def _mark_entry_test(session: Session, person: Person, settings: Settings) -> No
     if session.scalar(_known(person, "entry").limit(1)) is not None:
         return
     mine = (
-        select(Label).join(Item, Item.id == Label.item_id).where(Label.person_id == person.id, Item.purpose == "entry")
+        select(Assignment, Label)
+        .join(Item, Item.id == Assignment.item_id)
+        .outerjoin(Label, Label.assignment_id == Assignment.id)
+        .where(Assignment.person_id == person.id, Item.purpose == "entry", Assignment.state.in_(("done", "skipped")))
     )
-    labels = session.scalars(mine).all()
-    person.entry_score = sum(bool(label.agrees_with_gold) for label in labels) / len(labels)
+    had = session.execute(mine).all()
+    person.entry_score = sum(label is not None and bool(label.agrees_with_gold) for _, label in had) / len(had)
     person.entry_tries += 1
     if person.entry_score >= settings.entry_pass:
         person.entry_passed = now()
         return
-    for label in labels:
-        assignment = session.get_one(Assignment, label.assignment_id)
-        session.delete(label)
+    for assignment, label in had:
+        if label is not None:
+            session.delete(label)
         assignment.state = "expired"
     session.flush()
