@@ -210,6 +210,7 @@ def import_labels(
     agreed to be trained on is for you to know. What is there already is not put in twice.
     """
     with told_in_one_message():
+        from llm_rlhf.chat.screen import printable
         from llm_rlhf.cli.options import columns_of
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.exchange.importing import bring_in
@@ -228,7 +229,7 @@ def import_labels(
         if found.held:
             print(f"{found.held:,} look like personal data, and are held until a lead has looked.")
         for reason, count in found.set_aside.most_common(5):
-            print(f"  set aside: {count:,} x {reason}")
+            print(printable(f"  set aside: {count:,} x {reason}"))
         if len(found.set_aside) > 5:
             print(f"  and for {len(found.set_aside) - 5} more reasons; --json has all")
 

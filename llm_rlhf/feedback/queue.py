@@ -20,12 +20,12 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.labels import KINDS, checked, from_page
+from llm_rlhf.feedback.question_shape import check_shape
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, now
 
 MOST_SECONDS = 3600.0  # a label's time is told up to an hour: whoever takes longer was away
-MOST_TOPIC = 64  # characters
 TRIES = 8  # to find a question with a free place, where others are faster
 
 
@@ -313,8 +313,7 @@ def agrees(value: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 def check(question: Question) -> None:
     """Raises DataError where a question cannot be asked."""
-    if question.kind not in KINDS:
-        raise DataError(f"The kind is {question.kind!r}; it is one of {', '.join(KINDS)}.")
+    check_shape(question)
     if not question.prompt or question.prompt[-1].get("role") != "user":
         raise DataError("The prompt of a question ends with the user's turn, and this one does not.")
     allowed = KINDS[question.kind].answers
@@ -323,8 +322,6 @@ def check(question: Question) -> None:
             f"A question of kind {question.kind} has {len(question.answers)} answers; it takes "
             f"{allowed.start}{f' to {allowed.stop - 1}' if len(allowed) > 1 else ''}."
         )
-    if question.topic is not None and len(question.topic) > MOST_TOPIC:
-        raise DataError(f"The topic of a question has {len(question.topic)} characters; {MOST_TOPIC} at most.")
     texts = [answer["text"] for answer in question.answers]
     if len(set(texts)) < len(texts):
         raise DataError(f"Two answers of a question are the same: {texts[0][:80]!r}.")

@@ -23,7 +23,8 @@ from sqlalchemy.orm import Session
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.labels import MOST_TEXT, checked, from_page
-from llm_rlhf.feedback.queue import MOST_TOPIC, Question, add, record
+from llm_rlhf.feedback.question_shape import MOST_TOPIC
+from llm_rlhf.feedback.queue import Question, add, record
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.settings import settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, Talk, now

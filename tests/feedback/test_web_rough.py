@@ -1,5 +1,6 @@
 """What people, phones and odd programs do to the page that nobody meant: nothing is kept wrong, and nothing fails."""
 
+import datetime
 import json
 import socket
 import time
@@ -14,6 +15,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.feedback import people
 from llm_rlhf.feedback.counted import counted
 from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.exchange.importing import bring_in
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
 from llm_rlhf.feedback.web.app import create_app
@@ -361,3 +363,41 @@ def test_the_comment_of_somebody_who_withdrew_is_exported_by_no_decision(databas
     somebody.post("/me/withdraw", json={"sure": True}).raise_for_status()
     with database.read() as session:
         assert counted(session).asked == []
+
+
+WHOLE = {"kind": "compare", "prompt": ASKED, "answers": [{"text": "a"}, {"text": "b"}], "labels": []}
+SAID = {"annotator": "x", "value": {"choice": "tie"}}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": ["compare"]}, {"kind": None}, {"prompt": "Why?"}, {"prompt": [{"role": "user"}]}, {"prompt": [1]},
+        {"prompt": [{"role": "user", "content": 1}]}, {"answers": ["a", "b"]}, {"answers": [{"text": 1}, {"text": 2}]},
+        {"answers": {"a": 1}}, {"objective": "evil"}, {"objective": []}, {"topic": 7}, {"topic": "t" * 65},
+        {"purpose": "gold"}, {"purpose": "odd"}, {"expected": "tie"}, {"wanted": -1}, {"wanted": "x"},
+        {"wanted": 10**30}, {"priority": "x"}, {"priority": float("nan")}, {"priority": 10**400}, {"propensity": 0},
+        {"propensity": True}, {"facts": []}, {"strategy": "s" * 33},
+        {"labels": [SAID | {"seconds": "x"}]}, {"labels": [SAID | {"seconds": float("nan")}]},
+        {"labels": [SAID | {"seconds": 10**400}]}, {"labels": [SAID | {"created": 7}]}, {"labels": ["x"]},
+        {"labels": [SAID | {"value": "tie"}]}, {"labels": [{"value": {}}]},
+    ],
+)  # fmt: skip
+def test_a_line_of_a_file_that_no_page_could_show_is_set_aside(tmp_path, wrong: dict) -> None:
+    file = tmp_path / "labels.jsonl"
+    rows = [WHOLE | wrong, WHOLE | {"answers": [{"text": "c"}, {"text": "d"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    database = Database.of(tmp_path / "feedback.db")
+    found = bring_in(database, file, "jsonl")
+    assert (found.questions, sum(found.set_aside.values())) == (1, 1), found
+    assert max(map(len, found.set_aside)) < 400
+    assert client(database).get("/work", headers=HTML).status_code == 200
+    database.close()
+
+
+def test_a_time_with_a_zone_is_kept_as_utc(tmp_path, database: Database) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps(WHOLE | {"labels": [SAID | {"created": "2026-01-01T02:00:00+02:00"}]}) + "\n")
+    bring_in(database, file)
+    with database.read() as session:
+        assert session.scalars(select(Label.created)).one() == datetime.datetime(2026, 1, 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.exchange.entries import (
+    ODD,
     OURS,
     PLACES,
     Entry,
@@ -23,6 +24,7 @@ from llm_rlhf.feedback.exchange.entries import (
     group,
     parts,
     question_of,
+    set_aside,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
@@ -65,8 +67,8 @@ def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
             else:
                 question = foreign_question(record["fields"], kind, where)
             yield Entry(question, list(_told(record, question)))
-        except (DataError, ValueError) as error:
-            yield error if isinstance(error, DataError) else DataError(f"{where}: {error}.")
+        except (DataError, *ODD) as error:
+            yield set_aside(error, where)
 
 
 def _record(number: int, entry: Entry) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.labels import POINTS, STRENGTHS
 from llm_rlhf.feedback.queue import Question
 
+ODD = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of a file that is not as its format says
 OURS = "llm_rlhf"  # under which a file of another tool carries what that tool has no place for
 PLACES = "ABCDEFGHI"  # of answers, as other tools show them
 TIE, BAD = "tie", "both bad"
@@ -25,7 +26,15 @@ class Told:
     annotator: str
     value: dict[str, Any]  # as labels.py, by the places of the answers
     seconds: float | None = None
-    created: datetime.datetime | None = None
+    created: datetime.datetime | None = None  # UTC, without a zone, as the store keeps times
+
+    def __post_init__(self) -> None:
+        seconds, created = self.seconds, self.created
+        plain = isinstance(seconds, int | float) and not isinstance(seconds, bool) and -1e12 < seconds < 1e12
+        if seconds is not None and not plain:
+            raise DataError(f"The seconds of a label are {str(seconds)[:40]!r}; they are a number.")
+        if created is not None and created.tzinfo is not None:
+            object.__setattr__(self, "created", created.astimezone(datetime.UTC).replace(tzinfo=None))
 
 
 @dataclass
@@ -137,6 +146,11 @@ def described(question: Question) -> dict[str, Any]:
         "facts": question.facts,
     }
     return {name: value for name, value in known.items() if value not in (None, {})}
+
+
+def set_aside(error: Exception, where: str) -> DataError:
+    """Why what stands there cannot be read."""
+    return error if isinstance(error, DataError) else DataError(f"{where} cannot be read: {error!r}"[:300] + ".")
 
 
 def question_of(plain: Any, where: str) -> Question:

@@ -16,7 +16,7 @@ from llm_rlhf.data.checks import normalised_prompt
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating
 from llm_rlhf.data.sources import Loaded
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback.exchange.entries import Entry, Told, described, question_of
+from llm_rlhf.feedback.exchange.entries import ODD, Entry, Told, described, question_of, set_aside
 from llm_rlhf.feedback.exchange.foreign import MOST_ANSWERS
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.json_lines import lines_of, parse_json
@@ -54,8 +54,8 @@ def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
             row = parse_json(line)
             question = question_of({"answers": [], **row}, f"{path.name}, line {number}")
             yield Entry(question, [_told(label) for label in row["labels"]])
-        except (DataError, ValueError, KeyError, TypeError) as error:
-            yield error if isinstance(error, DataError) else DataError(f"{path.name}, line {number}: {error!r}.")
+        except (DataError, *ODD) as error:
+            yield set_aside(error, f"{path.name}, line {number}")
 
 
 def read_data(path: Path, kind: str | None, source: dict[str, Any]) -> tuple[list[Entry], list[str]]:

@@ -13,6 +13,7 @@ from xml.sax.saxutils import quoteattr
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.exchange.entries import (
     BAD,
+    ODD,
     OURS,
     PLACES,
     TIE,
@@ -25,6 +26,7 @@ from llm_rlhf.feedback.exchange.entries import (
     parts,
     prompt_text,
     question_of,
+    set_aside,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
@@ -62,8 +64,8 @@ def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
             known = ours is not None
             question = question_of(ours, where) if known else foreign_question(_columns(task["data"]), kind, where)
             yield Entry(question, list(_told(task, question, where)))
-        except DataError as error:
-            yield error
+        except (DataError, *ODD) as error:
+            yield set_aside(error, where)
 
 
 def _columns(data: dict[str, Any]) -> dict[str, Any]:

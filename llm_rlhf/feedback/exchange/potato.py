@@ -15,6 +15,7 @@ import yaml
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.exchange.entries import (
     BAD,
+    ODD,
     OURS,
     PLACES,
     TIE,
@@ -27,6 +28,7 @@ from llm_rlhf.feedback.exchange.entries import (
     parts,
     prompt_text,
     question_of,
+    set_aside,
     whole,
 )
 from llm_rlhf.feedback.exchange.foreign import foreign_question
@@ -87,8 +89,8 @@ def read(path: Path, kind: str | None) -> Iterator[Entry | DataError]:
                 question = question_of(ours, where) if known else foreign_question(foreign, kind, where)
                 item = str(row.get(keys.get("id_key", "id")))
                 yield Entry(question, [_told(who, found[item], question) for who, found in said if item in found])
-            except DataError as error:
-                yield error
+            except (DataError, *ODD) as error:
+                yield set_aside(error, where)
 
 
 def _project(path: Path) -> Path:
