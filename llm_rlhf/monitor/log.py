@@ -218,6 +218,8 @@ def _content(content: Any) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")
+    if "\0" in content or any("\ud800" <= sign <= "\udfff" for sign in content):  # no tokenizer and no page takes it
+        raise _UnreadError("text with a NUL or half a character")
     return content
 
 
@@ -231,9 +233,9 @@ def _when(row: Any) -> datetime.datetime | None:
         if isinstance(value, str) and as_number(value) is None:
             try:
                 moment = datetime.datetime.fromisoformat(value)
-            except ValueError:
+                return moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            except (ValueError, OverflowError):  # in UTC before the first year, say
                 raise _UnreadError("time that cannot be read") from None
-            return moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
         number = as_number(value)
         if number is None:
             raise _UnreadError("time that cannot be read")

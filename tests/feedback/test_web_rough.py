@@ -1,11 +1,14 @@
 """What people, phones and odd programs do to the page that nobody meant: nothing is kept wrong, and nothing fails."""
 
+import contextlib
 import datetime
 import json
 import socket
+import threading
 import time
 
 import pytest
+import uvicorn
 from scripted_speaker import Scripted
 from sqlalchemy import func, select
 from test_live_chat import LEFT, begun, events
@@ -18,6 +21,7 @@ from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.exchange.importing import bring_in
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
+from llm_rlhf.feedback.web import serving as web_serving
 from llm_rlhf.feedback.web.app import create_app
 from llm_rlhf.feedback.web.context import csrf_of
 from llm_rlhf.feedback.web.security import Access
@@ -241,6 +245,41 @@ def test_a_time_before_a_clock_was_set_back_is_none(database: Database) -> None:
     somebody.post(f"/work/{number}", json=TIE).raise_for_status()
     with database.read() as session:
         assert session.scalars(select(Label.seconds)).one() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /leave HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"400"),
+        ("GET /health HTTP/1.1\r\nX-Long: " + "a" * 200_000 + "\r\n", b"400"),
+        (
+            "GET /work HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+            b"403",
+        ),
+        ("GET /health HTTP/1.1\r\n", b"200"),
+    ],
+)
+def test_odd_heads_are_refused_by_the_server_that_is_started(tmp_path, monkeypatch, head: str, status: bytes) -> None:
+    database = Database.of(tmp_path / "feedback.db")
+    listener = web_serving.bind("127.0.0.1", 0)
+    host, port = listener.getsockname()
+    started = []
+    monkeypatch.setattr(uvicorn.Server, "install_signal_handlers", lambda self: None, raising=False)
+    monkeypatch.setattr(
+        uvicorn.Server, "capture_signals", lambda self: started.append(self) or contextlib.nullcontext()
+    )
+    thread = threading.Thread(target=web_serving.serve, args=(create_app(database), listener), daemon=True)
+    thread.start()
+    try:
+        with socket.create_connection((host, port), timeout=10) as raw:
+            with contextlib.suppress(ConnectionError):  # refused before it was sent
+                raw.sendall(f"{head}Host: {host}:{port}\r\n\r\n".encode())
+            assert raw.recv(64).split()[1] == status
+    finally:
+        started[0].should_exit = True
+        thread.join(10)
+        database.close()
 
 
 @pytest.mark.slow

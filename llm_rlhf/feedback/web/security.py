@@ -141,6 +141,8 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
+            elif scope["type"] == "websocket":  # nobody is spoken to that way
+                await send({"type": "websocket.close", "code": 1008})
             return
         started = False
 
@@ -176,6 +178,8 @@ class Guard:
             return _said(414, "This address is too long.", headers)
         if not _is_plain(raw) or not _is_plain(scope["path"]) or b"%00" in scope.get("query_string", b""):
             return _said(400, "This address is none of ours.", headers)
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may believe the other one
+            return _said(400, "This request says its length in two ways.", headers)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.access.knows_host(hosts[0]):
             return _said(

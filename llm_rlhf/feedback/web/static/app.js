@@ -235,7 +235,7 @@
   });
   document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.target.id === "task") busy = true; });
   document.addEventListener("htmx:afterRequest", () => { busy = false; });
-  document.addEventListener("htmx:sendError", () => failed("The server cannot be reached. Nothing was saved; try again."));
+  document.addEventListener("htmx:sendError", () => failed("The server cannot be reached, or its answer was lost on the way. Try again: nothing is kept twice."));
   document.addEventListener("htmx:responseError", (event) => {
     const { status, responseText } = event.detail.xhr;
     failed(status < 500 && responseText ? responseText : "Something went wrong. Nothing was saved; try again.");
