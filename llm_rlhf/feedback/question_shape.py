@@ -14,14 +14,21 @@ MOST_WANTED = 1_000_000  # people
 
 def check_shape(question: Any) -> None:
     """Raises DataError where a queue.Question has a field that cannot be."""
-    _check(question.kind in KINDS if isinstance(question.kind, str) else False, "kind", question.kind, ", ".join(KINDS))
+    _check(
+        question.kind in KINDS if isinstance(question.kind, str) else False,
+        "kind",
+        question.kind,
+        "one of " + ", ".join(KINDS),
+    )
     prompt, answers = question.prompt, question.answers
     whole = isinstance(prompt, list) and all(_has_texts(turn, "role", "content") for turn in prompt)
     _check(whole, "prompt", prompt, "messages, each with a role and a content that are texts")
     whole = isinstance(answers, list) and all(_has_texts(answer, "text") for answer in answers)
     _check(whole, "answers", answers, "a list of objects, each with a text")
-    _check(_is_one_of(question.objective, OBJECTIVES), "objective", question.objective, ", ".join(OBJECTIVES))
-    _check(_is_one_of(question.purpose, PURPOSES), "purpose", question.purpose, ", ".join(PURPOSES))
+    _check(
+        _is_one_of(question.objective, OBJECTIVES), "objective", question.objective, "one of " + ", ".join(OBJECTIVES)
+    )
+    _check(_is_one_of(question.purpose, PURPOSES), "purpose", question.purpose, "one of " + ", ".join(PURPOSES))
     for name, most in (("topic", MOST_TOPIC), ("strategy", 32)):
         value = getattr(question, name)
         plain = isinstance(value, str) and len(value) <= most and "\0" not in value

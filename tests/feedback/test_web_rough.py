@@ -440,3 +440,18 @@ def test_a_time_with_a_zone_is_kept_as_utc(tmp_path, database: Database) -> None
     bring_in(database, file)
     with database.read() as session:
         assert session.scalars(select(Label.created)).one() == datetime.datetime(2026, 1, 1)
+
+
+def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(database: Database) -> None:
+    filled(database, [Question("demonstrate", ASKED)])
+    app = create_app(database)
+    somebody, lead = client(database, app=app), client(database, "lead", app=app)
+    number = somebody.get("/work").json()["task"]["assignment"]
+    lead.post("/lead/documents/consent", data={"text": "Another text."}).raise_for_status()
+    refused = somebody.post(f"/work/{number}", data={"text": "Mine."}, headers={"accept": "*/*", "hx-request": "true"})
+    assert (refused.status_code, "changed meanwhile" in refused.text, "/consent" in refused.text) == (403, True, True)
+    version = somebody.get("/consent").json()["version"]
+    somebody.post("/consent", json={"version": version}).raise_for_status()
+    assert somebody.post(f"/work/{number}", data={"text": "Mine."}).status_code == 200
+    with database.read() as session:
+        assert session.scalars(select(Label.consent_version)).one() == version

@@ -127,7 +127,11 @@ class Call:
         if lead:
             people.only_lead(self.person)
         if consented and not people.has_consented(session, self.person):
-            raise NoConsent("Read the consent text, and agree to it, before you begin: /consent.")
+            if self.person.consent_version is None:
+                raise NoConsent("Read the consent text, and agree to it, before you begin: /consent.")
+            raise NoConsent(
+                "The consent text has changed meanwhile. Agree to it in another window (/consent), then do this again."
+            )
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page of our templates. It finds `call` (person, settings, csrf) besides `values`."""

@@ -16,6 +16,11 @@
     const [here, other] = ["notice", "alert"].map((id) => document.getElementById(id));
     (wrong ? here : other).textContent = "";
     (wrong ? other : here).textContent = text;
+    if (wrong && text.includes("/consent")) { // what somebody wrote here stays while they read it elsewhere
+      const link = document.createElement("a");
+      Object.assign(link, { href: "/consent", target: "_blank", rel: "noopener", textContent: "Open it" });
+      other.append(" ", link);
+    }
     clearTimeout(fading);
     fading = setTimeout(() => { here.textContent = other.textContent = ""; }, 3000 + 60 * text.length);
   }
