@@ -12,6 +12,20 @@ MOST_TOPIC = 64  # characters
 MOST_WANTED = 1_000_000  # people
 
 
+UNASKED = ("chat", "thumb")  # kinds that the page never asks: chats are held, and thumbs come with logs and files
+
+
+def check_can_be_known(kind: str) -> None:
+    """Raises DataError where nobody could be asked a question of this kind as one whose answer is known."""
+    if kind in UNASKED:
+        raise DataError(
+            f"A question of kind {kind} is asked of nobody, so that it cannot be a known one or one of the entry test; "
+            "write a comparison of the same answers instead."
+        )
+    if kind == "demonstrate":
+        raise DataError("A question that asks for an answer has no one text that is right: nobody could be told right.")
+
+
 def check_shape(question: Any) -> None:
     """Raises DataError where a queue.Question has a field that cannot be."""
     _check(

@@ -20,7 +20,7 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.labels import KINDS, checked, from_page
-from llm_rlhf.feedback.question_shape import check_shape
+from llm_rlhf.feedback.question_shape import UNASKED, check_can_be_known, check_shape
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, now
@@ -305,10 +305,15 @@ def words(item: Item) -> int:
 
 
 def agrees(value: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Whether a label says what was expected; of a comparison, which answer is better, whatever the strength."""
+    """Whether a label says what was expected; of a comparison, which answer is better, whatever the strength.
+
+    What somebody writes in their own words is not held against the lead's.
+    """
     if "choice" in expected:
         return (value["choice"], value.get("better")) == (expected["choice"], expected.get("better"))
-    return all(value.get(name) == wanted for name, wanted in expected.items())
+    if "labels" in expected:
+        return set(value["labels"]) == set(expected["labels"])
+    return all(value.get(name) == wanted for name, wanted in expected.items() if name != "text")
 
 
 def check(question: Question) -> None:
@@ -328,6 +333,7 @@ def check(question: Question) -> None:
     if (question.purpose != "label") != (question.expected is not None):
         raise DataError("A question of purpose gold or entry, and no other, has an expected label.")
     if question.expected is not None:
+        check_can_be_known(question.kind)
         question.expected["value"] = checked(question.kind, question.expected.get("value"), len(texts))
 
 
@@ -346,8 +352,8 @@ def _askable(person: Person) -> ColumnElement[bool]:
 
 
 def is_asked() -> ColumnElement[bool]:
-    """Whether an item is of a kind that the page asks: chats are held, and thumbs come with logs and files."""
-    return Item.kind.not_in(("chat", "thumb"))
+    """Whether an item is of a kind that the page asks."""
+    return Item.kind.not_in(UNASKED)
 
 
 def _had(person: Person) -> ColumnElement[bool]:

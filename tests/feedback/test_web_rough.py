@@ -20,6 +20,7 @@ from llm_rlhf.feedback.counted import counted
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.exchange.importing import bring_in
 from llm_rlhf.feedback.queue import Question
+from llm_rlhf.feedback.settings import change
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
 from llm_rlhf.feedback.web import serving as web_serving
 from llm_rlhf.feedback.web.app import create_app
@@ -440,6 +441,40 @@ def test_a_time_with_a_zone_is_kept_as_utc(tmp_path, database: Database) -> None
     bring_in(database, file)
     with database.read() as session:
         assert session.scalars(select(Label.created)).one() == datetime.datetime(2026, 1, 1)
+
+
+@pytest.mark.parametrize("purpose", ["gold", "entry"])
+def test_a_turn_of_a_conversation_becomes_no_known_question(database: Database, purpose: str) -> None:
+    app = create_app(database, voices=Scripted())
+    somebody, lead = client(database, app=app), client(database, "lead", app=app)
+    talk = begun(somebody)
+    somebody.post(f"{talk}/say", json={"text": "hello"})
+    somebody.post(f"{talk}/choose", json={"value": LEFT}).raise_for_status()
+    lead.post("/lead/items/1/decide", data={"decision": "tie"}).raise_for_status()
+    assert lead.post("/lead/items/1/known", data={"purpose": purpose}).status_code == 400
+    assert "/known" not in lead.get("/lead/items/1", headers=HTML).text.partition("<main")[2].partition("Decision")[2]
+    with database.write() as session:
+        change(session, {"gold_share": 1.0})
+    assert client(database, app=app).get("/work", headers=HTML).status_code == 200
+
+
+def test_own_words_are_not_held_against_those_of_a_known_question(database: Database) -> None:
+    labels = {"value": {"labels": ["rude", "unsafe"], "comment": "The lead's words."}}
+    better = {"value": {"better": 0, "text": "The lead's words."}}
+    right = [
+        Question("annotate", ASKED, [{"text": "a"}], purpose="gold", expected=labels),
+        Question("correct", ASKED, [{"text": "a"}], purpose="gold", expected=better),
+    ]
+    filled(database, right, gold_share=1.0)
+    somebody, lead = client(database), client(database, "lead")
+    for kind, value in (("annotate", {"labels": ["unsafe", "rude"]}), ("correct", {"better": 0, "text": "Mine."})):
+        number = somebody.get(f"/work?kind={kind}").json()["task"]["assignment"]
+        somebody.post(f"/work/{number}", json={"value": value}).raise_for_status()
+    with database.read() as session:
+        assert session.scalars(select(Label.agrees_with_gold)).all() == [True, True]
+    filled(database, [Question("demonstrate", ASKED)])
+    lead.post("/lead/items/3/decide", json={"value": {"text": "So."}}).raise_for_status()
+    assert lead.post("/lead/items/3/known", data={"purpose": "entry"}).status_code == 400
 
 
 def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(database: Database) -> None:
