@@ -18,6 +18,7 @@ from llm_rlhf.errors import RecipeError
 from llm_rlhf.feedback import people
 from llm_rlhf.feedback.counted import counted
 from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.exchange.exporting import export
 from llm_rlhf.feedback.exchange.importing import bring_in
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import change
@@ -475,6 +476,27 @@ def test_own_words_are_not_held_against_those_of_a_known_question(database: Data
     filled(database, [Question("demonstrate", ASKED)])
     lead.post("/lead/items/3/decide", json={"value": {"text": "So."}}).raise_for_status()
     assert lead.post("/lead/items/3/known", data={"purpose": "entry"}).status_code == 400
+
+
+@pytest.mark.parametrize("value", [LEFT, {"better": 0, "text": "My answer."}])
+def test_a_conversation_of_somebody_who_withdrew_is_in_no_export(tmp_path, database: Database, value: dict) -> None:
+    filled(database, [pair(1)])
+    app = create_app(database, voices=Scripted())
+    somebody, lead = client(database, app=app), client(database, "lead", app=app)
+    for decided in (False, True):
+        talk = begun(somebody)
+        somebody.post(f"{talk}/say", json={"text": f"My secret {decided}."})
+        somebody.post(f"{talk}/choose", json={"value": value}).raise_for_status()
+    with database.read() as session:
+        number = max(session.scalars(select(Item.id)))
+    decision = {"value": value} if "text" not in value else {"value": value | {"text": "The lead's."}}
+    lead.post(f"/lead/items/{number}/decide", json=decision).raise_for_status()
+    export(database, tmp_path / "before", "jsonl")
+    somebody.post("/me/withdraw", json={"sure": True}).raise_for_status()
+    export(database, tmp_path / "after", "jsonl")
+    told = {name: "".join(path.read_text() for path in (tmp_path / name).iterdir()) for name in ("before", "after")}
+    assert told["before"].count("My secret") > 1
+    assert "My secret" not in told["after"]
 
 
 def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(database: Database) -> None:
