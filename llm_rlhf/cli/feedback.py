@@ -117,6 +117,7 @@ def report(
     Runs that lie elsewhere too: llm-rlhf feedback report runs/hh --runs runs --runs /shared/runs
     """
     with told_in_one_message():
+        from llm_rlhf.chat.screen import printable
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.quality import quality_of
         from llm_rlhf.feedback.report_text import report_text
@@ -130,7 +131,7 @@ def report(
                 told = {"store": database.name} | quality.as_json() | {"withdrawals": [one.as_json() for one in gone]}
                 print(json.dumps(told, ensure_ascii=False))
             else:
-                print(report_text(database.name, quality, gone))
+                print(printable(report_text(database.name, quality, gone)))  # people write what is in it
 
 
 def _folders(named: list[Path] | None) -> list[Path]:
@@ -208,6 +209,7 @@ def import_labels(
     agreed to be trained on is for you to know. What is there already is not put in twice.
     """
     with told_in_one_message():
+        from llm_rlhf.chat.screen import printable
         from llm_rlhf.cli.options import columns_of
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.exchange.importing import bring_in
@@ -226,7 +228,7 @@ def import_labels(
         if found.held:
             print(f"{found.held:,} look like personal data, and are held until a lead has looked.")
         for reason, count in found.set_aside.most_common(5):
-            print(f"  set aside: {count:,} x {reason}")
+            print(printable(f"  set aside: {count:,} x {reason}"))
         if len(found.set_aside) > 5:
             print(f"  and for {len(found.set_aside) - 5} more reasons; --json has all")
 
@@ -276,7 +278,16 @@ def _public(url: str | None) -> str | None:
 
     if url is None:
         return None
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
-        raise RecipeError(f"--public-url is {url!r}; it is an address without a path, such as https://ask.example.org.")
-    return url.rstrip("/")
+    wrong = f"--public-url is {url!r}; it is an address without a path, such as https://ask.example.org."
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").encode("idna" if "%" not in url else "ascii").decode(), parts.port
+    except ValueError:  # of a port or an address that is none
+        raise RecipeError(wrong) from None
+    plain = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme not in ("http", "https") or not host or not plain:
+        raise RecipeError(wrong)
+    if port in (None, 443 if parts.scheme == "https" else 80):  # as browsers name it where they say whence they come
+        port = None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}"

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import queue
 from llm_rlhf.feedback.labels import checked
+from llm_rlhf.feedback.question_shape import check_can_be_known
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Absent, Settled
 from llm_rlhf.feedback.tables import Assignment, Decision, Flag, Item, Label, Person, now
@@ -176,6 +177,7 @@ def make_known(session: Session, item: Item, purpose: str, value: dict[str, Any]
     Raises:
         DataError: where it cannot be. Settled: where it is one already.
     """
+    check_can_be_known(item.kind)
     value = checked(item.kind, value, len(item.answers))
     if purpose == "gold":
         if item.purpose != "label":
@@ -257,4 +259,6 @@ def _outcome(value: dict[str, Any]) -> str:
         return str([place for place, rank in enumerate(value["ranks"]) if rank == 1])
     if "labels" in value:
         return str(sorted(value["labels"]))
+    if "good" in value:
+        return str(value["good"])
     return str(value.get("better"))

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from llm_rlhf.feedback.tables import Assignment, Decision, Flag, Item, Label, Person
+from llm_rlhf.feedback.tables import Assignment, Batch, Decision, Flag, Item, Label, Person
 
 LEAVE_OUT = "leave out"  # a decision's choice: the item trains nothing
 
@@ -61,6 +61,7 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
         if _leaves_out(decision) or people[decision.person_id].withdrawn is None
     }
     written: dict[tuple[int, str], tuple[Label, Person]] = {}  # texts that a decision may have taken over
+    gone = _conversations_of_the_gone(session)
     personal = set(session.scalars(select(Item.id).where(_is_personal())))
     query = (
         select(Label, Assignment.turn, Item)
@@ -70,8 +71,8 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
     )
     for label, turn, item in session.execute(_of(query, batches)):
         person = people[label.person_id]
-        if item.id in decisions and "text" in label.value:
-            written[item.id, label.value["text"]] = label, person
+        if item.id in decisions and (words := _words(label.value)):
+            written[item.id, words] = label, person
         reason = _why_not(person, item, turn, item.id in personal, decisions.get(item.id))
         if reason is not None:
             found.left_out[reason] += 1
@@ -83,9 +84,9 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
     for item in session.scalars(_of(select(Item).where(Item.id.in_(list(decisions))), batches)):
         decision = decisions[item.id]
         lead = people[decision.person_id]
-        if _leaves_out(decision) or item.id in personal or item.purpose != "label":
+        if _leaves_out(decision) or item.id in personal or item.id in gone or item.purpose != "label":
             continue
-        label, author = written.get((item.id, decision.value.get("text", "")), (None, None))
+        label, author = written.get((item.id, _words(decision.value)), (None, None))
         if author is not None and author.withdrawn is not None:
             continue  # their words, whoever chose them
         said = Said(None if label is None else label.id, lead.id, lead.pseudonym, decision.value)
@@ -96,6 +97,26 @@ def counted(session: Session, batches: Collection[int] | None = None) -> Counted
     _add_skips(session, asked, people)
     found.asked = [asked[number] for number in sorted(asked)]
     return found
+
+
+def _conversations_of_the_gone(session: Session) -> set[int]:
+    """Turns of conversations that only people held who have withdrawn: their words are in the prompt."""
+    stays: dict[int, bool] = {}
+    held = (
+        select(Assignment.item_id, Person.withdrawn)
+        .join(Person, Person.id == Assignment.person_id)
+        .join(Item, Item.id == Assignment.item_id)
+        .join(Batch, Batch.id == Item.batch_id)
+        .where(Batch.made_by == "chat")
+    )
+    for item, withdrawn in session.execute(held):
+        stays[item] = stays.get(item, False) or withdrawn is None
+    return {item for item, one_stays in stays.items() if not one_stays}
+
+
+def _words(value: dict[str, Any]) -> str:
+    """What somebody wrote in a label; empty where they chose only."""
+    return str(value.get("text") or value.get("comment") or "")
 
 
 def _leaves_out(decision: Decision) -> bool:

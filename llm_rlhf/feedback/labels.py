@@ -17,6 +17,7 @@ STRENGTHS = ("slightly better", "better", "much better", "far better")  # a comp
 POINTS = 7  # of a rating, 1: worst
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_TEXT)]
 Comment = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MOST_TEXT)]
+Place = Annotated[int, Field(ge=0, le=1)]  # a Literal would take 1.0, which `from_page` does not move
 
 
 class _Label(BaseModel):
@@ -32,7 +33,7 @@ class Comparison(_Label):
     """Which of two answers is better, and by how much; or that there is nothing to choose."""
 
     choice: Literal["better", "tie", "both bad"]
-    better: Literal[0, 1] | None = None
+    better: Place | None = None
     strength: int | None = Field(default=None, ge=1, le=len(STRENGTHS))
 
     @model_validator(mode="after")
@@ -81,7 +82,7 @@ class Correction(_Label):
     """The better answer, and what it should have said."""
 
     answers = range(1, 3)
-    better: Literal[0, 1]
+    better: Place
     text: Text
 
     def fits(self, answers: int) -> None:
@@ -172,7 +173,7 @@ def to_page(value: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
 def _moved(value: dict[str, Any], places: list[int]) -> dict[str, Any]:
     """With every place p as places[p]."""
     moved = dict(value)
-    if isinstance(better := value.get("better"), int):
+    if isinstance(better := value.get("better"), int) and not isinstance(better, bool):
         if not 0 <= better < len(places):
             raise DataError(f"The label names answer {better}, and there are {len(places)}, from 0.")
         moved["better"] = places[better]

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from llm_rlhf.feedback.question_shape import UNASKED
 from llm_rlhf.feedback.tables import Assignment, Item, Person, now
 
 
@@ -47,7 +48,12 @@ def _has_place(session: Session, assignment: Assignment) -> bool:
 
 
 def askable(person: Person) -> ColumnElement[bool]:
-    return and_(Item.state == "open", Item.purpose == "label", Item.kind != "chat", ~_had(person))
+    return and_(Item.state == "open", Item.purpose == "label", is_asked(), ~_had(person))
+
+
+def is_asked() -> ColumnElement[bool]:
+    """Whether an item is of a kind that the page asks."""
+    return Item.kind.not_in(UNASKED)
 
 
 def _had(person: Person) -> ColumnElement[bool]:

@@ -16,6 +16,7 @@ from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import places
 from llm_rlhf.feedback.labels import KINDS, checked
+from llm_rlhf.feedback.question_shape import check_can_be_known, check_shape
 from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Person, now
 
@@ -138,8 +139,7 @@ def needs_entry_test(session: Session, person: Person, settings: Settings) -> bo
 
 def check(question: Question) -> None:
     """Raises DataError where a question cannot be asked."""
-    if question.kind not in KINDS:
-        raise DataError(f"The kind is {question.kind!r}; it is one of {', '.join(KINDS)}.")
+    check_shape(question)
     if not question.prompt or question.prompt[-1].get("role") != "user":
         raise DataError("The prompt of a question ends with the user's turn, and this one does not.")
     allowed = KINDS[question.kind].answers
@@ -159,6 +159,7 @@ def check(question: Question) -> None:
     if (question.purpose != "label") != (question.expected is not None):
         raise DataError("A question of purpose gold or entry, and no other, has an expected label.")
     if question.expected is not None:
+        check_can_be_known(question.kind)
         question.expected["value"] = checked(question.kind, question.expected.get("value"), len(texts))
 
 

@@ -18,6 +18,7 @@ HABITS = [
 ]
 LOWEST = 5  # kappas that are printed
 DAYS = 14  # that are printed
+REASON = 200  # characters of a reason that are printed
 
 
 def report_text(name: str, quality: Quality, gone: Sequence[Withdrawal]) -> str:
@@ -98,7 +99,8 @@ def _skips(quality: Quality) -> Iterator[str]:
     if quality.reasons:
         yield "Skipped because"
         for reason, count in quality.reasons.items():
-            yield f"  {count:>6,}  {reason or '(no reason)'}"
+            told = " ".join(reason.split())  # in a line of its own, whatever somebody wrote
+            yield f"  {count:>6,}  {told[:REASON] + '...' * (len(told) > REASON) or '(no reason)'}"
 
 
 def _entry(quality: Quality) -> Iterator[str]:

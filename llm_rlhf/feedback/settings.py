@@ -12,6 +12,8 @@ from llm_rlhf.recipe.values import read_section
 
 READ = "llm_rlhf.settings"
 MOST = 100_000  # of what is counted: more of it, and dates or databases overflow
+MOST_NAME, MOST_LABELS = 64, 32  # characters of a label or a topic, as labels and tables keep it; labels of an answer
+MOST_TITLE = 200  # characters
 GUIDELINES = """\
 Read the question and both answers to their ends before you choose.
 
@@ -59,6 +61,14 @@ class Settings:
         for name in ("people_per_item", "lease_minutes", "repeat_after", "session_days", "invitation_days"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is 1 to {MOST:,}")
+        for name in ("labels", "topics"):
+            texts = getattr(self, name)
+            if not all(text.strip() and len(text) <= MOST_NAME for text in texts) or len(set(texts)) < len(texts):
+                raise ValueError(f"{name} has one that is empty, longer than {MOST_NAME} characters, or there twice")
+        if len(self.labels) > MOST_LABELS:
+            raise ValueError(f"labels has {len(self.labels)}; it is {MOST_LABELS} at most")
+        if len(self.title) > MOST_TITLE:
+            raise ValueError(f"title has {len(self.title)} characters; it is {MOST_TITLE} at most")
         if not 0 < self.words_per_second <= MOST:
             raise ValueError(f"words_per_second is {self.words_per_second}; it is above 0, and at most {MOST:,}")
 

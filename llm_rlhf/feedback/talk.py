@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from llm_rlhf.data.rows import Conversation
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.labels import MOST_TEXT, checked, from_page
+from llm_rlhf.feedback.question_shape import MOST_TOPIC
 from llm_rlhf.feedback.queue import Question, add
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.saying import record
@@ -30,7 +31,6 @@ from llm_rlhf.feedback.settings import settings_of
 from llm_rlhf.feedback.tables import Assignment, Batch, Flag, Item, Label, Person, Talk, now
 
 MODES = {"helpful": "helpful", "red-team": "harmless"}  # and what a comparison in it is about
-MOST_TOPIC = 64  # characters
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,15 @@ def take_back(session: Session, talk: Talk) -> Turn | None:
         .where(Assignment.person_id == talk.person_id, Item.kind.in_(("chat", "correct")))
         .order_by(Assignment.id.desc())
     )
-    found = next((row for row in session.execute(theirs) if row[1].prompt == talk.messages), None)
+    others = set(session.scalars(select(Talk.id).where(Talk.person_id == talk.person_id, Talk.id != talk.id)))
+    found = next(
+        (
+            (assignment, item)
+            for assignment, item in session.execute(theirs)
+            if item.prompt == talk.messages and item.facts.get("talk") not in others  # which can begin with the same
+        ),
+        None,
+    )
     if found is None:
         session.flush()
         return None

@@ -256,8 +256,8 @@ def _content(content: Any) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")
-    if not content.isascii() and _HALF.search(content):
-        raise _UnreadError("half a character, which no text has: whatever wrote it cut one in two")
+    if "\0" in content or (not content.isascii() and _HALF.search(content)):
+        raise _UnreadError("a NUL or half a character, which no text has: whatever wrote it cut one in two")
     return content
 
 
@@ -271,11 +271,8 @@ def _when(row: Any) -> datetime.datetime | None:
         if isinstance(value, str) and as_number(value) is None:
             try:
                 moment = datetime.datetime.fromisoformat(value)
-            except ValueError:
-                raise _UnreadError("time that cannot be read") from None
-            try:
                 return moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment
-            except OverflowError:  # of the first day or the last, in another zone
+            except (ValueError, OverflowError):  # in UTC before the first year, say
                 raise _UnreadError("time that cannot be read") from None
         number = as_number(value)
         if number is None:

@@ -29,7 +29,15 @@ class Told:
     annotator: str
     value: dict[str, Any]  # as labels.py, by the places of the answers
     seconds: float | None = None
-    created: datetime.datetime | None = None
+    created: datetime.datetime | None = None  # UTC, without a zone, as the store keeps times
+
+    def __post_init__(self) -> None:
+        seconds, created = self.seconds, self.created
+        plain = isinstance(seconds, int | float) and not isinstance(seconds, bool) and -1e12 < seconds < 1e12
+        if seconds is not None and not plain:
+            raise DataError(f"The seconds of a label are {str(seconds)[:40]!r}; they are a number.")
+        if created is not None and created.tzinfo is not None:
+            object.__setattr__(self, "created", created.astimezone(datetime.UTC).replace(tzinfo=None))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from llm_rlhf.feedback.exchange import argilla, jsonl, label_studio, potato
 from llm_rlhf.feedback.exchange.entries import Entry, Told
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import settings_of
-from llm_rlhf.feedback.tables import Decision, Item
+from llm_rlhf.feedback.tables import Batch, Decision, Item
 from llm_rlhf.feedback.training_rows import training_rows
 from llm_rlhf.run_folder import digests, writable, write_json
 
@@ -81,11 +81,12 @@ def _entries(session: Session, found: Counted) -> list[Entry]:
         for one in found.asked
     }
     settled = set(session.scalars(select(Decision.item_id)))
+    held = set(session.scalars(select(Item.id).join(Batch, Batch.id == Item.batch_id).where(Batch.made_by == "chat")))
     query = select(Item).where(Item.purpose == "label").order_by(Item.id)
     return [
         Entry(_question(item), told.get(item.id, []))
         for item in session.scalars(query)
-        if item.id in told or (item.state == "open" and item.kind != "chat" and item.id not in settled)
+        if item.id in told or (item.state == "open" and item.id not in held and item.id not in settled)
     ]
 
 

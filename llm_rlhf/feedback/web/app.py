@@ -111,4 +111,4 @@ def _of(error: Exception) -> tuple[int, str, Any]:
             return 404, "There is no such page.", None
         return 400, f"{'.'.join(map(str, found['loc']))}: {found['msg']}.", None
     logger.error("the store: %s", getattr(error, "orig", error))
-    return 503, "The store did not answer in time. Nothing was saved; try again in a moment.", {"retry-after": "5"}
+    return 503, "The store did not take it. Nothing was saved; try again in a moment.", {"retry-after": "5"}

@@ -3,13 +3,13 @@
 `POST /chat/ID/say` answers with server-sent events, each with JSON as its data:
 
 - place {"before": n}: so many are answered before; 0 as the answers begin;
-- text {"seen": n, "answers": [{"text", "thinking", "ended", "cut"}, ...]}: as far as both have come, by their places on
-  the page, some fifteen times a second at most;
+- text {"turn": name, "seen": n, "answers": [{"text", "thinking", "ended", "cut"}, ...]}: as far as both have come, by
+  their places on the page, some fifteen times a second at most;
 - ready: the same with "html" of each, rendered safely, when no more comes;
 - failed {"error": why}: there will be no answers; the question can be asked again.
 
 `POST /chat/ID/choose` takes {"value": a comparison, or {"better", "text"} of a correction, by the places on the page,
-"seen": of the last event that was read, "seconds"}. It can come while the answers do, which ends them there.
+"seen" and "turn": of the last event that was read, "seconds"}. It can come while the answers do, which ends them there.
 """
 
 import json
@@ -29,6 +29,7 @@ from llm_rlhf.feedback.labels import MOST_TEXT, SCALE, STRENGTHS
 from llm_rlhf.feedback.refusals import Absent, Forbidden, Settled
 from llm_rlhf.feedback.tables import Talk
 from llm_rlhf.feedback.web.context import Asked, Call, Posted
+from llm_rlhf.feedback.web.forms import seconds_of
 from llm_rlhf.feedback.web.shown import shown
 from llm_rlhf.feedback.web.turns import Busy, Desk, Live, Picture
 
@@ -105,6 +106,10 @@ async def choose(number: Number, call: Posted) -> Response:
     if seen is not None and not (isinstance(seen, int) and not isinstance(seen, bool)):
         raise DataError(f"seen is {seen!r}; it is the number of the last event that was read.")
     live = desk.turn_of(number)
+    if live is not None and call.fields.get("turn", live.name) != live.name:
+        raise Settled(
+            "These answers have made way for others: it was asked anew in another window. Load the page again."
+        )
     chosen = await run_in_threadpool(_choose, call, number, None if live is None else live.seen(seen))
     if live is not None and desk.turn_of(number) is live:
         desk.forget(number)
@@ -188,8 +193,7 @@ def _take_back(call: Call, number: int) -> tuple[Conversation, talk.Turn | None]
 
 
 def _seconds(call: Call) -> float | None:
-    told = call.fields.get("seconds")
-    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) and told >= 0 else None
+    return seconds_of(call.fields.get("seconds"))
 
 
 async def _events(desk: Desk, live: Live) -> AsyncIterator[str]:
@@ -208,7 +212,7 @@ async def _events(desk: Desk, live: Live) -> AsyncIterator[str]:
 
 
 def _picture(live: Live, picture: Picture) -> dict[str, Any]:
-    return {"seen": picture.number, "answers": [dict(vars(said)) for said in live.on_page(picture)]}
+    return {"turn": live.name, "seen": picture.number, "answers": [dict(vars(said)) for said in live.on_page(picture)]}
 
 
 def _told_of(found: Talk) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,8 @@ from llm_rlhf.feedback.web.security import Access, Limiter, visit_cookie
 from llm_rlhf.feedback.web.shown import prose, shown
 
 COOKIE = "visit"
+DEEPEST = 32  # lists and objects in each other, of a body
+HALVES = re.compile("[\ud800-\udfff]")
 NOBODY = "You are not logged in. Open the link that you were invited by."
 
 
@@ -124,20 +127,32 @@ class Call:
         if lead:
             people.only_lead(self.person)
         if consented and not people.has_consented(session, self.person):
-            raise NoConsent("Read the consent text, and agree to it, before you begin: /consent.")
+            if self.person.consent_version is None:
+                raise NoConsent("Read the consent text, and agree to it, before you begin: /consent.")
+            raise NoConsent(
+                "The consent text has changed meanwhile. Agree to it in another window (/consent), then do this again."
+            )
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page of our templates. It finds `call` (person, settings, csrf) besides `values`."""
-        return HTMLResponse(self.site.templates.get_template(template).render(call=self, **values), status)
+        return HTMLResponse(
+            without_halves(self.site.templates.get_template(template).render(call=self, **values)), status
+        )
 
-    def json(self, value: Any, status: int = 200) -> JSONResponse:
-        return JSONResponse(value, status)
+    def json(self, value: Any, status: int = 200) -> Response:
+        told = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return Response(without_halves(told), status, media_type="application/json")
 
     def go(self, path: str) -> Response:
         """On to another page of ours."""
         if self.is_fragment:
             return Response(status_code=204, headers={"hx-redirect": path})
         return RedirectResponse(path, 303)
+
+
+def without_halves(text: str) -> str:
+    """Text that can be sent: a model, and a file, can hold half of a surrogate pair, which no encoding can."""
+    return HALVES.sub("\ufffd", text)
 
 
 def csrf_of(cookie: str) -> str:
@@ -157,7 +172,10 @@ async def brought(request: Request) -> Call:
     if kind == "application/json":
         call.fields = _json(await request.body())
     elif kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        form = await request.form(max_files=0)
+        try:
+            form = await request.form(max_files=0)
+        except ValueError:  # a character set that is none
+            raise DataError("The form cannot be read; it is UTF-8.") from None
         call.fields = {}
         for name in form:
             values = [_clean(value) for value in form.getlist(name) if isinstance(value, str)]
@@ -190,25 +208,28 @@ def _json(body: bytes) -> dict[str, Any]:
         raise DataError("The body is no JSON.") from None
     if not isinstance(found, dict):
         raise DataError("The body is no JSON object.")
-    return dict(_clean(found))
+    return {_clean(name): _clean(value) for name, value in found.items()}
 
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, depth: int = 0) -> Any:
     """As it came, where both databases can hold it.
 
     Raises:
-        DataError: for NUL and half characters, which one of them refuses and no page can show.
+        DataError: for NUL and half characters, which one of them refuses and no page can show; and for what lies
+            deeper in lists and objects than anything that is asked for.
     """
+    if depth > DEEPEST:
+        raise DataError(f"The body has lists and objects in each other, more than {DEEPEST} deep.")
     if isinstance(value, str):
         if "\x00" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
             raise DataError("A text holds a NUL or half a character; leave it out.")
         return value.replace("\r\n", "\n")
     if isinstance(value, list):
-        return [_clean(one) for one in value]
+        return [_clean(one, depth + 1) for one in value]
     if isinstance(value, dict):
-        return {_clean(name): _clean(one) for name, one in value.items()}
+        return {_clean(name): _clean(one, depth + 1) for name, one in value.items()}
     return value

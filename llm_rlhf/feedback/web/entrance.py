@@ -10,6 +10,7 @@ from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import documents, people, saying
 from llm_rlhf.feedback.tables import Document, Item, Label, Person
 from llm_rlhf.feedback.web.context import COOKIE, Asked, Brought, Call, Posted, csrf_of
+from llm_rlhf.feedback.web.security import whole_number
 from llm_rlhf.feedback.web.work import KIND_NAMES, overview, said_line
 
 router = APIRouter(include_in_schema=False)
@@ -68,10 +69,11 @@ def consent(call: Asked) -> Response:
 @router.post("/consent")
 def agree(call: Posted) -> Response:
     version = call.fields.get("version")
-    if not str(version).isdecimal():
-        raise DataError(f"The version is {version!r}; it is the number that the consent text has.")
+    number = whole_number(str(version), -1)
+    if number < 0:
+        raise DataError(f"The version is {str(version)[:40]!r}; it is the number that the consent text has.")
     with call.writing() as session:
-        people.consent(session, call.person, int(str(version)))
+        people.consent(session, call.person, number)
         text = documents.current(session, "consent")
     return call.json(_consent(text, True)) if call.wants_json else call.go("/")
 

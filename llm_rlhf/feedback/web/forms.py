@@ -1,9 +1,11 @@
 """Labels from what a page's form sends: texts by name, a part of a label as a draft, the whole of one at the end."""
 
+import math
 from typing import Any
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.labels import MOST_TEXT, from_scale, to_scale
+from llm_rlhf.feedback.web.security import whole_number
 
 
 def label_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -67,13 +69,22 @@ def point_of(draft: dict[str, Any] | None) -> int | None:
     return to_scale(draft | {"choice": "better"}) if draft is not None and whole else None
 
 
+def seconds_of(told: Any) -> float | None:
+    """What a page measured, where it did."""
+    try:
+        seconds = float(told)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
 def _number(fields: dict[str, Any], name: str) -> int:
     return _whole(fields.get(name), name)
 
 
 def _whole(value: Any, name: str) -> int:
-    if isinstance(value, str) and value.isdecimal() and len(value) < 4:
-        return int(value)
+    if isinstance(value, str) and (number := whole_number(value, -1)) >= 0:
+        return number
     raise DataError(f"{name} is {str(value)[:40]!r}; it is a whole number.")
 
 

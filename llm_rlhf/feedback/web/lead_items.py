@@ -14,6 +14,7 @@ from llm_rlhf.feedback.labels import MOST_TEXT, POINTS, STRENGTHS, from_scale
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.tables import Decision, Flag, Item, Label, Person
 from llm_rlhf.feedback.web.context import Asked, Call, Posted
+from llm_rlhf.feedback.web.security import whole_number
 from llm_rlhf.feedback.web.work import KIND_NAMES, NAMES
 from llm_rlhf.statistics.intervals import wilson
 
@@ -163,6 +164,8 @@ def by_letter(kind: str, value: dict[str, Any]) -> str:
         ranks = value["ranks"]
         places = [[NAMES[p] for p, r in enumerate(ranks) if r == rank] for rank in range(1, max(ranks) + 1)]
         return " > ".join(" = ".join(names) for names in places)
+    if kind == "thumb":
+        return f"Thumb {'up' if value['good'] else 'down'}"
     if kind == "annotate":
         return ", ".join(value["labels"]) or "No label"
     if kind == "correct":
@@ -181,15 +184,15 @@ def _decision(session: Session, of: Item, fields: dict[str, Any]) -> dict[str, A
     said = text_of(fields, "decision")
     if said == "leave out":
         return LEAVE_OUT
-    if said.startswith("like:") and said[5:].isdecimal() and len(said) < 16:
-        label = session.get(Label, int(said[5:]))
+    if said.startswith("like:"):
+        label = session.get(Label, whole_number(said[5:], 0))
         if label is None or label.item_id != of.id:
             raise DataError("Nobody has said that of this question.")
         return label.value
     if of.kind in ("compare", "chat"):
         return _comparison(said)
     if of.kind == "rate":
-        return {name: int(text) for name in ("helpful", "harmless") if (text := text_of(fields, name)).isdecimal()}
+        return {name: whole_number(text_of(fields, name), 0) for name in ("helpful", "harmless")}
     raise DataError("Choose what this question's label is.")
 
 

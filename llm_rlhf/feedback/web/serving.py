@@ -89,6 +89,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM, which come out of here as they do elsewhere. No address of anybody is logged."""
     config = uvicorn.Config(
         app,
+        http="h11",  # bounds the head of a request (64 KiB), which httptools does not
         access_log=False,
         log_level="warning",
         proxy_headers=False,

@@ -1,6 +1,5 @@
 """The work: one question after another, each answered, skipped, reported or taken back in one transaction."""
 
-import math
 from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -15,7 +14,7 @@ from llm_rlhf.feedback.labels import KINDS, MOST_TEXT, POINTS, STRENGTHS
 from llm_rlhf.feedback.refusals import Settled
 from llm_rlhf.feedback.tables import Assignment, Item
 from llm_rlhf.feedback.web.context import Asked, Call, Posted
-from llm_rlhf.feedback.web.forms import draft_of, label_of, point_of
+from llm_rlhf.feedback.web.forms import draft_of, label_of, point_of, seconds_of
 from llm_rlhf.feedback.web.work import KIND_NAMES, NAMES, Progress, Task, choices, progress_of, task_of
 
 router = APIRouter(include_in_schema=False)
@@ -46,7 +45,7 @@ def say(number: Number, call: Posted) -> Response:
         assignment = saying.assignment_of(session, call.person, number)
         value = _value(session, call, assignment)
         before = call.person.entry_tries
-        saying.record(session, assignment, value, _seconds(call.fields.get("seconds")))
+        saying.record(session, assignment, value, seconds_of(call.fields.get("seconds")))
         found = _next(session, call)
         message = _after(call, before)
     return _answer(call, *found, message)
@@ -66,9 +65,11 @@ def draft(number: Number, call: Posted) -> Response:
 def skip(number: Number, call: Posted) -> Response:
     reason = _words(call, "reason", "Say why you skip it; a lead reads it.")
     with call.writing(consented=True) as session:
+        before = call.person.entry_tries
         saying.skip(session, saying.assignment_of(session, call.person, number), reason)
         found = _next(session, call)
-    return _answer(call, *found, "Skipped.")
+        message = _after(call, before, "Skipped.")
+    return _answer(call, *found, message)
 
 
 @router.post("/work/{number}/report")
@@ -118,15 +119,6 @@ def _value(session: Session, call: Call, assignment: Assignment) -> Any:
     return value
 
 
-def _seconds(told: Any) -> float | None:
-    """What the page measured, where it did."""
-    try:
-        seconds = float(told)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
 def _words(call: Call, name: str, missing: str | None) -> str:
     text = call.fields.get(name, "")
     given = [one for one in (text if isinstance(text, list) else [text]) if isinstance(one, str) and one.strip()]
@@ -135,10 +127,10 @@ def _words(call: Call, name: str, missing: str | None) -> str:
     return "; ".join(given).strip()[:MOST_REASON]
 
 
-def _after(call: Call, tries: int) -> str:
+def _after(call: Call, tries: int, done: str = "Saved.") -> str:
     """What is said of an answer: that it is saved, and how the entry test went once it is over."""
     if call.person.entry_tries == tries:
-        return "Saved."
+        return done
     score = f"{call.person.entry_score or 0:.0%}"
     if call.person.entry_passed is not None:
         return f"You have passed the entry test ({score} as expected). Thank you; here is your first question."

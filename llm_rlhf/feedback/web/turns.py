@@ -53,6 +53,7 @@ class Live:
     def __init__(self, person: int, talk: int, messages: Conversation, sources: Sequence[str], details: dict) -> None:
         self.person, self.talk, self.messages = person, talk, messages
         self.sources, self.seed = sources, secrets.randbelow(2**31)
+        self.name = secrets.token_hex(8)  # by which a choice says whose answers it is between
         self.details = {**details, "seed": self.seed}
         self.order = secrets.SystemRandom().sample(range(2), 2)
         self.pictures: deque[Picture] = deque([Picture(0, (Said(""), Said("")))], maxlen=PICTURES)

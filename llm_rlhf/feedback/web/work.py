@@ -22,6 +22,7 @@ KIND_NAMES = {
     "correct": "Correct an answer",
     "annotate": "Label an answer",
     "chat": "Chat with the policy",
+    "thumb": "A thumb for an answer",  # from a log or a file
 }
 
 
@@ -110,7 +111,7 @@ def overview(session: Session, person: Person, settings: Settings) -> Overview:
 
 def choices(session: Session) -> tuple[list[str], list[str]]:
     """Kinds and topics that the store has questions of."""
-    rows = session.execute(select(Item.kind, Item.topic).where(Item.kind != "chat", Item.purpose == "label").distinct())
+    rows = session.execute(select(Item.kind, Item.topic).where(places.is_asked(), Item.purpose == "label").distinct())
     found = [tuple(row) for row in rows]
     kinds = {kind for kind, _ in found}
     return [kind for kind in KIND_NAMES if kind in kinds], sorted({topic for _, topic in found if topic is not None})
@@ -140,6 +141,8 @@ def in_words(item: Item, value: dict[str, Any]) -> str:
         return f"Helpful {value['helpful']}, harmless {value['harmless']} of {POINTS}: {texts[0]}"
     if item.kind == "rank":
         return "; ".join(f"{rank}. {text}" for rank, text in sorted(zip(value["ranks"], texts, strict=True)))
+    if item.kind == "thumb":
+        return f"Thumb {'up' if value['good'] else 'down'}: {texts[0]}"
     if item.kind == "annotate":
         return f"{', '.join(value['labels']) or 'Comment'}: {_short(value['comment']) or texts[0]}"
     return f"{'Corrected' if item.kind == 'correct' else 'Written'}: {_short(value['text'])}"

@@ -16,6 +16,11 @@
     const [here, other] = ["notice", "alert"].map((id) => document.getElementById(id));
     (wrong ? here : other).textContent = "";
     (wrong ? other : here).textContent = text;
+    if (wrong && text.includes("/consent")) { // what somebody wrote here stays while they read it elsewhere
+      const link = document.createElement("a");
+      Object.assign(link, { href: "/consent", target: "_blank", rel: "noopener", textContent: "Open it" });
+      other.append(" ", link);
+    }
     clearTimeout(fading);
     fading = setTimeout(() => { here.textContent = other.textContent = ""; }, 3000 + 60 * text.length);
   }
@@ -235,7 +240,7 @@
   });
   document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.target.id === "task") busy = true; });
   document.addEventListener("htmx:afterRequest", () => { busy = false; });
-  document.addEventListener("htmx:sendError", () => failed("The server cannot be reached. Nothing was saved; try again."));
+  document.addEventListener("htmx:sendError", () => failed("The server cannot be reached, or its answer was lost on the way. Try again: nothing is kept twice."));
   document.addEventListener("htmx:responseError", (event) => {
     const { status, responseText } = event.detail.xhr;
     failed(status < 500 && responseText ? responseText : "Something went wrong. Nothing was saved; try again.");

@@ -10,7 +10,7 @@
   const articles = [...pending.querySelectorAll("article")];
   const address = `/chat/${talk.dataset.talk}`;
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": talk.dataset.csrf };
-  let seen = null, since = null, asked = "", answers = [], hearing = null, choosing = false;
+  let seen = null, turnName, since = null, asked = "", answers = [], hearing = null, choosing = false;
 
   /* What a refusal says, whatever form it has. */
   async function refusal(response) {
@@ -46,6 +46,7 @@
 
   function show(told, over) {
     seen = told.seen;
+    turnName = told.turn || turnName; /* so that another window's answers are not chosen between unseen */
     answers = told.answers;
     answers.forEach((answer, place) => {
       const said = articles[place].querySelector(".said"), state = articles[place].querySelector(".state");
@@ -66,6 +67,7 @@
   function open(question) {
     asked = question;
     seen = since = null;
+    turnName = undefined;
     answers = [];
     byId("asked").textContent = question;
     articles.forEach((article) => {
@@ -147,7 +149,7 @@
     fields.disabled = true;
     const seconds = (performance.now() - since) / 1000;
     try {
-      const response = await fetch(`${address}/choose`, { method: "POST", headers: { ...headers, Accept: "application/json" }, body: JSON.stringify({ value, seen, seconds }) });
+      const response = await fetch(`${address}/choose`, { method: "POST", headers: { ...headers, Accept: "application/json" }, body: JSON.stringify({ value, seen, turn: turnName, seconds }) });
       if (!response.ok) throw new Error(await refusal(response));
       const chosen = await response.json();
       if (hearing) hearing.abort();
