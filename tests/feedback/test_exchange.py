@@ -381,3 +381,27 @@ def test_half_a_character_is_set_aside(tmp_path: Path) -> None:
         found = bring_in(store, file)
         assert (found.questions, sum(found.set_aside.values())) == (1, 1), name
         store.close()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_folder_of_an_export_is_brought_in_whole(form: str, database: Database, tmp_path: Path) -> None:
+    """As the page says: `feedback import project`, whatever lies in it."""
+    filled(database)
+    export(database, tmp_path / "project", form)
+    other = Database.of(tmp_path / "other.db")
+    found = bring_in(other, tmp_path / "project")
+    assert said(other) == said(database)
+    assert found.labels == sum(map(len, VALUES.values()))
+    assert (found.format, found.people) == (form, 4)
+    other.close()
+
+
+def test_projects_of_two_tools_in_one_folder_are_not_guessed_at(database: Database, tmp_path: Path) -> None:
+    filled(database)
+    for form in ("potato", "argilla"):
+        export(database, tmp_path / form, form)
+    both = tmp_path / "both"
+    (tmp_path / "potato" / "rate").rename(both.mkdir() or both / "rate")
+    (tmp_path / "argilla" / "rank-3").rename(both / "rank-3")
+    with pytest.raises(DataError, match="holds projects of several tools, such as rank-3 \\(argilla\\), rate"):
+        bring_in(Database.of(tmp_path / "other.db"), both)

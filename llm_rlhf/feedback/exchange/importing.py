@@ -68,9 +68,10 @@ def bring_in(
         raise RecipeError(f"--kind is {kind!r}; it is one of {asked}.")
     if not path.exists():
         raise RecipeError(f"There is no file {path}.")
-    form = _recognised(path) if form == "auto" else form
+    parts = _parts(path) if form != "data" else [path]
+    form = _recognised(parts[0]) if form == "auto" else form
     found = Brought(form)
-    entries = list(_read(path, form, kind, source or {}, found))
+    entries = [entry for part in parts for entry in _read(part, form, kind, source or {}, found)]
     if not entries:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in found.set_aside.most_common(REASONS_SHOWN))
         raise DataError(f"Nothing is left of {path}, read as {form}{': ' + reasons if reasons else ''}.")
@@ -78,6 +79,23 @@ def bring_in(
     with database.write() as session:
         _add(session, entries, details, found)
     return found
+
+
+def _parts(path: Path) -> list[Path]:
+    """What of a folder is brought in: of one that `feedback export` wrote, the project of each kind of task."""
+    if not path.is_dir() or _recognised(path) != "data":
+        return [path]
+    if (path / jsonl.LABELS).is_file():
+        return [path / jsonl.LABELS]
+    inside = [one for one in sorted(path.iterdir()) if one.is_dir() or one.suffix == ".json"]
+    by_form: dict[str, list[Path]] = {}
+    for one in inside:
+        by_form.setdefault(_recognised(one), []).append(one)
+    by_form.pop("data", None)
+    if len(by_form) > 1:
+        named = ", ".join(f"{paths[0].name} ({form})" for form, paths in by_form.items())
+        raise DataError(f"{path} holds projects of several tools, such as {named}; name one of them.")
+    return next(iter(by_form.values()), [path])
 
 
 def _recognised(path: Path) -> str:
