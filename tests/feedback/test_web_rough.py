@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import socket
 import threading
@@ -497,6 +498,24 @@ def test_a_conversation_of_somebody_who_withdrew_is_in_no_export(tmp_path, datab
     told = {name: "".join(path.read_text() for path in (tmp_path / name).iterdir()) for name in ("before", "after")}
     assert told["before"].count("My secret") > 1
     assert "My secret" not in told["after"]
+
+
+def test_what_is_left_does_not_tell_which_questions_are_known(database: Database) -> None:
+    gold = [pair(number, purpose="gold", expected={"value": {"choice": "tie"}}) for number in (101, 102, 103)]
+    filled(database, [*gold, *map(pair, range(20))], gold_share=0.4)
+    somebody = client(database)
+    told = somebody.get("/work").json()
+    left, numbers = [], []
+    while told["task"] is not None:
+        left.append(told["progress"]["remaining"])
+        home = somebody.get("/").json()
+        assert home["progress"]["remaining"] == home["kinds"].get("compare", 0) == left[-1]
+        numbers.append(int(told["task"]["prompt"][0]["content"][9:-1]))
+        told = somebody.post(f"/work/{told['task']['assignment']}", json=TIE).json()
+    known = sum(number > 100 for number in numbers)
+    falls = [before - after for before, after in itertools.pairwise(left)]
+    assert left[0] == 22, "twenty new ones and three known ones, one of them open"
+    assert set(falls[: -1 - 3]) == {1}, (known, left)
 
 
 def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(database: Database) -> None:

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from llm_rlhf.feedback import places, queue, saying
 from llm_rlhf.feedback.labels import POINTS, SCALE, STRENGTHS, to_page
-from llm_rlhf.feedback.settings import Settings
+from llm_rlhf.feedback.settings import Settings, settings_of
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
+from llm_rlhf.feedback.web.left import left
 
 NAMES = "ABCDEFGHI"  # of answers on the page, by their place
 SHORT = 120  # characters of a text that is only named
@@ -95,18 +96,20 @@ def _draft(assignment: Assignment) -> dict[str, Any] | None:
 
 
 def progress_of(session: Session, person: Person, kind: str | None, topic: str | None) -> Progress:
-    return Progress(saying.said_by(session, person), places.remaining(session, person, kind, topic))
+    return Progress(saying.said_by(session, person), left(session, person, settings_of(session), kind, topic))
 
 
 def overview(session: Session, person: Person, settings: Settings) -> Overview:
-    kinds: dict[str, int] = {}
-    topics: dict[str, int] = {}
-    for kind, topic, count in places.counted(session, person):
-        kinds[kind] = kinds.get(kind, 0) + count
-        if topic is not None and (not settings.topics or topic in settings.topics):
-            topics[topic] = topics.get(topic, 0) + count
+    there = places.counted(session, person)
+    named = {topic for _, topic, _ in there if topic is not None}
+    kinds = {kind: left(session, person, settings, kind) for kind in sorted({kind for kind, _, _ in there})}
+    topics = {
+        topic: left(session, person, settings, topic=topic)
+        for topic in sorted(named)
+        if topic in (settings.topics or named)
+    }
     entry = queue.needs_entry_test(session, person, settings)
-    return Overview(Progress(saying.said_by(session, person), sum(kinds.values())), kinds, topics, entry)
+    return Overview(Progress(saying.said_by(session, person), left(session, person, settings)), kinds, topics, entry)
 
 
 def choices(session: Session) -> tuple[list[str], list[str]]:
