@@ -257,7 +257,7 @@ def _content(content: Any) -> str:
     if not isinstance(content, str):
         raise _UnreadError("content that is no text")
     if "\0" in content or (not content.isascii() and _HALF.search(content)):
-        raise _UnreadError("a NUL or half a character, which no text has: whatever wrote it cut one in two")
+        raise _UnreadError("text with a NUL or half a character")
     return content
 
 

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 import uvicorn
@@ -15,7 +16,7 @@ from sqlalchemy import func, select
 from test_live_chat import LEFT, begun, events
 from web_helpers import client, filled, pair, serving
 
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback import people
 from llm_rlhf.feedback.counted import counted
 from llm_rlhf.feedback.database import Database
@@ -109,18 +110,9 @@ def test_a_form_in_a_character_set_that_is_none_fails_nothing(database: Database
     assert client(database).post("/consent", content=body, headers={"content-type": kind}).status_code == 400
 
 
-def test_half_a_character_in_an_answer_is_shown_as_a_mark(database: Database) -> None:
-    filled(
-        database,
-        [Question("compare", [{"role": "user", "content": "Why \ud83d?"}], [{"text": "a\ud800"}, {"text": "b"}])],
-    )
-    somebody, lead = client(database), client(database, "lead")
-    task = somebody.get("/work").json()["task"]
-    assert task["prompt"][0]["content"] == "Why \ufffd?"
-    assert "Why \ufffd?" in somebody.get("/work", headers=HTML).text
-    assert somebody.post(f"/work/{task['assignment']}", json=TIE).status_code == 200
-    assert somebody.get("/me", headers=HTML).status_code == 200
-    assert lead.get("/lead/items/1", headers=HTML).status_code == 200
+def test_half_a_character_gets_before_nobody(database: Database) -> None:
+    with pytest.raises(DataError, match="half a character"):
+        filled(database, [Question("compare", ASKED, [{"text": "a\ud800"}, {"text": "b"}])])
 
 
 def test_a_thumb_is_never_asked_on_the_page_and_told_as_what_it_is(database: Database) -> None:
@@ -420,9 +412,6 @@ SAID = {"annotator": "x", "value": {"choice": "tie"}}
         {"purpose": "gold"}, {"purpose": "odd"}, {"expected": "tie"}, {"wanted": -1}, {"wanted": "x"},
         {"wanted": 10**30}, {"priority": "x"}, {"priority": float("nan")}, {"priority": 10**400}, {"propensity": 0},
         {"propensity": True}, {"facts": []}, {"strategy": "s" * 33},
-        {"labels": [SAID | {"seconds": "x"}]}, {"labels": [SAID | {"seconds": float("nan")}]},
-        {"labels": [SAID | {"seconds": 10**400}]}, {"labels": [SAID | {"created": 7}]}, {"labels": ["x"]},
-        {"labels": [SAID | {"value": "tie"}]}, {"labels": [{"value": {}}]},
     ],
 )  # fmt: skip
 def test_a_line_of_a_file_that_no_page_could_show_is_set_aside(tmp_path, wrong: dict) -> None:
@@ -433,6 +422,24 @@ def test_a_line_of_a_file_that_no_page_could_show_is_set_aside(tmp_path, wrong: 
     found = bring_in(database, file, "jsonl")
     assert (found.questions, sum(found.set_aside.values())) == (1, 1), found
     assert max(map(len, found.set_aside)) < 400
+    assert client(database).get("/work", headers=HTML).status_code == 200
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "labels", "aside"),
+    [
+        (SAID | {"seconds": "x"}, 1, 0), (SAID | {"seconds": float("nan")}, 1, 0), (SAID | {"seconds": 10**400}, 1, 0),
+        (SAID | {"created": 7}, 0, 1), ("x", 0, 1), (SAID | {"value": "tie"}, 0, 1), ({"value": {}}, 0, 1),
+    ],
+)  # fmt: skip
+def test_a_label_of_a_file_that_cannot_be_is_set_aside_alone(tmp_path, wrong: Any, labels: int, aside: int) -> None:
+    """Its question stays, and a time that is none is a time that nobody took."""
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps(WHOLE | {"labels": [wrong]}) + "\n")
+    database = Database.of(tmp_path / "feedback.db")
+    found = bring_in(database, file, "jsonl")
+    assert (found.questions, found.labels, sum(found.set_aside.values())) == (1, labels, aside), found
     assert client(database).get("/work", headers=HTML).status_code == 200
     database.close()
 
