@@ -134,13 +134,22 @@ def undo(session: Session, person: Person) -> Assignment | None:
 
 
 def report(session: Session, assignment: Assignment, kind: str, text: str) -> Flag:
-    """Somebody's report of an item, for a lead. An item with personal data is shown to nobody else meanwhile."""
+    """Somebody's report of an item, for a lead. An item with personal data is shown to nobody else meanwhile.
+
+    The same said twice, as when an answer was lost on its way, is one report. A question of the entry test, which a lead
+    has made, is passed over and stays: else whoever reports them all is in.
+    """
     if kind not in ("report", "personal"):
         raise DataError(f"A report is of kind {kind!r}; it is report or personal.")
-    flag = Flag(item_id=assignment.item_id, person_id=assignment.person_id, kind=kind, text=text)
-    session.add(flag)
+    theirs = (Flag.item_id == assignment.item_id, Flag.person_id == assignment.person_id, Flag.kind == kind)
+    flag = session.scalar(select(Flag).where(*theirs, Flag.text == text, Flag.resolved.is_(None)).limit(1))
+    if flag is None:
+        flag = Flag(item_id=assignment.item_id, person_id=assignment.person_id, kind=kind, text=text)
+        session.add(flag)
     item = session.get_one(Item, assignment.item_id)
-    if kind == "personal" and item.state == "open":
+    if kind == "personal" and item.purpose == "entry" and assignment.state == "open":
+        skip(session, assignment, "reported for personal data")
+    elif kind == "personal" and item.purpose != "entry" and item.state == "open":
         item.state, item.held_for = "held", "somebody saw personal data"
     session.flush()
     return flag

@@ -13,7 +13,7 @@ from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Forbidden, Settled
 from llm_rlhf.feedback.settings import change
-from llm_rlhf.feedback.tables import Assignment, Item, Label, Person, now
+from llm_rlhf.feedback.tables import Assignment, Flag, Item, Label, Person, now
 
 BETTER = {"choice": "better", "better": 0, "strength": 2}
 
@@ -203,6 +203,23 @@ def test_an_entry_test_comes_first_and_is_begun_again_until_it_is_passed(databas
     with database.read() as session:
         found = session.get_one(Person, person.id)
         assert (found.entry_tries, found.entry_score) == (2, 1.0)
+
+
+def test_who_reports_the_whole_entry_test_is_not_in(database: Database) -> None:
+    tests = [pair(number, purpose="entry", expected={"value": dict(BETTER)}) for number in (1, 2)]
+    filled(database, [pair(3), *tests])
+    person = somebody(database)
+    for _ in tests:
+        with database.write() as session:
+            assignment = queue.next_for(session, session.get_one(Person, person.id))
+            assert assignment is not None
+            saying.report(session, assignment, "personal", "a name")
+    with database.write() as session:
+        again = queue.next_for(session, session.get_one(Person, person.id))
+        assert again is not None
+        assert session.get_one(Item, again.item_id).purpose == "entry"
+        assert session.get_one(Person, person.id).entry_tries == 1
+        assert session.scalar(select(func.count()).select_from(Flag)) == 2
 
 
 def test_a_repeat_comes_with_the_answers_swapped(database: Database) -> None:

@@ -24,7 +24,7 @@ from llm_rlhf.feedback.exchange.exporting import export
 from llm_rlhf.feedback.exchange.importing import bring_in
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import change
-from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
+from llm_rlhf.feedback.tables import Assignment, Flag, Item, Label, Person
 from llm_rlhf.feedback.web import serving as web_serving
 from llm_rlhf.feedback.web.app import create_app
 from llm_rlhf.feedback.web.context import csrf_of
@@ -523,6 +523,21 @@ def test_what_is_left_does_not_tell_which_questions_are_known(database: Database
     falls = [before - after for before, after in itertools.pairwise(left)]
     assert left[0] == 22, "twenty new ones and three known ones, one of them open"
     assert set(falls[: -1 - 3]) == {1}, (known, left)
+
+
+def test_what_is_sent_again_since_its_answer_was_lost_is_kept_once(database: Database) -> None:
+    filled(database, [pair(1), pair(2)])
+    somebody = client(database)
+    number = somebody.get("/work").json()["task"]["assignment"]
+    for kind, text in (("report", "wrong"), ("report", "wrong"), ("report", "also rude")):
+        assert somebody.post(f"/work/{number}/report", json={"kind": kind, "text": text}).status_code == 200
+    assert count(database, Flag) == 2
+    for _ in range(2):
+        assert somebody.post(f"/work/{number}", json=TIE).status_code == 200
+    other = somebody.get("/work").json()["task"]["assignment"]
+    for _ in range(2):
+        assert somebody.post(f"/work/{other}/skip", json={"reason": "no"}).status_code == 200
+    assert count(database, Label) == 1
 
 
 def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(database: Database) -> None:
