@@ -136,8 +136,8 @@ def undo(session: Session, person: Person) -> Assignment | None:
 def report(session: Session, assignment: Assignment, kind: str, text: str) -> Flag:
     """Somebody's report of an item, for a lead. An item with personal data is shown to nobody else meanwhile.
 
-    The same said twice, as when an answer was lost on its way, is one report. A question of the entry test, which a lead
-    has made, is passed over and stays: else whoever reports them all is in.
+    The same said twice, as when an answer was lost on its way, is one report. A question of the entry test, which a
+    lead has made, is passed over and stays: else whoever reports them all is in.
     """
     if kind not in ("report", "personal"):
         raise DataError(f"A report is of kind {kind!r}; it is report or personal.")
