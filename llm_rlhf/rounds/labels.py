@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
+from llm_rlhf.feedback.tables import Assignment, ExportedLabel, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import read_json, write_text
 
@@ -32,6 +32,8 @@ def write_labels(
 ) -> dict[str, Any]:
     """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
 
+    Unless somebody of them has withdrawn before any stage was begun with it: then they are written down anew.
+
     Args:
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
@@ -40,8 +42,10 @@ def write_labels(
     Raises:
         DataError: where no label counts.
     """
-    if isinstance(card := read_json(target / snapshot.CARD), dict):
-        return card
+    known = read_json(target / snapshot.CARD)
+    begun = run.is_dir() and any(one.is_dir() for one in run.iterdir())
+    if isinstance(known, dict) and (begun or not _withdrawn(database, known)):
+        return known
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -52,8 +56,17 @@ def write_labels(
         items = _items(database, batch)
         text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if _items_of(row) & items)
         write_text(pairs_about(partial, about), text)
+    shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
     return card
+
+
+def _withdrawn(database: Database, card: dict[str, Any]) -> bool:
+    """Whether somebody whose labels a card tells of has withdrawn since."""
+    gone = select(ExportedLabel.label_id).join(Person, Person.id == ExportedLabel.person_id)
+    gone = gone.where(ExportedLabel.export_id == card.get("export"), Person.withdrawn.is_not(None)).limit(1)
+    with database.read() as session:
+        return session.scalar(gone) is not None
 
 
 def progress_of(database: Database, batch: int) -> tuple[int, int]:

@@ -91,3 +91,20 @@ def test_progress_counts_what_counts(database: Database) -> None:
         withdraw(session, session.get_one(Person, other))
     assert progress_of(database, batch) == (2, 4)
     assert progress_of(database, batch + 1) == (0, 0)
+
+
+def test_who_withdraws_before_a_round_is_trained_is_no_part_of_it(database: Database, tmp_path: Path) -> None:
+    batch, person, other = _asked(database, 1, 4), _person(database), _person(database)
+    _say(database, person, 2)
+    _say(database, other, 1)
+
+    def labels(run: str) -> int:
+        return int(write_labels(database, tmp_path / "labels", tmp_path / run, {1: batch})["labels"])
+
+    assert labels("run") == 3
+    with database.write() as session:
+        withdraw(session, session.get_one(Person, other))
+    (tmp_path / "trained" / "reward").mkdir(parents=True)
+    assert labels("trained") == 3, "what a round was made of stays told"
+    assert labels("run") == 2
+    assert len(read_json_lines(pairs_about(tmp_path / "labels", 1))) == 2
