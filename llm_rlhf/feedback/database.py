@@ -101,6 +101,8 @@ class Database:
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
         ):
+            kept: list[Any] = []  # what was read stays known: a session alone forgets what nobody holds, and asks again
+            event.listen(session, "loaded_as_persistent", lambda _, found: kept.append(found))
             yield session
 
     @contextlib.contextmanager

@@ -6,12 +6,16 @@ from sqlalchemy.orm import Session
 from llm_rlhf.feedback.settings import CONSENT, GUIDELINES
 from llm_rlhf.feedback.tables import Document
 
+VERSIONS = "llm_rlhf_versions"  # of a session, its newest ones
 DEFAULTS = {"guidelines": GUIDELINES, "consent": CONSENT}
 
 
 def current_version(session: Session, kind: str) -> int:
-    """The newest version's number, from 1; 0 where there is none yet."""
-    return session.scalar(select(func.max(Document.version)).where(Document.kind == kind)) or 0
+    """The newest version's number, from 1; 0 where there is none yet. Read once a session."""
+    if VERSIONS not in session.info:
+        newest = select(Document.kind, func.max(Document.version)).group_by(Document.kind)
+        session.info[VERSIONS] = dict(tuple(row) for row in session.execute(newest))
+    return int(session.info[VERSIONS].get(kind, 0))
 
 
 def current(session: Session, kind: str) -> Document:
@@ -29,6 +33,7 @@ def publish(session: Session, kind: str, text: str) -> Document:
     document = Document(kind=kind, version=version + 1, text=text)
     session.add(document)
     session.flush()
+    session.info.pop(VERSIONS, None)
     return document
 
 
