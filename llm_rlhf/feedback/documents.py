@@ -14,7 +14,7 @@ def current_version(session: Session, kind: str) -> int:
     """The newest version's number, from 1; 0 where there is none yet. Read once a session."""
     if VERSIONS not in session.info:
         newest = select(Document.kind, func.max(Document.version)).group_by(Document.kind)
-        session.info[VERSIONS] = dict(tuple(row) for row in session.execute(newest))
+        session.info[VERSIONS] = {row.kind: row[1] for row in session.execute(newest)}
     return int(session.info[VERSIONS].get(kind, 0))
 
 
