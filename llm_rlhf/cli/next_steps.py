@@ -46,7 +46,7 @@ def after_run(folder: Path, asked: Sequence[str], stages: Iterable[str]) -> list
     if trained and not missing and not (folder / "report.json").is_file():
         steps.append(("Measure it", ["evaluate", str(folder)]))
     if trained:
-        steps += _gate(folder)
+        steps += [*_gate(folder), ("Ask people about its answers", ["feedback", "select", str(folder)])]
     return steps + _hand_on(folder)
 
 

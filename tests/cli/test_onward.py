@@ -38,7 +38,7 @@ def test_no_chat_with_what_was_not_trained(tmp_path) -> None:
     folder(run, "evaluate")
     report(run, helpful="not measured", harmless="worse")
     assert words(next_steps.after_run(run, ["r.yaml"], STAGES)) == [
-        f"chat {run}", f"gate {run}", f"serve {run}", f"export {run}"
+        f"chat {run}", f"gate {run}", f"feedback select {run}", f"serve {run}", f"export {run}"
     ]  # fmt: skip
 
 
@@ -49,10 +49,11 @@ def report(folder: Path, **sides: str) -> None:
 def test_no_gate_where_neither_side_was_measured(tmp_path) -> None:
     run = folder(tmp_path, "sft/model", "reward", "ppo/policy", "evaluate")
     report(run, helpful="not measured", harmless="not measured")
-    assert words(next_steps.after_run(run, ["r.yaml"], STAGES)) == [f"chat {run}", f"serve {run}", f"export {run}"]
+    others = [f"chat {run}", f"feedback select {run}", f"serve {run}", f"export {run}"]
+    assert words(next_steps.after_run(run, ["r.yaml"], STAGES)) == others
     assert words(next_steps.after_evaluation("a", "b", None, run)) == ["chat a b"]
     report(run)  # of a reward model alone
-    assert words(next_steps.after_run(run, ["r.yaml"], STAGES)) == [f"chat {run}", f"serve {run}", f"export {run}"]
+    assert words(next_steps.after_run(run, ["r.yaml"], STAGES)) == others
     report(run, helpful="holds", harmless="not measured")
     assert words(next_steps.after_evaluation("a", "b", None, run)) == ["chat a b", f"gate {run}"]
 
