@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+from postgresql import server
 from sqlalchemy import func, select
 
 from llm_rlhf.feedback import people, queue
@@ -162,31 +163,10 @@ def _store(kind: str, url: str | None) -> Iterator[str]:
         elif url is not None:
             yield url
         else:
-            with _postgresql(folder) as started:
+            with server() as started:
                 yield started
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _postgresql(folder: Path) -> Iterator[str]:
-    """A server of our own, with its settings as it ships, on a socket in the folder."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    programs = found[0] if found else Path(shutil.which("initdb") or sys.exit("PostgreSQL is not installed")).parent
-    as_nobody = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []  # it refuses to be root's
-    if as_nobody:
-        shutil.chown(folder, "nobody")
-
-    def done(program: str, *arguments: str) -> None:
-        command = [*as_nobody, str(programs / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-
-    done("initdb", "-A", "trust", "-U", "tester", "-E", "UTF8")
-    done("pg_ctl", "-o", f"-k {folder} -c listen_addresses=''", "-l", str(folder / "log"), "-w", "start")
-    try:
-        yield f"postgresql://tester@/postgres?host={folder}"
-    finally:
-        done("pg_ctl", "-m", "immediate", "stop")
 
 
 def _served(url: str, port: int, place: str) -> "subprocess.Popen[bytes]":
