@@ -37,6 +37,7 @@ NOT_RUN = {  # commands that match, and why they are not run here; that they wou
     r"^llm-rlhf doctor": "half a minute; tests/doctor looks at each of its findings",
     r"^llm-rlhf init( --recipes)?$": "asks, or finds the recipes here already; tests/cli/test_init.py has both",
     r"--push": "asks the hub; tests/export/test_pushing.py has a stand-in",
+    r"^llm-rlhf feedback serve": "answers until it is interrupted; tests/feedback/test_web_serve.py opens it",
     r"^llm-rlhf serve": "answers until it is interrupted; tests/export/test_serving.py asks it",
     r"--own lists=": "in the repository's root; tests/recipes/test_examples.py does",
 }
@@ -49,7 +50,7 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("pages")
     run = copy(finished, folder)
     steps = sorted(int(path.name[5:]) for path in (run / "ppo" / "snapshots").glob("step-*"))
-    for name in ("hh", "quickstart", "looser", "released", "quickstart-dpo", "seed-0", "seed-1", "seed-2"):
+    for name in ("hh", "quickstart", "second", "looser", "released", "quickstart-dpo", "seed-0", "seed-1", "seed-2"):
         shutil.copytree(run, folder / "runs" / name)
         for step in (10, 40, 48):  # snapshots of longer runs
             source = folder / "runs" / name / "ppo" / "snapshots" / f"step-{steps[-1]}"
@@ -57,6 +58,7 @@ def place(finished: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(run / "ppo" / "policy", folder / "path/to/adapter")
     shutil.copytree(run / "sft" / "model", folder / "path/to/model")
     shutil.copytree(run / "reward" / "joint", folder / "path/to/reward-model")
+    (folder / "log.jsonl").write_text(dict(blocks(ROOT / "docs" / "monitor.md"))["jsonl"], encoding="utf-8")
     shutil.copytree(run / "ppo" / "policy", folder / "exported")
     for name in ("path/to/adapter", "path/to/reward-model", "exported"):  # outside their run
         config = json.loads((folder / name / "adapter_config.json").read_text(encoding="utf-8"))
@@ -197,7 +199,7 @@ YAMLS = [
 ROWS = [
     pytest.param(text, id=named(path))
     for path in PAGES
-    if path.name != "data.md"  # test_data_page.py
+    if path.name not in ("data.md", "monitor.md")  # test_data_page.py; a log, which `llm-rlhf monitor` reads here
     for language, text in blocks(path)
     if language == "jsonl"
 ]
