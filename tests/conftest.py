@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -20,6 +21,9 @@ if os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu") == "cpu":  # only `make test-gp
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # not the user's; also for subprocesses
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background, which the processes of tests inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
