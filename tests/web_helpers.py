@@ -1,10 +1,8 @@
 """Somebody at the feedback page: a client that is logged in, and questions to ask them."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -13,7 +11,7 @@ from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.settings import change
 from llm_rlhf.feedback.web.app import create_app
-from llm_rlhf.feedback.web.serving import bind
+from llm_rlhf.feedback.web.serving import in_background
 
 BASE = "http://127.0.0.1:8000"
 JSON = {"accept": "application/json"}
@@ -53,12 +51,5 @@ def client(
 @contextlib.contextmanager
 def serving(app: FastAPI) -> Iterator[tuple[str, int]]:
     """A server of its own thread, as `feedback serve` starts one: its host and port."""
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[:2]
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with in_background(app) as port:
+        yield "127.0.0.1", port

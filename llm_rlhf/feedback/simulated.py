@@ -35,6 +35,7 @@ class Habits:
     left: float = 0.0  # logits for whatever stands on the left
     longer: float = 0.0  # logits for every ten words more
     inattention: float = 0.0  # share of labels that are drawn blindly
+    ties: float | None = None  # scores no further apart are called a tie, but where blind; None: nothing is
 
     def prefers_right(self, difference: float, longer_words: float) -> float:
         """The chance, in [0, 1]."""
@@ -71,6 +72,10 @@ class Simulated:
 
     def _compare(self, scores: Sequence[float], words: Sequence[int]) -> dict[str, Any]:
         difference = scores[1] - scores[0]
+        if self.habits.ties is not None:
+            blind = self.rng.random() < self.habits.inattention
+            if abs(difference) <= self.habits.ties and not blind:
+                return {"choice": "tie"}
         chance = self.habits.prefers_right(difference, words[1] - words[0])
         right = self.rng.random() < chance
         strength = min(len(STRENGTHS), 1 + int(abs(difference) / 0.5))

@@ -6,27 +6,16 @@ import threading
 
 import pytest
 from sqlalchemy import func, select
+from web_helpers import filled, pair
 
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import people, queue, saying
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
 from llm_rlhf.feedback.refusals import Forbidden, Settled
-from llm_rlhf.feedback.settings import change
 from llm_rlhf.feedback.tables import Assignment, Flag, Item, Label, Person, now
 
 BETTER = {"choice": "better", "better": 0, "strength": 2}
-
-
-def pair(number: int, **other: object) -> Question:
-    answers = [{"text": f"First {number}.", "source": "sft"}, {"text": f"Second {number}.", "source": "ppo"}]
-    return Question("compare", [{"role": "user", "content": f"Question {number}?"}], answers, **other)  # type: ignore[arg-type]
-
-
-def filled(database: Database, questions: list[Question], **settings: object) -> list[int]:
-    with database.write() as session:
-        change(session, {"gold_share": 0.0, "repeat_share": 0.0} | settings)
-        return queue.add(session, questions, "import", {}).items
 
 
 def somebody(database: Database, role: str = "annotator") -> Person:

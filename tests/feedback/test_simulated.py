@@ -38,6 +38,15 @@ def test_they_say_what_the_page_understands() -> None:
     assert said["rank"]["ranks"] == [2, 3, 1]
 
 
+def test_equal_answers_are_a_tie_to_whom_looks() -> None:
+    task = {"kind": "compare", "prompt": [], "answers": [{"text": "a"}, {"text": "b"}]}
+    said = {ties: Simulated(lambda prompt, reply: 0.02 * (reply == "b"), Habits(ties=ties)).say(task)["choice"]
+            for ties in (None, 0.01, 0.02)}  # fmt: skip
+    assert said == {None: "better", 0.01: "better", 0.02: "tie"}
+    blind = Simulated(lambda prompt, reply: 0.0, Habits(ties=0.02, inattention=1.0))
+    assert blind.say(task)["choice"] == "better"
+
+
 def test_they_write_nothing() -> None:
     with pytest.raises(RunError, match="demonstrate"):
         Simulated(lambda prompt, reply: 0.0).say({"kind": "demonstrate", "prompt": [], "answers": []})

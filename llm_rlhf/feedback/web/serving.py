@@ -1,20 +1,24 @@
 """Serves the page: takes the port, lets the first people in, and ends when it is told to."""
 
+import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.feedback import people
 from llm_rlhf.feedback.tables import Identity, Invitation, Person
 from llm_rlhf.feedback.web.security import Access
 
 PATIENCE = 5  # seconds that answers under way have, once the server is to end
+LONGEST_START = 30.0  # seconds
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -86,7 +90,36 @@ def annotator_links(session: Session, names: Sequence[str]) -> list[tuple[Person
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Answer until Ctrl-C or SIGTERM, which come out of here as they do elsewhere. No address of anybody is logged."""
+    """Answer until Ctrl-C or SIGTERM, which come out of here as they do elsewhere."""
+    _server(app).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def in_background(app: FastAPI) -> Iterator[int]:
+    """The page in a thread, on a free port of this machine alone, while it lasts; the port.
+
+    Raises:
+        RunError: where it does not begin.
+    """
+    listener = bind("127.0.0.1", 0)
+    server = _server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    give_up = time.monotonic() + LONGEST_START
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > give_up:
+            raise RunError("The feedback page did not begin to serve.")
+        time.sleep(0.02)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(2 * PATIENCE)
+        listener.close()
+
+
+def _server(app: FastAPI) -> uvicorn.Server:
+    """No address of anybody is logged."""
     config = uvicorn.Config(
         app,
         http="h11",  # bounds the head of a request (64 KiB), which httptools does not
@@ -97,4 +130,4 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         timeout_graceful_shutdown=PATIENCE,
         lifespan="off",
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
