@@ -25,6 +25,7 @@ from llm_rlhf.feedback.documents import prepare
 from llm_rlhf.run_folder import MANIFEST
 
 STORE = "feedback.db"  # of a run, in its folder
+SUFFIXES = (".db", ".sqlite")  # of a store that is new
 WAIT = 30  # seconds for another's write
 WRITES = "llm_rlhf_writes"
 
@@ -75,6 +76,11 @@ class Database:
             path /= STORE
         if not path.is_file() and not create:
             raise RecipeError(f"There is no feedback store at {path}; llm-rlhf feedback select makes one.")
+        if not path.is_file() and path.suffix not in SUFFIXES:  # a run's name with a slip in it must not become a store
+            raise RecipeError(
+                f"There is no run's folder and no store at {path}; name one that is there. A new store's file ends in "
+                f"{' or '.join(SUFFIXES)}."
+            )
         if not path.parent.is_dir():
             raise RecipeError(f"The store {path} cannot be made: there is no folder {path.parent}.")
         return cls(URL.create("sqlite", database=str(path)))

@@ -93,6 +93,7 @@ def test_a_newer_versions_store_is_left_alone(tmp_path: Path) -> None:
         ("{folder}", "no run's folder"),
         ("{folder}/none/feedback.db", "there is no folder"),
         ("{folder}/text.db", "cannot be opened"),
+        ("{folder}/quikstart", r"no run's folder and no store at .*quikstart.* ends in \.db or \.sqlite"),
     ],
 )
 def test_what_is_no_store_is_named_without_its_password(tmp_path: Path, store: str, says: str) -> None:
@@ -100,6 +101,7 @@ def test_what_is_no_store_is_named_without_its_password(tmp_path: Path, store: s
     with pytest.raises(RecipeError, match=says) as raised:
         Database.of(store.format(folder=tmp_path))
     assert "secret" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.db"]
 
 
 def test_a_store_that_must_be_there_is_not_made(tmp_path: Path) -> None:
