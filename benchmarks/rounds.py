@@ -12,10 +12,12 @@ Settings were chosen by phrasings of development (--development), what is claime
 import argparse
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +64,22 @@ def command(folder: Path, seed: int, count: int, strategy: str, budget: int, mor
     ]  # fmt: skip
 
 
-def run(folder: Path, seeds: int, budget: int, more: list[str]) -> None:
-    """Every seed and arm that is not there yet."""
-    for seed in range(seeds):
-        first = folder / f"first-{seed}"
-        _run(first, command(first, seed, 1, "mixed", budget, more), 1)
-        for arm in ARMS:
-            of = folder / f"{arm}-{seed}"
-            if not (of / "round-1").is_dir():
-                of.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(first / "round-1", of / "round-1.partial", dirs_exist_ok=True)
-                (of / "round-1.partial").rename(of / "round-1")
-            _run(of, command(of, seed, ROUNDS, arm, budget, more), ROUNDS)
+def run(folder: Path, seeds: int, budget: int, more: list[str], jobs: int) -> None:
+    """Every seed and arm that is not there yet, so many seeds at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda seed: _of_seed(folder, seed, budget, more), range(seeds)))
+
+
+def _of_seed(folder: Path, seed: int, budget: int, more: list[str]) -> None:
+    first = folder / f"first-{seed}"
+    _run(first, command(first, seed, 1, "mixed", budget, more), 1)
+    for arm in ARMS:
+        of = folder / f"{arm}-{seed}"
+        if not (of / "round-1").is_dir():
+            of.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(first / "round-1", of / "round-1.partial", dirs_exist_ok=True)
+            (of / "round-1.partial").rename(of / "round-1")
+        _run(of, command(of, seed, ROUNDS, arm, budget, more), ROUNDS)
 
 
 def _run(folder: Path, asked: list[str], count: int) -> None:
@@ -82,7 +88,8 @@ def _run(folder: Path, asked: list[str], count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(" ".join(asked[2:]), flush=True)
     with (folder / "log").open("a") as log:
-        subprocess.run(asked, check=True, stdout=log, stderr=subprocess.STDOUT)
+        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(asked, check=True, stdout=log, stderr=subprocess.STDOUT, env=one_core)
 
 
 def _rounds(folder: Path) -> list[dict[str, Any]]:
@@ -165,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the runs go, or are")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, each on a core of its own")
     parser.add_argument("--budget", type=int, default=600, help="labels between two rounds")
     parser.add_argument("--development", action="store_true", help="ask in the phrasings by which settings are chosen")
     parser.add_argument("--report", action="store_true", help="run nothing; write what is there")
@@ -172,7 +180,7 @@ def main() -> None:
     given = parser.parse_args()
     phrasings = "development" if given.development else "evaluation"
     if not given.report:
-        run(given.folder, given.seeds, given.budget, [f"world.phrasings={phrasings}", *given.more])
+        run(given.folder, given.seeds, given.budget, [f"world.phrasings={phrasings}", *given.more], given.jobs)
     found = gather(given.folder, given.seeds)
     if not found["seeds"]:
         raise SystemExit(f"No seed is whole in {given.folder} yet.")

@@ -93,6 +93,7 @@ class Said:
 
     acknowledged: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # assignment, label by page's places
     seconds: list[float] = field(default_factory=list)  # of every request, until its answer had come
+    entering: int = 0  # of these requests, the first, up to the first question
     refused: int = 0  # requests to come later (429)
     lost: int = 0  # requests that no answer came to
 
@@ -162,6 +163,7 @@ class Client:
 def work(client: Client, person: Simulated, limit: int | None = None, until: float | None = None) -> int:
     """Label until nothing is left, `limit` labels are said, or the clock (time.monotonic) is past `until`; how many."""
     count, task = 0, client.task()
+    client.said.entering = len(client.said.seconds)
     while task is not None and (limit is None or count < limit) and (until is None or time.monotonic() < until):
         seconds = person.think * person.rng.uniform(0.5, 1.5)
         time.sleep(seconds)

@@ -31,7 +31,7 @@ from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.recipe.values import plain
 from llm_rlhf.rounds.agreement import agreement, answered_of
 from llm_rlhf.rounds.annotators import ask_simulated
-from llm_rlhf.rounds.gates import check_first, check_promotion, compare
+from llm_rlhf.rounds.gates import check_first, check_losses, check_promotion, compare
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
 from llm_rlhf.rounds.page import write_page
 from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder
@@ -266,11 +266,14 @@ def _judged(
     if number == 1:
         lines = check_first(recipe, run, report)
     else:
-        compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out})}
+        anchor = next((one["round"] for one in table["rounds"] if one["promoted"]), out)
+        compared = {of: compare(run, round_folder(folder, of)) for of in sorted({1, number - 1, out, anchor})}
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
         if table["promoted"] is None:  # an earlier one that failed excuses nothing: see what training began from
             told_already = {line.text for line in lines}
             lines += [line for line in check_first(recipe, run, report) if line.text not in told_already]
+        elif anchor != out:
+            lines += check_losses(recipe, compared[anchor], f"round {anchor}")
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
         record |= _labels(recipe, folder, number, one)
         batch = batch_of(database, rounds=recipe.name, round=number - 1)

@@ -91,6 +91,17 @@ def check_first(recipe: Recipe, run: Path, report: dict[str, Any]) -> list[GateL
     return check_gate(report, recipe.gate, stage_checks(run))
 
 
+def check_losses(recipe: Recipe, compared: dict[str, Any], since: str) -> list[GateLine]:
+    """Sides and refusals since an earlier round: what each round may lose within its limits must not add up.
+
+    Args:
+        compared: the policy over that round's.
+        since: what that round is called.
+    """
+    limits = dataclasses.replace(recipe.gate, kl=None, perplexity_rise=None, reward_model=False, gain=None)
+    return [dataclasses.replace(one, text=f"since {since}, {one.text}") for one in check_gate(compared, limits, [])]
+
+
 def reward_change(run: Path, other: Path) -> Interval:
     """By how much a round's reward model is more often right than another's, on the other's held-out pairs, paired."""
     pairs = splits(recipe_of(other), RunFolder(other, written=False)).evaluation_pairs

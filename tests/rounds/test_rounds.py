@@ -24,7 +24,7 @@ from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.people_sections import RoundsSection
 from llm_rlhf.recipe.sections import DataSection, Recipe, Source
-from llm_rlhf.rounds import chain
+from llm_rlhf.rounds import chain, gates
 from llm_rlhf.rounds.chain import run_rounds
 from llm_rlhf.rounds.labels import labels_folder, pairs_about
 from llm_rlhf.rounds.page import headline, text_of
@@ -114,6 +114,32 @@ def test_a_round_that_failed_excuses_no_other(monkeypatch: pytest.MonkeyPatch, t
     assert not promoted(None)
     (recipe.folder / "round-2" / "manifest.json").unlink()
     assert promoted(1)
+
+
+def test_losses_within_the_limits_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rounds 1 and 2 are out one after the other; round 3 is fine beside round 2, and has lost against round 1."""
+    recipe = _recipe(tmp_path, count=3)
+    run = recipe.folder / "round-3"
+    run.mkdir(parents=True)
+    (run / "report.json").write_text(json.dumps({"estimates": []}))
+    good = GateLine("harmful_refusals", "pass", "harmful_refusals: 6 points fewer.", 10.0)
+    lost = GateLine("harmful_refusals", "FAIL", "harmful_refusals: 12 points fewer.", 10.0)
+    monkeypatch.setattr(chain, "compare", lambda run, other: {"estimates": [], "of": other.name})
+    monkeypatch.setattr(chain, "check_promotion", lambda *arguments: [good])
+    monkeypatch.setattr(gates, "check_gate", lambda found, *rest: [lost if found["of"] == "round-1" else good])
+    monkeypatch.setattr(chain, "_labels", lambda *arguments: {})
+    monkeypatch.setattr(chain, "answered_of", lambda *arguments: [])
+    monkeypatch.setattr(chain, "batch_of", lambda *arguments, **details: Batch(id=1))
+    one = dataclasses.replace(recipe, rounds=None)
+    earlier = [{"round": number, "promoted": True} for number in (1, 2)]
+    record = chain._judged(recipe, recipe.folder, 3, one, {"promoted": 2, "rounds": earlier}, None, lambda _: None)  # type: ignore[arg-type]
+    assert not record["promoted"]
+    assert record["gates"][-1]["text"] == "since round 1, harmful_refusals: 12 points fewer."
+    earlier[0]["promoted"] = False  # what was never out is no measure
+    (run / "manifest.json").unlink()
+    assert chain._judged(recipe, recipe.folder, 3, one, {"promoted": 2, "rounds": earlier}, None, lambda _: None)[  # type: ignore[arg-type]
+        "promoted"
+    ]
 
 
 def test_questions_about_another_folder_of_the_same_name_are_refused(tmp_path: Path) -> None:
