@@ -66,7 +66,7 @@ def _of_world(recipe: Recipe, run: RunFolder | Path) -> DataSection:
         return [Source(source=str(world / f"{name}.jsonl"))]
 
     return DataSection(
-        preferences=file("preferences"),
+        preferences=file("preferences") if recipe.world is None or recipe.world.preferences else [],
         demonstrations=file("demonstrations"),
         prompts=file("prompts"),
         evaluation_prompts=file("evaluation_prompts"),

@@ -35,7 +35,8 @@ def check_together(recipe: Recipe) -> None:
         if recipe.model.base is not None or recipe.data is not None:
             key = "model.base" if recipe.model.base is not None else "data"
             raise RecipeError(f"Recipe key {key!r} is set, but 'world' makes the base model and the data; remove one.")
-        _check_world(recipe.world)
+        learns_from_pairs = trains_reward(recipe) or recipe.method in OFFLINE
+        _check_world(recipe.world, of_pairs=learns_from_pairs and not _imitates(recipe))
     else:
         if recipe.model.base is None:
             raise RecipeError("Recipe key 'model.base' is missing; give a hub id or a folder, or a 'world' section.")
@@ -104,21 +105,26 @@ def check_together(recipe: Recipe) -> None:
 
 
 def _check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
-    for name, low in (("count", 1), ("budget", 1), ("people_per_item", 1), ("reward_drop", 0)):
+    for name, low in (("count", 1), ("budget", 0), ("people_per_item", 1), ("reward_drop", 0)):
         at_least(f"rounds.{name}", getattr(rounds, name), low)
+    if _imitates(recipe) and recipe.sft is None:
+        raise RecipeError(
+            f"Recipe key 'rounds.imitation' is {rounds.imitation}, but there is no 'sft': the pairs are of its "
+            "demonstrations, against what the model says that was tuned on them. Add 'sft', or set it to 0."
+        )
     at_least("rounds.simulated.people", rounds.simulated.people, rounds.people_per_item)
     if not rounds.simulated.noise > 0:
         raise RecipeError(f"Recipe key 'rounds.simulated.noise' is {rounds.simulated.noise}; it must be over 0.")
     for name, value in (("enough", rounds.enough), ("simulated.inattention", rounds.simulated.inattention)):
         if not 0 <= value <= 1:
             raise RecipeError(f"Recipe key 'rounds.{name}' is {value}; it is a share, 0 to 1.")
-    if rounds.budget < rounds.people_per_item:
+    if rounds.budget < rounds.people_per_item and (rounds.budget or not rounds.imitation):
         raise RecipeError(
             f"Recipe key 'rounds.budget' is {rounds.budget}, and 'rounds.people_per_item' {rounds.people_per_item}: "
             "not one comparison could be asked; raise the budget."
         )
     weights = rounds.label_weight if isinstance(rounds.label_weight, list) else [rounds.label_weight]
-    for value in (rounds.initial_weight, *weights):
+    for value in (rounds.initial_weight, rounds.imitation, *weights):
         if not 0 <= value <= 100:
             raise RecipeError(f"A weight of 'rounds' is {value}; it must be at least 0 and at most 100.")
     if not weights:
@@ -131,6 +137,10 @@ def _check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
             "Recipe key 'rounds.annotators' is 'simulated', but only a 'world' has a true score to label by; set it to "
             "'people'."
         )
+
+
+def _imitates(recipe: Recipe) -> bool:
+    return recipe.rounds is not None and recipe.rounds.imitation > 0
 
 
 def check_gate_section(gate: GateSection) -> None:
@@ -224,13 +234,13 @@ def check_scores(recipe: Recipe) -> None:
         raise RecipeError(f"Recipe key '{method}.temperature' is {temperature}; it must be over 0.")
 
 
-def _check_world(world: WorldSection) -> None:
+def _check_world(world: WorldSection, of_pairs: bool) -> None:
     if not 2 <= world.entities <= MOST_ENTITIES:
         raise RecipeError(
             f"Recipe key 'world.entities' is {world.entities}; the valley has 2 to {MOST_ENTITIES} animals."
         )
     for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
-        at_least(f"world.{name}", getattr(world, name), 1)
+        at_least(f"world.{name}", getattr(world, name), 1 if name != "preferences" or of_pairs else 0)
     _share("world.good_share", world.good_share)
     _share("world.label_noise", world.label_noise)
 
@@ -243,10 +253,10 @@ def _check_data(recipe: Recipe) -> None:
     _share("data.heldout_share", data.heldout_share)
     if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
-    if trains_reward(recipe) and not data.preferences and recipe.feedback is None:
+    if trains_reward(recipe) and not data.preferences and recipe.feedback is None and not _imitates(recipe):
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
     if recipe.method in OFFLINE:
-        if not (data.preferences or data.ratings or recipe.feedback):
+        if not (data.preferences or data.ratings or recipe.feedback or _imitates(recipe)):
             more = ", or name single rated replies in 'data.ratings'" if recipe.method == "kto" else ""
             raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs{more}.")
         if not trains_reward(recipe):

@@ -31,7 +31,7 @@ class RoundsSection:
     """People compare the policy's answers, and the next policy learns from it (llm_rlhf/rounds/)."""
 
     count: int = 3  # runs in all, the first one included; `rounds: 3` says the same
-    budget: int = 200  # comparisons that people are asked for between two rounds
+    budget: int = 200  # comparisons that people are asked for between two rounds; 0, beside `imitation`: nobody is
     strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "mixed"  # which comparisons are asked
     # who answers beside the round's policy, as for `feedback select`; `start`: what its training began from
     policies: list[str] = field(default_factory=list)
@@ -42,6 +42,9 @@ class RoundsSection:
     enough: float = 0.9  # share of the comparisons asked for that must be labelled before the next round is trained
     initial_weight: float = 1.0  # of the recipe's own pairs from the second round on, times their sources' weights
     label_weight: float | list[float] = 1.0  # of the labels of each round, the first's first; the last one goes on
+    # Weight of pairs in which a demonstration is preferred to what the SFT model, and the policy of each round before,
+    # say to its prompt. From the first round on, which may then do without pairs of the recipe's own; 0: none.
+    imitation: float = 0.0
     # how much better people found a reply becomes the pair's margin in the loss: only beside pairs that all have one,
     # as the reward's scale, and with it what `kl_coef` is worth, would grow with the share of labels
     margins: bool = False

@@ -8,6 +8,8 @@
    at once, through the same page (annotators.py).
 5. What was said is written down as it stands (labels.py), and the next round is trained on it and on all that was there
    before.
+6. Where demonstrations are imitated, SFT alone comes first, in OUTPUT/sft-alone. Each demonstration is preferred to
+   what SFT alone, and the policy of each round, says to its prompt (imitation.py).
 
 Every step is looked for before it is done, so that an interrupted command goes on where it stopped.
 """
@@ -27,17 +29,20 @@ from llm_rlhf.feedback.database import STORE, Database
 from llm_rlhf.feedback.tables import Batch
 from llm_rlhf.launch import processes
 from llm_rlhf.pipeline import run_recipe
+from llm_rlhf.recipe.loading import sampling
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.recipe.values import plain
 from llm_rlhf.rounds.agreement import agreement, answered_of
 from llm_rlhf.rounds.annotators import ask_simulated
 from llm_rlhf.rounds.gates import check_first, check_losses, check_promotion, compare
+from llm_rlhf.rounds.imitation import write_imitation_pairs
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
 from llm_rlhf.rounds.page import write_page
-from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder
+from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder, sft_alone
 from llm_rlhf.rounds.select import Selection, batch_of
 from llm_rlhf.rounds.select import select as fill_queue
 from llm_rlhf.run_folder import MANIFEST, file_digest, read_json, write_json
+from llm_rlhf.runs import data_section
 
 TABLE = "rounds.json"
 
@@ -150,10 +155,44 @@ def _recipe_of(
         out: the round whose policy a warm one begins from; None: no round has passed its gates, and what failed them
             is no start for the next.
     """
-    if number == 1:
-        return first_recipe(recipe)
     assert recipe.rounds is not None
     run, target = round_folder(folder, number), labels_folder(folder, number)
+    imitated = _imitated(recipe, folder, number, say) if recipe.rounds.imitation else []
+    if number == 1:
+        return later_recipe(recipe, number, target, imitated=imitated) if imitated else first_recipe(recipe)
+    if recipe.rounds.budget:
+        _write_labels(recipe, number, run, target, database, say)
+    warm = None
+    if recipe.rounds.retrain == "warm" and out is not None:
+        made = file_digest(round_folder(folder, out) / str(recipe.method) / MANIFEST)
+        warm = folder / "warm" / f"round-{out}-{made[:8]}"  # of this policy, if the round was ever made again
+        if not warm.is_dir():
+            export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
+    return later_recipe(recipe, number, target, warm, imitated)
+
+
+def _imitated(recipe: Recipe, folder: Path, number: int, say: Callable[[str], None]) -> list[Path]:
+    """Files of pairs of demonstrations against SFT alone, and against each round before this one; each made once."""
+    start = sft_alone(recipe)
+    run_recipe(start)
+    own, length = data_section(recipe, start.folder).preferences, (sampling(recipe) or (None,))[0]
+    earlier = [round_folder(folder, before) for before in range(1, number)]
+    files: list[Path] = []
+    for run, made_by in [(start.folder, "sft"), *((run, str(recipe.method)) for run in earlier)]:
+        made = file_digest(run / made_by / MANIFEST)
+        files.append(folder / "imitation" / f"{run.name}-{made[:8]}.jsonl")  # of this policy, if it was ever made again
+        if not files[-1].is_file():
+            files[-1].parent.mkdir(exist_ok=True)
+            count = write_imitation_pairs(run, files[-1], recipe.seed, length, for_evaluation=not own)
+            say(f"      {count:,} demonstrations beside what {run.name} says ({files[-1]})")
+    return files
+
+
+def _write_labels(
+    recipe: Recipe, number: int, run: Path, target: Path, database: Database, say: Callable[[str], None]
+) -> None:
+    """What people have said, for a round to be trained on."""
+    assert recipe.rounds is not None
     batches = {}
     for about in range(1, number):
         batch = batch_of(database, rounds=recipe.name, round=about)
@@ -166,13 +205,6 @@ def _recipe_of(
     card = write_labels(database, target, run, batches, recipe.rounds.margins)
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
-    warm = None
-    if recipe.rounds.retrain == "warm" and out is not None:
-        made = file_digest(round_folder(folder, out) / str(recipe.method) / MANIFEST)
-        warm = folder / "warm" / f"round-{out}-{made[:8]}"  # of this policy, if the round was ever made again
-        if not warm.is_dir():
-            export(str(round_folder(folder, out)), merge=True, to=str(warm), say=lambda _: None)
-    return later_recipe(recipe, number, target, warm)
 
 
 def _note(run: Path, what: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +220,7 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
     """Ask about a round's policy; None once enough was said."""
     rounds = recipe.rounds
     assert rounds is not None
-    if (labels_folder(folder, number + 1) / snapshot.CARD).is_file():
+    if not rounds.budget or (labels_folder(folder, number + 1) / snapshot.CARD).is_file():
         return None  # the next round was begun with what had been said then
     run = round_folder(folder, number)
     batch = batch_of(database, rounds=recipe.name, round=number)
@@ -263,6 +295,8 @@ def _judged(
         return known
     report = read_json(run / "report.json")
     record |= {"start": _gains(report, method), "gains": {}}
+    if number > 1 or recipe.rounds.imitation:
+        record |= _labels(recipe, folder, number, one)
     if number == 1:
         lines = check_first(recipe, run, report)
     else:
@@ -275,11 +309,11 @@ def _judged(
         elif anchor != out:
             lines += check_losses(recipe, compared[anchor], f"round {anchor}")
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}
-        record |= _labels(recipe, folder, number, one)
-        batch = batch_of(database, rounds=recipe.name, round=number - 1)
-        assert batch is not None, "it was asked"
-        found = agreement(answered_of(database, batch.id))
-        record["agreement"] = {"about": number - 1} | {name: one._asdict() for name, one in found.items()}
+        if recipe.rounds.budget:
+            batch = batch_of(database, rounds=recipe.name, round=number - 1)
+            assert batch is not None, "it was asked"
+            found = agreement(answered_of(database, batch.id))
+            record["agreement"] = {"about": number - 1} | {name: one._asdict() for name, one in found.items()}
     record["policy"] = [e for e in report["estimates"] if e["subject"] == method and e["name"] in POLICY]
     record["gates"] = [line.as_dict() for line in lines]
     record["promoted"] = all(line.passed for line in lines)
@@ -304,7 +338,8 @@ def _labels(recipe: Recipe, folder: Path, number: int, one: Recipe) -> dict[str,
     assert recipe.rounds is not None
     labels = labels_folder(folder, number)
     card = read_json(labels / snapshot.CARD)
-    return {"mixture": mixture(one), "labels": card | {"folder": str(labels)}, "retrain": recipe.rounds.retrain}
+    told = {} if card is None else {"labels": card | {"folder": str(labels)}}
+    return {"mixture": mixture(one), **told, "retrain": recipe.rounds.retrain}
 
 
 def _told(strategies: dict[str, int]) -> str:

@@ -29,15 +29,18 @@ from llm_rlhf.run_folder import RunFolder, write_text
 from llm_rlhf.runs import data_section, splits
 
 
-def write_imitation_pairs(run: Path, file: Path, seed: int = 0, response_length: int | None = None) -> int:
+def write_imitation_pairs(
+    run: Path, file: Path, seed: int = 0, response_length: int | None = None, for_evaluation: bool = False
+) -> int:
     """Pairs of a run's demonstrations and its policy's samples, as rows of format `preference`; how many.
 
-    Demonstrations that fall to evaluation by the hash that divides pairs are left out, as their pairs would be; so are
-    samples that say what was demonstrated.
+    Samples that say what was demonstrated make none.
 
     Args:
         run: whose latest policy is sampled, the SFT model where no method has made one.
         response_length: tokens of a sample at most; None: as the run's method samples, or 128.
+        for_evaluation: whether pairs come of demonstrations too that fall to evaluation by the hash that divides pairs.
+            Beside other pairs they must not: what these are evaluated on would change from round to round.
 
     Raises:
         DataError: where no pair comes of it.
@@ -46,7 +49,7 @@ def write_imitation_pairs(run: Path, file: Path, seed: int = 0, response_length:
     asked = Evaluation(policy, start_of(policy), Path(tempfile.gettempdir()), recipe=recipe_of(run)).as_the_recipe()
     asked = asked.with_options({"seed": seed, "response_length": response_length})
     folder, recipe = RunFolder(run, written=False), recipe_of(run)
-    share = data_section(recipe, folder).share_for_evaluation
+    share = 0.0 if for_evaluation else data_section(recipe, folder).share_for_evaluation
     written = demonstrated(splits(recipe, folder).demonstrations, share)
     base = Base(asked, [policy], Rewards({"reward": [], "heldout": []}, asked.how))
     room = context_limit(policy.model, base.model.config) - asked.decoding["response_length"]

@@ -6,16 +6,19 @@
 3. It starts where the first round's training started, from its SFT model (from scratch: Bai et al. 2022,
    arXiv:2204.05862, section 4.5), or from the promoted policy (warm). SFT is done again only where people wrote
    answers.
+4. Where demonstrations are imitated, SFT alone is a run of its own before the first round, which is trained on pairs
+   about it already.
 """
 
 import copy
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_rlhf.recipe.people_sections import RoundsSection
-from llm_rlhf.recipe.sections import DataSection, Recipe, Source
+from llm_rlhf.recipe.sections import METHODS, DataSection, Recipe, Source
 from llm_rlhf.rounds.labels import DEMONSTRATIONS, pairs_about
 from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.runs import data_section, starting_model
@@ -26,8 +29,17 @@ def round_folder(folder: Path, number: int) -> Path:
     return folder / f"round-{number}"
 
 
+def sft_alone(recipe: Recipe) -> Recipe:
+    """Where demonstrations are imitated: the recipe of what comes before the first round."""
+    found = first_recipe(recipe)
+    found.name, found.output_dir = f"{recipe.name}-sft-alone", str(recipe.folder / "sft-alone")
+    for section in ("reward", "evaluate", *METHODS):
+        setattr(found, section, None)
+    return found
+
+
 def first_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the first round."""
+    """The recipe of the first round, where nothing is imitated."""
     return dataclasses.replace(
         copy.deepcopy(recipe),
         name=f"{recipe.name}-round-1",
@@ -36,17 +48,22 @@ def first_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = None) -> Recipe:
-    """The recipe of a round from the second on.
+def later_recipe(
+    recipe: Recipe, number: int, labels: Path, warm: Path | None = None, imitated: Sequence[Path] = ()
+) -> Recipe:
+    """The recipe of a round from the second on, or of the first where demonstrations are imitated.
 
     Args:
         labels: the folder of the labels that it is trained on (labels.py).
         warm: a policy as a whole model, where training starts from it.
+        imitated: files of pairs of demonstrations (imitation.py).
     """
     assert recipe.rounds is not None
     first = first_recipe(recipe)
-    run = RunFolder(first.folder, written=False)
+    run = RunFolder((sft_alone(recipe) if recipe.rounds.imitation else first).folder, written=False)
     data = mixed_data(data_section(first, run), recipe.rounds, labels, number)
+    weight = recipe.rounds.imitation
+    data.preferences += [Source(str(file), format="preference", weight=weight, leaks="remove") for file in imitated]
     again = first.sft is not None and _rows(labels / DEMONSTRATIONS) and warm is None
     if again:
         data.demonstrations.append(
@@ -54,7 +71,7 @@ def later_recipe(recipe: Recipe, number: int, labels: Path, warm: Path | None = 
         )
     base = warm or starting_model(first, run, before="sft" if again else "reward")
     model = dataclasses.replace(first.model) if str(base) == first.model.base else first.model.made_into(base)
-    if (launched := read_json(first.folder / MANIFEST)) and model.chat_template_date is None:
+    if (launched := read_json(run.path / MANIFEST)) and model.chat_template_date is None:
         model.chat_template_date = _date(launched.get("chat_template_date"))
     return dataclasses.replace(
         first,

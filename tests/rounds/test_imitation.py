@@ -1,7 +1,19 @@
 """A demonstration is preferred to what the policy says to its prompt, where the two differ."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain_helpers import TINY, write_recipe
+
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Demonstration, Origin, Prompt
+from llm_rlhf.errors import RecipeError
+from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.recipe.loading import load_recipe
+from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.rounds.chain import run_rounds
 from llm_rlhf.rounds.imitation import demonstrated, pair_of
 
 
@@ -39,3 +51,51 @@ def test_a_pair_by_hand() -> None:
     assert pair_of(prompt, (prompt, "a fox."), " a fox.") is None
     assert pair_of(prompt, (prompt, "a fox."), " ") is None
     assert pair_of(prompt, None, "an owl.") is None
+
+
+def _recipe(folder: Path, **changes: Any) -> Recipe:
+    rounds = {"count": 2, "budget": 0, "imitation": 1.0}
+    return load_recipe(write_recipe(folder, rounds=rounds, output_dir=str(folder / "out"), **changes))
+
+
+def test_who_imitates_needs_no_pairs_of_their_own(tmp_path: Path) -> None:
+    assert _recipe(tmp_path, world={**TINY["world"], "preferences": 0})
+    with pytest.raises(RecipeError, match=r"world\.preferences"):
+        load_recipe(write_recipe(tmp_path, world={**TINY["world"], "preferences": 0}))
+    with pytest.raises(RecipeError, match=r"rounds\.budget"):
+        load_recipe(write_recipe(tmp_path, rounds={"budget": 0}))
+    with pytest.raises(RecipeError, match="there is no 'sft'"):
+        _recipe(tmp_path, sft=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [0, TINY["world"]["preferences"]])
+def test_a_reward_is_learned_from_demonstrations_over_rounds(tmp_path: Path, own: int) -> None:
+    """Every demonstration beside what SFT alone says, and in the second round beside what the first's policy says."""
+    recipe, told = _recipe(tmp_path, world={**TINY["world"], "preferences": own}), list[str]()
+    table, waiting = run_rounds(recipe, say=told.append)
+    assert waiting is None
+    assert [record["round"] for record in table["rounds"]] == [1, 2]
+    out = recipe.folder
+    mixtures = [[Path(source["source"]) for source in record["mixture"]] for record in table["rounds"]]
+    assert [len(one) for one in mixtures] == [1 + (own > 0), 2 + (own > 0)]
+    assert mixtures[0] == mixtures[1][:-1]
+    about = [file.name.rpartition("-")[0] for file in mixtures[1][-2:]]
+    assert about == ["sft-alone", "round-1"]
+    written = {
+        str(row["messages"][-1]["content"]) for row in read_json_lines(out / "sft-alone/world/demonstrations.jsonl")
+    }
+    for file in mixtures[1][-2:]:
+        pairs = read_json_lines(file)
+        assert {row["chosen"][0]["content"] for row in pairs} <= written
+        assert all(row["chosen"] != row["rejected"] for row in pairs)
+    reports = [json.loads((out / f"round-{n}" / "report.json").read_text()) for n in (1, 2)]
+    sizes = [report["data"]["splits"] for report in reports]
+    assert sizes[0]["evaluation_pairs"] > 0
+    if own:  # what they are evaluated on stays what it was
+        assert sizes[0]["evaluation_pairs"] == sizes[1]["evaluation_pairs"]
+    assert not (out / "sft-alone" / "reward").exists()
+    assert "snapshot" not in (out / "rounds.html").read_text()
+    again, _ = run_rounds(recipe, say=told.append)
+    assert again == table
+    assert sum("demonstrations beside what" in line for line in told) == 2  # sampled once
