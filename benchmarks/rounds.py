@@ -26,11 +26,14 @@ from llm_rlhf.statistics.clustered import student_quantile
 ARMS = ("mixed", "random")
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-# Prompts enough to choose from, four for a label; a reward on one scale in all rounds, so that kl_coef means the same
-# in each; and PPO for longer: after 1,600 episodes it still gained (seen on one seed).
+# A start with room to rise: three initial labels in ten are flipped, about as often as people of other trades contradict
+# researchers (Bai et al. 2022, section 2.2: 63 % agreement). A reward on one scale in all rounds, so that kl_coef means the
+# same in each, of three models that have read their pairs four times. People compare the policy with what its training
+# began from: its own two answers are mostly alike, and show no longer what it has unlearned.
 SETTINGS = [
-    "world.preferences=1500", "world.prompts=4000", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0",
-    "rounds.annotators=simulated", "reward.unit_deviation=true", "ppo.total_episodes=3200",
+    "world.preferences=1500", "world.label_noise=0.3", "world.prompts=4000", "evaluate.snapshot_prompts=0",
+    "evaluate.best_of_n=0", "rounds.annotators=simulated", "rounds.policies=[start]", "reward.unit_deviation=true",
+    "reward.num_train_epochs=4", "reward.ensemble=3", "ppo.total_episodes=3200",
 ]  # fmt: skip
 
 CHOSEN = """## How the settings were chosen
