@@ -26,10 +26,10 @@ from llm_rlhf.statistics.clustered import student_quantile
 ARMS = ("mixed", "random")
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-# A start with room to rise: three initial labels in ten are flipped, about as often as people of other trades contradict
-# researchers (Bai et al. 2022, section 2.2: 63 % agreement). A reward on one scale in all rounds, so that kl_coef means the
-# same in each, of three models that have read their pairs four times. People compare the policy with what its training
-# began from: its own two answers are mostly alike, and show no longer what it has unlearned.
+# A start with room to rise: three initial labels in ten are flipped, about as many as crowdworkers and researchers
+# disagree on (Bai et al. 2022, arXiv:2204.05862). A reward on one scale in all rounds, so that kl_coef means the same in
+# each, of three models that have read their pairs four times. People compare the policy with what its training began
+# from: its own two answers are mostly alike, and show no longer what it has unlearned.
 SETTINGS = [
     "world.preferences=1500", "world.label_noise=0.3", "world.prompts=4000", "evaluate.snapshot_prompts=0",
     "evaluate.best_of_n=0", "rounds.annotators=simulated", "rounds.policies=[start]", "reward.unit_deviation=true",
