@@ -26,8 +26,8 @@ from llm_rlhf.statistics.clustered import student_quantile
 ARMS = ("mixed", "random")
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-# A start with room to rise: three initial labels in ten are flipped, about as many as crowdworkers and researchers
-# disagree on (Bai et al. 2022, arXiv:2204.05862). A reward on one scale in all rounds, so that kl_coef means the same in
+# A start with room to rise: three initial labels in ten are flipped, fewer than crowdworkers and researchers disagree
+# on (Bai et al. 2022, arXiv:2204.05862). A reward on one scale in all rounds, so that kl_coef means the same in
 # each, of three models that have read their pairs four times. People compare the policy with what its training began
 # from: its own two answers are mostly alike, and show no longer what it has unlearned.
 SETTINGS = [
