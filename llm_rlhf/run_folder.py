@@ -61,6 +61,7 @@ class RunFolder:
         self.path, self.as_today = Path(path), as_today
         self.allow_partial_resume = False  # go on from a checkpoint that lacks its optimizer's state, or the like
         self.followers: list[Callable[[str, int, Mapping[str, Any]], None]] = []  # told of every stage's metrics
+        self.computed: dict[str, str] = {}  # how the stage at work computes, for its manifest (training.how_computed)
         self.state = processes()
         if not written:
             return
@@ -170,7 +171,7 @@ class RunFolder:
         Raises:
             RunError: where the disk is full, or fails.
         """
-        partial = self._partial(stage)
+        partial, self.computed = self._partial(stage), {}
         if self.state.is_main_process and not (resumes and self._begun_from(inputs, partial)):
             if partial.exists():
                 shutil.rmtree(partial)
@@ -201,6 +202,7 @@ class RunFolder:
                 "seconds": round(time.monotonic() - started, 3),
                 "processes": self.state.num_processes,
                 "machine": machine(),
+                **({"computed": self.computed} if self.computed else {}),
                 "inputs": _plain(inputs),
                 "files": {name: known for name, known in digests(partial).items() if _is_kept(name)},
             }

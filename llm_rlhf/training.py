@@ -89,6 +89,18 @@ def attach_log(trainer: Trainer, log: StageLog) -> None:
     trainer.add_callback(log)
 
 
+def how_computed(trainer: Trainer) -> dict[str, str]:
+    """What a training computes by that no key of its recipe says: for its manifest.
+
+    Returns:
+        "attention", the implementation (sdpa, eager, flash_attention_2, ...); and where a loop of ours samples,
+        "sampled_from" (which weights) and "decoding" (plain, or compiled).
+    """
+    found = {"attention": str(trainer.model.config._attn_implementation)}
+    sampler = getattr(trainer, "_sampler", None)
+    return found | ({} if sampler is None else sampler.told)
+
+
 def append_line(log: Path, line: Mapping[str, Any]) -> None:
     """Add a line of JSON to a log that people read; numbers that are not finite are null, as JSON has none.
 

@@ -59,6 +59,7 @@ def build_report(
         provenance={
             "recipe": {key: value for key, value in recipe.as_dict().items() if key != "output_dir"},
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
+            "computed": {stage: m["computed"] for stage, m in manifests.items() if "computed" in m},
             "seed": recipe.seed,
             "decoding": decoding,
             "instruments": found.instruments,

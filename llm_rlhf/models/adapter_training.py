@@ -16,7 +16,15 @@ from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32
 from llm_rlhf.run_folder import RunFolder, remove
-from llm_rlhf.training import METRICS, StageLog, attach_log, compute_in_own_types, is_sharded, whole_weights
+from llm_rlhf.training import (
+    METRICS,
+    StageLog,
+    attach_log,
+    compute_in_own_types,
+    how_computed,
+    is_sharded,
+    whole_weights,
+)
 
 
 class _LogsAtCheckpoints(TrainerCallback):
@@ -77,6 +85,7 @@ def train_adapter(trainer: Any, run: RunFolder, stage: str, shown: dict[str, str
     folder = Path(trainer.args.output_dir)
     trainer.add_callback(_LogsAtCheckpoints())
     attach_log(trainer, StageLog(stage, folder, shown, run.followers))
+    run.computed = how_computed(trainer)
     found = checkpoints.to_resume(folder, stage, run.allow_partial_resume, is_sharded(trainer.accelerator))
     if run.state.is_main_process:
         folder.mkdir(exist_ok=True)

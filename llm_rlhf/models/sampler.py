@@ -317,6 +317,15 @@ class PolicySampler:
         """Whether what samples is not exactly the policy."""
         return self.copy is not None and not self.copy.exact
 
+    @property
+    def told(self) -> dict[str, str]:
+        """For a manifest: which weights are sampled from, and how a step is computed."""
+        merged = "weights merged and rounded" if self.rounded else "weights merged"
+        return {
+            "sampled_from": "the adapter beside its base" if self.copy is None else merged,
+            "decoding": "plain" if self.compiled is None else "compiled",
+        }
+
     @contextlib.contextmanager
     def __call__(self, seed: int, leave: bool = True) -> Iterator[tuple[DecodingLoop, Any]]:
         """Let `base.generate` sample the policy, until the block ends.

@@ -37,7 +37,7 @@ from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders
 from llm_rlhf.run_folder import RunFolder, remove
 from llm_rlhf.runs import splits, starting_model
-from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, is_sharded
+from llm_rlhf.training import METRICS, StageLog, attach_log, constructing, how_computed, is_sharded
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
 SHOWN = {
@@ -79,6 +79,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             refuses=refused,
         )
     attach_log(trainer, StageLog("ppo", folder, SHOWN, run_folder.followers))
+    run_folder.computed = how_computed(trainer)
     found = checkpoints.to_resume(folder, "ppo", run_folder.allow_partial_resume, is_sharded(trainer.accelerator))
     if found is None:
         _start_anew(run_folder, folder)

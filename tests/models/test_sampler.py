@@ -226,6 +226,7 @@ def test_a_batch_that_is_filled_up_gives_log_probabilities_of_its_own_rows_alone
     base = adapted(LLAMA, torch.bfloat16).get_base_model()
     sampler = PolicySampler(base, torch.bfloat16, 1.0, "default", may_round=True, compiled_rows=len(PROMPTS) + 3)
     assert sampler.rounded
+    assert sampler.told == {"sampled_from": "weights merged and rounded", "decoding": "compiled"}
     with sampler(seed=0) as (loop, _):
         out = base.generate(**padded(), generation_config=stops_of())
     assert len(loop.logprobs_BS) == len(out) == len(PROMPTS)
@@ -243,7 +244,9 @@ def test_what_cannot_be_merged_is_told() -> None:
         with pytest.raises(ValueError, match="merge_for_sampling is True"):
             PolicySampler(base, torch.float32, 1.0, "default", may_round=True, merge=True)
     half = adapted(LLAMA, torch.bfloat16).get_base_model()
-    assert PolicySampler(half, torch.bfloat16, 1.0, "default", may_round=False).copy is None
+    beside = PolicySampler(half, torch.bfloat16, 1.0, "default", may_round=False)
+    assert beside.copy is None
+    assert beside.told == {"sampled_from": "the adapter beside its base", "decoding": "plain"}
     assert PolicySampler(half, torch.bfloat16, 1.0, "default", may_round=True).rounded
 
 

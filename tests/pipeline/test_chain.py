@@ -53,6 +53,19 @@ def test_the_report_holds_what_was_asked(finished: Path) -> None:
     assert "https://" not in page
 
 
+def test_how_it_was_computed_stands_in_manifests_and_report(finished: Path) -> None:
+    """Nothing in the recipe says it: transformers chose the attention, and memory and device how replies are sampled."""
+    computed = {
+        stage: json.loads((finished / stage / "manifest.json").read_text())["computed"]
+        for stage in ("sft", "reward", "ppo")
+    }
+    assert computed["sft"] == computed["reward"] == {"attention": "sdpa"}
+    assert computed["ppo"] == {"attention": "sdpa", "sampled_from": "weights merged", "decoding": "plain"}
+    assert json.loads((finished / "report.json").read_text())["provenance"]["computed"] == computed
+    assert "ppo: attention sdpa, sampled from weights merged, decoding plain" in (finished / "report.html").read_text()
+    assert "computed" not in json.loads((finished / "world" / "manifest.json").read_text())
+
+
 def test_every_row_is_accounted_for(finished: Path) -> None:
     counts = json.loads((finished / "data" / "counts.json").read_text())
     for kind in ("preferences", "demonstrations", "prompts", "evaluation_prompts"):

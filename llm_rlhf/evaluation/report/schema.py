@@ -208,6 +208,8 @@ class Provenance(_Record):
     """The CPU and how it computes."""
     elsewhere: dict[str, Any] = {}
     """The stages that another machine made, and it."""
+    computed: dict[str, dict[str, str]] = {}
+    """Of each stage that trained, "attention", and where it sampled "sampled_from" and "decoding"."""
 
 
 class Report(_Record):
