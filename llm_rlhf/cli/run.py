@@ -1,6 +1,7 @@
 """The command `llm-rlhf run`."""
 
 import json
+import math
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -82,7 +83,13 @@ def _rounds(recipe: Any, asked: list[str], stage: str | None, as_json: bool) -> 
         print(
             f"\nWaiting for people: {waiting.said} of {waiting.wanted} labels about round {waiting.round} are there. "
             f"Once {recipe.rounds.enough:.0%} of them are (rounds.enough), the same command goes on; a question that "
-            "is skipped has no label."
+            f"is skipped has no label.{_with_what_is_there(waiting.said, waiting.wanted)}"
         )
     store = None if waiting is None else str(recipe.rounds.store or recipe.folder)
     tell(after_rounds(recipe.folder, asked, recipe.folder / PAGE, table["promoted"], store), as_json)
+
+
+def _with_what_is_there(said: int, wanted: int) -> str:
+    """What lets rounds go on where nobody will say more, and the rest was skipped for one."""
+    share = math.floor(100 * said / wanted) / 100
+    return f" To go on with those that are there: rounds.enough={share:g}." if share else ""

@@ -253,7 +253,8 @@ def _ask(recipe: Recipe, folder: Path, number: int, database: Database, say: Cal
     said, wanted = progress_of(database, batch.id)
     if not wanted:
         raise DataError(f"Nothing was asked about round {number}, and no label is there to go on with.")
-    return None if said >= rounds.enough * wanted else Waiting(number, said, wanted, database.name)
+    missing = rounds.enough * wanted - said > 1e-6  # 0.07 of 100 is a little over 7 in binary
+    return Waiting(number, said, wanted, database.name) if missing else None
 
 
 def _check_own(batch: Batch, run: Path, database: Database) -> None:

@@ -54,7 +54,7 @@ def test_the_report_holds_what_was_asked(finished: Path) -> None:
 
 
 def test_how_it_was_computed_stands_in_manifests_and_report(finished: Path) -> None:
-    """Nothing in the recipe says it: transformers chose the attention, and memory and device how replies are sampled."""
+    """Nothing in the recipe says it: transformers chose the attention, memory and device how replies are sampled."""
     computed = {
         stage: json.loads((finished / stage / "manifest.json").read_text())["computed"]
         for stage in ("sft", "reward", "ppo")

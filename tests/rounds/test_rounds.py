@@ -5,11 +5,14 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from chain_helpers import write_recipe
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from llm_rlhf.cli.main import app
 from llm_rlhf.cli.next_steps import after_rounds
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.splits import load_splits
@@ -275,6 +278,32 @@ def _check_labels(out: Path) -> None:
     assert len(labels) >= 12
     rows = read_json_lines(pairs_about(labels_folder(out, 2), 1))
     assert {row["provenance"]["item"] for row in rows} <= {item.id for item in items}
+
+
+@pytest.mark.parametrize(("said", "told"), [(7, "rounds.enough=0.07."), (99, "rounds.enough=0.99."), (0, None)])
+def test_who_waits_is_told_how_to_go_on_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: int, told: str | None
+) -> None:
+    waiting = chain.Waiting(1, said, 100, "feedback.db")
+    table = {"name": "tiny", "promoted": None, "rounds": []}
+    monkeypatch.setattr(chain, "run_rounds", lambda recipe: (table, waiting))
+    path = write_recipe(tmp_path, rounds={"count": 2}, output_dir=str(tmp_path / "out"))
+    shown = CliRunner().invoke(app, ["run", str(path)]).output
+    assert f"{said} of 100 labels about round 1 are there" in shown
+    assert (told in shown) if told else ("rounds.enough=" not in shown)
+
+
+def test_a_share_of_what_is_there_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Though 0.07 of 100 is a little more than 7 in binary."""
+    recipe = _recipe(tmp_path)
+    assert recipe.rounds is not None
+    monkeypatch.setattr(chain, "batch_of", lambda *arguments, **details: Batch(id=1))
+    for said in range(1, 101):
+        recipe.rounds.enough = said / 100
+        monkeypatch.setattr(chain, "progress_of", lambda *arguments, said=said: (said, 100))
+        assert chain._ask(recipe, recipe.folder, 1, Mock(), print) is None, said
+        monkeypatch.setattr(chain, "progress_of", lambda *arguments, said=said: (said - 1, 100))
+        assert chain._ask(recipe, recipe.folder, 1, Mock(), print) is not None, said
 
 
 @pytest.mark.slow
