@@ -14,6 +14,7 @@ from llm_rlhf.feedback.web.app import create_app
 from llm_rlhf.feedback.web.serving import in_background
 
 BASE = "http://127.0.0.1:8000"
+VISIT = "visit-8000"  # the cookie of a visit to it
 JSON = {"accept": "application/json"}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
-from web_helpers import BASE, JSON, client, filled, pair
+from web_helpers import BASE, JSON, VISIT, client, filled, pair
 
 from llm_rlhf.feedback import people, places, queue
 from llm_rlhf.feedback.database import Database
@@ -41,7 +41,7 @@ def test_one_person_in_several_windows(database: Database) -> None:
 
     def work(number: int) -> None:
         window = TestClient(app, base_url=BASE, headers=JSON | {"x-csrf-token": first.headers["x-csrf-token"]})
-        window.cookies.set("visit", first.cookies["visit"])
+        window.cookies.set(VISIT, first.cookies[VISIT])
         for _ in range(6):
             task = window.get("/work").json()["task"]
             if task is None:

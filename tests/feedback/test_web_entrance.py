@@ -2,10 +2,11 @@
 
 import datetime
 import re
+from pathlib import Path
 
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
-from web_helpers import BASE, JSON, client, filled, invited, pair
+from web_helpers import BASE, JSON, VISIT, client, filled, invited, pair
 
 from llm_rlhf.feedback import documents
 from llm_rlhf.feedback.database import Database
@@ -35,7 +36,7 @@ def test_a_link_is_used_up_by_its_button_alone(database: Database) -> None:
     assert "Secure" not in cookie
     with database.read() as session:
         assert session.scalar(select(Invitation.used)) is not None
-        assert somebody.cookies["visit"] not in str([vars(visit) for visit in session.scalars(select(Visit))])
+        assert somebody.cookies[VISIT] not in str([vars(visit) for visit in session.scalars(select(Visit))])
 
 
 def test_under_https_the_cookie_travels_encrypted_alone(database: Database) -> None:
@@ -83,15 +84,31 @@ def test_nobody_works_before_they_agreed_to_the_newest_text(database: Database) 
 def test_a_visit_runs_out_and_can_be_ended(database: Database) -> None:
     somebody = client(database)
     assert somebody.get("/me").status_code == 200
-    cookie = somebody.cookies["visit"]
+    cookie = somebody.cookies[VISIT]
     assert somebody.post("/leave").json() == {"left": True}
-    assert "visit" not in somebody.cookies
-    somebody.cookies.set("visit", cookie)
+    assert VISIT not in somebody.cookies
+    somebody.cookies.set(VISIT, cookie)
     assert somebody.get("/me").status_code == 401
     other = client(database)
     with database.write() as session:
         session.execute(update(Visit).values(expires=now() - datetime.timedelta(seconds=1)))
     assert other.get("/me").status_code == 401
+
+
+def test_pages_on_two_ports_of_a_host_share_no_visit(tmp_path: Path) -> None:
+    """A browser gives a host's cookies to all its ports: whoever opens a second page stays logged in on the first."""
+    pages, tokens = [], []
+    for number, port in enumerate((8080, 8081)):
+        database = Database.of(tmp_path / f"{number}.db")
+        page = TestClient(create_app(database), base_url=f"http://127.0.0.1:{port}", headers=JSON)
+        tokens.append(page.post(f"/i/{invited(database)}").json()["csrf"])
+        pages.append(page)
+    for one, other in (pages, pages[::-1]):
+        one.cookies.update(other.cookies)
+    assert sorted(pages[0].cookies.keys()) == ["visit-8080", "visit-8081"]
+    assert [page.get("/me").status_code for page in pages] == [200, 200]
+    assert pages[1].post("/leave", headers={"x-csrf-token": tokens[1]}).status_code == 200
+    assert [page.get("/me").status_code for page in pages] == [200, 401]
 
 
 def test_two_visits_of_one_person_have_tokens_of_their_own(database: Database) -> None:

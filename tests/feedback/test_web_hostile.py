@@ -6,7 +6,7 @@ import socket
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
-from web_helpers import BASE, JSON, client, filled, invited, pair, serving
+from web_helpers import BASE, JSON, VISIT, client, filled, invited, pair, serving
 
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Question
@@ -36,7 +36,7 @@ def test_fault_59_without_a_cookie_nothing_is_shown_or_changed(database: Databas
         assert stranger.get(path).status_code == 401, path
     for path in POSTS:
         assert stranger.post(path, json=TIE).status_code == 401, path
-    stranger.cookies.set("visit", "invented")
+    stranger.cookies.set(VISIT, "invented")
     assert stranger.get("/work").status_code == 401
     assert stranger.post("/i/invented").status_code == 401
     assert stranger.get("/health").json() == {"status": "ok"}
@@ -180,7 +180,7 @@ def test_fault_59_too_many_requests_wait(database: Database) -> None:
     moment[0] += 1.0
     assert [somebody.get("/work").status_code for _ in range(3)] == [200, 200, 429]
     stranger = TestClient(app, base_url=BASE, headers=JSON)
-    stranger.cookies.set("visit", "invented")  # has no bucket of its own
+    stranger.cookies.set(VISIT, "invented")  # has no bucket of its own
     assert [stranger.get("/work").status_code for _ in range(4)] == [401, 401, 401, 429]
     assert stranger.get("/health").status_code == 200
 

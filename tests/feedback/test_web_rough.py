@@ -14,7 +14,7 @@ import uvicorn
 from scripted_speaker import Scripted
 from sqlalchemy import func, select
 from test_live_chat import LEFT, begun, events
-from web_helpers import client, filled, pair, serving
+from web_helpers import VISIT, client, filled, pair, serving
 
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback import people
@@ -60,7 +60,7 @@ def test_a_form_that_breaks_off_is_not_kept_as_a_whole_one(tmp_path) -> None:
     app = create_app(database)
     somebody = client(database, app=app)
     number = somebody.get("/work").json()["task"]["assignment"]
-    cookie = somebody.cookies["visit"]
+    cookie = somebody.cookies[VISIT]
     with serving(app) as (host, port):
         with socket.create_connection((host, port), timeout=10) as raw:
             raw.sendall(

@@ -32,7 +32,6 @@ from llm_rlhf.feedback.tables import Person
 from llm_rlhf.feedback.web.security import Access, Limiter, visit_cookie
 from llm_rlhf.feedback.web.shown import prose, shown
 
-COOKIE = "visit"
 DEEPEST = 32  # lists and objects in each other, of a body
 HALVES = re.compile("[\ud800-\udfff]")
 NOBODY = "You are not logged in. Open the link that you were invited by."

@@ -9,8 +9,8 @@ from sqlalchemy import select
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import documents, people, saying
 from llm_rlhf.feedback.tables import Document, Item, Label, Person
-from llm_rlhf.feedback.web.context import COOKIE, Asked, Brought, Call, Posted, csrf_of
-from llm_rlhf.feedback.web.security import whole_number
+from llm_rlhf.feedback.web.context import Asked, Brought, Call, Posted, csrf_of
+from llm_rlhf.feedback.web.security import cookie_name, whole_number
 from llm_rlhf.feedback.web.work import KIND_NAMES, overview, said_line
 
 router = APIRouter(include_in_schema=False)
@@ -37,7 +37,8 @@ def come_in(token: str, call: Brought) -> Response:
     else:
         response = call.go("/")
     secure = call.request.url.scheme == "https" or call.site.access.is_https
-    response.set_cookie(COOKIE, cookie, days * 86_400, httponly=True, samesite="lax", secure=secure, path="/")
+    name = cookie_name(call.request.headers)
+    response.set_cookie(name, cookie, days * 86_400, httponly=True, samesite="lax", secure=secure, path="/")
     return response
 
 
@@ -124,5 +125,5 @@ def leave(call: Posted) -> Response:
 
 def _gone(call: Call, message: str) -> Response:
     response: Response = call.json({"left": True}) if call.wants_json else call.page("gone.html", message=message)
-    response.delete_cookie(COOKIE, path="/")
+    response.delete_cookie(cookie_name(call.request.headers), path="/")
     return response

@@ -202,11 +202,21 @@ def whole_number(text: str, otherwise: int) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else otherwise
 
 
+def cookie_name(headers: Headers) -> str:
+    """What the cookie of a visit is called: browsers give a host's cookies to all its ports, and each may be a page."""
+    try:
+        port = urlsplit(f"//{headers.get('host', '')}").port
+    except ValueError:
+        port = None
+    return "visit" if port is None else f"visit-{port}"
+
+
 def visit_cookie(headers: Headers) -> str | None:
     """The cookie of a visit, read as plainly as it was set."""
+    ours = cookie_name(headers)
     for part in headers.get("cookie", "").split(";"):
         name, _, value = part.strip().partition("=")
-        if name == "visit" and value:
+        if name == ours and value:
             return value
     return None
 
