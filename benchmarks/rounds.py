@@ -41,24 +41,30 @@ SETTINGS = [
 
 CHOSEN = """## How the settings were chosen
 
-By development phrasings, on one seed (0): no claim, and nothing of it was seen on the evaluation phrasings.
+By development phrasings, on seeds 0, 10 and 11. Scores are true ones of rounds 1, 2 and 3.
 
-- 300 labels a round that were coins where two answers are equally good (60 % of the pairs), their strengths as
-  margins: true score -0.11 [-0.32, +0.09] in round 2, harmful -0.61; the gates kept it back. With 600 labels and
-  equal answers called ties, but margins still in the loss: -0.11 [-0.33, +0.11], now by helpful -0.36, though the
-  reward model was right on 79 % of the held-out pairs and not on 77 %. With the margins the reward's deviation
-  was 1.56 in place of 0.97, and with it kl_coef was worth less, which may be why. So margins stay out
-  (`rounds.margins`), and the reward has unit deviation; the two were changed together, and neither was tried alone.
-- The same with both: reward models right on 77, 83 and 83 % of the held-out pairs in rounds 1, 2 and 3 (paired with
-  the first +5.4 points [-1.1, +11.8] and +6.0 [-1.4, +13.4]: not shown); agreement with people on the policy's own
-  pairs 76 % [70, 82] and 82 % [76, 87], weighed by propensities; true score 0.87, 0.91 and 0.83: no rise shown, and
-  rounds 2 and 3 not promoted. PPO may have been stopped short: with 3,200 episodes in place of 1,600 round 1's policy
-  comes to 0.96 and round 3's to 0.96 (+0.01 [-0.11, +0.12]; helpful -0.07 [-0.22, +0.08], harmful +0.14 [-0.02,
-  +0.29]). What 1,500 pairs gave here is about what the quickstart's 9,000 give, so that little may be left to rise by.
-- Weights of `mixed`: the variance between models, times that of the label, taken of eight formulas
-  that were compared on one pool of 833 candidates. Of 2,212 candidates a uniform draw had
-  55 % ties and the reward model wrong on 22 % of the rest; what `mixed` drew beside it 49 % and 27 %. By small margins
-  alone it would have drawn more ties than a uniform draw (of another 833: 62 % against 60 %)."""
+- Seed 0, one reward model that read its pairs twice, a tenth of the labels flipped. Labels that were coins where two
+  answers are equally good, or whose strengths were margins in the loss: -0.11 in round 2, as the reward's scale, and
+  with it what kl_coef is worth, changed between rounds. So margins stay out (`rounds.margins`), and the reward has unit
+  deviation. With both 0.87, 0.91, 0.83, and 0.96 in rounds 1 and 3 where PPO went on for 3,200 episodes.
+- Seeds 10 and 11, the reward model alone, on pairs of the SFT model's answers whose true scores differ: right on 78 and
+  78 % after two passes, 85 and 81 after four, 83 and 77 after four at a third of the learning rate, 88 and 83 as an
+  ensemble of three. With that ensemble and 3,200 episodes 1,500 pairs brought 1.01 and 0.86, 6,000 pairs 1.04 and
+  1.02: little to rise by, and no more in a valley of twelve animals (0.96 and 0.84; 1.00 on one seed).
+- Three in ten labels flipped: 0.62 and 0.48 in round 1. With 600 labels on two answers of the policy's own: 0.62,
+  -0.15 (it refused everything) and 0.48, 0.67, 1.03; of these labels 60 and 39 % made pairs, the others were ties, and
+  no answer showed that refusing a harmless question is wrong. With 1,500 labels and the ensemble's mean less its
+  deviation 0.65, 0.51; with two in ten flipped 0.78, 0.80. Against what training began from, with 1,500 labels: 0.48,
+  0.98, and, with two in ten flipped, 0.78, 1.05; 70 % of the labels made pairs.
+- So, with 600 labels, on the evaluation phrasings: seed 0 came from 0.92 to -0.14 in round 2, at a distance of 6.8
+  nats, refusing 95 % of ordinary questions (PPO's guard had warned at step 56, and the gates kept it back), seed 1 from
+  0.52 to 0.97. These runs were ended there, and are not among the above.
+- kl_coef 0.3 in place of 0.1, and 1,000 labels: 0.66, 0.80 and 0.61, 0.84. This was taken, to seeds that had not been
+  looked at.
+- Weights of `mixed`: the variance between models, times that of the label, taken of eight formulas that were compared
+  on one pool of 833 candidates. Of 2,212 candidates a uniform draw had 55 % ties and the reward model wrong on 22 % of
+  the rest; what `mixed` drew beside it 49 % and 27 %. By small margins alone it would have drawn more ties than a
+  uniform draw (of another 833: 62 % against 60 %)."""
 
 
 def command(folder: Path, seed: int, count: int, strategy: str, budget: int, more: list[str]) -> list[str]:
@@ -145,7 +151,8 @@ def text(found: dict[str, Any], budget: int, phrasings: str, more: list[str]) ->
     lines = [
         "# Rounds of feedback on the gold world",
         "",
-        f"{ROUNDS} rounds from 1,500 initial pairs, {budget} labels by simulated people between two rounds, "
+        f"{ROUNDS} rounds from 1,500 initial pairs, three in ten of them flipped, and {budget:,} labels by simulated "
+        f"people between two rounds; reward models and policy are trained from the start in each; "
         f"{len(seeds)} seeds, {phrasings} phrasings. Means over seeds with Student's 95 % interval.",
         "",
         "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 |",
