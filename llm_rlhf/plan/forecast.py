@@ -33,8 +33,9 @@ from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
 from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
+from llm_rlhf.rounds.imitation import foreseen
 from llm_rlhf.run_folder import RunFolder
-from llm_rlhf.runs import read_data
+from llm_rlhf.runs import data_section, read_data
 from llm_rlhf.world.files import write_files
 from llm_rlhf.world.gold import GoldWorld
 
@@ -97,6 +98,8 @@ class Forecast:
                 (run / "collect").mkdir()
                 look_at(recipe.feedback.store, run / "collect", recipe.feedback.margins)
             splits, _ = read_data(recipe, run)
+            if recipe.rounds is not None and recipe.rounds.imitation:
+                splits = foreseen(splits, data_section(recipe, run))
             check_rows(ahead, splits)
             self.config = find_config(ahead.base, recipe.model, "Recipe key 'model.base':")
             self.tokens = len(ahead.tokenizer)

@@ -8,6 +8,7 @@ Sources: Li et al. 2024, Getting more juice out of the SFT data: reward learning
 for LLM alignment (arXiv:2405.17888), algorithm 1; Chen et al. 2024, SPIN (arXiv:2401.01335), for samples of each round.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.data.checks import opening, prompt_share
-from llm_rlhf.data.rows import Demonstration, Prompt
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt
+from llm_rlhf.data.splits import Splits
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.ask import Base
 from llm_rlhf.evaluation.request import Evaluation
@@ -25,6 +27,7 @@ from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
 from llm_rlhf.models.inference import sample_replies
 from llm_rlhf.recipe.loading import recipe_of
+from llm_rlhf.recipe.sections import DataSection
 from llm_rlhf.run_folder import RunFolder, write_text
 from llm_rlhf.runs import data_section, splits
 
@@ -84,6 +87,25 @@ def demonstrated(rows: Iterable[Demonstration], evaluation_share: float) -> dict
         prompt, reply = row.messages[:-1], row.messages[-1]["content"]
         if prompt and prompt[-1]["role"] == "user" and prompt_share(opening(prompt), "split") >= evaluation_share:
             found.setdefault(str(prompt), (Prompt(prompt, "overall", row.origin), reply))
+    return found
+
+
+def foreseen(found: Splits, data: DataSection) -> Splits:
+    """The splits of a first round that imitates, before anything was sampled: demonstrations stand for both replies.
+
+    They are as many as the pairs will be at most, and as long as a policy's that has learned from them.
+    """
+    own = len(found.reward_pairs) + len(found.heldout_pairs) > 0
+    pairs: dict[str, list[Preference]] = {"reward_pairs": [], "heldout_pairs": [], "evaluation_pairs": []}
+    held = data.share_for_evaluation
+    for prompt, written in demonstrated(found.demonstrations, held if own else 0.0).values():
+        share = prompt_share(opening(prompt.messages), "split")
+        name = "heldout_pairs" if share < held + (1 - held) * data.heldout_share else "reward_pairs"
+        name = "evaluation_pairs" if share < held else name
+        pairs[name].append(Preference(prompt.messages, written, written, prompt.objective, prompt.origin))
+    found = dataclasses.replace(found)
+    for name, more in pairs.items():
+        setattr(found, name, [*getattr(found, name), *more])
     return found
 
 

@@ -9,12 +9,14 @@ from chain_helpers import TINY, write_recipe
 
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Demonstration, Origin, Prompt
+from llm_rlhf.data.splits import load_splits
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.plan.forecast import Forecast
 from llm_rlhf.recipe.loading import load_recipe
-from llm_rlhf.recipe.sections import Recipe
+from llm_rlhf.recipe.sections import DataSection, Recipe, Source
 from llm_rlhf.rounds.chain import run_rounds
-from llm_rlhf.rounds.imitation import demonstrated, pair_of
+from llm_rlhf.rounds.imitation import demonstrated, foreseen, pair_of
 
 
 def _row(question: str, reply: str, number: int = 1) -> Demonstration:
@@ -99,3 +101,37 @@ def test_a_reward_is_learned_from_demonstrations_over_rounds(tmp_path: Path, own
     again, _ = run_rounds(recipe, say=told.append)
     assert again == table
     assert sum("demonstrations beside what" in line for line in told) == 2  # sampled once
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_will_be_imitated_is_planned_as_it_will_be_divided(tmp_path: Path, own: bool) -> None:
+    """A pair falls to the side of its prompt's hash; beside pairs of the recipe's own none is evaluated on."""
+
+    def write(name: str, rows: list[Any]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    asked = [{"role": "user", "content": f"question {number}?"} for number in range(300)]
+    shown = write("shown.jsonl", [{"messages": [one, {"role": "assistant", "content": "yes"}]} for one in asked])
+    mine = write("mine.jsonl", [{"prompt": f"another {n}?", "chosen": "a", "rejected": "b"} for n in range(90)])
+    data = DataSection(
+        preferences=[Source(source=mine)] if own else [],
+        demonstrations=[Source(source=shown)],
+        prompts=[Source(source=shown)],
+        evaluation_prompts=[],
+        heldout_share=1 / 3,
+    )
+    before, _ = load_splits(data)
+    planned = foreseen(before, data)
+    known = demonstrated(before.demonstrations, 0.1 if own else 0.0)
+    made = write("made.jsonl", [pair_of(prompt, (prompt, reply), "no") for prompt, reply in known.values()])
+    data.preferences.append(Source(source=made, format="preference"))
+    after, _ = load_splits(data)
+    for name in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):
+        assert len(getattr(planned, name)) == len(getattr(after, name)) > 0, name
+
+
+def test_a_recipe_without_pairs_that_imitates_is_planned(tmp_path: Path) -> None:
+    lists = Forecast(_recipe(tmp_path, world={**TINY["world"], "preferences": 0}), "cpu").lists
+    assert lists.reward
+    assert {"joint", "heldout"} <= lists.reward.keys()
