@@ -155,16 +155,18 @@ def text(found: dict[str, Any], budget: int, phrasings: str, more: list[str]) ->
         f"people between two rounds; reward models and policy are trained from the start in each; "
         f"{len(seeds)} seeds, {phrasings} phrasings. Means over seeds with Student's 95 % interval.",
         "",
-        "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 |",
-        "| --- | --- | --- | --- | --- |",
+        "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 "
+        "| over the first |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for arm in ARMS:
         for number in range(ROUNDS):
             scores = [one[number] for one in found["score"][arm]]
             gains = of([one[number - 1] for one in found["gain"][arm]]) if number else ""
-            shown = sum(one[number - 1]["low"] > 0 for one in found["within"][arm]) if number else ""
-            shown = f"{shown} of {len(seeds)}" if number else ""
-            lines.append(f"| {arm} | {number + 1} | {of(scores)} | {gains} | {shown} |")
+            above = sum(one[number - 1]["low"] > 0 for one in found["within"][arm])
+            shown = f"{above} of {len(seeds)}" if number else ""
+            first = of([one[number] - one[0] for one in found["score"][arm]]) if number else ""
+            lines.append(f"| {arm} | {number + 1} | {of(scores)} | {gains} | {shown} | {first} |")
     lines += ["", "| mixed less random, paired by seed | true score |", "| --- | --- |"]
     for number in range(1, ROUNDS):
         apart = [a[number] - b[number] for a, b in zip(*(found["score"][arm] for arm in ARMS), strict=True)]
