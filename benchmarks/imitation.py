@@ -10,14 +10,12 @@ Nobody labels anything, and there are no other pairs.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rounds import entry, interval
+from rounds import entry, interval, rounds_of, run_one
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 2
@@ -32,20 +30,9 @@ SETTINGS = [
 def run(folder: Path, seed: int, more: list[str]) -> None:
     """The rounds of a seed, where they are not there yet."""
     of = folder / f"seed-{seed}"
-    if len(_rounds(of)) == ROUNDS:
-        return
-    of.mkdir(parents=True, exist_ok=True)
-    command = ["llm_rlhf", "run", str(ROOT / "recipes" / "quickstart.yaml"), f"seed={seed}", f"output_dir={of}"]
-    command += [*SETTINGS, *more]
-    print(*command, flush=True)
-    with (of / "log").open("a") as log:
-        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", *command], check=True, stdout=log, stderr=subprocess.STDOUT, env=one_core)
-
-
-def _rounds(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "rounds.json"
-    return json.loads(path.read_text())["rounds"] if path.is_file() else []
+    quickstart = str(ROOT / "recipes" / "quickstart.yaml")
+    command = [sys.executable, "-m", "llm_rlhf", "run", quickstart, f"seed={seed}", f"output_dir={of}"]
+    run_one(of, [*command, *SETTINGS, *more], ROUNDS)
 
 
 def gather(folder: Path, seeds: int) -> dict[str, Any]:
@@ -53,7 +40,7 @@ def gather(folder: Path, seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": [], "scores": [], "gains": []}
     for seed in range(seeds):
         of = folder / f"seed-{seed}"
-        rounds = _rounds(of)
+        rounds = rounds_of(of)
         if len(rounds) < ROUNDS:
             continue
         report = json.loads((of / "round-1" / "report.json").read_text())["estimates"]

@@ -80,7 +80,7 @@ def run(folder: Path, seeds: Sequence[int], budget: int, more: list[str], jobs: 
     """Every seed and arm that is not there yet, so many at a time."""
 
     def begin(seed: int) -> None:
-        _run(folder / f"first-{seed}", command(folder / f"first-{seed}", seed, 1, "mixed", budget, more), 1)
+        run_one(folder / f"first-{seed}", command(folder / f"first-{seed}", seed, 1, "mixed", budget, more), 1)
 
     def go_on(of_seed: tuple[int, str]) -> None:
         seed, arm = of_seed
@@ -89,15 +89,16 @@ def run(folder: Path, seeds: Sequence[int], budget: int, more: list[str], jobs: 
             of.mkdir(parents=True, exist_ok=True)
             shutil.copytree(folder / f"first-{seed}" / "round-1", of / "round-1.partial", dirs_exist_ok=True)
             (of / "round-1.partial").rename(of / "round-1")
-        _run(of, command(of, seed, ROUNDS, arm, budget, more), ROUNDS)
+        run_one(of, command(of, seed, ROUNDS, arm, budget, more), ROUNDS)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(begin, seeds))
         list(pool.map(go_on, itertools.product(seeds, ARMS)))
 
 
-def _run(folder: Path, asked: list[str], count: int) -> None:
-    if len(_rounds(folder)) >= count:
+def run_one(folder: Path, asked: list[str], count: int) -> None:
+    """Give a command on one core, where its folder has not so many rounds yet; what it prints goes into its log."""
+    if len(rounds_of(folder)) >= count:
         return
     folder.mkdir(parents=True, exist_ok=True)
     print(" ".join(asked[2:]), flush=True)
@@ -106,7 +107,8 @@ def _run(folder: Path, asked: list[str], count: int) -> None:
         subprocess.run(asked, check=True, stdout=log, stderr=subprocess.STDOUT, env=one_core)
 
 
-def _rounds(folder: Path) -> list[dict[str, Any]]:
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """The finished rounds of a folder."""
     path = folder / "rounds.json"
     return json.loads(path.read_text())["rounds"] if path.is_file() else []
 
@@ -127,10 +129,10 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 def gather(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """By arm and round: the true score of each seed, and what each round gained over the one before."""
     found: dict[str, Any] = {"seeds": [], "score": {}, "gain": {}, "within": {}, "promoted": {}}
-    whole = [s for s in seeds if all(len(_rounds(folder / f"{arm}-{s}")) == ROUNDS for arm in ARMS)]
+    whole = [s for s in seeds if all(len(rounds_of(folder / f"{arm}-{s}")) == ROUNDS for arm in ARMS)]
     found["seeds"] = whole
     for arm in ARMS:
-        records = [_rounds(folder / f"{arm}-{seed}") for seed in whole]
+        records = [rounds_of(folder / f"{arm}-{seed}") for seed in whole]
         scores = [[entry(record["policy"], "gold_score")["estimate"] for record in one] for one in records]
         found["score"][arm] = scores
         found["gain"][arm] = [[b - a for a, b in itertools.pairwise(one)] for one in scores]
