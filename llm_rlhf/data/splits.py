@@ -88,14 +88,18 @@ def load_splits(data: DataSection) -> tuple[Splits, list[SetAside]]:
 
 
 def divide_pairs(pairs: Rows[Preference], evaluation_share: float, heldout_share: float) -> dict[str, Rows[Preference]]:
-    """Pairs for the reward model, the held-out one and evaluation, by the share of their first user turn.
+    """Pairs for the reward model, the held-out one and evaluation, by the share of their first user turn."""
+    share = (pairs.column("opening") >> np.uint64(11)) / 2**53  # as checks.prompt_share
+    return {name: pairs.select(mask) for name, mask in sides_of(share, evaluation_share, heldout_share).items()}
+
+
+def sides_of(share: np.ndarray, evaluation_share: float, heldout_share: float) -> dict[str, np.ndarray]:
+    """Which pairs are on which side, as masks (N,), by the shares of their first user turns, (N,) in [0, 1).
 
     Shares below `evaluation_share` are for evaluation; of the rest, the lower `heldout_share` for the held-out model.
     """
-    share = (pairs.column("opening") >> np.uint64(11)) / 2**53  # as checks.prompt_share
     held, judged = share < evaluation_share, share < evaluation_share + (1 - evaluation_share) * heldout_share
-    chosen = {"reward_pairs": ~judged, "heldout_pairs": judged & ~held, "evaluation_pairs": held}
-    return {name: pairs.select(mask) for name, mask in chosen.items()}
+    return {"reward_pairs": ~judged, "heldout_pairs": judged & ~held, "evaluation_pairs": held}
 
 
 def seen_in_training(splits: Splits, rows: Iterable[Preference | Prompt]) -> int:

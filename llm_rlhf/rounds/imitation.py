@@ -9,15 +9,18 @@ for LLM alignment (arXiv:2405.17888), algorithm 1; Chen et al. 2024, SPIN (arXiv
 """
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
-from llm_rlhf.data.splits import Splits
+from llm_rlhf.data.splits import Splits, sides_of
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.ask import Base
 from llm_rlhf.evaluation.request import Evaluation
@@ -93,19 +96,15 @@ def demonstrated(rows: Iterable[Demonstration], evaluation_share: float) -> dict
 def foreseen(found: Splits, data: DataSection) -> Splits:
     """The splits of a first round that imitates, before anything was sampled: demonstrations stand for both replies.
 
-    They are as many as the pairs will be at most, and as long as a policy's that has learned from them.
+    They are as many as the pairs will be at most (where they weigh 1), and as long as a policy's that has learned.
     """
     own = len(found.reward_pairs) + len(found.heldout_pairs) > 0
-    pairs: dict[str, list[Preference]] = {"reward_pairs": [], "heldout_pairs": [], "evaluation_pairs": []}
-    held = data.share_for_evaluation
-    for prompt, written in demonstrated(found.demonstrations, held if own else 0.0).values():
-        share = prompt_share(opening(prompt.messages), "split")
-        name = "heldout_pairs" if share < held + (1 - held) * data.heldout_share else "reward_pairs"
-        name = "evaluation_pairs" if share < held else name
-        pairs[name].append(Preference(prompt.messages, written, written, prompt.objective, prompt.origin))
+    known = demonstrated(found.demonstrations, data.share_for_evaluation if own else 0.0).values()
+    pairs = [Preference(prompt.messages, reply, reply, prompt.objective, prompt.origin) for prompt, reply in known]
+    shares = np.array([prompt_share(opening(pair.prompt), "split") for pair in pairs])
     found = dataclasses.replace(found)
-    for name, more in pairs.items():
-        setattr(found, name, [*getattr(found, name), *more])
+    for name, mask in sides_of(shares, data.share_for_evaluation, data.heldout_share).items():
+        setattr(found, name, [*getattr(found, name), *itertools.compress(pairs, mask)])
     return found
 
 
