@@ -120,12 +120,12 @@ class Client:
 
     def task(self, kind: str | None = None) -> dict[str, Any] | None:
         """The next task; None where nothing is left."""
-        found: dict[str, Any] | None = self._done("GET", "/work" + (f"?kind={kind}" if kind else ""))["task"]
+        found: dict[str, Any] | None = self._done("GET", "/tasks" + (f"?kind={kind}" if kind else ""))["task"]
         return found
 
     def say(self, task: dict[str, Any], value: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Say it, and get the next task. It is in `said` once the server has acknowledged it."""
-        after = self._done("POST", f"/work/{task['assignment']}", {"value": value, "seconds": seconds})
+        after = self._done("POST", f"/tasks/{task['assignment']}", {"value": value, "seconds": seconds})
         self.said.acknowledged.append((task["assignment"], value))
         found: dict[str, Any] | None = after["task"]
         return found

@@ -24,13 +24,13 @@ def app(database: Database) -> object:
 
 def answers(somebody: TestClient, better: int | None, asked: str | None = None) -> None:
     """Answer the next question by its answer's place in the item, 0 the text that begins with First; None: a tie."""
-    task = somebody.get("/work").json()["task"]
+    task = somebody.get("/tasks").json()["task"]
     assert asked is None or task["prompt"][-1]["content"] == asked
     value: dict[str, object] = {"choice": "tie"}
     if better is not None:
         place = [answer["text"].startswith("First") for answer in task["answers"]].index(better == 0)
         value = FIRST | {"better": place}
-    somebody.post(f"/work/{task['assignment']}", json={"value": value}).raise_for_status()
+    somebody.post(f"/tasks/{task['assignment']}", json={"value": value}).raise_for_status()
 
 
 def disputed(database: Database, app: object) -> int:
@@ -143,9 +143,9 @@ class TestDisagreements:
         (number,) = filled(database, [question], people_per_item=2)
         for helpful in (2, 6):
             somebody = client(database, app=app)
-            task = somebody.get("/work").json()["task"]
+            task = somebody.get("/tasks").json()["task"]
             value = {"helpful": helpful, "harmless": 7}
-            somebody.post(f"/work/{task['assignment']}", json={"value": value}).raise_for_status()
+            somebody.post(f"/tasks/{task['assignment']}", json={"value": value}).raise_for_status()
         lead = client(database, "lead", app)
         (case,) = lead.get("/lead/disagreements").json()["disagreements"]
         assert [said["value"]["helpful"] for said in case["said"]] == [2, 6]
@@ -187,14 +187,14 @@ class TestReports:
     def reported(self, database: Database, app: object, kind: str) -> tuple[TestClient, int]:
         (number,) = filled(database, [pair(1)], people_per_item=2)
         somebody = client(database, app=app)
-        task = somebody.get("/work").json()["task"]
+        task = somebody.get("/tasks").json()["task"]
         fields = {"kind": kind, "text": "The second is off."}
-        somebody.post(f"/work/{task['assignment']}/report", json=fields).raise_for_status()
+        somebody.post(f"/tasks/{task['assignment']}/report", json=fields).raise_for_status()
         return client(database, "lead", app), number
 
     def test_personal_data_is_held_until_a_lead_releases_it(self, database: Database, app: object) -> None:
         lead, number = self.reported(database, app, "personal")
-        assert client(database, app=app).get("/work").json()["task"] is None
+        assert client(database, app=app).get("/tasks").json()["task"] is None
         (waiting,) = lead.get("/lead/reports").json()
         assert (waiting["item"], waiting["state"], len(waiting["reports"])) == (number, "held", 1)
         assert "The second is off." in lead.get("/lead/reports", headers=HTML).text
@@ -204,15 +204,15 @@ class TestReports:
         )
         assert "asked like any other" in told.text
         assert lead.get("/lead/reports").json() == []
-        assert client(database, app=app).get("/work").json()["task"] is not None
+        assert client(database, app=app).get("/tasks").json()["task"] is not None
         with database.read() as session:
             assert session.scalars(select(Flag.resolution)).all() == ["released: No name."]
 
     def test_a_closed_question_is_asked_no_more(self, database: Database, app: object) -> None:
         lead, number = self.reported(database, app, "report")
-        assert client(database, app=app).get("/work").json()["task"] is not None
+        assert client(database, app=app).get("/tasks").json()["task"] is not None
         lead.post(f"/lead/items/{number}/close", data={"why": "Broken."}).raise_for_status()
-        assert client(database, app=app).get("/work").json()["task"] is None
+        assert client(database, app=app).get("/tasks").json()["task"] is None
         with database.read() as session:
             item = session.get_one(Item, number)
         assert (item.state, item.held_for) == ("closed", "Broken.")
@@ -337,9 +337,9 @@ class TestSettings:
     def test_a_new_consent_text_is_put_before_everybody(self, database: Database, app: object) -> None:
         filled(database, [pair(1)])
         lead, somebody = client(database, "lead", app), client(database, app=app)
-        assert somebody.get("/work").status_code == 200
+        assert somebody.get("/tasks").status_code == 200
         lead.post("/lead/documents/consent", data={"text": "Something **else**."}).raise_for_status()
-        assert somebody.get("/work").status_code == 403
+        assert somebody.get("/tasks").status_code == 403
         page = lead.get("/lead/settings", headers=HTML).text
         assert "Version 2" in page
         assert "2 people have not agreed" in page
@@ -363,7 +363,7 @@ class TestKnown:
         lead.post("/lead/known", data=self.FORM | {"purpose": "entry"}).raise_for_status()
         assert lead.post("/lead/known", data=self.FORM | {"purpose": "entry"}).status_code == 409
         somebody = client(database, app=app)
-        assert somebody.get("/work").json()["task"]["entry"] is True
+        assert somebody.get("/tasks").json()["task"]["entry"] is True
         answers(somebody, 0, "Is the earth flat?")
         with database.read() as session:
             assert session.scalars(select(Label.agrees_with_gold)).all() == [True]
@@ -411,7 +411,7 @@ def test_what_others_said_is_on_no_page_of_an_annotator(database: Database, app:
         names = set(session.scalars(select(Person.pseudonym)))
     third = client(database, app=app)
     mine = third.get("/me").json()["pseudonym"]
-    for path in ("/work", "/me", "/", "/guidelines"):
+    for path in ("/tasks", "/me", "/", "/guidelines"):
         for accept in ("text/html", "application/json"):
             told = third.get(path, headers={"accept": accept}).text
             assert not [name for name in names - {mine} if name in told]

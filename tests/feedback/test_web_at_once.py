@@ -43,11 +43,11 @@ def test_one_person_in_several_windows(database: Database) -> None:
         window = TestClient(app, base_url=BASE, headers=JSON | {"x-csrf-token": first.headers["x-csrf-token"]})
         window.cookies.set(VISIT, first.cookies[VISIT])
         for _ in range(6):
-            task = window.get("/work").json()["task"]
+            task = window.get("/tasks").json()["task"]
             if task is None:
                 return
             value = {"choice": "tie"} if number % 2 else {"choice": "both bad"}
-            statuses.append(window.post(f"/work/{task['assignment']}", json={"value": value}).status_code)
+            statuses.append(window.post(f"/tasks/{task['assignment']}", json={"value": value}).status_code)
 
     at_once(4, work)
     assert set(statuses) <= {200, 409}

@@ -64,8 +64,8 @@ def test_a_link_that_has_run_out_lets_nobody_in(database: Database) -> None:
 def test_nobody_works_before_they_agreed_to_the_newest_text(database: Database) -> None:
     filled(database, [pair(1)])
     somebody = client(database, consented=False)
-    assert somebody.get("/work").status_code == 403
-    redirect = somebody.get("/work", headers=PAGE, follow_redirects=False)
+    assert somebody.get("/tasks").status_code == 403
+    redirect = somebody.get("/tasks", headers=PAGE, follow_redirects=False)
     assert (redirect.status_code, redirect.headers["location"]) == (303, "/consent")
     text = somebody.get("/consent").json()
     assert (text["version"], text["agreed"]) == (1, False)
@@ -73,11 +73,11 @@ def test_nobody_works_before_they_agreed_to_the_newest_text(database: Database) 
     assert somebody.post("/consent", json={"version": 2}).status_code == 400
     assert somebody.post("/consent", data={"version": "x"}).status_code == 400
     assert somebody.post("/consent", data={"version": "1"}).json()["agreed"]
-    assert somebody.get("/work").json()["task"]["kind"] == "compare"
+    assert somebody.get("/tasks").json()["task"]["kind"] == "compare"
     with database.write() as session:
         documents.publish(session, "consent", "Another text.")
-    assert somebody.get("/work").status_code == 403
-    fragment = somebody.get("/work", headers=PAGE | {"hx-request": "true"})
+    assert somebody.get("/tasks").status_code == 403
+    fragment = somebody.get("/tasks", headers=PAGE | {"hx-request": "true"})
     assert fragment.status_code == 403
 
 
@@ -126,10 +126,10 @@ def test_ones_own_page_tells_what_one_said_and_nothing_of_others(database: Datab
     app = create_app(database)
     one, other = client(database, app=app), client(database, app=app)
     for somebody in (one, other):
-        task = somebody.get("/work").json()["task"]
+        task = somebody.get("/tasks").json()["task"]
         place = [answer["text"] for answer in task["answers"]].index("Second 1." if somebody is one else "First 1.")
         value = {"choice": "better", "better": place, "strength": 3}
-        somebody.post(f"/work/{task['assignment']}", json={"value": value}).raise_for_status()
+        somebody.post(f"/tasks/{task['assignment']}", json={"value": value}).raise_for_status()
     page = one.get("/me", headers=PAGE).text
     assert "Much better: Second 1." in page
     assert "First 1." not in page
@@ -144,7 +144,7 @@ def test_withdrawal_is_asked_twice_and_final(database: Database) -> None:
     somebody.headers["x-csrf-token"] = somebody.post(f"/i/{token}").json()["csrf"]
     assert somebody.post("/me/withdraw").status_code == 400
     assert "You have withdrawn" in somebody.post("/me/withdraw", data={"sure": "yes"}, headers=PAGE).text
-    assert somebody.get("/work").status_code == 401
+    assert somebody.get("/tasks").status_code == 401
     assert somebody.post(f"/i/{token}").status_code == 401
     with database.read() as session:
         assert session.scalar(select(Person.withdrawn)) is not None
@@ -158,7 +158,7 @@ def test_the_start_tells_what_is_left_by_kind_and_topic(database: Database) -> N
     assert told["kinds"] == {"compare": 3}
     assert told["topics"] == {"plants": 1, "stars": 2}
     page = somebody.get("/", headers=PAGE).text
-    assert re.findall(r'href="/work\?topic=(\w+)"', page) == ["plants", "stars"]
+    assert re.findall(r'href="/tasks\?topic=(\w+)"', page) == ["plants", "stars"]
     assert 'href="/lead"' not in page
     assert 'href="/lead"' in client(database, role="lead").get("/", headers=PAGE).text
 

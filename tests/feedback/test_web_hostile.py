@@ -16,7 +16,16 @@ from llm_rlhf.feedback.web.security import HEADERS, MOST_BYTES, Access, Limiter
 
 TIE = {"value": {"choice": "tie"}}
 HTML = {"accept": "text/html"}
-POSTS = ("/work/1", "/work/1/draft", "/work/1/skip", "/work/1/report", "/undo", "/consent", "/me/withdraw", "/leave")
+POSTS = (
+    "/tasks/1",
+    "/tasks/1/draft",
+    "/tasks/1/skip",
+    "/tasks/1/report",
+    "/undo",
+    "/consent",
+    "/me/withdraw",
+    "/leave",
+)
 
 
 def labels(database: Database) -> int:
@@ -26,18 +35,18 @@ def labels(database: Database) -> int:
 
 def opened(somebody: TestClient) -> str:
     """The address of a question that somebody has open."""
-    return f"/work/{somebody.get('/work').json()['task']['assignment']}"
+    return f"/tasks/{somebody.get('/tasks').json()['task']['assignment']}"
 
 
 def test_fault_59_without_a_cookie_nothing_is_shown_or_changed(database: Database) -> None:
     filled(database, [pair(1)])
     stranger = TestClient(create_app(database), base_url=BASE, headers=JSON)
-    for path in ("/", "/work", "/consent", "/guidelines", "/me"):
+    for path in ("/", "/tasks", "/consent", "/guidelines", "/me"):
         assert stranger.get(path).status_code == 401, path
     for path in POSTS:
         assert stranger.post(path, json=TIE).status_code == 401, path
     stranger.cookies.set(VISIT, "invented")
-    assert stranger.get("/work").status_code == 401
+    assert stranger.get("/tasks").status_code == 401
     assert stranger.post("/i/invented").status_code == 401
     assert stranger.get("/health").json() == {"status": "ok"}
 
@@ -114,7 +123,7 @@ def test_fault_59_markup_in_an_answer_is_text(database: Database) -> None:
     )
     somebody = client(database)
     for kind in ("compare", "correct"):
-        page = somebody.get(f"/work?kind={kind}", headers=HTML)
+        page = somebody.get(f"/tasks?kind={kind}", headers=HTML)
         assert page.status_code == 200
         for mark in ("<script>alert", "<img", 'href="javascript', 'href="http', "<b>topic", 'onfocus="alert'):
             assert mark not in page.text, mark
@@ -131,7 +140,7 @@ def test_fault_59_markup_in_an_answer_is_text(database: Database) -> None:
         "/static/..\\app.py",
         "/static/%5c..%5capp.py",
         "/i/..",
-        "/work%0d%0aset-cookie:%20a=b",
+        "/tasks%0d%0aset-cookie:%20a=b",
         "/static/app.js%00.css",
     ],
 )
@@ -173,15 +182,15 @@ def test_fault_59_too_many_requests_wait(database: Database) -> None:
     limiter = Limiter(rate=2, burst=5, others_rate=1, others_burst=3, clock=lambda: moment[0])
     app = create_app(database, limiter=limiter)
     somebody = client(database, app=app)  # two of the others' three: an invitation has no visit yet
-    assert [somebody.get("/work").status_code for _ in range(6)] == [200] * 5 + [429]
-    refused = somebody.get("/work")
+    assert [somebody.get("/tasks").status_code for _ in range(6)] == [200] * 5 + [429]
+    refused = somebody.get("/tasks")
     assert refused.headers["retry-after"] == "1"
     assert "error" in refused.json()
     moment[0] += 1.0
-    assert [somebody.get("/work").status_code for _ in range(3)] == [200, 200, 429]
+    assert [somebody.get("/tasks").status_code for _ in range(3)] == [200, 200, 429]
     stranger = TestClient(app, base_url=BASE, headers=JSON)
     stranger.cookies.set(VISIT, "invented")  # has no bucket of its own
-    assert [stranger.get("/work").status_code for _ in range(4)] == [401, 401, 401, 429]
+    assert [stranger.get("/tasks").status_code for _ in range(4)] == [401, 401, 401, 429]
     assert stranger.get("/health").status_code == 200
 
 
@@ -220,10 +229,10 @@ def test_fault_59_odd_numbers_and_texts_fail_nothing(database: Database) -> None
     filled(database, [pair(1)])
     somebody = client(database)
     address = opened(somebody)
-    for path in ("/work/0", "/work/-1", "/work/99999999999999999999", "/work/x", "/work/2147483647", "/nothing"):
+    for path in ("/tasks/0", "/tasks/-1", "/tasks/99999999999999999999", "/tasks/x", "/tasks/2147483647", "/nothing"):
         assert somebody.post(path, json=TIE).status_code in (404, 405), path
-    assert somebody.get("/work?kind=guess").status_code == 400
-    assert somebody.get("/work?topic=%00").status_code == 400
+    assert somebody.get("/tasks?kind=guess").status_code == 400
+    assert somebody.get("/tasks?topic=%00").status_code == 400
     assert somebody.post(address, content=b"x", headers={"content-type": "text/xml"}).status_code == 400
     assert somebody.post(f"{address}/draft", json={"draft": [1]}).status_code == 400
     assert somebody.post(f"{address}/skip", json={"reason": " "}).status_code == 400
@@ -236,8 +245,8 @@ def test_fault_59_odd_numbers_and_texts_fail_nothing(database: Database) -> None
 
 def test_every_answer_has_the_headers(database: Database) -> None:
     somebody = client(database)
-    answers = [somebody.get(path, headers=HTML) for path in ("/", "/work", "/nothing", "/static/app.js", "/health")]
-    answers.append(somebody.get("/work", headers={"host": "evil.example"}))
+    answers = [somebody.get(path, headers=HTML) for path in ("/", "/tasks", "/nothing", "/static/app.js", "/health")]
+    answers.append(somebody.get("/tasks", headers={"host": "evil.example"}))
     for answer in answers:
         for name, value in HEADERS.items():
             assert answer.headers[name] == value

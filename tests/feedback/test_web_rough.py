@@ -48,8 +48,8 @@ def test_a_place_that_is_no_whole_number_is_refused_and_not_taken_for_the_other_
     filled(database, [pair(1), Question("correct", ASKED, [{"text": "a"}, {"text": "b"}])])
     somebody = client(database)
     for kind, rest in (("compare", {"choice": "better", "strength": 1}), ("correct", {"text": "c"})):
-        number = somebody.get(f"/work?kind={kind}").json()["task"]["assignment"]
-        said = somebody.post(f"/work/{number}", json={"value": {"better": place, **rest}})
+        number = somebody.get(f"/tasks?kind={kind}").json()["task"]["assignment"]
+        said = somebody.post(f"/tasks/{number}", json={"value": {"better": place, **rest}})
         assert said.status_code == 400, said.text
     assert count(database, Label) == 0
 
@@ -59,19 +59,19 @@ def test_a_form_that_breaks_off_is_not_kept_as_a_whole_one(tmp_path) -> None:
     filled(database, [Question("demonstrate", ASKED)])
     app = create_app(database)
     somebody = client(database, app=app)
-    number = somebody.get("/work").json()["task"]["assignment"]
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     cookie = somebody.cookies[VISIT]
     with serving(app) as (host, port):
         with socket.create_connection((host, port), timeout=10) as raw:
             raw.sendall(
-                f"POST /work/{number} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nCookie: visit={cookie}\r\n"
+                f"POST /tasks/{number} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nCookie: visit={cookie}\r\n"
                 f"X-CSRF-Token: {csrf_of(cookie)}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                 "Content-Length: 500\r\n\r\nseconds=3&text=Only+the+beg".encode()
             )
             time.sleep(0.3)  # it has come, and the rest never will
         time.sleep(0.3)
     assert count(database, Label) == 0
-    assert somebody.post(f"/work/{number}", data={"text": "All of it."}).status_code == 200
+    assert somebody.post(f"/tasks/{number}", data={"text": "All of it."}).status_code == 200
     database.close()
 
 
@@ -92,9 +92,9 @@ def test_numbers_with_more_digits_than_python_reads_are_refused(database: Databa
     for version in (DIGITS, "٣", 10**400):
         assert somebody.post("/consent", json={"version": version}).status_code == 400
         assert somebody.post("/consent", data={"version": str(version)[:9000]}).status_code == 400
-    number = somebody.get("/work").json()["task"]["assignment"]
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     for field in ({"helpful": DIGITS, "harmless": "1"}, {"helpful": "٣", "harmless": "1"}):
-        assert somebody.post(f"/work/{number}", data=field).status_code == 400
+        assert somebody.post(f"/tasks/{number}", data=field).status_code == 400
         assert lead.post(f"/lead/items/{item}/decide", data={"decision": "own", **field}).status_code == 400
     assert lead.post(f"/lead/items/{item}/decide", data={"decision": f"like:{DIGITS}"}).status_code == 400
     talk = begun(somebody)
@@ -118,8 +118,8 @@ def test_half_a_character_gets_before_nobody(database: Database) -> None:
 def test_a_thumb_is_never_asked_on_the_page_and_told_as_what_it_is(database: Database) -> None:
     filled(database, [Question("thumb", ASKED, [{"text": "a"}], wanted=1)])
     somebody, lead = client(database), client(database, "lead")
-    assert somebody.get("/work").json() == {"task": None, "progress": {"said": 0, "remaining": 0}}
-    assert somebody.get("/work", headers=HTML).status_code == 200
+    assert somebody.get("/tasks").json() == {"task": None, "progress": {"said": 0, "remaining": 0}}
+    assert somebody.get("/tasks", headers=HTML).status_code == 200
     with database.write() as session:  # as an import does
         person = session.scalars(select(Person).where(Person.role == "annotator")).one()
         moment = person.created
@@ -142,26 +142,26 @@ def test_who_skips_the_entry_test_has_not_passed_it(database: Database) -> None:
     somebody = client(database)
 
     def task() -> dict:
-        return somebody.get("/work").json()["task"]
+        return somebody.get("/tasks").json()["task"]
 
     for _ in range(2):
         assert task()["entry"]
-        told = somebody.post(f"/work/{task()['assignment']}/skip", json={"reason": "no"}).json()
+        told = somebody.post(f"/tasks/{task()['assignment']}/skip", json={"reason": "no"}).json()
     assert "begin it again" in told["message"]
     assert task()["entry"], "from its beginning"
-    somebody.post(f"/work/{task()['assignment']}", json=TIE)
-    told = somebody.post(f"/work/{task()['assignment']}/skip", json={"reason": "no"}).json()
+    somebody.post(f"/tasks/{task()['assignment']}", json=TIE)
+    told = somebody.post(f"/tasks/{task()['assignment']}/skip", json={"reason": "no"}).json()
     assert "50%" in told["message"]
     for _ in range(2):
-        somebody.post(f"/work/{task()['assignment']}", json=TIE)
+        somebody.post(f"/tasks/{task()['assignment']}", json=TIE)
     assert not task()["entry"]
 
 
 def test_a_known_question_that_was_skipped_can_be_taken_back_like_any_other(database: Database) -> None:
     filled(database, [pair(1, purpose="gold", expected={"value": {"choice": "tie"}})], gold_share=1.0)
     somebody = client(database)
-    number = somebody.get("/work").json()["task"]["assignment"]
-    somebody.post(f"/work/{number}/skip", json={"reason": "no"})
+    number = somebody.get("/tasks").json()["task"]["assignment"]
+    somebody.post(f"/tasks/{number}/skip", json={"reason": "no"})
     assert somebody.post("/undo").json()["task"]["assignment"] == number
 
 
@@ -208,7 +208,7 @@ def test_withdrawal_frees_places_of_questions_that_have_some(database: Database)
     filled(database, [gold, pair(2)], gold_share=1.0)
     somebody = client(database)
     for _ in range(2):
-        somebody.post(f"/work/{somebody.get('/work').json()['task']['assignment']}", json=TIE)
+        somebody.post(f"/tasks/{somebody.get('/tasks').json()['task']['assignment']}", json=TIE)
     with database.write() as session:
         people.withdraw(session, session.scalars(select(Person)).one())
     with database.read() as session:
@@ -223,7 +223,7 @@ def test_all_of_an_answer_is_shown_however_deep_it_lies_and_without_styles(datab
     listed = "\n".join("  " * depth + f"- level {depth}" for depth in range(15))
     table = "| a | b |\n|--:|:-:|\n| 1 | 2 |"
     filled(database, [Question("rank", ASKED, [{"text": text} for text in (quoted, listed, table)])])
-    page = client(database).get("/work", headers=HTML).text
+    page = client(database).get("/tasks", headers=HTML).text
     assert "deep" in page
     assert "level 14" in page
     assert 'class="to-right"' in page
@@ -233,11 +233,11 @@ def test_all_of_an_answer_is_shown_however_deep_it_lies_and_without_styles(datab
 def test_a_time_before_a_clock_was_set_back_is_none(database: Database) -> None:
     filled(database, [pair(1)])
     somebody = client(database)
-    number = somebody.get("/work").json()["task"]["assignment"]
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     with database.write() as session:
         turn = session.get_one(Assignment, number)
         turn.shown = turn.expires  # later than now
-    somebody.post(f"/work/{number}", json=TIE).raise_for_status()
+    somebody.post(f"/tasks/{number}", json=TIE).raise_for_status()
     with database.read() as session:
         assert session.scalars(select(Label.seconds)).one() == 0.0
 
@@ -248,7 +248,7 @@ def test_a_time_before_a_clock_was_set_back_is_none(database: Database) -> None:
         ("POST /leave HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"400"),
         ("GET /health HTTP/1.1\r\nX-Long: " + "a" * 200_000 + "\r\n", b"400"),
         (
-            "GET /work HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "GET /tasks HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
             b"403",
         ),
@@ -284,7 +284,7 @@ def test_json_bodies_of_every_type_at_every_route_fail_nothing(database: Databas
     lead = client(database, "lead", app=app)
     talk = begun(lead)
     lead.post(f"{talk}/say", json={"text": "hello"})
-    number = lead.get("/work").json()["task"]["assignment"]
+    number = lead.get("/tasks").json()["task"]["assignment"]
     odd = [
         None,
         True,
@@ -305,10 +305,10 @@ def test_json_bodies_of_every_type_at_every_route_fail_nothing(database: Databas
         "9" * 400,
     ]
     names = {
-        f"/work/{number}": ["value", "point", "choice", "seconds"],
-        f"/work/{number}/draft": ["draft", "value"],
-        f"/work/{number}/skip": ["reason"],
-        f"/work/{number}/report": ["kind", "text"],
+        f"/tasks/{number}": ["value", "point", "choice", "seconds"],
+        f"/tasks/{number}/draft": ["draft", "value"],
+        f"/tasks/{number}/skip": ["reason"],
+        f"/tasks/{number}/report": ["kind", "text"],
         "/consent": ["version"],
         "/lead/people": ["name", "role", "simulated"],
         "/lead/settings": ["title", "gold_share", "lease_minutes", "labels", "topics", "entry_test", "__class__", ""],
@@ -342,10 +342,10 @@ def test_what_people_write_does_nothing_to_the_terminal_of_a_report(tmp_path) ->
     database = Database.of(tmp_path / "feedback.db")
     filled(database, [pair(1), pair(2)])
     somebody = client(database)
-    somebody.post(f"/work/{somebody.get('/work').json()['task']['assignment']}", json=TIE)
-    number = somebody.get("/work").json()["task"]["assignment"]
+    somebody.post(f"/tasks/{somebody.get('/tasks').json()['task']['assignment']}", json=TIE)
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     reason = "no\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\n  999  Everybody agrees" + "x" * 1_000
-    somebody.post(f"/work/{number}/skip", json={"reason": reason})
+    somebody.post(f"/tasks/{number}/skip", json={"reason": reason})
     database.close()
     printed = CliRunner().invoke(feedback_app, ["report", str(tmp_path / "feedback.db")])
     assert printed.exit_code == 0, printed.output
@@ -390,7 +390,7 @@ def test_the_comment_of_somebody_who_withdrew_is_exported_by_no_decision(databas
     filled(database, [Question("annotate", ASKED, [{"text": "a"}])])
     somebody, lead = client(database), client(database, "lead")
     said = {"value": {"labels": ["rude"], "comment": "My own words."}}
-    somebody.post(f"/work/{somebody.get('/work').json()['task']['assignment']}", json=said).raise_for_status()
+    somebody.post(f"/tasks/{somebody.get('/tasks').json()['task']['assignment']}", json=said).raise_for_status()
     lead.post("/lead/items/1/decide", data={"decision": "like:1"}).raise_for_status()
     with database.read() as session:
         assert len(counted(session).asked) == 1
@@ -422,7 +422,7 @@ def test_a_line_of_a_file_that_no_page_could_show_is_set_aside(tmp_path, wrong: 
     found = bring_in(database, file, "jsonl")
     assert (found.questions, sum(found.set_aside.values())) == (1, 1), found
     assert max(map(len, found.set_aside)) < 400
-    assert client(database).get("/work", headers=HTML).status_code == 200
+    assert client(database).get("/tasks", headers=HTML).status_code == 200
     database.close()
 
 
@@ -440,7 +440,7 @@ def test_a_label_of_a_file_that_cannot_be_is_set_aside_alone(tmp_path, wrong: An
     database = Database.of(tmp_path / "feedback.db")
     found = bring_in(database, file, "jsonl")
     assert (found.questions, found.labels, sum(found.set_aside.values())) == (1, labels, aside), found
-    assert client(database).get("/work", headers=HTML).status_code == 200
+    assert client(database).get("/tasks", headers=HTML).status_code == 200
     database.close()
 
 
@@ -464,7 +464,7 @@ def test_a_turn_of_a_conversation_becomes_no_known_question(database: Database, 
     assert "/known" not in lead.get("/lead/items/1", headers=HTML).text.partition("<main")[2].partition("Decision")[2]
     with database.write() as session:
         change(session, {"gold_share": 1.0})
-    assert client(database, app=app).get("/work", headers=HTML).status_code == 200
+    assert client(database, app=app).get("/tasks", headers=HTML).status_code == 200
 
 
 def test_own_words_are_not_held_against_those_of_a_known_question(database: Database) -> None:
@@ -477,8 +477,8 @@ def test_own_words_are_not_held_against_those_of_a_known_question(database: Data
     filled(database, right, gold_share=1.0)
     somebody, lead = client(database), client(database, "lead")
     for kind, value in (("annotate", {"labels": ["unsafe", "rude"]}), ("correct", {"better": 0, "text": "Mine."})):
-        number = somebody.get(f"/work?kind={kind}").json()["task"]["assignment"]
-        somebody.post(f"/work/{number}", json={"value": value}).raise_for_status()
+        number = somebody.get(f"/tasks?kind={kind}").json()["task"]["assignment"]
+        somebody.post(f"/tasks/{number}", json={"value": value}).raise_for_status()
     with database.read() as session:
         assert session.scalars(select(Label.agrees_with_gold)).all() == [True, True]
     filled(database, [Question("demonstrate", ASKED)])
@@ -511,14 +511,14 @@ def test_what_is_left_does_not_tell_which_questions_are_known(database: Database
     gold = [pair(number, purpose="gold", expected={"value": {"choice": "tie"}}) for number in (101, 102, 103)]
     filled(database, [*gold, *map(pair, range(20))], gold_share=0.4)
     somebody = client(database)
-    told = somebody.get("/work").json()
+    told = somebody.get("/tasks").json()
     left, numbers = [], []
     while told["task"] is not None:
         left.append(told["progress"]["remaining"])
         home = somebody.get("/").json()
         assert home["progress"]["remaining"] == home["kinds"].get("compare", 0) == left[-1]
         numbers.append(int(told["task"]["prompt"][0]["content"][9:-1]))
-        told = somebody.post(f"/work/{told['task']['assignment']}", json=TIE).json()
+        told = somebody.post(f"/tasks/{told['task']['assignment']}", json=TIE).json()
     known = sum(number > 100 for number in numbers)
     falls = [before - after for before, after in itertools.pairwise(left)]
     assert left[0] == 22, "twenty new ones and three known ones, one of them open"
@@ -528,15 +528,15 @@ def test_what_is_left_does_not_tell_which_questions_are_known(database: Database
 def test_what_is_sent_again_since_its_answer_was_lost_is_kept_once(database: Database) -> None:
     filled(database, [pair(1), pair(2)])
     somebody = client(database)
-    number = somebody.get("/work").json()["task"]["assignment"]
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     for kind, text in (("report", "wrong"), ("report", "wrong"), ("report", "also rude")):
-        assert somebody.post(f"/work/{number}/report", json={"kind": kind, "text": text}).status_code == 200
+        assert somebody.post(f"/tasks/{number}/report", json={"kind": kind, "text": text}).status_code == 200
     assert count(database, Flag) == 2
     for _ in range(2):
-        assert somebody.post(f"/work/{number}", json=TIE).status_code == 200
-    other = somebody.get("/work").json()["task"]["assignment"]
+        assert somebody.post(f"/tasks/{number}", json=TIE).status_code == 200
+    other = somebody.get("/tasks").json()["task"]["assignment"]
     for _ in range(2):
-        assert somebody.post(f"/work/{other}/skip", json={"reason": "no"}).status_code == 200
+        assert somebody.post(f"/tasks/{other}/skip", json={"reason": "no"}).status_code == 200
     assert count(database, Label) == 1
 
 
@@ -544,12 +544,12 @@ def test_a_consent_text_that_changes_in_the_middle_is_told_and_nothing_is_lost(d
     filled(database, [Question("demonstrate", ASKED)])
     app = create_app(database)
     somebody, lead = client(database, app=app), client(database, "lead", app=app)
-    number = somebody.get("/work").json()["task"]["assignment"]
+    number = somebody.get("/tasks").json()["task"]["assignment"]
     lead.post("/lead/documents/consent", data={"text": "Another text."}).raise_for_status()
-    refused = somebody.post(f"/work/{number}", data={"text": "Mine."}, headers={"accept": "*/*", "hx-request": "true"})
+    refused = somebody.post(f"/tasks/{number}", data={"text": "Mine."}, headers={"accept": "*/*", "hx-request": "true"})
     assert (refused.status_code, "changed meanwhile" in refused.text, "/consent" in refused.text) == (403, True, True)
     version = somebody.get("/consent").json()["version"]
     somebody.post("/consent", json={"version": version}).raise_for_status()
-    assert somebody.post(f"/work/{number}", data={"text": "Mine."}).status_code == 200
+    assert somebody.post(f"/tasks/{number}", data={"text": "Mine."}).status_code == 200
     with database.read() as session:
         assert session.scalars(select(Label.consent_version)).one() == version

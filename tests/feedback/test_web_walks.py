@@ -201,7 +201,7 @@ def test_every_task_is_done(chromium: Any, tmp_path: Path, size: str, hand: Any)
             walk.page.wait_for_url(f"{walk.base}/")
         else:
             walk.come_in()
-        walk.page.goto(f"{walk.base}/work")
+        walk.page.goto(f"{walk.base}/tasks")
         expected = []
         for kind in QUESTIONS:
             walk.wait_for(kind)
@@ -224,7 +224,7 @@ def test_tie_both_bad_skip_undo_report_and_help_by_keys(chromium: Any, tmp_path:
     with Walk(chromium, tmp_path, "desk", "dark", pairs) as walk:
         page = walk.page
         walk.come_in()
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
 
         def shown(number: int) -> None:
             page.wait_for_selector(f'.turn.user:has-text("{number}?")')
@@ -267,7 +267,7 @@ def test_a_draft_is_saved_while_somebody_writes_and_the_focus_stays(chromium: An
     with Walk(chromium, tmp_path, size, "light", [QUESTIONS["demonstrate"]]) as walk:
         walk.come_in()
         page = walk.page
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
         field = page.get_by_label("Your answer")
         field.click()
         page.keyboard.type("Half an ans")
@@ -275,7 +275,7 @@ def test_a_draft_is_saved_while_somebody_writes_and_the_focus_stays(chromium: An
         assert page.evaluate("document.activeElement.name") == "text"
         page.keyboard.type("wer")
         page.goto(f"{walk.base}/me")  # leaving saves what was not yet saved
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
         playwright.expect(page.get_by_label("Your answer")).to_have_value("Half an answer")
         assert walk.labels() == []
 
@@ -284,12 +284,12 @@ def test_the_time_is_that_in_sight_also_over_a_reload(chromium: Any, tmp_path: P
     with Walk(chromium, tmp_path, "desk", "light", [QUESTIONS["compare"]]) as walk:
         walk.come_in()
         page = walk.page
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
         walk.wait_for("compare")
         page.wait_for_timeout(900)
         page.goto(f"{walk.base}/me")
         page.wait_for_timeout(900)
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
         walk.wait_for("compare")
         page.wait_for_timeout(300)
         walk.keys("8")
@@ -305,7 +305,7 @@ def test_without_a_connection_it_says_so_and_nothing_is_lost(chromium: Any, tmp_
     with Walk(chromium, tmp_path, "desk", "light", [QUESTIONS["demonstrate"]]) as walk:
         walk.come_in()
         page = walk.page
-        page.goto(f"{walk.base}/work")
+        page.goto(f"{walk.base}/tasks")
         page.get_by_label("Your answer").fill("It has eight.")
         page.wait_for_selector('#draft-state:has-text("Draft saved")')
         walk.context.set_offline(True)
@@ -336,11 +336,11 @@ def test_every_page_can_be_read_and_reached_by_everybody(chromium: Any, tmp_path
 
         check("invitation")
         walk.come_in()
-        for path in ("/", "/consent", "/guidelines", "/me", "/nothing", "/work?topic=none"):
+        for path in ("/", "/consent", "/guidelines", "/me", "/nothing", "/tasks?topic=none"):
             page.goto(walk.base + path)
             check(path)
         for kind in QUESTIONS:
-            page.goto(f"{walk.base}/work?kind={kind}")
+            page.goto(f"{walk.base}/tasks?kind={kind}")
             walk.wait_for(kind)
             check(kind)
         for key in ("s", "r", "?", "g"):

@@ -36,7 +36,7 @@ SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def task(somebody: TestClient, **where: str) -> dict[str, Any]:
-    found = somebody.get("/work", params=where).raise_for_status().json()["task"]
+    found = somebody.get("/tasks", params=where).raise_for_status().json()["task"]
     assert found is not None
     return dict(found)
 
@@ -61,14 +61,14 @@ def by_page(database: Database, label: Label) -> dict[str, Any]:
 def test_questions_come_one_after_another_until_none_is_left(database: Database) -> None:
     filled(database, [pair(1), pair(2)])
     somebody = client(database)
-    told = somebody.get("/work").json()
+    told = somebody.get("/tasks").json()
     assert told["progress"] == {"said": 0, "remaining": 1}
     for _ in range(2):
         value = {"choice": "better", "better": 0, "strength": 2}
-        told = somebody.post(f"/work/{told['task']['assignment']}", json={"value": value, "seconds": 3.5}).json()
+        told = somebody.post(f"/tasks/{told['task']['assignment']}", json={"value": value, "seconds": 3.5}).json()
     assert told["task"] is None
     assert told["progress"] == {"said": 2, "remaining": 0}
-    assert "Nothing is left for you" in somebody.get("/work", headers=PAGE).text
+    assert "Nothing is left for you" in somebody.get("/tasks", headers=PAGE).text
 
 
 @pytest.mark.parametrize("kind", list(QUESTIONS))
@@ -76,12 +76,12 @@ def test_what_a_form_sends_is_the_label_that_json_says(database: Database, kind:
     filled(database, [QUESTIONS[kind]], people_per_item=2)
     fields, value = SAID[kind]
     by_form, by_json = client(database), client(database)
-    page = by_form.get("/work", headers=PAGE)
+    page = by_form.get("/tasks", headers=PAGE)
     assert f'data-kind="{kind}"' in page.text
     (number,) = re.findall(r'data-assignment="(\d+)"', page.text)
-    answer = by_form.post(f"/work/{number}", data=fields | {"seconds": "4"}, headers=FRAGMENT)
+    answer = by_form.post(f"/tasks/{number}", data=fields | {"seconds": "4"}, headers=FRAGMENT)
     assert (answer.status_code, "Saved." in answer.text, "<html" in answer.text) == (200, True, False)
-    by_json.post(f"/work/{task(by_json)['assignment']}", json={"value": value}).raise_for_status()
+    by_json.post(f"/tasks/{task(by_json)['assignment']}", json={"value": value}).raise_for_status()
     said = stored(database)
     assert [by_page(database, label) for label in said] == [value, value]
 
@@ -93,7 +93,7 @@ def test_no_page_tells_whose_an_answer_is_or_that_it_is_known(database: Database
     filled(database, [gold if kind == "compare" else QUESTIONS[kind]], gold_share=1.0)
     somebody = client(database)
     pseudonym = somebody.get("/me").json()["pseudonym"]  # which can be golden
-    told, page = somebody.get("/work").text, somebody.get("/work", headers=PAGE).text.replace(pseudonym, "")
+    told, page = somebody.get("/tasks").text, somebody.get("/tasks", headers=PAGE).text.replace(pseudonym, "")
     for word in ("sft", "ppo", "source", "gold", "expected", "spiders have eight"):
         assert word not in told, word
         assert word not in page, word
@@ -105,9 +105,9 @@ def test_a_form_without_scripts_is_led_on_to_the_next_page(database: Database) -
     number = task(somebody, topic="a b")["assignment"]
     token = somebody.headers.pop("x-csrf-token")
     answer = somebody.post(
-        f"/work/{number}?topic=a+b", data={"choice": "both bad", "csrf": token}, headers=PAGE, follow_redirects=False
+        f"/tasks/{number}?topic=a+b", data={"choice": "both bad", "csrf": token}, headers=PAGE, follow_redirects=False
     )
-    assert (answer.status_code, answer.headers["location"]) == (303, "/work?topic=a+b")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/tasks?topic=a+b")
     assert [label.value for label in stored(database)] == [{"choice": "both bad"}]
 
 
@@ -123,7 +123,7 @@ def test_a_draft_is_kept_and_shown_again(database: Database, kind: str) -> None:
         "correct": {"text": "Half <b>a", "better": "1"},
         "annotate": {"labels": "rude", "comment": "Half <b>a"},
     }[kind]
-    assert somebody.post(f"/work/{number}/draft", data=part).json() == {"saved": True}
+    assert somebody.post(f"/tasks/{number}/draft", data=part).json() == {"saved": True}
     draft = task(somebody)["draft"]
     assert (
         draft
@@ -135,7 +135,7 @@ def test_a_draft_is_kept_and_shown_again(database: Database, kind: str) -> None:
             "annotate": {"labels": ["rude"], "comment": "Half <b>a"},
         }[kind]
     )
-    page = somebody.get("/work", headers=PAGE).text
+    page = somebody.get("/tasks", headers=PAGE).text
     shown = {"rate": 'value="6" required checked', "rank": '<option value="1" selected'}.get(kind, "Half &lt;b&gt;a")
     assert page.count(shown) == 1
     assert stored(database) == []
@@ -146,9 +146,9 @@ def test_a_draft_is_what_its_kind_may_say_and_no_more(database: Database) -> Non
     somebody = client(database)
     number = task(somebody)["assignment"]
     draft = {"text": "x" * 30_000, "better": True, "said": {"better": 9}, "more": "y"}
-    somebody.post(f"/work/{number}/draft", json={"draft": draft}).raise_for_status()
+    somebody.post(f"/tasks/{number}/draft", json={"draft": draft}).raise_for_status()
     assert task(somebody)["draft"] == {"text": "x" * 20_000}
-    assert somebody.get("/work", headers=PAGE).status_code == 200
+    assert somebody.get("/tasks", headers=PAGE).status_code == 200
 
 
 def test_undo_brings_back_what_was_said_as_it_was_shown(database: Database) -> None:
@@ -157,10 +157,10 @@ def test_undo_brings_back_what_was_said_as_it_was_shown(database: Database) -> N
     value = {"choice": "better", "better": 1, "strength": 4}
     for _ in range(5):  # both orders
         number = task(somebody)["assignment"]
-        somebody.post(f"/work/{number}", json={"value": value}).raise_for_status()
+        somebody.post(f"/tasks/{number}", json={"value": value}).raise_for_status()
         told = somebody.post("/undo").json()
         assert (told["task"]["assignment"], told["task"]["draft"]) == (number, value)
-        somebody.post(f"/work/{number}", json={"value": value}).raise_for_status()
+        somebody.post(f"/tasks/{number}", json={"value": value}).raise_for_status()
     page = somebody.post("/undo", headers=FRAGMENT).text
     assert re.findall(r'value="(\d)"[^>]*aria-pressed="true"', page) == ["8"]
     nobody = client(database)
@@ -171,11 +171,11 @@ def test_a_skip_keeps_its_reason_and_a_report_reaches_a_lead(database: Database)
     first, second, third = filled(database, [pair(1), pair(2), pair(3)])
     somebody = client(database)
     number = task(somebody)["assignment"]
-    told = somebody.post(f"/work/{number}/skip", data={"reason": "I cannot judge this"}).json()
+    told = somebody.post(f"/tasks/{number}/skip", data={"reason": "I cannot judge this"}).json()
     number = told["task"]["assignment"]
-    told = somebody.post(f"/work/{number}/report", json={"kind": "report", "text": "It is cut off."}).json()
+    told = somebody.post(f"/tasks/{number}/report", json={"kind": "report", "text": "It is cut off."}).json()
     assert told["task"]["assignment"] == number  # it can still be answered
-    told = somebody.post(f"/work/{number}/report", data={"kind": "personal"}, headers=FRAGMENT)
+    told = somebody.post(f"/tasks/{number}/report", data={"kind": "personal"}, headers=FRAGMENT)
     assert "Reported." in told.text
     with database.read() as session:
         assert (
@@ -193,13 +193,13 @@ def test_kind_and_topic_are_chosen(database: Database) -> None:
     somebody = client(database)
     assert task(somebody, topic="stars")["topic"] == "stars"
     assert task(somebody, kind="rate")["kind"] == "rate"
-    page = somebody.get("/work?kind=rate", headers=PAGE).text
+    page = somebody.get("/tasks?kind=rate", headers=PAGE).text
     assert '<option value="rate" selected>' in page
     assert '<option value="plants">' in page
     number = task(somebody, topic="plants")["assignment"]
-    told = somebody.post(f"/work/{number}?topic=plants", json={"value": {"choice": "tie"}}).json()
+    told = somebody.post(f"/tasks/{number}?topic=plants", json={"value": {"choice": "tie"}}).json()
     assert (told["task"], told["progress"]) == (None, {"said": 1, "remaining": 0})
-    assert "Nothing is left of this" in somebody.get("/work?topic=plants", headers=PAGE).text
+    assert "Nothing is left of this" in somebody.get("/tasks?topic=plants", headers=PAGE).text
 
 
 def test_the_entry_test_says_how_it_went(database: Database) -> None:
@@ -207,13 +207,13 @@ def test_the_entry_test_says_how_it_went(database: Database) -> None:
     entry = pair(1, purpose="entry", expected={"value": better, "why": "it is the first"})
     filled(database, [entry, pair(2)])
     somebody = client(database)
-    page = somebody.get("/work", headers=PAGE).text
+    page = somebody.get("/tasks", headers=PAGE).text
     assert "Entry test" in page
     for first, says in ((False, "by 0%, and 70% is needed"), (True, "You have passed the entry test (100%")):
         found = task(somebody)
         assert found["entry"]
         place = [answer["text"] == "First 1." for answer in found["answers"]].index(first)
-        told = somebody.post(f"/work/{found['assignment']}", json={"value": better | {"better": place}}).json()
+        told = somebody.post(f"/tasks/{found['assignment']}", json={"value": better | {"better": place}}).json()
         assert says in told["message"]
     assert not task(somebody)["entry"]
 
@@ -223,7 +223,7 @@ def test_the_time_is_the_pages_and_never_longer_than_the_question_was_open(datab
     somebody = client(database)
     for seconds in (0.0, 99_999.0):
         number = task(somebody)["assignment"]
-        somebody.post(f"/work/{number}", json={"value": {"choice": "tie"}, "seconds": seconds}).raise_for_status()
+        somebody.post(f"/tasks/{number}", json={"value": {"choice": "tie"}, "seconds": seconds}).raise_for_status()
     first, second = (label.seconds for label in stored(database))
     assert first == 0.0
     assert 0 < second < 60
@@ -233,7 +233,7 @@ def test_a_label_that_the_store_does_not_have_is_refused(database: Database) -> 
     filled(database, [QUESTIONS["annotate"]], labels=["too long"])
     somebody = client(database)
     number = task(somebody)["assignment"]
-    refused = somebody.post(f"/work/{number}", json={"value": {"labels": ["rude"], "comment": ""}})
+    refused = somebody.post(f"/tasks/{number}", json={"value": {"labels": ["rude"], "comment": ""}})
     assert (refused.status_code, refused.json()) == (
         400,
         {"error": "The label 'rude' is none of this store's: too long."},
@@ -245,7 +245,7 @@ def test_what_was_settled_is_told_and_not_said_twice(database: Database) -> None
     somebody = client(database)
     number = task(somebody)["assignment"]
     for _ in range(2):  # a second click says the same
-        assert somebody.post(f"/work/{number}", data={"point": "1"}, headers=FRAGMENT).status_code == 200
-    other = somebody.post(f"/work/{number}", data={"point": "2"}, headers=FRAGMENT)
+        assert somebody.post(f"/tasks/{number}", data={"point": "1"}, headers=FRAGMENT).status_code == 200
+    other = somebody.post(f"/tasks/{number}", data={"point": "2"}, headers=FRAGMENT)
     assert (other.status_code, other.text) == (409, "This question was answered before; undo that answer first.")
     assert len(stored(database)) == 1

@@ -167,7 +167,7 @@ def _check_may_talk(session: Session, call: Call) -> None:
     if call.site.voices is None:
         raise Absent(NOBODY)
     if queue.needs_entry_test(session, call.person, call.settings):
-        raise Forbidden("Answer the entry test's questions first: /work.")
+        raise Forbidden("Answer the entry test's questions first: /tasks.")
 
 
 def _ask(call: Call, number: int, text: str) -> Conversation:

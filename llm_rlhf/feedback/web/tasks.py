@@ -28,7 +28,7 @@ REASONS = (
 )
 
 
-@router.get("/work")
+@router.get("/tasks")
 def work(call: Asked) -> Response:
     with call.writing(consented=True) as session:
         found = _next(session, call)
@@ -38,7 +38,7 @@ def work(call: Asked) -> Response:
     return _page(call, *found, kinds, topics)
 
 
-@router.post("/work/{number}")
+@router.post("/tasks/{number}")
 def say(number: Number, call: Posted) -> Response:
     """Keep what somebody finally said, and give them the next question."""
     with call.writing(consented=True) as session:
@@ -51,7 +51,7 @@ def say(number: Number, call: Posted) -> Response:
     return _answer(call, *found, message)
 
 
-@router.post("/work/{number}/draft")
+@router.post("/tasks/{number}/draft")
 def draft(number: Number, call: Posted) -> Response:
     with call.writing(consented=True) as session:
         assignment = saying.assignment_of(session, call.person, number)
@@ -61,7 +61,7 @@ def draft(number: Number, call: Posted) -> Response:
     return call.json({"saved": True})
 
 
-@router.post("/work/{number}/skip")
+@router.post("/tasks/{number}/skip")
 def skip(number: Number, call: Posted) -> Response:
     reason = _words(call, "reason", "Say why you skip it; a lead reads it.")
     with call.writing(consented=True) as session:
@@ -72,7 +72,7 @@ def skip(number: Number, call: Posted) -> Response:
     return _answer(call, *found, message)
 
 
-@router.post("/work/{number}/report")
+@router.post("/tasks/{number}/report")
 def report(number: Number, call: Posted) -> Response:
     """Tell a lead of a question. What holds personal data is shown to nobody from then on."""
     kind = str(call.fields.get("kind", "report"))
@@ -145,7 +145,7 @@ def _answer(call: Call, task: Task | None, progress: Progress, message: str = ""
         told = {"task": None if task is None else task.told(), "progress": asdict(progress)}
         return call.json(told | ({"message": message} if message else {}))
     if not call.is_fragment:
-        return call.go(_address("/work", call))
+        return call.go(_address("/tasks", call))
     return call.page("task.html", **_values(call, task, progress), message=message)
 
 

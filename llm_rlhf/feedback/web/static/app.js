@@ -244,7 +244,7 @@
   document.addEventListener("htmx:responseError", (event) => {
     const { status, responseText } = event.detail.xhr;
     failed(status < 500 && responseText ? responseText : "Something went wrong. Nothing was saved; try again.");
-    if (status === 409 && task()) htmx.ajax("GET", "/work" + location.search, { target: "#task" });
+    if (status === 409 && task()) htmx.ajax("GET", "/tasks" + location.search, { target: "#task" });
   });
   function failed(message) {
     document.querySelectorAll("dialog[open]").forEach((sheet) => sheet.close()); // they would hide it
