@@ -57,11 +57,11 @@ def plan(
         if not as_json:
             print("\n".join(lines(plans, process, there, where)), flush=True)
             if loaded.rounds is not None and loaded.rounds.count > 1:
-                more = [f"up to {loaded.rounds.budget} pairs"] if loaded.rounds.budget else []
-                more += ["a pair for each demonstration"] if loaded.rounds.imitation else []
+                more = [f"up to {loaded.rounds.budget}"] if loaded.rounds.budget else []
+                more += ["one for each demonstration"] if loaded.rounds.imitation else []
                 print(
                     f"\nThis is the first of {loaded.rounds.count} rounds. A later one takes about as much again, with "
-                    f"{' and '.join(more)} more for every round before it.",
+                    f"more pairs for every round before it: {', and '.join(more)}.",
                     flush=True,
                 )
         advised = {}
