@@ -306,7 +306,8 @@ def _judged(
         lines = check_promotion(recipe, run, report, compared[out], round_folder(folder, out))
         if table["promoted"] is None:  # an earlier one that failed excuses nothing: see what training began from
             told_already = {line.text for line in lines}
-            lines += [line for line in check_first(recipe, run, report) if line.text not in told_already]
+            of_start = [line for line in check_first(recipe, run, report) if line.text not in told_already]
+            lines += [dataclasses.replace(line, text=f"since its start, {line.text}") for line in of_start]
         elif anchor != out:
             lines += check_losses(recipe, compared[anchor], f"round {anchor}")
         record["gains"] = {str(of): _gains(found, method) for of, found in compared.items()}

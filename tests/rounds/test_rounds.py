@@ -110,11 +110,14 @@ def test_a_round_that_failed_excuses_no_other(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(chain, "batch_of", lambda *arguments, **details: Batch(id=1))
     one = dataclasses.replace(recipe, rounds=None)
 
+    told: list[str] = []
+
     def promoted(out: int | None) -> bool:
         table = {"promoted": out, "rounds": []}
-        return chain._judged(recipe, recipe.folder, 2, one, table, None, lambda _: None)["promoted"]  # type: ignore[arg-type]
+        return chain._judged(recipe, recipe.folder, 2, one, table, None, told.append)["promoted"]  # type: ignore[arg-type]
 
     assert not promoted(None)
+    assert "      since its start, harmful_refusals: 50 points fewer than the start." in told  # and not since round 1
     (recipe.folder / "round-2" / "manifest.json").unlink()
     assert promoted(1)
 
