@@ -41,7 +41,9 @@ class RoundsSection:
     store: str | None = None  # file or URL of the labels; None: feedback.db in the folder of the rounds
     enough: float = 0.9  # share of the comparisons asked for that must be labelled before the next round is trained
     initial_weight: float = 1.0  # of the recipe's own pairs from the second round on, times their sources' weights
-    label_weight: float | list[float] = 1.0  # of the labels of each round, the first's first; the last one goes on
+    # of the labels of each round, the first's first; the last one goes on; what else the store holds (chats, what came
+    # from files) weighs as the newest round's
+    label_weight: float | list[float] = 1.0
     # Weight of pairs in which a demonstration is preferred to what the SFT model, and the policy of each round before,
     # say to its prompt. From the first round on, which may then do without pairs of the recipe's own; 0: none.
     imitation: float = 0.0

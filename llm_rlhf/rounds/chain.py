@@ -202,7 +202,8 @@ def _write_labels(
                 "the recipe's name has changed. Put it back, or begin the rounds again in another output_dir."
             )
         batches[about] = batch.id
-    card = write_labels(database, target, run, batches, recipe.rounds.margins)
+    collected = read_json(round_folder(recipe.folder, 1) / "collect" / snapshot.CARD)
+    card = write_labels(database, target, run, batches, recipe.rounds.margins, collected)
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
 

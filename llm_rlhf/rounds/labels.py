@@ -1,4 +1,8 @@
-"""What people have said when a round begins: one snapshot, its pairs told apart by the round that they are about."""
+"""What people have said when a round begins: one snapshot, its pairs told apart by the round that they are about.
+
+Beside what was asked about the rounds, everything else that the store holds counts: chats, what came from files and
+logs, what somebody selected by hand. What was asked for rounds of another name is theirs.
+"""
 
 import json
 import os
@@ -10,11 +14,11 @@ from sqlalchemy import func, select
 
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import Database
-from llm_rlhf.feedback.tables import Assignment, ExportedLabel, Item, Label, Person
+from llm_rlhf.feedback.tables import Assignment, Batch, ExportedLabel, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import read_json, write_text
 
-PAIRS, DEMONSTRATIONS = "preferences.jsonl", "demonstrations.jsonl"
+PAIRS, DEMONSTRATIONS, RATINGS = "preferences.jsonl", "demonstrations.jsonl", "ratings.jsonl"
 
 
 def labels_folder(folder: Path, number: int) -> Path:
@@ -27,8 +31,18 @@ def pairs_about(labels: Path, about: int) -> Path:
     return labels / f"about-round-{about}.jsonl"
 
 
+def other_pairs(labels: Path) -> Path:
+    """The file of the pairs that nobody was asked for by a round."""
+    return labels / "others.jsonl"
+
+
 def write_labels(
-    database: Database, target: Path, run: Path, batches: dict[int, int], margins: bool = False
+    database: Database,
+    target: Path,
+    run: Path,
+    batches: dict[int, int],
+    margins: bool = False,
+    collected: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
 
@@ -38,6 +52,7 @@ def write_labels(
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
         margins: how much better people found the one is the pair's margin, which the loss reads.
+        collected: the card of what the first round collected, whose batches of this store are among its data already.
 
     Raises:
         DataError: where no label counts.
@@ -50,15 +65,30 @@ def write_labels(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     made_for = str(run.absolute())  # whoever reads of it may stand elsewhere
-    card = snapshot.write(database, partial, made_for, list(batches.values()), margins=margins, becomes=target)
+    taken = [*batches.values(), *_others(database, collected)]
+    card = snapshot.write(database, partial, made_for, taken, margins=margins, becomes=target)
     rows = read_json_lines(partial / PAIRS)
-    for about, batch in batches.items():
-        items = _items(database, batch)
-        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if _items_of(row) & items)
-        write_text(pairs_about(partial, about), text)
+    files = {pairs_about(partial, about): _items(database, batch) for about, batch in batches.items()}
+    for file, items in files.items():
+        _write_rows(file, [row for row in rows if _items_of(row) & items])
+    asked = frozenset().union(*files.values())
+    _write_rows(other_pairs(partial), [row for row in rows if not _items_of(row) & asked])
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
     return card
+
+
+def _others(database: Database, collected: dict[str, Any] | None) -> list[int]:
+    """The batches that no rounds have asked for, and the first round has not collected."""
+    here = collected is not None and collected["store"] == database.name
+    known = {batch["id"] for batch in collected["batches"]} if collected is not None and here else set()
+    with database.read() as session:
+        batches = session.scalars(select(Batch)).all()
+    return [batch.id for batch in batches if "rounds" not in batch.details and batch.id not in known]
+
+
+def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def _withdrawn(database: Database, card: dict[str, Any]) -> bool:

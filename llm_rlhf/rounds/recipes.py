@@ -2,7 +2,8 @@
 
 1. The first round is the recipe as it stands.
 2. Every later one reads the same sources, each with the weight of initial data, and beside them the labels of each
-   earlier round, each with its own. What evaluation reads stays what it is: prompts of labels never fall to it.
+   earlier round, each with its own; what else the store holds weighs as the newest of them. What evaluation reads
+   stays what it is: prompts of labels never fall to it.
 3. It starts where the first round's training started, from its SFT model (from scratch: Bai et al. 2022,
    arXiv:2204.05862, section 4.5), or from the promoted policy (warm). SFT is done again only where people wrote
    answers.
@@ -19,7 +20,7 @@ from typing import Any
 
 from llm_rlhf.recipe.people_sections import RoundsSection
 from llm_rlhf.recipe.sections import METHODS, DataSection, Recipe, Source
-from llm_rlhf.rounds.labels import DEMONSTRATIONS, pairs_about
+from llm_rlhf.rounds.labels import DEMONSTRATIONS, RATINGS, other_pairs, pairs_about
 from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.runs import data_section, starting_model
 
@@ -69,6 +70,9 @@ def later_recipe(
         data.demonstrations.append(
             Source(source=str(labels / DEMONSTRATIONS), format="prompt_completion", leaks="remove")
         )
+    weight = weight_of(recipe.rounds, number - 1) if number > 1 else 0.0
+    if first.method == "kto" and weight and _rows(labels / RATINGS):
+        data.ratings.append(Source(str(labels / RATINGS), format="feedback", weight=weight, leaks="remove"))
     base = warm or starting_model(first, run, before="sft" if again else "reward")
     model = dataclasses.replace(first.model) if str(base) == first.model.base else first.model.made_into(base)
     if (launched := read_json(run.path / MANIFEST)) and model.chat_template_date is None:
@@ -93,8 +97,9 @@ def mixed_data(data: DataSection, rounds: RoundsSection, labels: Path, number: i
     data = copy.deepcopy(data)
     for source in data.preferences:
         source.weight *= rounds.initial_weight
-    for about in range(1, number):
-        file, weight = pairs_about(labels, about), weight_of(rounds, about)
+    files = [(pairs_about(labels, about), weight_of(rounds, about)) for about in range(1, number)]
+    files += [(other_pairs(labels), weight_of(rounds, number - 1))] if number > 1 else []
+    for file, weight in files:
         if weight and _rows(file):
             data.preferences.append(Source(source=str(file), format="preference", weight=weight, leaks="remove"))
     return data

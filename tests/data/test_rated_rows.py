@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from llm_rlhf.audit.check import Tokens, check_sources
 from llm_rlhf.data.checks import normalised_prompt, opening, prompt_of
 from llm_rlhf.data.formats.turns import THOUGHTS_LEFT_OUT
-from llm_rlhf.data.sources import load_preferences, load_ratings
+from llm_rlhf.data.sources import load_demonstrations, load_preferences, load_prompts, load_ratings
 from llm_rlhf.data.splits import load_splits, seen_in_training
+from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.models.encoding import encode_turn
 from llm_rlhf.recipe.sections import DataSection, ModelSection, Source
@@ -42,6 +44,30 @@ def test_every_row_with_a_thumb_is_a_rating_and_the_others_are_set_aside(tmp_pat
         (4, "empty reply"), (5, "unusable label"),
     ]  # fmt: skip
     assert loaded.counts()["repaired"] == {THOUGHTS_LEFT_OUT: 1}
+
+
+def _labelled(folder: Path, labels: list[object]) -> Source:
+    rows = [{"prompt": "Hi", "completion": f"reply {i}", "label": label} for i, label in enumerate(labels)]
+    return Source(source=write(folder / "labelled.jsonl", rows))
+
+
+@pytest.mark.parametrize("labels", [[1, 4, 5, 2], ["1", "5", "3"], [1, [1, 2], 0]])
+def test_stars_are_no_thumbs(tmp_path: Path, labels: list[object]) -> None:
+    """1 is the worst of them, and the only one that would be read, as thumbs up."""
+    source = _labelled(tmp_path, labels)
+    for load in (load_ratings, load_preferences, partial(load_demonstrations, preferences=Rows([]))):
+        with pytest.raises(DataError, match=r"'label' of .*labelled.jsonl.* holds numbers from .*, which are points"):
+            load([source])
+    assert len(load_prompts([source], Rows([])).rows) == 1  # what was asked is no matter of labels
+
+
+def test_zero_is_neither_where_thumbs_down_is_minus_one(tmp_path: Path) -> None:
+    loaded = load_ratings([_labelled(tmp_path, [1, 0, -1, "0.0", False])])
+    assert [(row.reply, row.good) for row in loaded.rows] == [("reply 0", True), ("reply 2", False), ("reply 4", False)]
+    assert [(item.origin.row, item.reason) for item in loaded.set_aside] == [
+        (2, "unusable label"), (4, "unusable label"),
+    ]  # fmt: skip
+    assert [row.good for row in load_ratings([_labelled(tmp_path, [1, 0])]).rows] == [True, False]
 
 
 def test_pairs_are_no_ratings_and_replies_alone_no_pairs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The labels of a round: one snapshot, taken once, its pairs told apart by what they are about."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -12,10 +13,14 @@ from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
 from llm_rlhf.feedback.tables import Export, Person
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.rounds.labels import pairs_about, progress_of, write_labels
+from llm_rlhf.rounds.labels import other_pairs, pairs_about, progress_of, write_labels
 
 
-def _asked(database: Database, about: int, questions: int) -> int:
+def _asked(database: Database, about: int, questions: int, rounds: str = "x") -> int:
+    return _added(database, str(about), questions, "select", {"rounds": rounds, "round": about})
+
+
+def _added(database: Database, about: str, questions: int, made_by: str, details: dict[str, Any]) -> int:
     with database.write() as session:
         return queue.add(
             session,
@@ -25,8 +30,8 @@ def _asked(database: Database, about: int, questions: int) -> int:
                 )
                 for n in range(questions)
             ],
-            "select",
-            {"rounds": "x", "round": about},
+            made_by,
+            details,
         ).batch
 
 
@@ -67,6 +72,29 @@ def test_pairs_are_told_apart_by_what_they_are_about(
     assert noted.details["folder"] == str(tmp_path / "labels"), "where who withdraws is told that labels lie"
     assert noted.details["made_for"] == str(tmp_path / "run"), "also of a folder that was named from here"
     assert sorted(path.name for path in tmp_path.iterdir() if "feedback" not in path.name) == ["labels"]
+
+
+def test_what_else_the_store_holds_counts(database: Database, tmp_path: Path) -> None:
+    """But not what was asked for rounds of another name, for a later one, or what the first round has collected."""
+    first = _asked(database, 1, 2)
+    _asked(database, 2, 1)
+    _asked(database, 7, 1, rounds="of another name")
+    _added(database, "chat", 3, "chat", {"talk": 1, "run": "round-1"})
+    imported = _added(database, "import", 1, "import", {"file": "x"})
+    _say(database, _person(database), 8)
+
+    def others(name: str, collected: dict[str, Any] | None) -> list[str]:
+        target = tmp_path / name
+        card = write_labels(database, target, tmp_path / "run", {1: first}, collected=collected)
+        rows = read_json_lines(other_pairs(target))
+        assert len(read_json_lines(pairs_about(target, 1))) == 2
+        assert card["labels"] == card["items"] == 2 + len(rows)
+        return [row["prompt"][0]["content"] for row in rows]
+
+    chats = ["chat.0?", "chat.1?", "chat.2?"]
+    assert others("all", None) == [*chats, "import.0?"]
+    assert others("known", {"store": database.name, "batches": [{"id": imported}]}) == chats
+    assert others("elsewhere", {"store": "another", "batches": [{"id": imported}]}) == [*chats, "import.0?"]
 
 
 def test_what_a_round_was_begun_with_stays(database: Database, tmp_path: Path) -> None:

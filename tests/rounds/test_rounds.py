@@ -29,7 +29,7 @@ from llm_rlhf.recipe.people_sections import RoundsSection
 from llm_rlhf.recipe.sections import DataSection, Recipe, Source
 from llm_rlhf.rounds import chain, gates
 from llm_rlhf.rounds.chain import run_rounds
-from llm_rlhf.rounds.labels import labels_folder, pairs_about
+from llm_rlhf.rounds.labels import labels_folder, other_pairs, pairs_about
 from llm_rlhf.rounds.page import headline, text_of
 from llm_rlhf.rounds.recipes import mixed_data, weight_of
 
@@ -59,6 +59,9 @@ def test_a_mixture_has_every_source_with_its_weight(tmp_path: Path) -> None:
     assert of(initial_weight=0.5, label_weight=[3, 4]) == [("a.jsonl", 1.0), (about[0], 3), (about[1], 4)]
     assert of(initial_weight=0, label_weight=[0, 1]) == [("a.jsonl", 0.0), (about[1], 1)]
     assert data.preferences[0].weight == 2.0
+    other_pairs(tmp_path).write_text("{}\n")  # weighs as the newest labels do
+    assert of(label_weight=[3, 4, 5])[1:] == [(about[0], 3), (about[1], 4), ("others.jsonl", 5)]
+    assert of(label_weight=[3, 0])[1:] == [(about[0], 3)]
 
 
 def test_without_the_recipes_own_pairs_evaluation_stays_what_it_was(tmp_path: Path) -> None:

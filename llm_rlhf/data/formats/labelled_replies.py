@@ -4,6 +4,9 @@ A label's values mean something only together: 1 is the first reply where the ot
 is 0. So all labels of a file are looked at before the first is read, and where they fit two readings the error asks
 for the source's key `labels`. Between the two values a number is a probability that the second reply is better. Where
 several people gave a label, what most of them say counts, with their share as that probability.
+
+A number is a thumb where all of a file's are: of five stars 1 is the worst, and would be read as the best. Where -1 is
+thumbs down, 0 is neither.
 """
 
 from collections.abc import Iterable, Iterator
@@ -170,6 +173,38 @@ def opposed_pairs(
     for ups, downs in waiting.values():
         for raw in (*ups, *downs):
             yield raw, None, BadRow(NO_OPPOSITE, _ALONE)
+
+
+def check_thumbs(rows: Iterable[Any], name: str) -> bool:
+    """Whether 0 is neither of the thumbs of a file.
+
+    Raises:
+        DataError: where its labels are points on a scale.
+    """
+    numbers = {
+        number
+        for row in rows
+        if isinstance(row, dict)
+        for vote in _votes(row.get("label"))
+        if not isinstance(vote, bool) and (number := as_number(vote)) is not None
+    }
+    if outside := sorted(number for number in numbers if abs(number) > 1):
+        raise DataError(
+            f"The column 'label' of {name} holds numbers from {min(numbers):g} to {max(numbers):g} (such as "
+            f"{outside[-1]:g}), which are points on a scale; a thumb is 1 or 0, 1 or -1, true or false. To compare the "
+            "replies to one prompt: 'format: scored, columns: {score: label}' in 'data.preferences'; for 'kto' write "
+            "true where a reply is good enough, and false where it is not."
+        )
+    return -1 in numbers
+
+
+def without_neutral(raws: Iterable[RawRow]) -> Iterator[RawRow]:
+    """The rows of a file in which 0 is neither of the thumbs; those with a 0 say so."""
+    for raw in raws:
+        label = raw.fields.get("label") if isinstance(raw.fields, dict) else None
+        if not isinstance(label, bool) and as_number(label) == 0:
+            raw.fields = BadRow("unusable label", "label is 0, between thumbs up (1) and down (-1)")
+        yield raw
 
 
 def liked_completion(raw: RawRow) -> bool:

@@ -26,12 +26,14 @@ from llm_rlhf.data.formats.conversations import (
 )
 from llm_rlhf.data.formats.labelled_replies import (
     Scale,
+    check_thumbs,
     compared_pair,
     completion,
     find_scale,
     liked_completion,
     opposed_pairs,
     rating_of,
+    without_neutral,
 )
 from llm_rlhf.data.formats.naming import under_our_names, unread
 from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
@@ -93,9 +95,12 @@ def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Ent
 
 
 def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
-    if form == "feedback" and kind == "preferences":
-        yield from _feedback(raws, source)
-        return
+    if form == "feedback" and kind != "prompts":
+        if check_thumbs((raw.fields for raw in named_rows(opened, source)), opened.name):
+            raws = without_neutral(raws)
+        if kind == "preferences":
+            yield from _feedback(raws, source)
+            return
     if form == "scored" and kind != "prompts":
         yield from _scored(raws, source, kind)
         return
