@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.recipe.limits import at_least, check_share, check_weight
+from llm_rlhf.recipe.rounds_checks import check_rounds, imitates
 from llm_rlhf.recipe.sections import (
     GATE_CHECKS,
     METHODS,
@@ -17,7 +19,6 @@ from llm_rlhf.recipe.sections import (
     GateSection,
     OwnSuite,
     Recipe,
-    RoundsSection,
     Source,
     WorldSection,
     method_options,
@@ -36,7 +37,7 @@ def check_together(recipe: Recipe) -> None:
             key = "model.base" if recipe.model.base is not None else "data"
             raise RecipeError(f"Recipe key {key!r} is set, but 'world' makes the base model and the data; remove one.")
         learns_from_pairs = trains_reward(recipe) or recipe.method in OFFLINE
-        _check_world(recipe.world, of_pairs=learns_from_pairs and not _imitates(recipe))
+        _check_world(recipe.world, of_pairs=learns_from_pairs and not imitates(recipe))
     else:
         if recipe.model.base is None:
             raise RecipeError("Recipe key 'model.base' is missing; give a hub id or a folder, or a 'world' section.")
@@ -45,7 +46,7 @@ def check_together(recipe: Recipe) -> None:
         recipe.data = recipe.data or DataSection()
         _check_data(recipe)
     if recipe.feedback is not None:
-        _check_weight("feedback.weight", recipe.feedback.weight)
+        check_weight("feedback.weight", recipe.feedback.weight)
     method = recipe.method
     if len(several := [name for name in METHODS if getattr(recipe, name) is not None]) > 1:
         raise RecipeError(
@@ -98,49 +99,10 @@ def check_together(recipe: Recipe) -> None:
             raise RecipeError(f"Recipe key 'evaluate.temperature' is {recipe.evaluate.temperature}; it must be over 0.")
     check_gate_section(recipe.gate)
     if recipe.rounds is not None:
-        _check_rounds(recipe, recipe.rounds)
+        check_rounds(recipe, recipe.rounds)
     template = recipe.model.chat_template
     if template is not None and not Path(template).is_file():
         raise RecipeError(f"Recipe key 'model.chat_template' is {template!r}; there is no such file.")
-
-
-def _check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
-    for name, low in (("count", 1), ("budget", 0), ("people_per_item", 1), ("reward_drop", 0)):
-        at_least(f"rounds.{name}", getattr(rounds, name), low)
-    if _imitates(recipe) and recipe.sft is None:
-        raise RecipeError(
-            f"Recipe key 'rounds.imitation' is {rounds.imitation}, but there is no 'sft': the pairs are of its "
-            "demonstrations, against what the model says that was tuned on them. Add 'sft', or set it to 0."
-        )
-    at_least("rounds.simulated.people", rounds.simulated.people, rounds.people_per_item)
-    if not rounds.simulated.noise > 0:
-        raise RecipeError(f"Recipe key 'rounds.simulated.noise' is {rounds.simulated.noise}; it must be over 0.")
-    for name, value in (("enough", rounds.enough), ("simulated.inattention", rounds.simulated.inattention)):
-        if not 0 <= value <= 1:
-            raise RecipeError(f"Recipe key 'rounds.{name}' is {value}; it is a share, 0 to 1.")
-    if rounds.budget < rounds.people_per_item and (rounds.budget or not rounds.imitation):
-        raise RecipeError(
-            f"Recipe key 'rounds.budget' is {rounds.budget}, and 'rounds.people_per_item' {rounds.people_per_item}: "
-            "not one comparison could be asked; raise the budget."
-        )
-    weights = rounds.label_weight if isinstance(rounds.label_weight, list) else [rounds.label_weight]
-    for value in (rounds.initial_weight, rounds.imitation, *weights):
-        if not 0 <= value <= 100:
-            raise RecipeError(f"A weight of 'rounds' is {value}; it must be at least 0 and at most 100.")
-    if not weights:
-        raise RecipeError("Recipe key 'rounds.label_weight' is empty; give a number, or one for each round.")
-    if recipe.method is None or recipe.evaluate is None:
-        missing = "a method such as 'ppo'" if recipe.method is None else "'evaluate'"
-        raise RecipeError(f"Recipe section 'rounds' makes a policy of each round and measures it; add {missing}.")
-    if rounds.annotators == "simulated" and recipe.world is None:
-        raise RecipeError(
-            "Recipe key 'rounds.annotators' is 'simulated', but only a 'world' has a true score to label by; set it to "
-            "'people'."
-        )
-
-
-def _imitates(recipe: Recipe) -> bool:
-    return recipe.rounds is not None and recipe.rounds.imitation > 0
 
 
 def check_gate_section(gate: GateSection) -> None:
@@ -241,22 +203,22 @@ def _check_world(world: WorldSection, of_pairs: bool) -> None:
         )
     for name in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
         at_least(f"world.{name}", getattr(world, name), 1 if name != "preferences" or of_pairs else 0)
-    _share("world.good_share", world.good_share)
-    _share("world.label_noise", world.label_noise)
+    check_share("world.good_share", world.good_share, most=1)
+    check_share("world.label_noise", world.label_noise)
 
 
 def _check_data(recipe: Recipe) -> None:
     data = recipe.data
     assert data is not None
     if data.evaluation_share is not None:
-        _share("data.evaluation_share", data.evaluation_share)
-    _share("data.heldout_share", data.heldout_share)
+        check_share("data.evaluation_share", data.evaluation_share)
+    check_share("data.heldout_share", data.heldout_share)
     if data.near_duplicates is not None and not 0 < data.near_duplicates <= 1:
         raise RecipeError(f"Recipe key 'data.near_duplicates' is {data.near_duplicates}; it must be over 0, at most 1.")
-    if trains_reward(recipe) and not data.preferences and recipe.feedback is None and not _imitates(recipe):
+    if trains_reward(recipe) and not data.preferences and recipe.feedback is None and not imitates(recipe):
         raise RecipeError("Recipe key 'data.preferences' is empty; the reward model needs at least one source.")
     if recipe.method in OFFLINE:
-        if not (data.preferences or data.ratings or recipe.feedback or _imitates(recipe)):
+        if not (data.preferences or data.ratings or recipe.feedback or imitates(recipe)):
             more = ", or name single rated replies in 'data.ratings'" if recipe.method == "kto" else ""
             raise RecipeError(f"Recipe key 'data.preferences' is empty; '{recipe.method}' learns from pairs{more}.")
         if not trains_reward(recipe):
@@ -338,7 +300,7 @@ def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
     if source.from_ is not None and not pairs and recipe.feedback is None:
         raise RecipeError(f"Recipe key '{key}' takes rows from 'data.preferences', which is empty; add a source.")
     at_least(f"{key}.limit", source.limit, 1)
-    _check_weight(f"{key}.weight", source.weight, least=name == "preferences")
+    check_weight(f"{key}.weight", source.weight, least=name == "preferences")
     if source.leaks is not None and name.startswith("evaluation"):
         raise RecipeError(f"Recipe key '{key}.leaks' is {source.leaks!r}, but nothing trains on its rows; remove it.")
     if source.weight != 1 and name.startswith("evaluation"):
@@ -351,18 +313,6 @@ def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
             "first reply is better, and where the second is."
         )
     check_columns(source, f"{key}.columns.")
-
-
-def _check_weight(key: str, weight: float, least: bool = False) -> None:
-    """RecipeError where a weight is none.
-
-    Args:
-        least: 0 is one: rows are held out to evaluate on, and not trained on.
-    """
-    if not (0 < weight <= 100 or (least and weight == 0)):
-        raise RecipeError(
-            f"Recipe key {key!r} is {weight}; it must be {'at least' if least else 'over'} 0 and at most 100."
-        )
 
 
 def check_columns(source: Source, key: str) -> None:
@@ -396,13 +346,3 @@ COLUMNS = (
     "system",
     "history",
 )
-
-
-def at_least(key: str, value: float | None, low: int) -> None:
-    if value is not None and value < low:
-        raise RecipeError(f"Recipe key {key!r} is {value}; it must be at least {low}.")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise RecipeError(f"Recipe key {key!r} is {value}; it is a share and must be at least 0 and under 1.")

@@ -35,7 +35,7 @@ from llm_rlhf.recipe.values import plain
 from llm_rlhf.rounds.agreement import agreement, answered_of
 from llm_rlhf.rounds.annotators import ask_simulated
 from llm_rlhf.rounds.gates import check_first, check_losses, check_promotion, compare
-from llm_rlhf.rounds.imitation import write_imitation_pairs
+from llm_rlhf.rounds.imitation import check_ahead, write_imitation_pairs
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
 from llm_rlhf.rounds.page import write_page
 from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder, sft_alone
@@ -174,6 +174,8 @@ def _recipe_of(
 def _imitated(recipe: Recipe, folder: Path, number: int, say: Callable[[str], None]) -> list[Path]:
     """Files of pairs of demonstrations against SFT alone, and against each round before this one; each made once."""
     start = sft_alone(recipe)
+    if not (start.folder / "sft" / MANIFEST).is_file():
+        check_ahead(first_recipe(recipe))
     run_recipe(start)
     own, length = data_section(recipe, start.folder).preferences, (sampling(recipe) or (None,))[0]
     earlier = [round_folder(folder, before) for before in range(1, number)]

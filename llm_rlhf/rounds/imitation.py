@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_rlhf.ahead import check_rows, look_ahead
 from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.data.rows import Demonstration, Preference, Prompt
 from llm_rlhf.data.splits import Splits, sides_of
@@ -29,10 +30,25 @@ from llm_rlhf.evaluation.subjects import start_of, subject_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
 from llm_rlhf.models.inference import sample_replies
+from llm_rlhf.pipeline import STAGES
 from llm_rlhf.recipe.loading import recipe_of
-from llm_rlhf.recipe.sections import DataSection
+from llm_rlhf.recipe.sections import DataSection, Recipe
 from llm_rlhf.run_folder import RunFolder, write_text
-from llm_rlhf.runs import data_section, splits
+from llm_rlhf.runs import data_section, read_data, splits
+
+
+def check_ahead(first: Recipe) -> None:
+    """What would end the first round, told before SFT alone is trained.
+
+    Raises:
+        RecipeError, DataError: from the recipe, files of models and, but of a world, whose are enough, rows.
+    """
+    stages = [stage for stage in STAGES if getattr(first, stage) is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        ahead = look_ahead(first, RunFolder(folder), stages)
+        if first.world is None and first.feedback is None:
+            found, _ = read_data(first, RunFolder(folder))
+            check_rows(ahead, foreseen(found, data_section(first, Path(folder))))
 
 
 def write_imitation_pairs(

@@ -10,13 +10,14 @@ from chain_helpers import TINY, write_recipe
 from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Demonstration, Origin, Prompt
 from llm_rlhf.data.splits import load_splits
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.plan.forecast import Forecast
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import DataSection, Recipe, Source
 from llm_rlhf.rounds.chain import run_rounds
 from llm_rlhf.rounds.imitation import demonstrated, foreseen, pair_of
+from llm_rlhf.world.base_model import shipped_base
 
 
 def _row(question: str, reply: str, number: int = 1) -> Demonstration:
@@ -68,6 +69,21 @@ def test_who_imitates_needs_no_pairs_of_their_own(tmp_path: Path) -> None:
         load_recipe(write_recipe(tmp_path, rounds={"budget": 0}))
     with pytest.raises(RecipeError, match="there is no 'sft'"):
         _recipe(tmp_path, sft=None)
+
+
+def test_what_would_end_the_first_round_is_told_before_sft_alone_is_trained(tmp_path: Path) -> None:
+    """A function that is not there, and prompts that leave no room for a reply."""
+    with pytest.raises(RecipeError, match=r"no_such_module"):
+        run_rounds(_recipe(tmp_path, ppo={**TINY["ppo"], "reward_funcs": ["no_such_module:f"]}))
+    shown = [{"prompt": f"what is {n}?", "completion": f"a {n}."} for n in range(60)]
+    long = [{"prompt": "so " * 600 + f"{n}?"} for n in range(40)]
+    for name, rows in (("shown", shown), ("long", long), ("asked", [{"prompt": f"where is {n}?"} for n in range(40)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"demonstrations": "shown", "prompts": "long", "evaluation_prompts": "asked"}
+    data = {name: [{"source": str(tmp_path / f"{file}.jsonl")}] for name, file in sources.items()}
+    with pytest.raises(DataError, match=r"ppo.*(room|fit)|(room|fit).*ppo"):
+        run_rounds(_recipe(tmp_path, world=None, model={"base": str(shipped_base())}, data=data))
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
 @pytest.mark.slow
