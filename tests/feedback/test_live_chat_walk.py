@@ -239,6 +239,35 @@ def test_a_closed_browser_stops_the_model_and_a_reload_brings_back_what_had_come
         assert labels(store)[0][1]["strength"] == 4
 
 
+def test_what_somebody_writes_outlives_a_reload(browser, store) -> None:
+    with served(store, Scripted(ANSWERS)) as address, somebody_at(browser, address, store) as page:
+        page.get_by_role("button", name="Begin", exact=True).click()
+        message = page.get_by_label("Your message")
+        message.fill("How long does an egg")
+        page.reload()
+        assert message.input_value() == "How long does an egg"
+        message.fill("How long does an egg boil?")
+        message.press("Enter")
+        told(page, "Both answers are there.")
+        page.locator("[data-correct='1']").click()
+        page.locator("#better-text").fill("Eight minutes, if")
+        page.reload()
+        assert page.locator("#better-text").input_value() == "Eight minutes, if"
+        assert page.locator("[name=better][value='1']").is_checked()
+        page.get_by_role("button", name="Keep this, and go on from it").click()
+        told(page, "what you wrote")
+        (item, value), *_ = labels(store)
+        assert (item.kind, value["text"]) == ("correct", "Eight minutes, if")
+        page.get_by_label("Your next message").fill("And two?")
+        page.get_by_label("Your next message").press("Enter")
+        told(page, "Both answers are there.")
+        page.reload()
+        told(page, "how far both answers had come")
+        assert page.locator("#correction").is_hidden(), "what was written of other answers is gone"
+        page.keyboard.press("w")
+        assert page.locator("#better-text").input_value() in ANSWERS
+
+
 def test_who_waits_for_others_is_told(browser, store) -> None:
     gate = threading.Semaphore(0)
     with (

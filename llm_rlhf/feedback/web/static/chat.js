@@ -12,6 +12,14 @@
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": talk.dataset.csrf };
   let seen = null, turnName, since = null, asked = "", answers = [], hearing = null, choosing = false;
 
+  /* What somebody is writing outlives a reload of the page, in this window alone. */
+  const draftName = (of) => `${of} of ${address}`;
+  function keep(of, draft) {
+    if (draft) sessionStorage.setItem(draftName(of), JSON.stringify(draft));
+    else sessionStorage.removeItem(draftName(of));
+  }
+  const kept = (of) => JSON.parse(sessionStorage.getItem(draftName(of)) || "null");
+
   /* What a refusal says, whatever form it has. */
   async function refusal(response) {
     const told = await response.text();
@@ -133,6 +141,7 @@
       const response = await fetch(`${address}/say`, { method: "POST", headers: { ...headers, Accept: "text/event-stream, application/json" }, body: JSON.stringify({ text: question }), signal: mine.signal });
       if (!response.ok) throw new Error(await refusal(response));
       text.value = "";
+      keep("message", null);
       await hear(response);
     } catch (error) {
       if (mine.signal.aborted) return;
@@ -153,6 +162,7 @@
       if (!response.ok) throw new Error(await refusal(response));
       const chosen = await response.json();
       if (hearing) hearing.abort();
+      keep("correction", null);
       turn("user", null, asked);
       turn("assistant", chosen.html);
       byId("undo-choice").hidden = false;
@@ -204,7 +214,8 @@
     correction.hidden = false;
     correction.querySelector(`[name=better][value="${number}"]`).checked = true;
     if (hearing && answers.some((answer) => !answer.ended)) { hearing.abort(); show({ seen, answers }, true); }
-    written.value = answers[number].text;
+    const draft = kept("correction");
+    written.value = draft && draft.turn === turnName && draft.better === number ? draft.text : answers[number].text;
     written.focus();
   }
 
@@ -237,6 +248,10 @@
     if (!written.value.trim()) { tell("Write the answer first.", true); written.focus(); return; }
     choose({ better: Number(correction.querySelector("[name=better]:checked").value), text: written.value });
   });
+  correction.addEventListener("input", () => {
+    keep("correction", { turn: turnName, better: Number(correction.querySelector("[name=better]:checked").value), text: written.value });
+  });
+  text.addEventListener("input", () => keep("message", text.value));
   say.addEventListener("submit", (event) => {
     event.preventDefault();
     if (text.value.trim()) send(text.value.trim());
@@ -260,8 +275,10 @@
     open(say.dataset.asked);
     show(JSON.parse(talk.dataset.turn), true);
     tell("You had not chosen yet. This is how far both answers had come.");
-  } else if (say.dataset.asked) {
-    text.value = say.dataset.asked;
-    tell("Your last message was not answered; send it again, or change it.");
+    const draft = kept("correction");
+    if (draft && draft.turn === turnName) correct(draft.better);
+  } else {
+    text.value = kept("message") || say.dataset.asked || "";
+    if (say.dataset.asked) tell("Your last message was not answered; send it again, or change it.");
   }
 })();
