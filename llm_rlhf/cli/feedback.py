@@ -41,7 +41,9 @@ def serve(
     public_url: Annotated[
         str | None, typer.Option("--public-url", metavar="URL", help="Where people find it, if behind a proxy.")
     ] = None,
-    with_chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Live chat with the run's policy.")] = True,
+    with_chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Live chat with the run's policy; of rounds, the newest's.")
+    ] = True,
     against_start: Annotated[
         bool, typer.Option("--against-start", help="In chats, the policy against its start; else against itself.")
     ] = False,
@@ -234,7 +236,8 @@ def import_labels(
 
 
 def _speaker(store: str, against_start: bool) -> Any:
-    """Who answers in live chats: the policy of the run that is served; nobody, where a store alone is.
+    """Who answers in live chats: the policy of the run, or of the newest of the rounds, that is served; nobody, where a
+    store alone is.
 
     A run whose policy is not trained yet, or cannot be loaded here, has its page without chats, and it is said why.
 
@@ -247,7 +250,12 @@ def _speaker(store: str, against_start: bool) -> Any:
     from llm_rlhf.errors import DataError, RecipeError, RunError, RunFolderError
     from llm_rlhf.run_folder import MANIFEST
 
-    if "://" in store or not (Path(store).expanduser() / MANIFEST).is_file():
+    folder = None if "://" in store else Path(store).expanduser()
+    if folder is not None and not (folder / MANIFEST).is_file():
+        from llm_rlhf.rounds.recipes import newest_round
+
+        folder = newest_round(folder)
+    if folder is None:
         if against_start:
             raise RecipeError(f"--against-start needs a run, which has a policy to chat with; {store} is none.")
         return None
@@ -258,7 +266,7 @@ def _speaker(store: str, against_start: bool) -> Any:
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # notes of loading
-            return speaker_of_run(Path(store).expanduser(), against_start)
+            return speaker_of_run(folder, against_start)
     except (RecipeError, DataError, RunError, RunFolderError) as error:
         if against_start:
             raise

@@ -38,13 +38,11 @@ from llm_rlhf.rounds.gates import check_first, check_losses, check_promotion, co
 from llm_rlhf.rounds.imitation import check_ahead, write_imitation_pairs
 from llm_rlhf.rounds.labels import labels_folder, progress_of, write_labels
 from llm_rlhf.rounds.page import write_page
-from llm_rlhf.rounds.recipes import first_recipe, later_recipe, mixture, round_folder, sft_alone
+from llm_rlhf.rounds.recipes import TABLE, first_recipe, later_recipe, mixture, round_folder, sft_alone
 from llm_rlhf.rounds.select import Selection, batch_of
 from llm_rlhf.rounds.select import select as fill_queue
 from llm_rlhf.run_folder import MANIFEST, file_digest, read_json, write_json
 from llm_rlhf.runs import data_section
-
-TABLE = "rounds.json"
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,18 @@ from llm_rlhf.rounds.labels import DEMONSTRATIONS, RATINGS, other_pairs, pairs_a
 from llm_rlhf.run_folder import MANIFEST, RunFolder, read_json
 from llm_rlhf.runs import data_section, starting_model
 
+TABLE = "rounds.json"  # of the rounds in a folder, as far as they were made
+
 
 def round_folder(folder: Path, number: int) -> Path:
     """The run's folder of a round, from 1."""
     return folder / f"round-{number}"
+
+
+def newest_round(folder: Path) -> Path | None:
+    """The run's folder of the last round that was made; None where none was, or the folder is not one of rounds."""
+    made = (read_json(folder / TABLE) or {}).get("rounds")
+    return round_folder(folder, made[-1]["round"]) if made else None
 
 
 def sft_alone(recipe: Recipe) -> Recipe:

@@ -33,3 +33,13 @@ def test_a_runs_policy_answers_twice_or_against_its_start(finished: Path) -> Non
     assert first.ended
     assert second.ended
     assert first.text != second.text
+
+
+def test_of_rounds_the_newest_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("llm_rlhf.chat.speaking.speaker_of_run", lambda run, against: (run, against))
+    assert _speaker(str(tmp_path), False) is None
+    (tmp_path / "rounds.json").write_text('{"promoted": 1, "rounds": []}')
+    assert _speaker(str(tmp_path), False) is None, "none is made yet"
+    (tmp_path / "rounds.json").write_text('{"promoted": 1, "rounds": [{"round": 1}, {"round": 2}]}')
+    assert _speaker(str(tmp_path), False) == (tmp_path / "round-2", False)
+    assert _speaker(str(tmp_path), True) == (tmp_path / "round-2", True)
