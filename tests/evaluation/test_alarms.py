@@ -71,6 +71,22 @@ def test_a_judge_that_parts_from_the_training_reward_parts_from_the_other_judge_
     assert words in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ("ppo", "(raise ppo.kl_coef), train less"),
+        ("kto", "(raise kto.beta), train less"),
+        ("best_of_n", "by a lower best_of_n.learning_rate, train less"),
+        ("mine", "(raise kl_coef, or beta), train less"),  # a policy whose method nobody knows
+    ],
+)
+def test_the_remedy_is_a_key_that_the_method_has(method: str, remedy: str) -> None:
+    gains = [entry("reward_gain", 1.0, 0.8, 1.2, method), entry("gold_gain", -0.3, -0.5, -0.1, method)]
+    lengths = [entry("response_length", 20, 19, 21, who) for who in ("sft", method)]
+    (line,) = [line for line in alarm_lines([*gains, *lengths]) if "Reward hacking" in line]
+    assert remedy in line
+
+
 def told(estimates: list[Estimate]) -> list[str]:
     return [" ".join(line.split()) for line in alarm_lines(estimates)]
 

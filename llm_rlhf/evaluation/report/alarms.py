@@ -9,6 +9,7 @@ from llm_rlhf.evaluation.report.numbers import alike, interval_text, value_text
 from llm_rlhf.evaluation.report.sides import OVERALL, REFUSALS, direction
 from llm_rlhf.evaluation.report.verdict import refusals_from_to
 from llm_rlhf.evaluation.reward_checks import gravest_first, pair_checks
+from llm_rlhf.recipe.sections import METHODS
 from llm_rlhf.statistics.intervals import Estimate
 from llm_rlhf.statistics.length_control import APART
 
@@ -143,8 +144,8 @@ def _overoptimised(found: Found) -> list[str]:
         if direction(other.as_dict()) < 0:
             words.append(
                 f"Reward hacking: the training reward rose by {reward.estimate:.2f} while {called} fell by "
-                f"{-other.estimate:.2f} {interval_text(other.as_dict())}. Hold it nearer to its start (ppo.kl_coef, or "
-                "beta), train less, or improve the reward model."
+                f"{-other.estimate:.2f} {interval_text(other.as_dict())}. {_hold(found)}, train less, or improve the "
+                "reward model."
             )
         elif direction(other.as_dict()) == 0:
             own = other.as_dict()
@@ -153,6 +154,21 @@ def _overoptimised(found: Found) -> list[str]:
                 f"({value_text(own)}, 95 % interval {interval_text(own)}). It may not be real."
             )
     return words
+
+
+def _method(found: Found) -> str:
+    """What made the policy; empty where its name does not say it."""
+    names = {e.subject for (_, who, _), e in found.items() if who == "policy"}
+    return next((name for name in names if name in METHODS), "")
+
+
+def _hold(found: Found) -> str:
+    """What keeps the policy nearer to its start, by a key that its method has; the beginning of a sentence."""
+    method = _method(found)
+    if method == "best_of_n":  # it has no penalty
+        return "Hold it nearer to its start by a lower best_of_n.learning_rate"
+    key = {"ppo": "ppo.kl_coef", "": "kl_coef, or beta"}.get(method, f"{method}.beta")
+    return f"Hold it nearer to its start (raise {key})"
 
 
 def _more_timid(found: Found) -> list[str]:
@@ -224,8 +240,8 @@ def _forgot(found: Found) -> list[str]:
         return []
     return [
         f"The perplexity of held-out replies rose from {before.estimate:.3g} to {after.estimate:.3g}: "
-        f"{subject_label('policy')} has lost language that {subject_label('start')} had. Hold it nearer to its start "
-        "(ppo.kl_coef, or beta), raise ppo.ptx_coef, or train less."
+        f"{subject_label('policy')} has lost language that {subject_label('start')} had. {_hold(found)}, "
+        f"{'raise ppo.ptx_coef, ' if _method(found) == 'ppo' else ''}or train less."
     ]
 
 
