@@ -15,6 +15,14 @@ SCORES = ("gold_score", "heldout_reward")  # of a policy: the best judge there i
 GAINS = ("gold_gain", "heldout_reward_gain")  # of one over another
 JUDGES = {"gold_score": "the true score", "heldout_reward": "the held-out reward model of its own round"}
 NONE = "\u2013"
+LIMITS = {  # checks whose interval decides, and the key that says how much may be lost; gain: some has to be shown
+    "helpful": "gate.margin",
+    "harmless": "gate.margin",
+    "harmful_refusals": "gate.refusal_drop",
+    "over_refusal": "gate.over_refusal_rise",
+    "reward_on_old_data": "rounds.reward_drop",
+    "gain": None,
+}
 
 
 def write_page(table: dict[str, Any], folder: Path) -> None:
@@ -61,11 +69,27 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def headline(table: dict[str, Any]) -> str:
-    """Which round is out, in a sentence."""
+    """Which round is out, and whether the newest one failed because too little was asked to know, in words."""
     number = table["promoted"]
-    if number is None:
-        return "No round has passed its gates so far, so that none is promoted."
-    return f"Round {number} is promoted: {table['rounds'][number - 1]['run']}."
+    told = "No round has passed its gates so far, so that none is promoted."
+    if number is not None:
+        told = f"Round {number} is promoted: {table['rounds'][number - 1]['run']}."
+    return f"{told}{_undecided(table['rounds'][-1])}" if table["rounds"] else told
+
+
+def _undecided(record: dict[str, Any]) -> str:
+    """What to do where no gate that a round failed shows a loss, only an interval that leaves one open; else empty."""
+    failed = [line for line in record["gates"] if not line["passed"]]
+    if not failed or any(line["check"] not in LIMITS or line["low"] is None for line in failed):
+        return ""
+    if any(line["low"] > 0 or line["high"] < 0 for line in failed):
+        return ""
+    keys = list(dict.fromkeys(key for line in failed if (key := LIMITS[line["check"]])))
+    told = (
+        f" Nothing that round {record['round']} failed is shown to be lost: its intervals leave it open. More prompts "
+        "to evaluate on narrow them"
+    )
+    return f"{told}; how much may be lost is set by {', '.join(keys)}." if keys else f"{told}."
 
 
 def text_of(table: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What lets a round take another's place, by hand."""
 
+import re
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_reward_model_may_not_have_lost_its_points(low: float | None, points: 
 
 def test_the_table_says_which_round_is_out() -> None:
     gates = [{"check": "kl", "result": "pass", "passed": True, "text": "kl: fine."}]
-    failed = [{"check": "gain", "result": "FAIL", "passed": False, "text": "gain: none."}]
+    failed = [{"check": "gain", "result": "FAIL", "passed": False, "text": "gain: none.", "low": -0.3, "high": -0.1}]
     first = {
         "round": 1, "run": "round-1", "parent": None, "start": [_entry("gold_gain", 0.3, 0.2, 0.4)], "gains": {},
         "policy": [_entry("gold_score", 0.7, 0.6, 0.8)], "gates": gates, "promoted": True,
@@ -64,3 +65,24 @@ def test_the_table_says_which_round_is_out() -> None:
     assert "1,200" in lines[2]
     assert "1 of 2, not gain" in lines[2]
     assert "−0.10 [−0.30, +0.10]" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        ([("helpful", -0.2, 0.1), ("gain", -0.1, 0.1)], "leave it open.*is set by gate.margin\\.$"),
+        ([("harmless", -0.1, 0.3), ("over_refusal", -0.01, 0.12)], "by gate.margin, gate.over_refusal_rise"),
+        ([("gain", -0.1, 0.1)], "narrow them\\.$"),
+        ([("helpful", -0.2, 0.1), ("harmless", -0.3, -0.1)], None),  # a loss is shown
+        ([("over_refusal", 0.05, 0.2)], None),
+        ([("gain", -0.1, 0.1), ("kl", 51.0, 60.0)], None),  # no interval's width
+        ([("gain", None, None)], None),  # nobody measured it
+        ([], None),
+    ],
+)
+def test_a_round_that_too_little_was_asked_of_is_told_apart(failed: list[tuple], told: str | None) -> None:
+    gates = [{"check": check, "passed": False, "low": low, "high": high} for check, low, high in failed]
+    gates.append({"check": "harmful_refusals", "passed": True, "low": -0.3, "high": -0.1})
+    line = headline({"promoted": None, "rounds": [{"round": 2, "gates": gates}]})
+    assert line.startswith("No round has passed its gates so far, so that none is promoted.")
+    assert re.search(told, line) if told else line.endswith("promoted.")
