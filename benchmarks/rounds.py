@@ -5,6 +5,7 @@ feedback page. Two arms at equal budget: `mixed`, the default, and `random`. Rou
 
     python benchmarks/rounds.py --folder runs/rounds                    # an hour or more on a free core; goes on
     python benchmarks/rounds.py --folder runs/rounds --report           # what is there, as benchmarks/ROUNDS.md
+    ATEN_CPU_CAPABILITY=avx2 python benchmarks/rounds.py --folder runs/rounds-avx2 --seeds 12 13 14 15 16
 
 Settings were chosen by phrasings of development (--development), what is claimed is measured by those of evaluation.
 """
@@ -21,6 +22,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from llm_rlhf.statistics.clustered import student_quantile
 
@@ -143,20 +146,37 @@ def gather(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     return found
 
 
-def text(found: dict[str, Any], budget: int, phrasings: str, more: list[str]) -> str:
-    """benchmarks/ROUNDS.md."""
-    seeds = found["seeds"]
+def text(kinds: dict[str, dict[str, Any]], budget: int, phrasings: str, more: list[str]) -> str:
+    """benchmarks/ROUNDS.md.
 
-    def of(values: list[float]) -> str:
-        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
-
+    Args:
+        kinds: what was found, by the vector instructions of the CPU.
+    """
     lines = [
         "# Rounds of feedback on the gold world",
         "",
         f"{ROUNDS} rounds from 1,500 initial pairs, three in ten of them flipped, and {budget:,} labels by simulated "
-        f"people between two rounds; reward models and policy are trained from the start in each; "
-        f"{len(seeds)} seeds, {phrasings} phrasings. Means over seeds with Student's 95 % interval.",
-        "",
+        f"people between two rounds; reward models and policy are trained from the start in each; {phrasings} "
+        "phrasings. Means over seeds with Student's 95 % interval.",
+    ]
+    for kind, found in kinds.items():
+        lines += ["", f"## {len(found['seeds'])} seeds, {kind}", "", *_means(found), "", *_each(found)]
+    if len(kinds) > 1:
+        together = _together(list(kinds.values()))
+        lines += ["", f"## All {len(together['seeds'])} seeds", "", *_means(together)]
+    shown = " ".join(["python benchmarks/rounds.py --folder runs/rounds", f"--budget {budget}", *more])
+    lines += ["", f"Made by `{shown}`, for each kind of CPU; `ATEN_CPU_CAPABILITY=avx2` stands for one.", "", CHOSEN]
+    return "\n".join(lines) + "\n"
+
+
+def _means(found: dict[str, Any]) -> list[str]:
+    """The tables of means over seeds: each arm's rounds, and one arm less the other."""
+
+    def of(values: list[float]) -> str:
+        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
+
+    seeds = found["seeds"]
+    lines = [
         "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 "
         "| over the first |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -173,18 +193,28 @@ def text(found: dict[str, Any], budget: int, phrasings: str, more: list[str]) ->
     for number in range(1, ROUNDS):
         apart = [a[number] - b[number] for a, b in zip(*(found["score"][arm] for arm in ARMS), strict=True)]
         lines.append(f"| round {number + 1} | {of(apart)} |")
-    lines += ["", "Every seed:", "", "| seed | arm | " + " | ".join(f"round {n + 1}" for n in range(ROUNDS)) + " |"]
+    return lines
+
+
+def _each(found: dict[str, Any]) -> list[str]:
+    lines = ["| seed | arm | " + " | ".join(f"round {n + 1}" for n in range(ROUNDS)) + " |"]
     lines.append("| --- | --- |" + " --- |" * ROUNDS)
-    for place, seed in enumerate(seeds):
+    for place, seed in enumerate(found["seeds"]):
         for arm in ARMS:
             cells = [
                 f"{score:+.3f}{' promoted' if promoted else ''}"
                 for score, promoted in zip(found["score"][arm][place], found["promoted"][arm][place], strict=True)
             ]
             lines.append(f"| {seed} | {arm} | " + " | ".join(cells) + " |")
-    shown = " ".join(["python benchmarks/rounds.py --folder runs/rounds", f"--budget {budget}", *more])
-    lines += ["", f"Made by `{shown}`.", "", CHOSEN]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _together(several: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was found on several kinds of CPU, as one."""
+    return {"seeds": [seed for one in several for seed in one["seeds"]]} | {
+        name: {arm: [row for one in several for row in one[name][arm]] for arm in ARMS}
+        for name in ("score", "gain", "within", "promoted")
+    }
 
 
 def main() -> None:
@@ -203,11 +233,16 @@ def main() -> None:
     found = gather(given.folder, given.seeds)
     if not found["seeds"]:
         raise SystemExit(f"No seed is whole in {given.folder} yet.")
-    told = text(found, given.budget, phrasings, given.more)
+    kind = torch.backends.cpu.get_cpu_capability()
+    if phrasings != "evaluation":
+        print(text({kind: found}, given.budget, phrasings, given.more))
+        return
+    kept = ROOT / "benchmarks" / "rounds.json"
+    kinds = {**(json.loads(kept.read_text()) if kept.is_file() else {}), kind: found}
+    told = text(kinds, given.budget, phrasings, given.more)
     print(told)
-    if phrasings == "evaluation":
-        (ROOT / "benchmarks" / "ROUNDS.md").write_text(told)
-        (ROOT / "benchmarks" / "rounds.json").write_text(json.dumps(found, indent=1) + "\n")
+    (ROOT / "benchmarks" / "ROUNDS.md").write_text(told)
+    kept.write_text(json.dumps(kinds, indent=1) + "\n")
 
 
 if __name__ == "__main__":
