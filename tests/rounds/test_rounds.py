@@ -323,12 +323,16 @@ def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     assert "0 of 12 labels" in (recipe.folder / "rounds.html").read_text()
     _label(recipe.folder / "feedback.db", 5)
     assert run_rounds(recipe, say=told.append)[1] == dataclasses.replace(waiting, said=5)
+    _import(recipe.folder / "feedback.db")
+    _label(recipe.folder / "feedback.db", 1)  # of what was imported, which nobody waits for
+    assert run_rounds(recipe, say=told.append)[1] == dataclasses.replace(waiting, said=5)
     _label(recipe.folder / "feedback.db", 1)
     assert _stopped_in(recipe, "llm_rlhf.rounds.chain.compare")
     table, waiting = run_rounds(recipe, say=told.append)
     assert waiting is None
     assert table["rounds"][1]["labels"]["people"] == 1
     assert table["rounds"][1]["agreement"]["about"] == 1
+    assert Path(table["rounds"][1]["mixture"][-1]["source"]).name == "others.jsonl"
     assert sum("asked about" in line for line in told) == 1  # once, whatever was interrupted
 
 
@@ -342,6 +346,16 @@ def _label(store: Path, count: int) -> None:
             assignment = queue.next_for(session, person, rng=random.Random(0))
             assert assignment is not None
             saying.record(session, assignment, {"choice": "better", "better": 0, "strength": 2}, 1.0)
+    database.close()
+
+
+def _import(store: Path) -> None:
+    """A question that no round has asked for, which comes before the others."""
+    database = Database.of(store)
+    asked = [{"role": "user", "content": "which of them is the better one?"}]
+    with database.write() as session:
+        question = queue.Question("compare", asked, [{"text": "this"}, {"text": "that"}], priority=9.0)
+        queue.add(session, [question], "import", {"file": "mine.jsonl"})
     database.close()
 
 
