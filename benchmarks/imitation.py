@@ -4,7 +4,7 @@ Round by round, every demonstration is preferred to what SFT alone, and the poli
 prompt (`rounds.imitation`); reward models and policy are trained on all these pairs, the policy from the SFT model.
 Nobody labels anything, and there are no other pairs.
 
-    python benchmarks/imitation.py --folder runs/imitation --jobs 2     # 8 seeds of 2 rounds; goes on where it stopped
+    python benchmarks/imitation.py --folder runs/imitation --jobs 2     # 8 seeds of 2 rounds, twice; goes on
     python benchmarks/imitation.py --folder runs/imitation --report     # what is there, as benchmarks/IMITATION.md
 """
 
@@ -21,11 +21,12 @@ from rounds import entry, interval, rounds_of, run_one
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 2
 SEEDS = range(5, 13)  # of what is claimed; settings were chosen on others
-# Few demonstrations, all of them good: what SFT makes of them leaves room. The rest as for the rounds of people.
+DEMONSTRATIONS = (300, 1200)  # what SFT makes of few leaves room to rise; of many, reward models learn more
+# All of them good. The rest as for the rounds of people (rounds.py).
 SETTINGS = [
-    "world.preferences=0", "world.demonstrations=300", "world.good_share=1.0", "evaluate.snapshot_prompts=0",
-    "evaluate.best_of_n=0", "reward.unit_deviation=true", "reward.num_train_epochs=4", "reward.ensemble=3",
-    "ppo.total_episodes=3200", "ppo.kl_coef=0.3", "rounds.imitation=1", "rounds.budget=0", f"rounds.count={ROUNDS}",
+    "world.preferences=0", "world.good_share=1.0", "evaluate.snapshot_prompts=0", "evaluate.best_of_n=0",
+    "reward.unit_deviation=true", "reward.num_train_epochs=4", "reward.ensemble=3", "ppo.total_episodes=3200",
+    "ppo.kl_coef=0.3", "rounds.imitation=1", "rounds.budget=0", f"rounds.count={ROUNDS}",
 ]  # fmt: skip
 
 CHOSEN = """## How the settings were chosen
@@ -37,12 +38,12 @@ By development phrasings, on seeds 0 and 1. Scores are true ones of SFT alone an
   prompts 0.67, and what round 1 says 0.86 on seed 0 (0.74 on seed 1): of the pairs that differ 186 preferred the better
   and 368 the worse, and round 2 learned from both. Where the policy is as good as the demonstrations, stop.
 - 1,200, all of them good: 0.91, 0.99, 0.89 and 0.90, 0.94, 0.95.
-- 300, all of them good: 0.64, 0.64, 0.79 and 0.54, 0.72, 0.65. This was taken, as it leaves the most room."""
+- 300, all of them good: 0.64, 0.64, 0.79 and 0.54, 0.72, 0.65. This was taken first, as it leaves the most room; the
+  other amount was run after that, with nothing else changed."""
 
 
-def run(folder: Path, seed: int, more: list[str]) -> None:
+def run(of: Path, seed: int, more: list[str]) -> None:
     """The rounds of a seed, where they are not there yet."""
-    of = folder / f"seed-{seed}"
     quickstart = str(ROOT / "recipes" / "quickstart.yaml")
     command = [sys.executable, "-m", "llm_rlhf", "run", quickstart, f"seed={seed}", f"output_dir={of}"]
     run_one(of, [*command, *SETTINGS, *more], ROUNDS)
@@ -50,7 +51,7 @@ def run(folder: Path, seed: int, more: list[str]) -> None:
 
 def gather(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Of each seed that is whole: the true score of SFT alone and of each round, and each round's gain over it."""
-    found: dict[str, Any] = {"seeds": [], "scores": [], "gains": []}
+    found: dict[str, Any] = {"seeds": [], "scores": [], "gains": [], "promoted": []}
     for seed in seeds:
         of = folder / f"seed-{seed}"
         rounds = rounds_of(of)
@@ -61,63 +62,91 @@ def gather(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         found["seeds"].append(seed)
         found["scores"].append(scores + [entry(one["policy"], "gold_score")["estimate"] for one in rounds])
         found["gains"].append([entry(one["start"], "gold_gain") for one in rounds])
+        found["promoted"].append([one["promoted"] for one in rounds])
     return found
 
 
-def text(found: dict[str, Any], phrasings: str, more: list[str]) -> str:
-    """benchmarks/IMITATION.md."""
+def text(kinds: dict[int, dict[str, Any]], phrasings: str, more: list[str]) -> str:
+    """benchmarks/IMITATION.md.
 
-    def of(values: list[float]) -> str:
-        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
-
-    seeds = found["seeds"]
+    Args:
+        kinds: what was found, by how many demonstrations there were.
+    """
     lines = [
         "# A reward from demonstrations, against SFT alone",
         "",
-        f"300 demonstrations, all of them good, and no pairs but those of each demonstration and what the policy says; "
-        f"{len(seeds)} seeds, {phrasings} phrasings; means over seeds with Student's 95 % interval.",
-        "",
-        "| | true score | over SFT alone | seeds in which that gain's own interval is above 0 |",
-        "| --- | --- | --- | --- |",
-        f"| SFT alone | {of([one[0] for one in found['scores']])} | | |",
+        f"Demonstrations that are all good, and no pairs but those of each demonstration and what the policy says; "
+        f"{phrasings} phrasings; means over seeds with Student's 95 % interval.",
+    ]
+    for count, found in kinds.items():
+        lines += [
+            "",
+            f"## {count:,} demonstrations, {len(found['seeds'])} seeds",
+            "",
+            *_means(found),
+            "",
+            *_each(found),
+        ]
+    shown = " ".join(["python benchmarks/imitation.py --folder runs/imitation", *more])
+    return "\n".join([*lines, "", f"Made by `{shown}`.", "", CHOSEN]) + "\n"
+
+
+def _means(found: dict[str, Any]) -> list[str]:
+    def of(values: list[float]) -> str:
+        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
+
+    lines = [
+        "| | true score | over SFT alone | seeds in which that gain's own interval is above 0 | and under 0 |",
+        "| --- | --- | --- | --- | --- |",
+        f"| SFT alone | {of([one[0] for one in found['scores']])} | | | |",
     ]
     for number in range(1, ROUNDS + 1):
         gains = [one[number - 1] for one in found["gains"]]
         lines.append(
             f"| round {number} | {of([one[number] for one in found['scores']])} | {of([e['estimate'] for e in gains])} "
-            f"| {sum(e['low'] > 0 for e in gains)} of {len(gains)} |"
+            f"| {sum(e['low'] > 0 for e in gains)} of {len(gains)} | {sum(e['high'] < 0 for e in gains)} |"
         )
-    lines += [
-        "",
-        "Every seed:",
-        "",
-        "| seed | SFT alone | " + " | ".join(f"round {n + 1}" for n in range(ROUNDS)) + " |",
-    ]
+    return lines
+
+
+def _each(found: dict[str, Any]) -> list[str]:
+    lines = ["| seed | SFT alone | " + " | ".join(f"round {n + 1}" for n in range(ROUNDS)) + " |"]
     lines.append("| --- | --- |" + " --- |" * ROUNDS)
-    for seed, scores in zip(seeds, found["scores"], strict=True):
-        lines.append(f"| {seed} | " + " | ".join(f"{score:+.3f}" for score in scores) + " |")
-    shown = " ".join(["python benchmarks/imitation.py --folder runs/imitation", *more])
-    return "\n".join([*lines, "", f"Made by `{shown}`.", "", CHOSEN]) + "\n"
+    for seed, scores, promoted in zip(found["seeds"], found["scores"], found["promoted"], strict=True):
+        marks = ["", *(" promoted" if one else "" for one in promoted)]
+        cells = [f"{score:+.3f}{mark}" for score, mark in zip(scores, marks, strict=True)]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the runs go, or are")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument(
+        "--demonstrations", type=int, nargs="+", default=list(DEMONSTRATIONS), help="how many there are"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, each on a core of its own")
     parser.add_argument("--development", action="store_true", help="ask in the phrasings by which settings are chosen")
     parser.add_argument("--report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("more", nargs="*", help="section.key=value, for every run")
     given = parser.parse_args()
     phrasings = "development" if given.development else "evaluation"
+    asked = [(count, seed) for count in given.demonstrations for seed in given.seeds]
+
+    def begin(one: tuple[int, int]) -> None:
+        count, seed = one
+        more = [f"world.demonstrations={count}", f"world.phrasings={phrasings}", *given.more]
+        run(given.folder / str(count) / f"seed-{seed}", seed, more)
+
     if not given.report:
         with ThreadPoolExecutor(given.jobs) as pool:
-            asked = [f"world.phrasings={phrasings}", *given.more]
-            list(pool.map(lambda seed: run(given.folder, seed, asked), given.seeds))
-    found = gather(given.folder, given.seeds)
-    if not found["seeds"]:
+            list(pool.map(begin, asked))
+    kinds = {count: gather(given.folder / str(count), given.seeds) for count in given.demonstrations}
+    kinds = {count: found for count, found in kinds.items() if found["seeds"]}
+    if not kinds:
         raise SystemExit(f"No seed is whole in {given.folder} yet.")
-    told = text(found, phrasings, given.more)
+    told = text(kinds, phrasings, given.more)
     print(told)
     if phrasings == "evaluation":
         (ROOT / "benchmarks" / "IMITATION.md").write_text(told)

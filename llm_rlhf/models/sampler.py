@@ -2,7 +2,8 @@
 
 `generate` prepares inputs and cache as the architecture wants them; the loop (its `custom_generate`) draws tokens,
 keeps their log-probabilities, and lets rows that have finished leave the batch, so that one long reply does not hold up
-all others. Compiled, the batch keeps its shape, so that one graph serves the whole run.
+all others. On a GPU the prompts of a large batch are read in pieces, whose activations take less memory. Compiled, the
+batch keeps its shape, so that one graph serves the whole run.
 
 Private methods of transformers that are called, as its own guide to `custom_generate` does, guarded by
 tests/models/test_sampler.py: `_prefill`, `_update_model_kwargs_for_generation`; and `_can_compile_fullgraph` is read.
@@ -29,6 +30,7 @@ from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
 from llm_rlhf.models.random_draws import draw_tokens
 
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
+READ_AT_ONCE = 2**14  # tokens of prompts in a forward on a GPU: enough to be busy, and their activations stay small
 ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
 CANNOT_MERGE = (
     "merge_for_sampling is True, but the policy's adapter is not plain LoRA on linear layers (DoRA, a bias, experts, "
@@ -54,7 +56,8 @@ class DecodingLoop:
             for every row whatever others have finished.
         rows: how many of the B count; the others only fill the batch.
         forward: what computes a step in the model's place (a compiled one); rows then stay in the batch.
-        leave: whether finished rows leave the batch. They stay where the cache cannot do without them.
+        leave: whether finished rows leave the batch, where the cache can do without them, and long prompts are read in
+            pieces; False where somebody watches the forwards.
         synced: every process goes on until all have finished, as each forward gathers weights of all (FSDP).
     """
 
@@ -97,7 +100,7 @@ class DecodingLoop:
         alive_N = rows_N < (B if self.rows is None else self.rows)
         ids, forward, step = input_ids, self.forward or model, 0
         waits = False  # for other processes only: no number is drawn, so that the next rollout's are those of one alone
-        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        outputs = model._prefill(input_ids, self._in_pieces(input_ids, generation_config, model_kwargs), model_kwargs)
         for step in range(steps):
             numbers_B = self._numbers(step, B, device) if not waits else torch.zeros(B, device=device)
             drawn_N, logprobs_N = draw_tokens(
@@ -132,6 +135,19 @@ class DecodingLoop:
         self.logprobs_BS = logprobs_BS[: self.rows, : step + 1]
         return torch.cat([input_ids, tokens_BS[:, : step + 1]], 1)
 
+    def _in_pieces(self, ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> Any:
+        """The configuration by which prompts are read: in pieces of so many columns that a forward is not too large.
+
+        As a whole where processes make the same forwards (FSDP), and where the cache holds more than keys and values.
+        """
+        columns = prompt_columns(len(ids), ids.size(1), ids.device.type)
+        cache = model_kwargs.get("past_key_values")
+        if columns == ids.size(1) or not self.leave or self.synced or not _of_keys_and_values(cache):
+            return generation_config
+        generation_config = copy.copy(generation_config)
+        generation_config.prefill_chunk_size, generation_config.disable_compile = columns, True
+        return generation_config
+
     def _numbers(self, step: int, B: int, device: Any) -> Tensor | None:
         """The step's numbers to draw by, (B,); None where the device draws better by itself."""
         if self.temperature == 0:
@@ -143,13 +159,15 @@ class DecodingLoop:
     def _may_leave(self, model_kwargs: dict[str, Any], rows: int) -> bool:
         """Whether a batch can be cut to some of its rows: all that it carries is one row beside the other."""
         cache = model_kwargs.get("past_key_values")
-        plain = (
-            cache is not None
-            and type(cache) is DynamicCache
-            and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        )
+        plain = type(cache) is DynamicCache and _of_keys_and_values(cache)
         others = [value for value in model_kwargs.values() if isinstance(value, Tensor)]
         return self.leave and self.forward is None and plain and all(len(value) == rows for value in others)
+
+
+def _of_keys_and_values(cache: Any) -> bool:
+    """Whether it is transformers' own, and of keys and values alone."""
+    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
+    return type(cache) in (DynamicCache, StaticCache) and all(type(layer) in known for layer in cache.layers)
 
 
 @contextlib.contextmanager
@@ -222,6 +240,11 @@ class CompiledDecoding:
             past_key_values=self._caches[shape],
         )
         return out[:B]
+
+
+def prompt_columns(rows: int, length: int, device: str) -> int:
+    """How many tokens of each prompt a forward reads, of a batch of prompts that are so long; all of them on a CPU."""
+    return length if device == "cpu" or rows * length <= READ_AT_ONCE else max(READ_AT_ONCE // rows, 1)
 
 
 def fixed_length(prompt: int, replies: int) -> int:

@@ -130,7 +130,7 @@ class _Stage:
 
     def __init__(self, forecast: Forecast, recipe: Recipe, stage: str) -> None:
         self.recipe, self.stage, self.lists = recipe, stage, forecast.lists
-        self.on_cpu = forecast.device == "cpu"
+        self.device, self.on_cpu = forecast.device, forecast.device == "cpu"
         self.heap = self.on_cpu and keeps_freed_memory()
         self.plain = self.on_cpu and recipe.model.quantization == "none"
         self.there = math.inf if forecast.there is None else forecast.there
@@ -296,7 +296,7 @@ class _Stage:
     def _simulation(self, model: Any, tiled: bool = False) -> Simulation:
         """A model as a trainer holds it."""
         found = Simulation(
-            model, self._memory(), self.recipe.model.dtype == "bfloat16", tiled and self.plain, self.heap
+            model, self._memory(), self.recipe.model.dtype == "bfloat16", tiled and self.plain, self.heap, self.device
         )
         beside = 0 if self.stage not in ("ppo", "grpo", "rloo") else self._whole_rewards()
         if beside:
@@ -306,7 +306,7 @@ class _Stage:
     def _reading(self, rewards: Sequence[str]) -> Simulation:
         """The base with reward models as `load_roles` makes it, where nothing is trained."""
         model = causal_lm(self.blueprint, rewards=rewards).requires_grad_(False).eval()
-        return Simulation(model, self._memory(), tiled=self.plain, heap=self.heap)
+        return Simulation(model, self._memory(), tiled=self.plain, heap=self.heap, device=self.device)
 
     def _memory(self) -> LiveMemory:
         return LiveMemory(self.blueprint.vocabulary)

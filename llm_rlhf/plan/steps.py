@@ -21,6 +21,7 @@ from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.logprobs import token_logprobs
 from llm_rlhf.models.random_draws import draw_tokens
 from llm_rlhf.models.roles import VALUE, apply_head, hidden_states, position_ids, role_scores
+from llm_rlhf.models.sampler import prompt_columns
 from llm_rlhf.plan.live_memory import GRADIENTS, LiveMemory, tensors_of, watch_gradients
 from llm_rlhf.ppo import objectives
 
@@ -38,6 +39,7 @@ class Simulation:
         tiled: log-probabilities come from this package's head for CPUs, not from TRL's.
         heap: freed tensors leave gaps in glibc's heap. It is taken for twice as large as the small tensors in it:
             0.7 to 5 times their size was measured to be kept (docs/planning.md).
+        device: "cpu" or "cuda": where the run would compute.
     """
 
     model: Any
@@ -45,6 +47,7 @@ class Simulation:
     autocast: bool = False
     tiled: bool = False
     heap: bool = False
+    device: str = "cpu"
     steps: dict[str, dict[str, int]] = field(default_factory=dict)  # bytes by kind at the peak of each step
     _held: list[Tensor] = field(default_factory=list)  # what stands for memory beside the model's
 
@@ -211,8 +214,12 @@ def sample(
         copied = torch.empty(merged, dtype=torch.uint8)
         simulation.memory.hold([copied], MERGED)
         cache = _CountedCache(simulation)
+        ids, mask = rows_of(B, P)
         with simulation.step(f"{name}, first token"):
-            _next_tokens(_forward(model, *rows_of(B, P), cache), draws)
+            for read in ids.split(prompt_columns(B, P, simulation.device), 1):  # as models/sampler.py reads them
+                end = cache.get_seq_length() + read.size(1)
+                logits = _forward(model, read, mask[:, :end], cache)
+            _next_tokens(logits, draws)
         cache = _CountedCache(simulation)  # the first one is gone
         longest = max(P + R, length)
         _forward(model, *rows_of(B, longest - 1), cache)  # uncounted: it makes the cache as it is at the last token

@@ -31,6 +31,7 @@ from llm_rlhf.models.sampler import (
     cache_bytes,
     can_compile,
     fitting_rows,
+    prompt_columns,
     sampling,
 )
 from llm_rlhf.recipe.sections import ModelSection
@@ -118,6 +119,41 @@ def test_replies_are_the_same_whether_finished_rows_leave_or_stay_or_never_were_
         alone = sample(model, DecodingLoop(1.0, numbers[i : i + 1]), [prompt])
         stops = stops_of().eos_token_id
         assert reply(alone[0].tolist(), stops) == reply(tokens[i].tolist(), stops)
+
+
+def test_prompts_are_read_in_pieces_of_a_bounded_size_on_a_gpu() -> None:
+    most = sampler_module.READ_AT_ONCE
+    assert prompt_columns(128, 256, "cpu") == 256, "on a CPU nothing changes"
+    assert prompt_columns(most // 256, 256, "cuda") == 256
+    assert prompt_columns(most // 128, 256, "cuda") == 128
+    assert prompt_columns(3 * most, 5, "cuda") == 1
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA, WINDOWS, GPT2, MOE], ids=["llama", "gemma", "windows", "gpt2", "moe"])
+def test_replies_are_the_same_whether_prompts_are_read_whole_or_in_pieces(config, columns, monkeypatch) -> None:
+    """Prompts of 1 to 5 tokens: some pieces hold nothing but padding of a row."""
+    model, numbers = random_model(config), uniforms()
+    whole = DecodingLoop(1.0, numbers)
+    tokens = sample(model, whole)
+    sizes: list[int] = []
+    monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: columns)
+    model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(kwargs["input_ids"].size(1)), with_kwargs=True)
+    pieces = DecodingLoop(1.0, numbers)
+    assert torch.equal(sample(model, pieces), tokens)
+    torch.testing.assert_close(pieces.logprobs_BS, whole.logprobs_BS, rtol=0, atol=1e-5)  # float32, other widths
+    assert sum(sizes[: -(-5 // columns)]) == 5
+    assert max(sizes) == columns
+    sizes.clear()
+    sample(model, DecodingLoop(1.0, numbers, leave=False))
+    assert sizes[0] == 5, "whoever counts the forwards sees one for each token"
+
+
+def test_what_keeps_more_than_keys_and_values_reads_prompts_whole(monkeypatch) -> None:
+    model, numbers = random_model(MAMBA), uniforms()
+    tokens = sample(model, DecodingLoop(1.0, numbers))
+    monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: 2)
+    assert torch.equal(sample(model, DecodingLoop(1.0, numbers)), tokens)
 
 
 def test_drawn_tokens_do_not_hang_on_who_has_finished() -> None:
@@ -323,8 +359,11 @@ def traced(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("config", [LLAMA, WINDOWS], ids=["llama", "windows"])
-def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, traced) -> None:
+def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_pieces, traced, monkeypatch) -> None:
+    if in_pieces:
+        monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: 2)
     model = adapted(config)
     base, numbers = model.get_base_model(), uniforms()
     sampler = PolicySampler(base, torch.float32, 1.0, "default", may_round=False, compiled_rows=len(PROMPTS))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from llm_rlhf.models import sampler
 from llm_rlhf.plan.live_memory import ACTIVATIONS, GRADIENTS, LOGITS, SMALL, LiveMemory, watch_gradients
 from llm_rlhf.plan.models import Blueprint, causal_lm, packed_bytes, reward_model, without_data
 from llm_rlhf.plan.steps import ADAPTERS, BASE, CACHE, OPTIMIZER, Simulation, imitate, prefer_pairs, sample
@@ -171,6 +172,22 @@ def test_the_cache_by_hand() -> None:
     of_token = 4 * 2 * 4 * 3
     assert 4 * of_token * 15 <= steps["sampling, last token"][CACHE] <= 4 * of_token * 16 + of_token * 15
     assert steps["sampling, first token"][CACHE] == 4 * of_token * 10
+
+
+@pytest.mark.slow
+def test_prompts_that_a_gpu_reads_in_pieces_need_less_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 tokens of 3 prompts in a forward: pieces of 8 of 32 columns, behind which the cache is as long as ever."""
+    monkeypatch.setattr(sampler, "READ_AT_ONCE", 24)
+
+    def first_token(device: str) -> dict[str, int]:
+        with without_data():
+            model = causal_lm(blueprint())
+            return peaks(model, lambda s: sample(s, 3, 32, 6, draws=True), None, device=device)["sampling, first token"]
+
+    whole, pieces = first_token("cpu"), first_token("cuda")
+    assert pieces[ACTIVATIONS] < 0.5 * whole[ACTIVATIONS]
+    assert whole[CACHE] == 4 * (4 * 2 * 4 * 3) * 32
+    assert whole[CACHE] <= pieces[CACHE] <= 1.3 * whole[CACHE], "a layer's is there twice while it grows"
 
 
 @pytest.mark.parametrize(("quantization", "size"), [("nf4", 64 * 32 // 2 + 32 + 4), ("int8", 64 * 32 + 4 * 64)])
