@@ -28,7 +28,7 @@ from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
-from llm_rlhf.models.sampler import DecodingLoop, sampling
+from llm_rlhf.models.sampler import DecodingLoop, rows_read, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
@@ -79,7 +79,8 @@ def score_ids(model: Any, name: str, rows: Sequence[list[int]], pad_token_id: in
         ids, mask = right_padded(batch, pad_token_id, model.device)
         return role_scores(model, name, ids, mask).tolist()
 
-    return np.asarray(in_batches(rows, score, batch_size, len), dtype=np.float32)
+    found = in_batches(rows, score, batch_size, len, device=model.device.type)
+    return np.asarray(found, dtype=np.float32)
 
 
 def check_batch_invariance(
@@ -242,7 +243,7 @@ def reply_logprobs(
             )
         return answer["logprobs"].double().sum(1).tolist()
 
-    return in_batches(replies, read, batch_size, lambda r: len(r.prompt_ids) + len(r.ids))
+    return in_batches(replies, read, batch_size, lambda r: len(r.prompt_ids) + len(r.ids), device=model.device.type)
 
 
 def given_logprobs(
@@ -274,12 +275,21 @@ def in_batches(
     batch_size: int,
     length: Callable[[Item], int],
     progress: str | None = None,
+    device: str | None = None,
 ) -> list[Result]:
-    """`function` over batches of items of like length, shared out over the processes; results in the items' order."""
+    """`function` over batches of items of like length, shared out over the processes; results in the items' order.
+
+    Args:
+        device: where all tokens of a batch are read at once; on a GPU a batch has then no more than keep it busy.
+    """
     state = processes()
     mine = range(state.process_index, len(items), state.num_processes)
     by_length = sorted(mine, key=lambda i: length(items[i]), reverse=True)  # the largest first: memory fails early
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    batches: list[list[int]] = []
+    while by_length:
+        rows = batch_size if device is None else rows_read(batch_size, length(items[by_length[0]]), device)
+        batches.append(by_length[:rows])
+        by_length = by_length[rows:]
     found: list[tuple[int, Result]] = []
     portion = Portion("reading and sampling", "evaluate.response_length or model.context_length")
 

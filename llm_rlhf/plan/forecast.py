@@ -19,7 +19,7 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import token_budget
 from llm_rlhf.models.roles import HELDOUT
-from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
+from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length, rows_read
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
@@ -186,7 +186,8 @@ class _Stage:
             steps.sample(simulation, rows_at_once, prompt, options.reference_length, draws=True, adapters=())
         if self.lists.evaluation_pairs is not None:
             longest = min(self.lists.evaluation_pairs.longest, self._limit())
-            steps.read_rows(simulation, SCORED_AT_ONCE, longest, list(lists), with_policy=False)
+            size = rows_read(SCORED_AT_ONCE, longest, self.device)
+            steps.read_rows(simulation, size, longest, list(lists), with_policy=False)
         self._keep(simulation)
 
     def _ppo(self) -> None:
@@ -259,7 +260,7 @@ class _Stage:
         P = prompts.longest
         simulation = self._reading(self._rewards())
         steps.sample(simulation, B, P, R, draws=True, adapters=())
-        steps.read_rows(simulation, B, P + R, self._rewards(), with_policy=False)
+        steps.read_rows(simulation, rows_read(B, P + R, self.device), P + R, self._rewards(), with_policy=False)
         self._keep(simulation)
         simulation = self._simulation(causal_lm(self.blueprint, ("log_probs", "entropy", "is_top1")))
         self._train(simulation, min(prompts.rows, options.prompts or prompts.rows))
@@ -279,11 +280,11 @@ class _Stage:
         simulation = self._reading([*rewards, *snapshot])
         P = prompts.longest
         steps.sample(simulation, min(B, prompts.rows), P, R, draws=True)
-        steps.read_rows(simulation, min(B, prompts.rows), P + R, rewards)
+        steps.read_rows(simulation, rows_read(min(B, prompts.rows), P + R, self.device), P + R, rewards)
         pairs = self.lists.evaluation_pairs
         if pairs is not None and pairs.rows:
-            size = min(B, pairs.rows)
             longest = min(pairs.longest, self.context)
+            size = rows_read(min(B, pairs.rows), longest, self.device)
             steps.read_rows(simulation, size, longest, rewards, "held-out pairs", bool(section.perplexity_rows))
         self._keep(simulation)
         if section.judge is not None or section.reference is not None:
