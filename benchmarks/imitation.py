@@ -79,10 +79,10 @@ def text(arms: dict[str, dict[str, Any]], phrasings: str, more: list[str]) -> st
         f"Demonstrations that are all good, and no pairs but those of each demonstration and what the policy says; "
         f"{phrasings} phrasings; means over seeds with Student's 95 % interval.",
     ]
-    for count, found in kinds.items():
+    for name, found in arms.items():
         lines += [
             "",
-            f"## {count:,} demonstrations, {len(found['seeds'])} seeds",
+            f"## {ARMS[name][0]}, {len(found['seeds'])} seeds",
             "",
             *_means(found),
             "",
@@ -124,9 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the runs go, or are")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument(
-        "--demonstrations", type=int, nargs="+", default=list(DEMONSTRATIONS), help="how many there are"
-    )
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, each on a core of its own")
     parser.add_argument("--development", action="store_true", help="ask in the phrasings by which settings are chosen")
     parser.add_argument("--report", action="store_true", help="run nothing; write what is there")
