@@ -12,7 +12,8 @@ from ppo_helpers import fixed_responses, gradients, make_trainer, responses_of, 
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, TrainerCallback
 
-from llm_rlhf import PPOConfig, PPOTrainer
+from llm_rlhf import PPOTrainer
+from llm_rlhf.models import sampler
 
 pytestmark = pytest.mark.slow
 KINDS = ["float32", "bfloat16", "nf4", "int8"]
@@ -172,12 +173,14 @@ def test_nothing_is_compiled_anew_after_the_second_rollout(device, wide_base, wi
     assert graphs[1:] == [graphs[1]] * 5
 
 
-@pytest.mark.skipif("decoding" not in PPOConfig.__dataclass_fields__, reason="PPOConfig has no decoding to choose")
-def test_the_compiled_loop_gives_the_tokens_of_the_plain_one_and_compiles_once(
-    device, wide_base, wide_reward, tmp_path
+def test_the_compiled_loop_and_prompts_in_pieces_give_the_tokens_of_the_plain_one(
+    device, wide_base, wide_reward, tmp_path, monkeypatch
 ) -> None:
+    """Compiled once: also where prompts are read three columns at a time."""
     said, graphs = [], []
-    for decoding in ("plain", "compiled"):
+    for decoding, columns in (("plain", None), ("compiled", None), ("plain", 3), ("compiled", 3)):
+        if columns is not None:
+            monkeypatch.setattr(sampler, "prompt_columns", lambda rows, length, device: 3)
         torch._dynamo.reset()
         counters.clear()
         # Four of eight prompts a rollout: their widths differ from one to the next.
@@ -198,10 +201,11 @@ def test_the_compiled_loop_gives_the_tokens_of_the_plain_one_and_compiles_once(
         trainer.train()
         said.append(ids)
         graphs.append(counted)
-    assert said[0] == said[1]
-    assert graphs[0] == [0] * 6
-    assert graphs[1][1] > 0
-    assert graphs[1][1:] == [graphs[1][1]] * 5
+    assert said == [said[0]] * 4
+    assert graphs[0] == graphs[2] == [0] * 6
+    for compiled in (graphs[1], graphs[3]):
+        assert compiled[1] > 0
+        assert compiled[1:] == [compiled[1]] * 5
 
 
 class After(TrainerCallback):
