@@ -59,6 +59,8 @@ def test_stars_are_no_thumbs(tmp_path: Path, labels: list[object]) -> None:
         with pytest.raises(DataError, match=r"'label' of .*labelled.jsonl.* holds numbers from .*, which are points"):
             load([source])
     assert len(load_prompts([source], Rows([])).rows) == 1  # what was asked is no matter of labels
+    source.format = "prompt_completion"  # where it says something else, which nothing reads
+    assert len(load_demonstrations([source], Rows([])).rows) == len(labels)
 
 
 def test_zero_is_neither_where_thumbs_down_is_minus_one(tmp_path: Path) -> None:

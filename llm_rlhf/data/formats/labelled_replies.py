@@ -193,7 +193,8 @@ def check_thumbs(rows: Iterable[Any], name: str) -> bool:
             f"The column 'label' of {name} holds numbers from {min(numbers):g} to {max(numbers):g} (such as "
             f"{outside[-1]:g}), which are points on a scale; a thumb is 1 or 0, 1 or -1, true or false. To compare the "
             "replies to one prompt: 'format: scored, columns: {score: label}' in 'data.preferences'; for 'kto' write "
-            "true where a reply is good enough, and false where it is not."
+            "true where a reply is good enough, and false where it is not. Where it is no verdict at all, name the "
+            "'format' that the rows have without it, such as prompt_completion."
         )
     return -1 in numbers
 
