@@ -36,6 +36,7 @@ from llm_rlhf.provenance import git_state, machine, versions
 from llm_rlhf.redaction import redacted_strings, redacted_tree
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 INPUTS = "inputs.json"  # of a stage that is not finished
 CHECKPOINTS = "checkpoint-*"  # folders of an unfinished training, at any depth of its stage
 SPENT = re.compile(r"checkpoint-\d+(-damaged)?")  # what we wrote of these; others are somebody's
@@ -65,6 +66,7 @@ class RunFolder:
         self.state = processes()
         if not written:
             return
+        self._is_new = not self.path.exists()
         if self.state.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -87,8 +89,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this launch; a second run on it is refused."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+        """Hold the folder for this launch; a second run on it is refused.
+
+        A folder that was made for this launch goes again where nothing was put into it: the recipe was refused.
+        """
+        lock = FileLock(self.path / LOCK, timeout=0)
         if self.state.is_main_process:
             try:
                 lock.acquire()
@@ -98,6 +103,10 @@ class RunFolder:
                 ) from None
         try:
             yield
+        except BaseException:
+            if self.state.is_main_process and self._is_new and [one.name for one in self.path.iterdir()] == [LOCK]:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
         finally:
             lock.release()
 

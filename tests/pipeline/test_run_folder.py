@@ -1,5 +1,6 @@
 """A run folder holds only what was finished and is unchanged."""
 
+import contextlib
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.errors import RunFolderError
+from llm_rlhf.errors import RecipeError, RunFolderError
 from llm_rlhf.run_folder import RunFolder, differences
 
 INPUTS = {"seed": 0, "sft": {"learning_rate": 0.1}}
@@ -100,6 +101,20 @@ def test_fault_21_a_second_run_is_refused(tmp_path) -> None:
     assert "Another run is using" in done.stdout, done.stderr
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "in"
+
+
+def test_a_run_that_is_refused_leaves_no_folder_of_its_own(tmp_path) -> None:
+    def refused(folder: Path, put: str = "") -> bool:
+        with contextlib.suppress(RecipeError), RunFolder(folder).locked():
+            if put:
+                (folder / put).write_text("")
+            raise RecipeError("no")
+        return folder.exists()
+
+    assert not refused(tmp_path / "new")
+    assert refused(tmp_path / "begun", put="recipe.yaml")
+    (tmp_path / "there").mkdir()
+    assert refused(tmp_path / "there"), "it was somebody's"
 
 
 def test_fault_12_a_folder_that_cannot_be_written_is_said_at_once(tmp_path) -> None:
