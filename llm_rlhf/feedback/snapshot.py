@@ -39,6 +39,7 @@ def write(
     recorded: bool = True,
     margins: bool = True,
     becomes: Path | None = None,
+    besides: str | None = None,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
@@ -48,6 +49,7 @@ def write(
         recorded: False: only to look at, and gone soon; the store does not note it.
         becomes: what the folder will be called, where that is not its name yet.
         margins: False: a pair's margin stands in its `provenance`, where no loss reads it.
+        besides: an export whose items are left out.
 
     Returns:
         the card.
@@ -57,7 +59,7 @@ def write(
     """
     while True:
         with database.read() as session:
-            found = counted(session, batches)
+            found = counted(session, batches, besides)
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
             made = training_rows(found.asked)

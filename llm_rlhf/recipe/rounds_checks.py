@@ -2,7 +2,7 @@
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.recipe.limits import at_least, check_share, check_weight
-from llm_rlhf.recipe.sections import Recipe, RoundsSection
+from llm_rlhf.recipe.sections import OFFLINE, Recipe, RoundsSection, trains_reward
 
 
 def check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
@@ -33,6 +33,11 @@ def check_rounds(recipe: Recipe, rounds: RoundsSection) -> None:
     if recipe.method is None or recipe.evaluate is None:
         missing = "a method such as 'ppo'" if recipe.method is None else "'evaluate'"
         raise RecipeError(f"Recipe section 'rounds' makes a policy of each round and measures it; add {missing}.")
+    if not trains_reward(recipe) and recipe.method not in OFFLINE:
+        raise RecipeError(
+            f"Recipe section 'rounds' has nothing that learns from what people say: no reward model is trained, and "
+            f"'{recipe.method}' learns from no pairs. Train one ('reward' without 'model'), or remove 'rounds'."
+        )
     if rounds.annotators == "simulated" and recipe.world is None:
         raise RecipeError(
             "Recipe key 'rounds.annotators' is 'simulated', but only a 'world' has a true score to label by; set it to "

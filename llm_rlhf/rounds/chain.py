@@ -41,7 +41,7 @@ from llm_rlhf.rounds.page import write_page
 from llm_rlhf.rounds.recipes import TABLE, first_recipe, later_recipe, mixture, round_folder, sft_alone
 from llm_rlhf.rounds.select import Selection, batch_of
 from llm_rlhf.rounds.select import select as fill_queue
-from llm_rlhf.run_folder import MANIFEST, file_digest, read_json, write_json
+from llm_rlhf.run_folder import MANIFEST, RunFolder, file_digest, read_json, write_json
 from llm_rlhf.runs import data_section
 
 
@@ -158,8 +158,7 @@ def _recipe_of(
     imitated = _imitated(recipe, folder, number, say) if recipe.rounds.imitation else []
     if number == 1:
         return later_recipe(recipe, number, target, imitated=imitated) if imitated else first_recipe(recipe)
-    if recipe.rounds.budget:
-        _write_labels(recipe, number, run, target, database, say)
+    _write_labels(recipe, number, run, target, database, say)
     warm = None
     if recipe.rounds.retrain == "warm" and out is not None:
         made = file_digest(round_folder(folder, out) / str(recipe.method) / MANIFEST)
@@ -191,10 +190,10 @@ def _imitated(recipe: Recipe, folder: Path, number: int, say: Callable[[str], No
 def _write_labels(
     recipe: Recipe, number: int, run: Path, target: Path, database: Database, say: Callable[[str], None]
 ) -> None:
-    """What people have said, for a round to be trained on."""
+    """What people have said, for a round to be trained on; where nobody is asked, if anybody has said something."""
     assert recipe.rounds is not None
     batches = {}
-    for about in range(1, number):
+    for about in range(1, number) if recipe.rounds.budget else ():
         batch = batch_of(database, rounds=recipe.name, round=about)
         if batch is None:
             raise RecipeError(
@@ -202,8 +201,15 @@ def _write_labels(
                 "the recipe's name has changed. Put it back, or begin the rounds again in another output_dir."
             )
         batches[about] = batch.id
-    collected = read_json(round_folder(recipe.folder, 1) / "collect" / snapshot.CARD)
-    card = write_labels(database, target, run, batches, recipe.rounds.margins, collected)
+    begun = sft_alone(recipe) if recipe.rounds.imitation else first_recipe(recipe)
+    collected = (read_json(begun.folder / "collect" / snapshot.CARD) or {}).get("export")
+    share = data_section(begun, RunFolder(begun.folder, written=False)).share_for_evaluation
+    try:
+        card = write_labels(database, target, run, batches, recipe.rounds.margins, collected, share)
+    except DataError:
+        if recipe.rounds.budget:
+            raise
+        return
     say(f"      {snapshot.in_words(card)} ({target})")
     _note(run, {"feedback": snapshot.summary(card)})
 

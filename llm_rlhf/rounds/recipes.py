@@ -73,8 +73,9 @@ def later_recipe(
     data = mixed_data(data_section(first, run), recipe.rounds, labels, number)
     weight = recipe.rounds.imitation
     data.preferences += [Source(str(file), format="preference", weight=weight, leaks="remove") for file in imitated]
-    again = first.sft is not None and _rows(labels / DEMONSTRATIONS) and warm is None
-    if again:
+    written = _rows(labels / DEMONSTRATIONS)
+    again = first.sft is not None and written and warm is None
+    if again or (written and (first.ppo or {}).get("ptx_coef")):
         data.demonstrations.append(
             Source(source=str(labels / DEMONSTRATIONS), format="prompt_completion", leaks="remove")
         )
@@ -103,6 +104,8 @@ def mixed_data(data: DataSection, rounds: RoundsSection, labels: Path, number: i
     With the weight 0 the recipe's own are still read: what is held out of them, and prompts that are theirs, stay.
     """
     data = copy.deepcopy(data)
+    if not data.preferences and not rounds.imitation:
+        data.evaluation_share = 0.0  # nothing is evaluated on, and of what is asked nothing falls to evaluation
     for source in data.preferences:
         source.weight *= rounds.initial_weight
     files = [(pairs_about(labels, about), weight_of(rounds, about)) for about in range(1, number)]

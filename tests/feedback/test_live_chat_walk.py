@@ -266,6 +266,13 @@ def test_what_somebody_writes_outlives_a_reload(browser, store) -> None:
         assert page.locator("#correction").is_hidden(), "what was written of other answers is gone"
         page.keyboard.press("w")
         assert page.locator("#better-text").input_value() in ANSWERS
+        page.locator("#no-correction").click()
+        page.locator("#take-back").click()
+        page.get_by_label("Your next message").fill("And three?")
+        page.reload()
+        told(page, "how far both answers had come")
+        page.locator("#take-back").click()
+        assert page.get_by_label("Your next message").input_value() == "And three?"
 
 
 def test_who_waits_for_others_is_told(browser, store) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.errors import DataError
-from llm_rlhf.feedback import queue, saying
+from llm_rlhf.feedback import queue, saying, snapshot
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
 from llm_rlhf.feedback.tables import Export, Person
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.rounds.labels import other_pairs, pairs_about, progress_of, write_labels
+from llm_rlhf.rounds.labels import EVALUATED, other_pairs, pairs_about, progress_of, write_labels
+from llm_rlhf.run_folder import read_json
 
 
 def _asked(database: Database, about: int, questions: int, rounds: str = "x") -> int:
@@ -76,25 +78,33 @@ def test_pairs_are_told_apart_by_what_they_are_about(
 
 def test_what_else_the_store_holds_counts(database: Database, tmp_path: Path) -> None:
     """But not what was asked for rounds of another name, for a later one, or what the first round has collected."""
+    imported = _added(database, "import", 2, "import", {"file": "x"})
+    person = _person(database)
+    _say(database, person, 1)
+    (tmp_path / "collected").mkdir()
+    export = snapshot.write(database, tmp_path / "collected", batches=[imported])["export"]
     first = _asked(database, 1, 2)
     _asked(database, 2, 1)
     _asked(database, 7, 1, rounds="of another name")
     _added(database, "chat", 3, "chat", {"talk": 1, "run": "round-1"})
-    imported = _added(database, "import", 1, "import", {"file": "x"})
-    _say(database, _person(database), 8)
+    _say(database, person, 8)
 
-    def others(name: str, collected: dict[str, Any] | None) -> list[str]:
+    def others(name: str, **how: Any) -> tuple[list[str], dict[str, Any]]:
         target = tmp_path / name
-        card = write_labels(database, target, tmp_path / "run", {1: first}, collected=collected)
-        rows = read_json_lines(other_pairs(target))
+        card = write_labels(database, target, tmp_path / "run", {1: first}, **how)
         assert len(read_json_lines(pairs_about(target, 1))) == 2
-        assert card["labels"] == card["items"] == 2 + len(rows)
-        return [row["prompt"][0]["content"] for row in rows]
+        assert read_json(target / snapshot.CARD) == card
+        return [row["prompt"][0]["content"] for row in read_json_lines(other_pairs(target))], card
 
     chats = ["chat.0?", "chat.1?", "chat.2?"]
-    assert others("all", None) == [*chats, "import.0?"]
-    assert others("known", {"store": database.name, "batches": [{"id": imported}]}) == chats
-    assert others("elsewhere", {"store": "another", "batches": [{"id": imported}]}) == [*chats, "import.0?"]
+    assert others("all")[0] == ["import.0?", "import.1?", *chats]
+    assert others("known", collected=export)[0] == ["import.1?", *chats], "said after it was collected"
+    assert others("elsewhere", collected="0123456789abcdef")[0] == ["import.0?", "import.1?", *chats]
+    shares = {text: prompt_share([{"role": "user", "content": text}], "split") for text in chats}
+    limit = sorted(shares.values())[1]
+    kept, card = others("evaluated", collected=export, evaluation_share=limit)
+    assert set(kept) & set(chats) == {text for text, share in shares.items() if share >= limit}
+    assert card["left_out"]["rows"][EVALUATED] == 6 - 2 - len(kept) >= 1
 
 
 def test_what_a_round_was_begun_with_stays(database: Database, tmp_path: Path) -> None:

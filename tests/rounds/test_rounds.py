@@ -90,6 +90,42 @@ def test_without_the_recipes_own_pairs_evaluation_stays_what_it_was(tmp_path: Pa
         load_splits(mixed_data(held, RoundsSection(initial_weight=0), tmp_path, 2))
 
 
+def test_labels_alone_are_trained_on_whole_where_there_are_no_pairs_of_ones_own(tmp_path: Path) -> None:
+    """KTO from thumbs: nothing was evaluated on before, and nothing of what people were asked may be missing for it."""
+    thumbs = [{"prompt": f"what is {n}?", "completion": "a thing", "label": n % 2 == 0} for n in range(40)]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thumbs))
+    said = [{"prompt": f"why is {n}?", "chosen": "so", "rejected": "no"} for n in range(30)]
+    pairs_about(tmp_path, 1).write_text("".join(json.dumps(row) + "\n" for row in said))
+    data = DataSection(ratings=[Source(source=str(tmp_path / "thumbs.jsonl"))], prompts=[], heldout_share=0.0)
+    data.demonstrations, data.evaluation_prompts = [], []
+    found, _ = load_splits(mixed_data(data, RoundsSection(), tmp_path, 2))
+    assert (len(found.reward_pairs), len(found.evaluation_pairs)) == (30, 0)
+
+
+def test_labels_that_nothing_learns_from_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nothing that learns from what people say.*'ppo' learns from no pairs"):
+        load_recipe(write_recipe(tmp_path, rounds=2, reward={"model": "somewhere"}))
+
+
+@pytest.mark.parametrize(("imitation", "begun"), [(0.0, "round-1"), (1.0, "sft-alone")])
+def test_what_was_collected_before_the_first_round_is_not_counted_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, imitation: float, begun: str
+) -> None:
+    recipe = _recipe(tmp_path, imitation=imitation)
+    card = recipe.folder / begun / "collect" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text('{"export": "of what was collected"}')
+    given = Mock(side_effect=DataError("Nobody has answered."))
+    monkeypatch.setattr(chain, "write_labels", given)
+    monkeypatch.setattr(chain, "batch_of", lambda *arguments, **details: Batch(id=1))
+    with pytest.raises(DataError, match="Nobody"):
+        chain._write_labels(recipe, 2, tmp_path / "run", tmp_path / "labels", Mock(), print)
+    assert given.call_args.args[-2:] == ("of what was collected", 0.1)
+    recipe.rounds.budget = 0  # type: ignore[union-attr]
+    chain._write_labels(recipe, 2, tmp_path / "run", tmp_path / "labels", Mock(), print)
+    assert given.call_args.args[3] == {}, "nobody was asked, and nobody has said anything"
+
+
 def test_a_source_that_is_only_held_out_of_may_weigh_nothing(tmp_path: Path) -> None:
     assert load_recipe(write_recipe(tmp_path), ["feedback={store: x.db, weight: 1}"])
     with pytest.raises(RecipeError, match="must be over 0"):

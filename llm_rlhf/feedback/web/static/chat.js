@@ -163,6 +163,7 @@
       const chosen = await response.json();
       if (hearing) hearing.abort();
       keep("correction", null);
+      keep("message", null);
       turn("user", null, asked);
       turn("assistant", chosen.html);
       byId("undo-choice").hidden = false;
@@ -228,7 +229,7 @@
   function takeBack() {
     if (hearing) hearing.abort();
     close(true);
-    text.value = asked;
+    text.value = kept("message") || asked;
     tell("Change your message, and send it again.");
   }
 
