@@ -32,7 +32,8 @@ class RoundsSection:
 
     count: int = 3  # runs in all, the first one included; `rounds: 3` says the same
     budget: int = 200  # comparisons that people are asked for between two rounds; 0, beside `imitation`: nobody is
-    strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "mixed"  # which comparisons are asked
+    # which comparisons are asked; on the gold world choosing them (mixed) gained nothing over drawing them at random
+    strategy: Literal["random", "disagreement", "margin", "diverse", "mixed"] = "random"
     # who answers beside the round's policy, as for `feedback select`; `start`: what its training began from
     policies: list[str] = field(default_factory=list)
     people_per_item: int = 1  # how many people each comparison is asked of; a budget of 200 is 100 comparisons by two

@@ -262,7 +262,7 @@ def _times(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_two_rounds_with_simulated_people(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path, annotators="simulated", label_weight=2.0)
+    recipe = _recipe(tmp_path, annotators="simulated", label_weight=2.0, strategy="mixed")
     told: list[str] = []
     table, waiting = run_rounds(recipe, say=told.append)
     out = recipe.folder
