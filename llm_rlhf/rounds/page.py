@@ -119,7 +119,7 @@ def _agreement(found: dict[str, Any]) -> str:
         return f"{100 * known['estimate']:.0f} % [{100 * known['low']:.0f}, {100 * known['high']:.0f}]"
 
     told = [f"of all that could be asked {share(found['all'])}, n = {found['all']['n']}"] if "all" in found else []
-    if "slice" in found:
+    if "slice" in found and found["slice"]["n"] != found.get("all", {}).get("n"):  # else all were drawn uniformly
         told.append(f"of the uniform slice alone {share(found['slice'])}, n = {found['slice']['n']}")
     if not told:
         return ""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llm_rlhf.rounds.gates import _gain_gate, _reward_gate
-from llm_rlhf.rounds.page import headline, rows_of, text_of
+from llm_rlhf.rounds.page import _agreement, headline, rows_of, text_of
 from llm_rlhf.statistics.intervals import Interval
 
 
@@ -86,3 +86,11 @@ def test_a_round_that_too_little_was_asked_of_is_told_apart(failed: list[tuple],
     line = headline({"promoted": None, "rounds": [{"round": 2, "gates": gates}]})
     assert line.startswith("No round has passed its gates so far, so that none is promoted.")
     assert re.search(told, line) if told else line.endswith("promoted.")
+
+
+def test_a_slice_that_is_all_of_it_is_not_told_twice() -> None:
+    share = {"estimate": 0.8, "low": 0.7, "high": 0.9, "n": 50}
+    assert "uniform slice" not in _agreement({"about": 1, "all": share, "slice": share})
+    assert "of the uniform slice alone 80 % [70, 90], n = 10" in _agreement(
+        {"about": 1, "all": share, "slice": share | {"n": 10}}
+    )
