@@ -53,7 +53,7 @@ def select(
     seed: Annotated[int | None, typer.Option("--seed", help="Else another one each time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was asked as JSON.")] = False,
 ) -> None:
-    """Sample a run's policy on prompts that nothing is evaluated on, and ask people about the pairs that teach most.
+    """Sample a run's policy on prompts that nothing is evaluated on, and ask people about pairs of its replies.
 
     Example: llm-rlhf feedback select runs/quickstart --budget 50
 
