@@ -42,8 +42,9 @@ By development phrasings, on seeds 0 and 1. Scores are true ones of SFT alone an
   and 368 the worse, and round 2 learned from both. Where the policy is as good as the demonstrations, stop.
 - 1,200, all of them good: 0.91, 0.99, 0.89 and 0.90, 0.94, 0.95.
 - 300, all of them good: 0.64, 0.64, 0.79 and 0.54, 0.72, 0.65. This was taken first, as it leaves the most room. When
-  its evaluation was known, with three seeds that had come to refuse little (PPO had warned of it), the same was run
-  with `ppo.side_guard=stop`, and nothing else changed."""
+  its evaluation was known, the same was run with `ppo.side_guard=stop`, and nothing else changed: in round 1 seeds 6,
+  10 and 12 had come to refuse 56 to 77 % of the ordinary questions, and in round 2, whose pairs show those refusals as
+  the worse, 9 to 16 % of the harmful ones. PPO had warned of both, before it began and at steps 28 to 56."""
 
 
 def run(of: Path, seed: int, more: list[str]) -> None:
