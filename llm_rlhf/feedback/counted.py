@@ -47,12 +47,12 @@ class Counted:
     decisions: int = 0
 
 
-def counted(session: Session, batches: Collection[int] | None = None, besides: str | None = None) -> Counted:
+def counted(session: Session, batches: Collection[int] | None = None, without_export: str | None = None) -> Counted:
     """All that counts, from one state of the store.
 
     Args:
         batches: ids of batches whose items alone are taken; None: all.
-        besides: an export, of whose items none is taken: what was said of them is known there.
+        without_export: an export, of whose items none is taken: what was said of them is known there.
     """
     found, asked = Counted(), dict[int, Asked]()
     people = {person.id: person for person in session.scalars(select(Person))}
@@ -70,7 +70,7 @@ def counted(session: Session, batches: Collection[int] | None = None, besides: s
         .join(Item, Item.id == Label.item_id)
         .order_by(Item.id, Label.id)
     )
-    for label, turn, item in session.execute(_of(query, batches, besides)):
+    for label, turn, item in session.execute(_of(query, batches, without_export)):
         person = people[label.person_id]
         if item.id in decisions and (words := _words(label.value)):
             written[item.id, words] = label, person
@@ -82,7 +82,7 @@ def counted(session: Session, batches: Collection[int] | None = None, besides: s
         found.people[person.id] = person
         of_item = asked.setdefault(item.id, Asked(item))
         of_item.said.append(Said(label.id, person.id, person.pseudonym, label.value))
-    for item in session.scalars(_of(select(Item).where(Item.id.in_(list(decisions))), batches, besides)):
+    for item in session.scalars(_of(select(Item).where(Item.id.in_(list(decisions))), batches, without_export)):
         decision = decisions[item.id]
         lead = people[decision.person_id]
         if _leaves_out(decision) or item.id in personal or item.id in gone or item.purpose != "label":
@@ -148,10 +148,10 @@ def _is_personal() -> Any:
     return (Item.state == "held") | ((Item.state == "closed") & flagged)
 
 
-def _of(query: Any, batches: Collection[int] | None, besides: str | None) -> Any:
-    if besides is not None:
+def _of(query: Any, batches: Collection[int] | None, without_export: str | None) -> Any:
+    if without_export is not None:
         known = select(Label.item_id).join(ExportedLabel, ExportedLabel.label_id == Label.id)
-        query = query.where(Item.id.not_in(known.where(ExportedLabel.export_id == besides)))
+        query = query.where(Item.id.not_in(known.where(ExportedLabel.export_id == without_export)))
     return query if batches is None else query.where(Item.batch_id.in_(sorted(batches)))
 
 

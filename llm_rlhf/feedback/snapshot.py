@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
@@ -25,6 +26,7 @@ from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
 CARD = "card.json"
+EVALUATED = "pairs whose prompts fall to evaluation"
 SUMMARY = (
     "export", "created", "store", "people", "simulated_people", "imported_people", "labels", "labels_by_kind",
     "decisions", "items", "guidelines_versions", "consent_versions",
@@ -39,7 +41,8 @@ def write(
     recorded: bool = True,
     margins: bool = True,
     becomes: Path | None = None,
-    besides: str | None = None,
+    without_export: str | None = None,
+    evaluation_share: float = 0.0,
 ) -> dict[str, Any]:
     """Write all that counts in the store into a folder, which is there, and note in the store what was exported.
 
@@ -49,7 +52,8 @@ def write(
         recorded: False: only to look at, and gone soon; the store does not note it.
         becomes: what the folder will be called, where that is not its name yet.
         margins: False: a pair's margin stands in its `provenance`, where no loss reads it.
-        besides: an export whose items are left out.
+        without_export: an export whose items are left out.
+        evaluation_share: pairs are left out whose prompts would fall to evaluation in a recipe with this share.
 
     Returns:
         the card.
@@ -59,12 +63,14 @@ def write(
     """
     while True:
         with database.read() as session:
-            found = counted(session, batches, besides)
+            found = counted(session, batches, without_export)
             if not found.asked:
                 raise DataError(_nothing(session, database, found))
             made = training_rows(found.asked)
             if not margins:
                 _put_margins_aside(made)
+            if evaluation_share:
+                _leave_to_evaluation(made, evaluation_share)
             card = card_of(session, database, found, made)
         rows, of_files = write_rows(made, folder), digests(folder)
         card["files"] = {name: {**of_files[name], "rows": count} for name, count in rows.items()}
@@ -77,6 +83,12 @@ def _put_margins_aside(made: TrainingRows) -> None:
     for row in made.rows["preferences.jsonl"]:
         if (margin := row.pop("margin", None)) is not None:
             row["provenance"]["margin"] = margin
+
+
+def _leave_to_evaluation(made: TrainingRows, share: float) -> None:
+    pairs = made.rows["preferences.jsonl"]
+    made.rows["preferences.jsonl"] = [row for row in pairs if prompt_share(opening(row["prompt"]), "split") >= share]
+    made.left_out[EVALUATED] += len(pairs) - len(made.rows["preferences.jsonl"])
 
 
 def check(store: str | Path) -> None:
@@ -134,7 +146,7 @@ def _opened(store: str | Path) -> Iterator[Database]:
 def write_rows(made: TrainingRows, folder: Path) -> dict[str, int]:
     """The files of rows; how many rows each has."""
     for name, rows in made.rows.items():
-        _write_lines(folder / name, rows)
+        write_lines(folder / name, rows)
     return {name: len(rows) for name, rows in made.rows.items()}
 
 
@@ -240,7 +252,8 @@ def _nothing(session: Session, database: Database, found: Counted) -> str:
     )
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows as JSON lines, whatever a model has written in them."""
     with path.open("wb") as file:
         file.writelines(_line(row) for row in rows)
 

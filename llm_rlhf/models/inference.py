@@ -25,10 +25,10 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm, lora_config
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
-from llm_rlhf.models.memory import Portion
+from llm_rlhf.models.memory import Portion, reading_budget
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
-from llm_rlhf.models.sampler import DecodingLoop, rows_read, sampling
+from llm_rlhf.models.sampler import DecodingLoop, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
@@ -280,18 +280,15 @@ def in_batches(
     """`function` over batches of items of like length, shared out over the processes; results in the items' order.
 
     Args:
-        device: where all tokens of a batch are read at once; on a GPU a batch has then no more than keep it busy.
+        device: where all tokens of a batch are read in one forward; None: they are not.
     """
     state = processes()
     mine = range(state.process_index, len(items), state.num_processes)
     by_length = sorted(mine, key=lambda i: length(items[i]), reverse=True)  # the largest first: memory fails early
-    batches: list[list[int]] = []
-    while by_length:
-        rows = batch_size if device is None else rows_read(batch_size, length(items[by_length[0]]), device)
-        batches.append(by_length[:rows])
-        by_length = by_length[rows:]
+    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     found: list[tuple[int, Result]] = []
-    portion = Portion("reading and sampling", "evaluate.response_length or model.context_length")
+    budget = None if device is None else reading_budget(device)
+    portion = Portion("reading and sampling", "evaluate.response_length or model.context_length", tokens=budget)
 
     def read(rows: Sequence[int]) -> list[tuple[int, Result]]:
         return list(zip(rows, function([items[i] for i in rows]), strict=True))

@@ -21,6 +21,11 @@ Found = TypeVar("Found")
 ENOUGH = 16_384  # tokens that keep any GPU busy: more at once take more memory and no less time
 
 
+def reading_budget(device: str) -> int | None:
+    """Tokens of a forward without gradient on a device of this type, padding counted; None: any number, as on a CPU."""
+    return None if device == "cpu" else ENOUGH
+
+
 def token_budget(config: Any, checkpointing: bool, free_bytes: float) -> int:
     """Tokens of one forward and backward whose activations take about half of the free memory, 16,384 at most.
 
@@ -47,11 +52,18 @@ class Portion:
         lower: the keys to lower where not even one row fits, as a sentence goes on with them.
         say: tells a note.
         halves: False where every process must make as many forwards, as under FSDP: then the first failure ends it.
+        tokens: what a portion may hold from the beginning, padding counted; None: any number.
     """
 
-    def __init__(self, what: str, lower: str, say: Callable[[str], None] = tell, halves: bool = True) -> None:
-        self.what, self.lower, self.say, self.halves = what, lower, say, halves
-        self.tokens: int | None = None  # that a portion may hold, padding counted; None: any number
+    def __init__(
+        self,
+        what: str,
+        lower: str,
+        say: Callable[[str], None] = tell,
+        halves: bool = True,
+        tokens: int | None = None,
+    ) -> None:
+        self.what, self.lower, self.say, self.halves, self.tokens = what, lower, say, halves, tokens
 
     def rows(self, width: int) -> int | None:
         """How many rows of so many tokens go together; None: any number."""

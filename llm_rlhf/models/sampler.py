@@ -26,11 +26,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
+from llm_rlhf.models.memory import reading_budget
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
 from llm_rlhf.models.random_draws import draw_tokens
 
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
-READ_AT_ONCE = 2**14  # tokens in a forward without gradient on a GPU: enough to be busy; activations stay small
 ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
 CANNOT_MERGE = (
     "merge_for_sampling is True, but the policy's adapter is not plain LoRA on linear layers (DoRA, a bias, experts, "
@@ -243,13 +243,9 @@ class CompiledDecoding:
 
 
 def prompt_columns(rows: int, length: int, device: str) -> int:
-    """How many tokens of each prompt a forward reads, of a batch of prompts that are so long; all of them on a CPU."""
-    return length if device == "cpu" or rows * length <= READ_AT_ONCE else max(READ_AT_ONCE // rows, 1)
-
-
-def rows_read(rows: int, length: int, device: str) -> int:
-    """How many rows of this length a forward reads, of so many; all of them on a CPU."""
-    return rows if device == "cpu" else max(min(rows, READ_AT_ONCE // max(length, 1)), 1)
+    """How many tokens of each prompt a forward reads, of a batch of so many prompts of this length."""
+    budget = reading_budget(device)
+    return length if budget is None else min(length, max(budget // rows, 1))
 
 
 def fixed_length(prompt: int, replies: int) -> int:

@@ -17,9 +17,9 @@ from llm_rlhf.data.splits import Splits
 from llm_rlhf.feedback.snapshot import look_at
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
-from llm_rlhf.models.memory import token_budget
+from llm_rlhf.models.memory import reading_budget, token_budget
 from llm_rlhf.models.roles import HELDOUT
-from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length, rows_read
+from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
@@ -186,8 +186,7 @@ class _Stage:
             steps.sample(simulation, rows_at_once, prompt, options.reference_length, draws=True, adapters=())
         if self.lists.evaluation_pairs is not None:
             longest = min(self.lists.evaluation_pairs.longest, self._limit())
-            size = rows_read(SCORED_AT_ONCE, longest, self.device)
-            steps.read_rows(simulation, size, longest, list(lists), with_policy=False)
+            self._read(simulation, SCORED_AT_ONCE, longest, list(lists), with_policy=False)
         self._keep(simulation)
 
     def _ppo(self) -> None:
@@ -260,7 +259,7 @@ class _Stage:
         P = prompts.longest
         simulation = self._reading(self._rewards())
         steps.sample(simulation, B, P, R, draws=True, adapters=())
-        steps.read_rows(simulation, rows_read(B, P + R, self.device), P + R, self._rewards(), with_policy=False)
+        self._read(simulation, B, P + R, self._rewards(), with_policy=False)
         self._keep(simulation)
         simulation = self._simulation(causal_lm(self.blueprint, ("log_probs", "entropy", "is_top1")))
         self._train(simulation, min(prompts.rows, options.prompts or prompts.rows))
@@ -280,12 +279,12 @@ class _Stage:
         simulation = self._reading([*rewards, *snapshot])
         P = prompts.longest
         steps.sample(simulation, min(B, prompts.rows), P, R, draws=True)
-        steps.read_rows(simulation, rows_read(min(B, prompts.rows), P + R, self.device), P + R, rewards)
+        self._read(simulation, min(B, prompts.rows), P + R, rewards)
         pairs = self.lists.evaluation_pairs
         if pairs is not None and pairs.rows:
             longest = min(pairs.longest, self.context)
-            size = rows_read(min(B, pairs.rows), longest, self.device)
-            steps.read_rows(simulation, size, longest, rewards, "held-out pairs", bool(section.perplexity_rows))
+            named = {"name": "held-out pairs", "with_policy": bool(section.perplexity_rows)}
+            self._read(simulation, min(B, pairs.rows), longest, rewards, **named)
         self._keep(simulation)
         if section.judge is not None or section.reference is not None:
             self.found.notes.append("models that evaluate.judge or evaluate.reference name are not counted")
@@ -308,6 +307,12 @@ class _Stage:
         """The base with reward models as `load_roles` makes it, where nothing is trained."""
         model = causal_lm(self.blueprint, rewards=rewards).requires_grad_(False).eval()
         return Simulation(model, self._memory(), tiled=self.plain, heap=self.heap, device=self.device)
+
+    def _read(self, simulation: Simulation, rows: int, length: int, rewards: Sequence[str], **how: Any) -> None:
+        """A batch that is read in one forward, or in several within the device's budget (models/inference.py)."""
+        budget = reading_budget(self.device)
+        rows = rows if budget is None else min(rows, max(budget // length, 1))
+        steps.read_rows(simulation, rows, length, rewards, **how)
 
     def _memory(self) -> LiveMemory:
         return LiveMemory(self.blueprint.vocabulary)

@@ -4,7 +4,6 @@ Beside what was asked about the rounds, everything else that the store holds cou
 logs, what somebody selected by hand. What was asked for rounds of another name is theirs.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from llm_rlhf.data.checks import opening, prompt_share
+from llm_rlhf.errors import DataError
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.tables import Assignment, Batch, ExportedLabel, Item, Label, Person
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.run_folder import read_json, write_json, write_text
+from llm_rlhf.run_folder import read_json
 
 PAIRS, DEMONSTRATIONS, RATINGS = "preferences.jsonl", "demonstrations.jsonl", "ratings.jsonl"
-EVALUATED = "pairs whose prompts fall to evaluation"
 
 
 def labels_folder(folder: Path, number: int) -> Path:
@@ -44,7 +42,7 @@ def write_labels(
     run: Path,
     batches: dict[int, int],
     margins: bool = False,
-    collected: str | None = None,
+    without_export: str | None = None,
     evaluation_share: float = 0.0,
 ) -> dict[str, Any]:
     """The card of the labels that a round is trained on, written down once: what is there is what it was begun with.
@@ -55,9 +53,9 @@ def write_labels(
         run: the round's folder, which somebody who withdraws is told of.
         batches: by earlier round, the batch that was asked about it.
         margins: how much better people found the one is the pair's margin, which the loss reads.
-        collected: the export that the first round collected, whose questions are among its data already.
-        evaluation_share: of the openings, by hash, whose pairs would fall to evaluation, which must stay what it is:
-            nobody is asked about these, and of what else was said they are left out.
+        without_export: what the first round collected, whose questions are among its data already.
+        evaluation_share: of the recipe's pairs, which must stay what it is. What rounds ask never falls there; of what
+            else was said, pairs that would are left out.
 
     Raises:
         DataError: where no label counts.
@@ -71,18 +69,20 @@ def write_labels(
     partial.mkdir(parents=True)
     made_for = str(run.absolute())  # whoever reads of it may stand elsewhere
     taken = [*batches.values(), *_others(database)]
-    card = snapshot.write(database, partial, made_for, taken, margins=margins, becomes=target, besides=collected)
+    try:
+        card = snapshot.write(
+            database, partial, made_for, taken, margins=margins, becomes=target, without_export=without_export,
+            evaluation_share=evaluation_share,
+        )  # fmt: skip
+    except DataError:
+        partial.rmdir()
+        raise
     rows = read_json_lines(partial / PAIRS)
     files = {pairs_about(partial, about): _items(database, batch) for about, batch in batches.items()}
     for file, items in files.items():
-        _write_rows(file, [row for row in rows if _items_of(row) & items])
+        snapshot.write_lines(file, [row for row in rows if _items_of(row) & items])
     asked = frozenset().union(*files.values())
-    others = [row for row in rows if not _items_of(row) & asked]
-    trained_on = [row for row in others if prompt_share(opening(row["prompt"]), "split") >= evaluation_share]
-    _write_rows(other_pairs(partial), trained_on)
-    if aside := len(others) - len(trained_on):
-        card["left_out"]["rows"][EVALUATED] = aside
-        write_json(partial / snapshot.CARD, card)
+    snapshot.write_lines(other_pairs(partial), [row for row in rows if not _items_of(row) & asked])
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
     return card
@@ -92,10 +92,6 @@ def _others(database: Database) -> list[int]:
     """The batches that no rounds have asked for."""
     with database.read() as session:
         return [batch.id for batch in session.scalars(select(Batch)) if "rounds" not in batch.details]
-
-
-def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def _withdrawn(database: Database, card: dict[str, Any]) -> bool:

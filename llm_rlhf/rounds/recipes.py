@@ -79,9 +79,9 @@ def later_recipe(
         data.demonstrations.append(
             Source(source=str(labels / DEMONSTRATIONS), format="prompt_completion", leaks="remove")
         )
-    weight = weight_of(recipe.rounds, number - 1) if number > 1 else 0.0
-    if first.method == "kto" and weight and _rows(labels / RATINGS):
-        data.ratings.append(Source(str(labels / RATINGS), format="feedback", weight=weight, leaks="remove"))
+    newest = weight_of(recipe.rounds, number - 1) if number > 1 else 0.0
+    if first.method == "kto" and newest and _rows(labels / RATINGS):
+        data.ratings.append(Source(str(labels / RATINGS), format="feedback", weight=newest, leaks="remove"))
     base = warm or starting_model(first, run, before="sft" if again else "reward")
     model = dataclasses.replace(first.model) if str(base) == first.model.base else first.model.made_into(base)
     if (launched := read_json(run.path / MANIFEST)) and model.chat_template_date is None:

@@ -76,7 +76,7 @@ def test_a_judge_that_parts_from_the_training_reward_parts_from_the_other_judge_
     [
         ("ppo", "(raise ppo.kl_coef), train less"),
         ("kto", "(raise kto.beta), train less"),
-        ("best_of_n", "by a lower best_of_n.learning_rate, train less"),
+        ("best_of_n", "(lower best_of_n.learning_rate), train less"),
         ("mine", "(raise kl_coef, or beta), train less"),  # a policy whose method nobody knows
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, Qwen2Config
 
 from llm_rlhf.errors import RunError
-from llm_rlhf.models import sampler
+from llm_rlhf.models import memory
 from llm_rlhf.models.inference import in_batches
 from llm_rlhf.models.memory import Portion, ran_out, token_budget
 
@@ -81,8 +81,8 @@ def test_what_an_evaluation_reads_keeps_its_order(capsys) -> None:
 
 
 def test_on_a_gpu_a_batch_holds_no_more_tokens_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 tokens: a row of 20 by itself, two of 6, then, of rows of 2 tokens, the 3 that a batch takes at most."""
-    monkeypatch.setattr(sampler, "READ_AT_ONCE", 12)
+    """12 tokens: the batch of 20, 6 and 6 is read row by row, as wide as they are padded to; those of 2 together."""
+    monkeypatch.setattr(memory, "ENOUGH", 12)
     lengths = [2, 6, 2, 20, 2, 6, 2]
     batches: list[list[int]] = []
 
@@ -95,5 +95,5 @@ def test_on_a_gpu_a_batch_holds_no_more_tokens_than_are_read_at_once(monkeypatch
         assert in_batches(range(7), read, 3, lambda i: lengths[i], device=device) == [0, 10, 20, 30, 40, 50, 60]
         return list(batches)
 
-    assert found("cuda") == [[20], [6, 6], [2, 2, 2], [2]]
+    assert found("cuda") == [[20], [6], [6], [2, 2, 2], [2]]
     assert found("cpu") == found(None) == [[20, 6, 6], [2, 2, 2], [2]]

@@ -22,6 +22,7 @@ from transformers import (
 from llm_rlhf.models import sampler as sampler_module
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
+from llm_rlhf.models.memory import ENOUGH
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
 from llm_rlhf.models.sampler import (
     CompiledDecoding,
@@ -122,7 +123,7 @@ def test_replies_are_the_same_whether_finished_rows_leave_or_stay_or_never_were_
 
 
 def test_prompts_are_read_in_pieces_of_a_bounded_size_on_a_gpu() -> None:
-    most = sampler_module.READ_AT_ONCE
+    most = ENOUGH
     assert prompt_columns(128, 256, "cpu") == 256, "on a CPU nothing changes"
     assert prompt_columns(most // 256, 256, "cuda") == 256
     assert prompt_columns(most // 128, 256, "cuda") == 128

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from llm_rlhf.models import sampler
+from llm_rlhf.models import memory as memory_module
 from llm_rlhf.plan.live_memory import ACTIVATIONS, GRADIENTS, LOGITS, SMALL, LiveMemory, watch_gradients
 from llm_rlhf.plan.models import Blueprint, causal_lm, packed_bytes, reward_model, without_data
 from llm_rlhf.plan.steps import ADAPTERS, BASE, CACHE, OPTIMIZER, Simulation, imitate, prefer_pairs, sample
@@ -177,7 +177,7 @@ def test_the_cache_by_hand() -> None:
 @pytest.mark.slow
 def test_prompts_that_a_gpu_reads_in_pieces_need_less_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 tokens of 3 prompts in a forward: pieces of 8 of 32 columns, behind which the cache is as long as ever."""
-    monkeypatch.setattr(sampler, "READ_AT_ONCE", 24)
+    monkeypatch.setattr(memory_module, "ENOUGH", 24)
 
     def first_token(device: str) -> dict[str, int]:
         with without_data():

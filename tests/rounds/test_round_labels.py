@@ -14,7 +14,7 @@ from llm_rlhf.feedback.documents import current_version
 from llm_rlhf.feedback.people import consent, invite, withdraw
 from llm_rlhf.feedback.tables import Export, Person
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.rounds.labels import EVALUATED, other_pairs, pairs_about, progress_of, write_labels
+from llm_rlhf.rounds.labels import other_pairs, pairs_about, progress_of, write_labels
 from llm_rlhf.run_folder import read_json
 
 
@@ -89,22 +89,25 @@ def test_what_else_the_store_holds_counts(database: Database, tmp_path: Path) ->
     _added(database, "chat", 3, "chat", {"talk": 1, "run": "round-1"})
     _say(database, person, 8)
 
-    def others(name: str, **how: Any) -> tuple[list[str], dict[str, Any]]:
+    def others(name: str, **how: Any) -> tuple[list[str], list[str], dict[str, Any]]:
         target = tmp_path / name
         card = write_labels(database, target, tmp_path / "run", {1: first}, **how)
-        assert len(read_json_lines(pairs_about(target, 1))) == 2
+        files = (pairs_about(target, 1), other_pairs(target))
+        about, rest = ([row["prompt"][0]["content"] for row in read_json_lines(file)] for file in files)
+        assert card["files"]["preferences.jsonl"]["rows"] == len(about) + len(rest)
         assert read_json(target / snapshot.CARD) == card
-        return [row["prompt"][0]["content"] for row in read_json_lines(other_pairs(target))], card
+        return about, rest, card
 
-    chats = ["chat.0?", "chat.1?", "chat.2?"]
-    assert others("all")[0] == ["import.0?", "import.1?", *chats]
-    assert others("known", collected=export)[0] == ["import.1?", *chats], "said after it was collected"
-    assert others("elsewhere", collected="0123456789abcdef")[0] == ["import.0?", "import.1?", *chats]
-    shares = {text: prompt_share([{"role": "user", "content": text}], "split") for text in chats}
-    limit = sorted(shares.values())[1]
-    kept, card = others("evaluated", collected=export, evaluation_share=limit)
-    assert set(kept) & set(chats) == {text for text, share in shares.items() if share >= limit}
-    assert card["left_out"]["rows"][EVALUATED] == 6 - 2 - len(kept) >= 1
+    asked, chats = ["1.0?", "1.1?"], ["chat.0?", "chat.1?", "chat.2?"]
+    assert others("all")[:2] == (asked, ["import.0?", "import.1?", *chats])
+    assert others("known", without_export=export)[:2] == (asked, ["import.1?", *chats]), "said after it was collected"
+    assert others("elsewhere", without_export="0123456789abcdef")[:2] == (asked, ["import.0?", "import.1?", *chats])
+    known = [*asked, "import.1?", *chats]
+    shares = {text: prompt_share([{"role": "user", "content": text}], "split") for text in known}
+    limit = sorted(shares[text] for text in chats)[1]  # one of them falls to evaluation
+    about, rest, card = others("evaluated", without_export=export, evaluation_share=limit)
+    assert about + rest == [text for text in known if shares[text] >= limit]
+    assert card["left_out"]["rows"][snapshot.EVALUATED] == len(known) - len(about + rest) >= 1
 
 
 def test_what_a_round_was_begun_with_stays(database: Database, tmp_path: Path) -> None:

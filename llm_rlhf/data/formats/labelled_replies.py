@@ -175,8 +175,8 @@ def opposed_pairs(
             yield raw, None, BadRow(NO_OPPOSITE, _ALONE)
 
 
-def check_thumbs(rows: Iterable[Any], name: str) -> bool:
-    """Whether 0 is neither of the thumbs of a file.
+def zero_is_neutral(rows: Iterable[Any], name: str) -> bool:
+    """Whether 0 is neither of the thumbs of a file, as -1 is thumbs down.
 
     Raises:
         DataError: where its labels are points on a scale.
@@ -188,13 +188,13 @@ def check_thumbs(rows: Iterable[Any], name: str) -> bool:
         for vote in _votes(row.get("label"))
         if not isinstance(vote, bool) and (number := as_number(vote)) is not None
     }
-    if outside := sorted(number for number in numbers if abs(number) > 1):
+    if any(abs(number) > 1 for number in numbers):
         raise DataError(
-            f"The column 'label' of {name} holds numbers from {min(numbers):g} to {max(numbers):g} (such as "
-            f"{outside[-1]:g}), which are points on a scale; a thumb is 1 or 0, 1 or -1, true or false. To compare the "
-            "replies to one prompt: 'format: scored, columns: {score: label}' in 'data.preferences'; for 'kto' write "
-            "true where a reply is good enough, and false where it is not. Where it is no verdict at all, name the "
-            "'format' that the rows have without it, such as prompt_completion."
+            f"The column 'label' of {name} holds numbers from {min(numbers):g} to {max(numbers):g}, which are points "
+            "on a scale; a thumb is 1 or 0, 1 or -1, true or false. To compare the replies to one prompt: 'format: "
+            "scored, columns: {score: label}' in 'data.preferences'; for 'kto' write true where a reply is good "
+            "enough, and false where it is not. Where it is no verdict at all, name the 'format' that the rows have "
+            "without it, such as prompt_completion."
         )
     return -1 in numbers
 

@@ -26,7 +26,6 @@ from llm_rlhf.data.formats.conversations import (
 )
 from llm_rlhf.data.formats.labelled_replies import (
     Scale,
-    check_thumbs,
     compared_pair,
     completion,
     find_scale,
@@ -34,6 +33,7 @@ from llm_rlhf.data.formats.labelled_replies import (
     opposed_pairs,
     rating_of,
     without_neutral,
+    zero_is_neutral,
 )
 from llm_rlhf.data.formats.naming import under_our_names, unread
 from llm_rlhf.data.formats.rankings import ranked_pairs, scored_rows
@@ -96,7 +96,7 @@ def parse(opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Ent
 
 def _entries(raws: Iterator[RawRow], opened: Opened, form: str, source: Source, kind: Kind) -> Iterator[Entry]:
     if form == "feedback" and kind != "prompts":
-        if check_thumbs((raw.fields for raw in named_rows(opened, source)), opened.name):
+        if zero_is_neutral((raw.fields for raw in named_rows(opened, source)), opened.name):
             raws = without_neutral(raws)
         if kind == "preferences":
             yield from _feedback(raws, source)

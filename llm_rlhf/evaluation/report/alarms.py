@@ -165,10 +165,16 @@ def _method(found: Found) -> str:
 def _hold(found: Found) -> str:
     """What keeps the policy nearer to its start, by a key that its method has; the beginning of a sentence."""
     method = _method(found)
-    if method == "best_of_n":  # it has no penalty
-        return "Hold it nearer to its start by a lower best_of_n.learning_rate"
-    key = {"ppo": "ppo.kl_coef", "": "kl_coef, or beta"}.get(method, f"{method}.beta")
-    return f"Hold it nearer to its start (raise {key})"
+    if not method:
+        return "Hold it nearer to its start (raise kl_coef, or beta)"
+    penalty = penalty_of(method)
+    how = f"lower {method}.learning_rate" if penalty is None else f"raise {method}.{penalty}"
+    return f"Hold it nearer to its start ({how})"
+
+
+def penalty_of(method: str) -> str | None:
+    """The key that holds a method's policy near to its start; None where it only imitates."""
+    return None if method in ("best_of_n", "sft") else "kl_coef" if method == "ppo" else "beta"
 
 
 def _more_timid(found: Found) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_rlhf.evaluation.report.alarms import FORGOTTEN, LARGE_KL, LONGER
+from llm_rlhf.evaluation.report.alarms import FORGOTTEN, LARGE_KL, LONGER, penalty_of
 from llm_rlhf.evaluation.report.headline import headline_of, own_gains
 from llm_rlhf.evaluation.report.labels import split_label, subject_label
 from llm_rlhf.evaluation.report.measures import Entry, find, measure_of
@@ -26,7 +26,6 @@ UNMOVED = 0.1  # nats a reply under which the policy is nearly its start
 SHIPPED = 250  # requests of a kind in data/evaluation, or a few more
 FAR = 50  # times as many prompts; more than that nobody asks
 JUDGES = {"gold": ("gold_gain", "the true score"), "heldout": ("heldout_reward_gain", "the held-out reward")}
-IMITATING = ("best_of_n", "sft")  # methods without a penalty on the distance from the start
 REFUSED = ("refusal_harmful_change", "over_refusal_change")
 
 
@@ -74,9 +73,10 @@ class Known:
     @property
     def hold(self) -> str:
         """What keeps the policy nearer to its start, by a key that its method has: `raise ppo.kl_coef (it is 0.1)`."""
-        if self.method in IMITATING:
+        penalty = penalty_of(self.method)
+        if penalty is None:
             return f"lower {self.key('num_train_epochs')} or {self.key('learning_rate')}"
-        return f"raise {self.key(self._penalty)}"
+        return f"raise {self.key(penalty)}"
 
     @property
     def loosen(self) -> str:
@@ -84,12 +84,10 @@ class Known:
         more = {"ppo": "total_episodes", "grpo": "total_episodes", "rloo": "total_episodes", "best_of_n": "n"}
         raised = f"raise {self.key(more.get(self.method, 'num_train_epochs'))} or {self.key('learning_rate')}"
         free = 0.0 if self.method == "grpo" else None  # TRL's default; the others' is above 0
-        held = self.method not in IMITATING and (self.recipe.get(self.method) or {}).get(self._penalty, free) != 0
-        return f"lower {self.key(self._penalty)}, or {raised}" if held else raised
-
-    @property
-    def _penalty(self) -> str:
-        return "kl_coef" if self.method == "ppo" else "beta"
+        penalty = penalty_of(self.method)
+        if penalty is None or (self.recipe.get(self.method) or {}).get(penalty, free) == 0:
+            return raised
+        return f"lower {self.key(penalty)}, or {raised}"
 
     @property
     def by_pairs(self) -> bool:
