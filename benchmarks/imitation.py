@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rounds import entry, interval, rounds_of, run_one
+from rounds import entry, rounds_of, run_one, with_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 2
@@ -93,20 +93,17 @@ def text(arms: dict[str, dict[str, Any]], phrasings: str, more: list[str]) -> st
 
 
 def _means(found: dict[str, Any]) -> list[str]:
-    def of(values: list[float]) -> str:
-        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
-
     lines = [
         "| | true score | over SFT alone | seeds in which that gain's own interval is above 0 | and under 0 |",
         "| --- | --- | --- | --- | --- |",
-        f"| SFT alone | {of([one[0] for one in found['scores']])} | | | |",
+        f"| SFT alone | {with_interval([one[0] for one in found['scores']])} | | | |",
     ]
     for number in range(1, ROUNDS + 1):
+        scores = with_interval([one[number] for one in found["scores"]])
         gains = [one[number - 1] for one in found["gains"]]
-        lines.append(
-            f"| round {number} | {of([one[number] for one in found['scores']])} | {of([e['estimate'] for e in gains])} "
-            f"| {sum(e['low'] > 0 for e in gains)} of {len(gains)} | {sum(e['high'] < 0 for e in gains)} |"
-        )
+        above, under = sum(e["low"] > 0 for e in gains), sum(e["high"] < 0 for e in gains)
+        gained = with_interval([e["estimate"] for e in gains])
+        lines.append(f"| round {number} | {scores} | {gained} | {above} of {len(gains)} | {under} |")
     return lines
 
 

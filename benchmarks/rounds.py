@@ -171,12 +171,12 @@ def text(kinds: dict[str, dict[str, Any]], budget: int, phrasings: str, more: li
     return "\n".join(lines) + "\n"
 
 
+def with_interval(values: list[float]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
+
+
 def _means(found: dict[str, Any]) -> list[str]:
     """The tables of means over seeds: each arm's rounds, and one arm less the other."""
-
-    def of(values: list[float]) -> str:
-        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(values))
-
     seeds = found["seeds"]
     lines = [
         "| arm | round | true score | over the round before | seeds in which that gain's own interval is above 0 "
@@ -186,15 +186,15 @@ def _means(found: dict[str, Any]) -> list[str]:
     for arm in ARMS:
         for number in range(ROUNDS):
             scores = [one[number] for one in found["score"][arm]]
-            gains = of([one[number - 1] for one in found["gain"][arm]]) if number else ""
+            gains = with_interval([one[number - 1] for one in found["gain"][arm]]) if number else ""
             above = sum(one[number - 1]["low"] > 0 for one in found["within"][arm])
             shown = f"{above} of {len(seeds)}" if number else ""
-            first = of([one[number] - one[0] for one in found["score"][arm]]) if number else ""
-            lines.append(f"| {arm} | {number + 1} | {of(scores)} | {gains} | {shown} | {first} |")
+            first = with_interval([one[number] - one[0] for one in found["score"][arm]]) if number else ""
+            lines.append(f"| {arm} | {number + 1} | {with_interval(scores)} | {gains} | {shown} | {first} |")
     lines += ["", "| mixed less random, paired by seed | true score |", "| --- | --- |"]
     for number in range(1, ROUNDS):
         apart = [a[number] - b[number] for a, b in zip(*(found["score"][arm] for arm in ARMS), strict=True)]
-        lines.append(f"| round {number + 1} | {of(apart)} |")
+        lines.append(f"| round {number + 1} | {with_interval(apart)} |")
     return lines
 
 
