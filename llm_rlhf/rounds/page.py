@@ -1,5 +1,7 @@
 """The table of rounds, for a terminal and as a page: what each was trained on, how it did, and which is out."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from llm_rlhf.evaluation.report import page as report_page
 from llm_rlhf.evaluation.report.measures import Entry
 from llm_rlhf.evaluation.report.numbers import interval_text, value_text
+from llm_rlhf.feedback.snapshot import in_words
 from llm_rlhf.run_folder import write_text
 
 PAGE = "rounds.html"
@@ -52,6 +55,8 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
                 "promoted": record["promoted"],
                 "labels": card.get("labels", 0),
                 "card": card,
+                "said": in_words(card) if card else "",
+                "asked": _asked(card.get("batches", [])),
                 "agreement": _agreement(record.get("agreement", {})),
                 "score": _shown(_best(record["policy"], SCORES)),
                 "judge": JUDGES.get((_best(record["policy"], SCORES) or {"name": ""})["name"], ""),
@@ -108,6 +113,19 @@ def text_of(table: dict[str, Any]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*told, "", headline(table)])
+
+
+def _asked(batches: Sequence[dict[str, Any]]) -> list[str]:
+    """The questions behind the labels: what was asked about each round, and all others by where they came from."""
+    lines, others = [], Counter[str]()
+    for batch in batches:
+        if (about := batch["details"].get("round")) is None:
+            others[batch["made_by"]] += batch["items"]
+        else:
+            drawn = ", ".join(f"{count} {name}" for name, count in batch["strategies"].items())
+            lines.append(f"asked about round {about}, and labelled: {batch['items']} ({drawn})")
+    told = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
+    return [*lines, f"other questions that were labelled: {told}"] if others else lines
 
 
 def _agreement(found: dict[str, Any]) -> str:

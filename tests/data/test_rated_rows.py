@@ -74,7 +74,10 @@ def test_zero_is_neither_where_thumbs_down_is_minus_one(tmp_path: Path) -> None:
 
 def test_pairs_are_no_ratings_and_replies_alone_no_pairs(tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}])
-    with pytest.raises(DataError, match=r"'preference', which cannot serve as ratings. Formats that can: feedback"):
+    with pytest.raises(
+        DataError,
+        match=r"cannot serve as ratings. Formats that can: feedback. Its 'label' must be a thumb",
+    ):
         load_ratings([Source(source=pairs)])
     alone = write(tmp_path / "alone.jsonl", [{"prompt": "Hi", "completion": "Hello!", "label": True}])
     with pytest.raises(DataError, match=r"replies alone serve kto as 'data.ratings'"):

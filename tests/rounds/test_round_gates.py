@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llm_rlhf.rounds.gates import _gain_gate, _reward_gate
-from llm_rlhf.rounds.page import _agreement, headline, rows_of, text_of
+from llm_rlhf.rounds.page import _agreement, _asked, headline, rows_of, text_of
 from llm_rlhf.statistics.intervals import Interval
 
 
@@ -52,7 +52,8 @@ def test_the_table_says_which_round_is_out() -> None:
     }  # fmt: skip
     second = {
         **first, "round": 2, "run": "round-2", "parent": {"compared_with": 1}, "gates": gates + failed,
-        "gains": {"1": [_entry("gold_gain", -0.1, -0.3, 0.1)]}, "promoted": False, "labels": {"labels": 1200},
+        "gains": {"1": [_entry("gold_gain", -0.1, -0.3, 0.1)]}, "promoted": False,
+        "labels": {"labels": 1200, "people": 1, "simulated_people": 0, "imported_people": 2, "files": {}},
     }  # fmt: skip
     table = {"name": "x", "promoted": 1, "rounds": [first, second]}
     assert headline(table) == "Round 1 is promoted: round-1."
@@ -60,6 +61,7 @@ def test_the_table_says_which_round_is_out() -> None:
     rows = rows_of(table)
     assert [row["is_out"] for row in rows] == [True, False]
     assert rows[1]["failed"] == ["gain"]
+    assert rows[1]["said"] == "1,200 labels by 1 person and 2 from files"
     lines = text_of(table).splitlines()
     assert lines[1].startswith("1*")
     assert "1,200" in lines[2]
@@ -94,3 +96,13 @@ def test_a_slice_that_is_all_of_it_is_not_told_twice() -> None:
     assert "of the uniform slice alone 80 % [70, 90], n = 10" in _agreement(
         {"about": 1, "all": share, "slice": share | {"n": 10}}
     )
+
+
+def test_where_labelled_questions_came_from_in_words() -> None:
+    """A chat is a batch for each of its turns."""
+    asked = {"made_by": "select", "details": {"rounds": "x", "round": 1}, "items": 9}
+    asked["strategies"] = {"random": 7, "mixed": 2}
+    others = [{"made_by": name, "details": {}, "items": count, "strategies": {"none": count}}
+              for name, count in (("chat", 1), ("import", 5), ("chat", 2))]  # fmt: skip
+    assert _asked([asked]) == ["asked about round 1, and labelled: 9 (7 random, 2 mixed)"]
+    assert _asked([asked, *others])[1:] == ["other questions that were labelled: 3 chat, 5 import"]

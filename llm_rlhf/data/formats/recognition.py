@@ -37,9 +37,10 @@ def recognise(opened: Opened, source: Source, purpose: Kind) -> str:
     _check_columns(opened, source)
     form = source.format if source.format != "auto" else _recognised(opened, source, purpose)
     if form not in SERVES[purpose]:
+        needed = " Its 'label' must be a thumb: true or false, 1 or 0, 1 or -1." if purpose == "ratings" else ""
         raise DataError(
             f"{opened.name} has rows of format '{form}', which cannot serve as {purpose}. "
-            f"Formats that can: {', '.join(SERVES[purpose])}."
+            f"Formats that can: {', '.join(SERVES[purpose])}.{needed}"
         )
     return form
 
