@@ -6,6 +6,7 @@ what `torch.distributed.run` would tell them. test_resume.py compares the two bi
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -128,6 +129,7 @@ def _run(function: Callable[..., None], arguments: tuple[Any, ...], said: tuple[
     for path, stream in zip(said, (sys.stdout, sys.stderr), strict=True):
         with path.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
+    faulthandler.enable()  # where in Python a process was that a library in C brought down
     os.environ.update(told)
     function(*arguments)
 

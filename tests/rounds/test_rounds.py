@@ -270,7 +270,9 @@ def test_two_rounds_with_simulated_people(tmp_path: Path) -> None:
     assert [record["round"] for record in table["rounds"]] == [1, 2]
     assert json.loads((out / "rounds.json").read_text()) == json.loads(json.dumps(table))
     assert headline(table) in text_of(table)
-    assert "about round 1" not in (out / "rounds.html").read_text()
+    page = (out / "rounds.html").read_text()
+    assert "labels are there" not in page  # nobody is waited for
+    assert "asked about round 1, and labelled: 12 (" in page
     first, second = (json.loads((out / f"round-{n}" / "manifest.json").read_text())["round"] for n in (1, 2))
     _check_record(second)
     assert first["parent"] is None
