@@ -35,7 +35,7 @@ from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import context_limit, load_tokenizer, lora_config
+from llm_rlhf.models.base import adapter_config, context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_logged_in, check_there, find_config
 from llm_rlhf.models.fitting import (
@@ -239,8 +239,9 @@ def _check_base(ahead: Ahead) -> None:
         raise RecipeError(f"{BASE} {str(base)!r} is of type {config.model_type}, which is no causal language model.")
     ahead.tokenizer = load_tokenizer(base, recipe.model)
     ahead.context = context = context_limit(recipe.model, config)
-    if recipe.model.lora.target_modules != "all-linear":
-        _check_target_modules(recipe, config)
+    lora = recipe.model.lora
+    if isinstance(lora, str) or lora.target_modules != "all-linear":
+        _check_adapter(recipe, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
     if (sampled := sampling(recipe)) and recipe.method in configs:
@@ -257,15 +258,16 @@ def _check_base(ahead: Ahead) -> None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
 
 
-def _check_target_modules(recipe: Recipe, config: Any) -> None:
+def _check_adapter(recipe: Recipe, config: Any) -> None:
     """Put the adapter on the base's architecture, without weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trusts_base)
     try:
-        get_peft_model(model, lora_config(recipe.model, "CAUSAL_LM", model))
+        get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
     except ValueError as error:
-        modules = recipe.model.lora.target_modules
-        raise RecipeError(f"Recipe key 'model.lora.target_modules' is {modules!r}: {error}") from None
+        lora = recipe.model.lora
+        key, value = ("", lora) if isinstance(lora, str) else (".target_modules", lora.target_modules)
+        raise RecipeError(f"Recipe key 'model.lora{key}' is {value!r}: {error}") from None
 
 
 def _check_room(key: str, length: int, context: int) -> None:

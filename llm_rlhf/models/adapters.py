@@ -19,6 +19,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
+from llm_rlhf.models.whole import is_whole
+
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 MERGED = "Merge it into its base (PEFT's merge_and_unload), save the whole model, and give that."
 
@@ -133,8 +135,12 @@ def check_saved(base: Any, folder: str | Path, what: str, alone: bool = False) -
     named = f"The {what} at {folder}"
     check_switchable(config, named, MERGED, alone)
     copied = tuple(getattr(config, "modules_to_save", None) or ())
+    if getattr(config, "ensure_weight_tying", False):
+        head = base.get_output_embeddings()
+        copied += tuple(name for name, module in base.named_modules() if module is head)
     _check_own_weights(base, folder, copied, named, alone)
     _check_wrappers(base, copied, getattr(config, "trainable_token_indices", None), named)
+    _check_kinds(base, config, named)
 
 
 def _check_own_weights(base: Any, folder: str | Path, copied: tuple[str, ...], named: str, alone: bool) -> None:
@@ -169,6 +175,17 @@ def _check_wrappers(base: Any, copied: tuple[str, ...], rows: Any, named: str) -
                 f"{named} and another on this base hold {name}, one a copy of it (modules_to_save) and one some of its "
                 f"rows (trainable_token_indices); PEFT cannot hold both. {MERGED}"
             )
+
+
+def _check_kinds(base: Any, config: PeftConfig, named: str) -> None:
+    """Copies of whole layers would hold the LoRA that is in them, and LoRA would reach into the copies."""
+    lora = any(isinstance(module, BaseTunerLayer) for module in base.modules())
+    whole = any(isinstance(m, ModulesToSaveWrapper) and any(m.original_module.children()) for m in base.modules())
+    if (lora and is_whole(config)) or (whole and not is_whole(config)):
+        one, other = ("a copy of all weights", "LoRA") if lora else ("LoRA", "a copy of all weights")
+        raise ValueError(
+            f"{named} is {one}, and what is on this base already is {other}; PEFT cannot hold both. {MERGED}"
+        )
 
 
 def grow_for(base: Any, folder: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llm_rlhf.errors import RecipeError
@@ -19,6 +19,7 @@ from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
 from llm_rlhf.models.finding import check_upstream, loading_raises, needs_code, reason_of
 from llm_rlhf.models.rendering import special_tokens_in
+from llm_rlhf.models.whole import compute_in_own_type, whole_config
 from llm_rlhf.progress import tell
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -173,26 +174,17 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def adapters_in_float32(model: Any, copies: bool = True) -> None:
-    """What is trained on a quantised base, in float32: TRL casts it to bfloat16, where steps of 1e-5 round to nothing.
+def adapters_in_float32(model: Any) -> None:
+    """What is trained, in float32, where steps of 1e-5 do not round to nothing; TRL casts it to bfloat16 on NF4.
 
-    Under bfloat16 autocast the products are computed in bfloat16 all the same.
-
-    Args:
-        copies: whole copies of modules (`modules_to_save`), too. False: these in the type of the modules they stand
-            for, as nothing casts what goes in and out of them where they are read without autocast.
+    Under bfloat16 autocast the products are computed in bfloat16 all the same, and a copy of a whole module
+    (`modules_to_save`) computes as the module that it stands for.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     leave_casts_to_autocast(model)
-    if copies:
-        return
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            own = next((p.dtype for p in module.original_module.parameters() if p.is_floating_point()), torch.float32)
-            for parameter in module.modules_to_save.parameters():
-                parameter.data = parameter.data.to(own)
+    compute_in_own_type(model)
 
 
 class _OutsideAutocast:
@@ -227,8 +219,10 @@ def quantization_config(section: ModelSection) -> BitsAndBytesConfig:
     )
 
 
-def lora_config(section: ModelSection, task_type: str, model: Any, **options: Any) -> LoraConfig:
-    """The LoRA of every role on this model. No dropout: it would make the ratios of PPO noise.
+def adapter_config(section: ModelSection, task_type: str, model: Any, **options: Any) -> LoraConfig:
+    """The adapter of every role on this model: LoRA, or without it a copy of all weights (models/whole.py).
+
+    No dropout: it would make the ratios of PPO noise.
 
     `all-linear` leaves out what PEFT would take for a linear map and is none (PhiMoE's router).
 
@@ -246,6 +240,8 @@ def lora_config(section: ModelSection, task_type: str, model: Any, **options: An
     default).
     """
     lora = section.lora
+    if isinstance(lora, str):  # none
+        return whole_config(task_type, model, **options)
     excluded = unlike_linear(model) if lora.target_modules == "all-linear" else []
     return LoraConfig(
         task_type=task_type,

@@ -23,13 +23,14 @@ from llm_rlhf.data.rows import Conversation, Message
 from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
-from llm_rlhf.models.base import load_causal_lm, lora_config
+from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.memory import Portion, reading_budget
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
 from llm_rlhf.models.sampler import DecodingLoop, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
+from llm_rlhf.models.whole import empty_config
 from llm_rlhf.progress import bar
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -60,7 +61,7 @@ def load_roles(
     model.forward_of_its_own = model.forward  # what `at_temperature_one` starts from
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     if policy is None:
-        model = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))  # a fresh adapter adds nothing
+        model = get_peft_model(model, empty_config("CAUSAL_LM"))
     else:
         model = PeftModel.from_pretrained(model, policy, adapter_name=POLICY)
     if section.quantization == "none":

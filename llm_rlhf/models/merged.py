@@ -1,7 +1,9 @@
 """A policy as a plain model: the base's class without adapters, with the policy's LoRA added to the matrices.
 
 Two small products beside each of the base's, a cast around each, and Python between them are most of the time of a
-decoding step. The copy holds only what differs from the base's own tensors; all others are the base's.
+decoding step. The copy holds only what differs from the base's own tensors; all others are the base's. Where the
+adapter is a copy of whole modules, these take the place of the base's; float32 ones rounded to the nearest, as autocast
+rounds them in the policy itself.
 
 Where the copy computes in float32 it is the policy (log-probabilities move by 1e-6). In bfloat16 it is not quite:
 a small sum beside a large weight is rounded, so that its samples are corrected by importance weights, as those of any
@@ -14,16 +16,17 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
 from llm_rlhf.models.adapters import adapters_of
+from llm_rlhf.models.whole import own_module
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, by name: it need not be there
 
@@ -33,7 +36,7 @@ class MergedCopy:
 
     Args:
         base: a causal language model, with or without PEFT's layers in it.
-        adapter: LoRA on linear layers; `can_merge` says whether it can be merged.
+        adapter: LoRA on linear layers, or copies of modules; `can_merge` says whether it can be merged.
         dtype: what all weights of the copy are.
 
     Attributes:
@@ -52,23 +55,24 @@ class MergedCopy:
         self.model.generation_config = base.generation_config
         self._own: list[tuple[nn.Parameter, Any]] = []  # the copy's own weights, each with the layer it is made of
         shared: dict[int, nn.Parameter] = {}
+        sources = {source.name: source for source in plain_modules(base, adapter)}
         for name, module in self.model.named_modules():
-            source, adapted = plain_module(base.get_submodule(name), adapter)
+            source = sources[name]
             for part in module._parameters:
-                weight = source._parameters.get(part)
+                weight = source.module._parameters.get(part)
                 if weight is None:
                     module._parameters[part] = None
-                elif (adapted is not None and part == "weight") or differs(weight, base.dtype, dtype):
-                    mine = shared.get(id(weight)) if adapted is None else None  # tied ones stay tied
+                elif source.differs(part, base.dtype, dtype):
+                    mine = shared.get(id(weight)) if source.adapted is None else None  # tied ones stay tied
                     if mine is None:
                         mine = nn.Parameter(torch.empty(0, dtype=dtype, device=weight.device), requires_grad=False)
-                        self._own.append((mine, (source, part, adapted)))
+                        self._own.append((mine, (source.module, part, source.adapted)))
                         shared[id(weight)] = mine
                     module._parameters[part] = mine
                 else:
                     module._parameters[part] = weight
             for part in module._buffers:
-                module._buffers[part] = source._buffers.get(part)
+                module._buffers[part] = source.module._buffers.get(part)
         self._generator = torch.Generator(device=base.device)
 
     @contextlib.contextmanager
@@ -109,11 +113,11 @@ class MergedCopy:
 
 
 def can_merge(base: Any, adapter: str | None) -> bool:
-    """Whether an adapter is plain LoRA on linear layers: no DoRA, no bias, no experts, no copies of whole modules."""
+    """Whether an adapter is plain LoRA on linear layers, or copies of whole modules: no DoRA, no bias, no experts."""
     return all(_can_merge(layer, adapter) for layer in base.modules() if isinstance(layer, LoraLayer)) and not any(
         adapter in adapters_of(module)
         for module in base.modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
+        if isinstance(module, TrainableTokensWrapper)
         or (isinstance(module, BaseTunerLayer) and not isinstance(module, LoraLayer))
     )
 
@@ -125,17 +129,37 @@ def _can_merge(layer: Any, adapter: str | None) -> bool:
     return linear and adapter not in layer.lora_variant and not layer.lora_bias.get(adapter)
 
 
-def plain_module(module: Any, adapter: str | None) -> tuple[Any, Any]:
-    """The base's own module in the place of one of PEFT's, and that layer where it holds the adapter."""
-    if isinstance(module, BaseTunerLayer):
-        adapted = module if adapter in adapters_of(module) else None
-        return module.get_base_layer(), adapted
-    return (module.original_module, None) if isinstance(module, AuxiliaryTrainingWrapper) else (module, None)
+class Plain(NamedTuple):
+    """What holds the weights of one module of the plain model."""
+
+    name: str
+    wrapped: Any  # as PEFT has it
+    module: Any  # the base's own, or the adapter's copy of it
+    adapted: Any  # the LoRA layer around it, where that holds the adapter
+    original: Any  # the base's own
+
+    def differs(self, part: str, base_dtype: torch.dtype, dtype: torch.dtype) -> bool:
+        """Whether a weight has to be copied. What a base keeps in another type than its own stays so."""
+        weight, original = self.module._parameters[part], self.original._parameters[part]
+        if (self.adapted is not None and part == "weight") or type(weight).__name__ in QUANTIZED:
+            return True
+        return bool(weight.dtype != (dtype if original.dtype == base_dtype else original.dtype))
 
 
-def differs(weight: Tensor, base_dtype: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether a weight has to be copied to be of a type. What a base keeps in another type than its own stays so."""
-    return type(weight).__name__ in QUANTIZED or (weight.dtype == base_dtype != dtype)
+def plain_modules(module: Any, adapter: str | None, name: str = "", original: Any = None) -> Iterator[Plain]:
+    """Every module of a base as it would be without PEFT's around them."""
+    wrapped = module
+    adapted = module if isinstance(module, BaseTunerLayer) and adapter in adapters_of(module) else None
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        module, original = own_module(module, adapter), module.original_module
+    elif isinstance(module, BaseTunerLayer):
+        module = original = module.get_base_layer()
+    original = module if original is None else original
+    yield Plain(name, wrapped, module, adapted, original)
+    for part, child in module._modules.items():
+        if child is not None:
+            of_base = None if original is module else original._modules[part]
+            yield from plain_modules(child, adapter, f"{name}.{part}".removeprefix("."), of_base)
 
 
 def shape_of(module: Any, part: str) -> tuple[int, ...]:
@@ -164,13 +188,10 @@ def dequantized(module: Any) -> Tensor:
 def copied_bytes(base: Any, adapter: str | None, dtype: torch.dtype) -> int:
     """What a MergedCopy would take, in bytes."""
     found = {}
-    for module in base.modules():
-        source, adapted = plain_module(module, adapter)
-        for part, weight in source._parameters.items():
-            if weight is not None and (
-                (adapted is not None and part == "weight") or differs(weight, base.dtype, dtype)
-            ):
-                found[id(weight)] = math.prod(shape_of(source, part)) * dtype.itemsize
+    for source in plain_modules(base, adapter):
+        for part, weight in source.module._parameters.items():
+            if weight is not None and source.differs(part, base.dtype, dtype):
+                found[id(weight)] = math.prod(shape_of(source.module, part)) * dtype.itemsize
     return sum(found.values())
 
 

@@ -34,6 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.models.adapters import POLICY, active_adapters, is_head, load_beside, mend_token_wrappers
 from llm_rlhf.models.architecture import check_logits, hidden_width
 from llm_rlhf.models.logprobs import token_logprobs
+from llm_rlhf.models.whole import without_language_head
 
 VALUE = "value"
 HELDOUT = "heldout"  # the second reward model, never trained against: its role, and its folder in a run
@@ -138,7 +139,7 @@ def add_value_role(model: Any, value: str, reward_adapter: str | Path | None, na
     base = model.get_base_model()
     if value == "adapter":
         if reward_adapter is None:
-            model.add_adapter(VALUE, model.peft_config[POLICY])
+            model.add_adapter(VALUE, without_language_head(model.peft_config[POLICY], base))
         else:
             load_beside(model, reward_adapter, VALUE, "reward adapter", is_trainable=True)
         model.set_requires_grad(VALUE, requires_grad=True)

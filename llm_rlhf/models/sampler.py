@@ -33,8 +33,8 @@ from llm_rlhf.models.random_draws import draw_tokens
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
 ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
 CANNOT_MERGE = (
-    "merge_for_sampling is True, but the policy's adapter is not plain LoRA on linear layers (DoRA, a bias, experts, "
-    "modules_to_save and trainable_token_indices are not), or what learns from its samples has no importance weights "
+    "merge_for_sampling is True, but the policy's adapter is not plain LoRA on linear layers (DoRA, a bias, experts "
+    "and trainable_token_indices are not), or what learns from its samples has no importance weights "
     "for rounded ones; leave it out."
 )
 CANNOT_COMPILE = (

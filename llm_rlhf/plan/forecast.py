@@ -18,8 +18,10 @@ from llm_rlhf.feedback.snapshot import look_at
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import reading_budget, token_budget
+from llm_rlhf.models.merged import copied_bytes
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
+from llm_rlhf.models.whole import is_whole
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
 from llm_rlhf.plan.kernels import on_cuda
@@ -354,6 +356,8 @@ class _Stage:
             return 0
         layers = [m for m in simulation.base.modules() if isinstance(m, LoraLayer) and POLICY in m.lora_A]
         needed = sum(layer.in_features * layer.out_features for layer in layers) * self.blueprint.dtype.itemsize
+        if is_whole(simulation.model.peft_config[POLICY]):
+            needed = copied_bytes(simulation.base, POLICY, self.blueprint.dtype)
         return needed if self.on_cpu or needed <= self._free(simulation) / 3 else 0
 
     def _free(self, simulation: Simulation) -> float:

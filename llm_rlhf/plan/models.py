@@ -26,8 +26,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import hidden_width, score_head_name
-from llm_rlhf.models.base import adapters_in_float32, lora_config
+from llm_rlhf.models.base import adapter_config, adapters_in_float32
 from llm_rlhf.models.roles import VALUE, scalar_head
+from llm_rlhf.models.whole import without_language_head
 from llm_rlhf.recipe.sections import ModelSection
 
 OUTPUTS = ("log_probs", "entropy")  # of TRL's fused head
@@ -78,9 +79,10 @@ def causal_lm(
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM, blueprint)
         add_fused_lm_head(base, outputs=outputs)
-        model = get_peft_model(base, lora_config(blueprint.section, "CAUSAL_LM", base))
+        model = get_peft_model(base, adapter_config(blueprint.section, "CAUSAL_LM", base))
+        silent = without_language_head(model.peft_config[POLICY], base)
         for name in [*rewards, *trained]:
-            model.add_adapter(name, model.peft_config[POLICY])
+            model.add_adapter(name, silent)
         base.score_heads = nn.ModuleDict(
             {name: scalar_head(hidden_width(base)).requires_grad_(False) for name in rewards}
         )
@@ -97,7 +99,7 @@ def reward_model(blueprint: Blueprint) -> Any:
     with torch.device("meta"):
         model = _base(AutoModelForSequenceClassification, blueprint)
         head = score_head_name(model.config, blueprint.section.trusts_base)
-        model = get_peft_model(model, lora_config(blueprint.section, "SEQ_CLS", model, modules_to_save=[head]))
+        model = get_peft_model(model, adapter_config(blueprint.section, "SEQ_CLS", model, modules_to_save=[head]))
     return _finished(model, blueprint)
 
 

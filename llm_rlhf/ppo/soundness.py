@@ -10,13 +10,12 @@
 import functools
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -50,11 +49,10 @@ def settle(model: Any, learning_rate: float, generates: bool) -> None:
     config = base.config.get_text_config()
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False  # its loss is no part of PPO, and decoding cannot compute it
-    whole = [base]
     if adapted:
         check_trainable(model)
-        whole = [module for module in base.modules() if isinstance(module, ModulesToSaveWrapper)]
-    warn_of_coarse_weights(whole, learning_rate)
+    else:
+        warn_of_coarse_weights(base, learning_rate)
     check_quiet(base)
     if generates:
         with active_adapters(base, [POLICY] if adapted else []):
@@ -106,9 +104,9 @@ def _adapter_parameters(model: Any) -> Iterator[nn.Parameter]:
                 yield from part.parameters()
 
 
-def warn_of_coarse_weights(modules: Iterable[Any], learning_rate: float) -> None:
+def warn_of_coarse_weights(model: nn.Module, learning_rate: float) -> None:
     """Half-precision weights that train as they are round a small step away."""
-    trained = {p.dtype for module in modules for p in module.parameters() if p.requires_grad}
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
     coarse = trained & {torch.bfloat16, torch.float16}
     if coarse:
         named = str(coarse.pop()).removeprefix("torch.")

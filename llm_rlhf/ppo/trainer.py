@@ -231,7 +231,7 @@ class PPOTrainer(WatchedEvaluation):
             add_reward_role(self.model, folder, name)
         self.has_heldout = HELDOUT in named
         if is_peft_model(self.model):
-            adapters_in_float32(self.model, copies=False)
+            adapters_in_float32(self.model)
             for name in [POLICY, *self.reference_adapters] if given is not None else []:
                 set_peft_model_state_dict(self.model, given, adapter_name=name)
             if self.reference_adapters:

@@ -12,19 +12,17 @@ from accelerate.utils import DistributedType
 from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
-from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.merged import plain_modules
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import SamplingError
 
-_WRAPPED = ("modules_to_save", "token_adapter")  # parts of PEFT's wrappers that are not the base's own module
-
 
 def check_adapter_can_be_sent(config: Any) -> None:
-    """Whether the policy is its base with something added to matrices, which is all that can be sent to vLLM.
+    """Whether the policy is its base with something added to matrices, or with copies of modules in their places.
 
     Raises:
         ValueError: naming the option and the remedy.
@@ -36,7 +34,7 @@ def check_adapter_can_be_sent(config: Any) -> None:
             f"use_vllm is set, but the policy's adapter is {config.peft_type.value}; only LoRA can be sent to vLLM. "
             "Use LoRA, or leave use_vllm out."
         )
-    for name in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias"):
+    for name in ("trainable_token_indices", "use_dora", "lora_bias"):
         if value := getattr(config, name, None):
             raise ValueError(
                 f"use_vllm is set, but the policy's adapter has {name} {value!r}, which cannot be sent to vLLM. Take "
@@ -135,38 +133,33 @@ def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Name and full weight of every parameter of the language model, the policy's adapter added, one at a time.
 
     Tied weights come once, as in `named_parameters`. A quantised layer is given in the adapter's compute type. Of
-    modules that other roles' adapters have wrapped, the base's own.
+    modules that adapters have copied, the policy's copy, in the type of the base's own, or the base's own.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     seen: set[int] = set()
-    for module_name, module in base.named_modules():
-        if _inside_an_adapter(module_name):
-            continue
-        layer, added = _without_adapters(module)
-        for name, parameter in layer.named_parameters(recurse=False):
+    for source in plain_modules(base, POLICY):
+        adapted = isinstance(source.wrapped, BaseTunerLayer)
+        added = _added(source.wrapped)
+        for name, parameter in source.module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            weight = dequantize_module_weight(layer) if layer is not module and name == "weight" else parameter.data
+            weight = dequantize_module_weight(source.module) if adapted and name == "weight" else parameter.data
             if name in added:
                 weight = (weight.float() + added[name].float()).to(weight.dtype)
-            yield f"{module_name}.{name}".removeprefix(".").replace(".original_module", ""), weight
+            if source.module is not source.original:  # a copy, which may be of the type that it trains in
+                weight = weight.to(source.original.get_parameter(name).dtype)
+            yield f"{source.name}.{name}".removeprefix("."), weight
 
 
-def _without_adapters(module: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The module below all adapters, and what the policy's adds to its parameters, by name.
+def _added(module: Any) -> dict[str, Tensor]:
+    """What the policy's adapters add to a module's parameters, by name.
 
     An adapter of one of several parameters of a module (stacked experts) is wrapped around that of another.
     """
     added = {}
-    module = module.original_module if isinstance(module, TrainableTokensWrapper) else module
     while isinstance(module, BaseTunerLayer):
         if POLICY in module._all_available_adapter_names():
             added[getattr(module, "parameter_name", "weight")] = module.get_delta_weight(POLICY)
         module = module.base_layer
-    return module, added
-
-
-def _inside_an_adapter(module_name: str) -> bool:
-    parts = module_name.split(".")
-    return any(part.startswith("lora_") or part in ("base_layer", *_WRAPPED) for part in parts)
+    return added

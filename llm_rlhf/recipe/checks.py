@@ -17,6 +17,7 @@ from llm_rlhf.recipe.sections import (
     SOURCE_LISTS,
     DataSection,
     GateSection,
+    LoraSection,
     OwnSuite,
     Recipe,
     Source,
@@ -65,9 +66,15 @@ def check_together(recipe: Recipe) -> None:
         raise RecipeError(
             "Recipe key 'data.heldout_share' is 0, but 'evaluate' asks a held-out reward model; give it pairs."
         )
+    lora = recipe.model.lora if isinstance(recipe.model.lora, LoraSection) else None
+    if lora is None and recipe.model.quantization != "none":
+        raise RecipeError(
+            f"Recipe key 'model.lora' is 'none', so that all weights train, but 'model.quantization' is "
+            f"{recipe.model.quantization!r}, whose weights cannot; remove one of the two keys."
+        )
     for key, value, low in (
-        ("model.lora.r", recipe.model.lora.r, 1),
-        ("model.lora.alpha", recipe.model.lora.alpha, 1),
+        ("model.lora.r", lora.r if lora else None, 1),
+        ("model.lora.alpha", lora.alpha if lora else None, 1),
         ("model.context_length", recipe.model.context_length, 8),
     ):
         at_least(key, value, low)

@@ -55,7 +55,8 @@ class ModelSection:
     # compute type of the base; bfloat16 also turns on autocast; auto: bfloat16 on a GPU that computes in it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
-    lora: LoraSection = field(default_factory=LoraSection)
+    # what each role trains: LoRA, or none: a copy of all weights (full fine-tuning)
+    lora: LoraSection | Literal["none"] = field(default_factory=LoraSection)
     chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # its arguments, as enable_thinking: false
     chat_template_date: datetime.date | None = None  # what it takes for today; None: the day the run began

@@ -14,7 +14,7 @@ from llm_rlhf.methods.online import ScoredGRPOTrainer, ScoredRLOOTrainer
 from llm_rlhf.methods.prompts import as_dataset, training_prompts
 from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.methods.training import train_policy
-from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import steps_for, trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
@@ -50,6 +50,6 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             args=config,
             train_dataset=as_dataset(prompts),
             processing_class=tokenizer,
-            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+            peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
         )
     train_policy(trainer, run_folder, folder, stage, SHOWN)

@@ -24,7 +24,7 @@ from llm_rlhf.evaluation.refusal_detector import refused
 from llm_rlhf.finite import BATCHES
 from llm_rlhf.methods.prompts import as_dataset, training_prompts
 from llm_rlhf.methods.rewards import reward_functions
-from llm_rlhf.models.base import context_limit, load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.alarms import ALARMS
@@ -74,7 +74,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             heldout_adapter=heldout if kept_back and heldout.exists() else None,
             ptx_dataset=_demonstrations(recipe, run_folder, tokenizer, model) if config.ptx_coef else None,
             processing_class=tokenizer,
-            peft_config=lora_config(recipe.model, "CAUSAL_LM", model),
+            peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
             samples_file=folder / "samples.jsonl",
             refuses=refused,
         )

@@ -36,11 +36,11 @@ from llm_rlhf.evaluation.suites.reward_accuracy import OBJECTIVES, reward_report
 from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import (
+    adapter_config,
     context_limit,
     keep_unpacked,
     load_tokenizer,
     loading_arguments,
-    lora_config,
     make_room_for,
 )
 from llm_rlhf.models.encoding import encode_reply
@@ -160,7 +160,7 @@ def _train(
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=lora_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
+            peft_config=adapter_config(recipe.model, "SEQ_CLS", model, modules_to_save=[head]),
             options=options,
             length_weight=starting_weight(rows, options),
         )

@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoTokenizer
 
 from llm_rlhf.models.adapter_folders import make_movable
-from llm_rlhf.models.base import load_causal_lm, load_tokenizer, lora_config
+from llm_rlhf.models.base import adapter_config, load_causal_lm, load_tokenizer
 from llm_rlhf.models.decoding import sampling_config
 from llm_rlhf.recipe.sections import ModelSection
 from llm_rlhf.recipe.values import plain, read_section
@@ -54,7 +54,7 @@ def without_pad(hub) -> Path:
 
 def _random_adapter(model: Any, section: ModelSection, seed: int) -> Any:
     torch.manual_seed(seed)
-    model = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
+    model = get_peft_model(model, adapter_config(section, "CAUSAL_LM", model))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_(0, 0.2)

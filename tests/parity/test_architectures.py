@@ -23,7 +23,7 @@ from llm_rlhf import RewardModel
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapters import active_adapters
-from llm_rlhf.models.base import load_causal_lm, lora_config, quantization_config
+from llm_rlhf.models.base import adapter_config, load_causal_lm, quantization_config
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import left_padded, load_roles, score_ids
 from llm_rlhf.models.roles import VALUE, add_reward_role, add_role_forward, role_scores
@@ -375,7 +375,7 @@ def test_the_text_decoder_of_a_checkpoint_with_an_image_tower(tmp_path, tokenize
     recipe = one_recipe(base, tmp_path)
     recipe.model.lora.target_modules = ".*language_model.*_proj"  # as docs/architectures.md says
     reward_stage._train(recipe, RunFolder(tmp_path), base, tokenizer, PLAN, tmp_path / "joint")
-    lora = lora_config(recipe.model, "CAUSAL_LM", AutoModelForCausalLM.from_pretrained(base))
+    lora = adapter_config(recipe.model, "CAUSAL_LM", AutoModelForCausalLM.from_pretrained(base))
     trainer = make_trainer(base, tmp_path, tmp_path / "joint", lora=lora, value="adapter")
     fixed_responses(trainer, responses_of(tokenizer.eos_token_id))
     batches = rollout(trainer)
@@ -443,7 +443,7 @@ ROUTED = {"mlp.gate", "mlp.experts", "mlp.experts.base_layer"}  # the experts' t
 def test_what_all_linear_adapts_in_mixtures_of_experts(name, sizes, targets, tokenizer) -> None:
     section = ModelSection(lora=LoraSection(r=2, alpha=4))
     model = tiny_model(name, sizes, tokenizer)
-    model = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
+    model = get_peft_model(model, adapter_config(section, "CAUSAL_LM", model))
     layers = {n.split(".layers.1.")[1]: m for n, m in model.named_modules()
               if isinstance(m, BaseTunerLayer) and ".layers.1." in n}  # fmt: skip
     assert set(layers) == targets
@@ -496,7 +496,7 @@ def test_supervised_fine_tuning_of_experts_balances_the_router_and_merges(family
         args=SFTConfig(output_dir=str(tmp_path), **options),
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=lora_config(section, "CAUSAL_LM", model),
+        peft_config=adapter_config(section, "CAUSAL_LM", model),
     )
     trainer.train()
     assert trainer.aux_loss_enabled

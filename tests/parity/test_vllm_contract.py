@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
 from llm_rlhf.models.adapters import active_adapters
-from llm_rlhf.models.base import lora_config
+from llm_rlhf.models.base import adapter_config
 from llm_rlhf.ppo.objectives import importance_weights
 from llm_rlhf.ppo.sampling import SamplingError
 from llm_rlhf.ppo.vllm import as_in_checkpoints, policy_weights
@@ -175,7 +175,9 @@ def test_what_is_sent_is_the_policy_as_a_checkpoint_would_hold_it(name, tmp_path
     model = AutoModelForCausalLM.from_config(config)
     plain = {n: p.clone() for n, p in model.named_parameters()}
     model.save_pretrained(tmp_path / "base")  # whose names and shapes are those of the hub
-    policy = get_peft_model(model, lora_config(ModelSection(lora=LoraSection(r=2, alpha=4)), "CAUSAL_LM", model)).eval()
+    policy = get_peft_model(
+        model, adapter_config(ModelSection(lora=LoraSection(r=2, alpha=4)), "CAUSAL_LM", model)
+    ).eval()
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * 0.1
