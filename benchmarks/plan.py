@@ -66,6 +66,13 @@ CASES: dict[str, dict[str, Any]] = {  # name: model, what else the recipe says
     "reward and PPO, float32": {"config": LLAMA, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE},
     "reward and PPO, nf4": {"config": QWEN, "model": {"quantization": "nf4"}, "reward": REWARD, "ppo": PPO},
     "without checkpointing": {"config": WIDE, "reward": REWARD | OFF, "ppo": PPO | OFF | {"value": "adapter"}},
+    "all weights, float32": {
+        "config": QWEN, "model": {"lora": "none"}, "sft": SFT, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE,
+    },
+    "all weights, bfloat16": {
+        "config": QWEN, "model": {"lora": "none", "dtype": "bfloat16"}, "reward": REWARD,
+        "ppo": PPO | {"value": "adapter"},
+    },
     "DPO, gpt2": {"config": GPT2, "dpo": SFT},
     "KTO": {"config": LLAMA, "kto": SFT},
     "GRPO": {"config": LLAMA, "grpo": GRPO},

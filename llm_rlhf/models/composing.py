@@ -20,6 +20,8 @@ from peft.utils import load_peft_weights
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
+from llm_rlhf.models.whole import is_whole
+
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # Fields of a LoraConfig that may have any value: what they decide is in the weights, or is taken over below.
 _FREE = (
@@ -40,6 +42,8 @@ def why_not(folder: Path) -> str | None:
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         return f"it is of type {config.peft_type}"
+    if is_whole(config):
+        return "it is a copy of all weights"
     plain = LoraConfig()
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)

@@ -5,7 +5,8 @@ adapter's folder is what a stage leaves. PEFT's `modules_to_save` makes the copi
 forward through one costs what a plain model's does.
 
 What trains is float32, as steps of 1e-5 round to nothing in bfloat16; its layers compute as those they stand for, under
-autocast, so that a copy that has not been trained yet answers bit for bit what the base does.
+autocast, so that a copy that has not been trained yet answers bit for bit what the base does; but for mixtures of
+experts in bfloat16, whose sums over experts are of the type of their weights.
 """
 
 import copy

@@ -36,7 +36,7 @@ from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
-from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, leave_casts_to_autocast, make_room_for
+from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
@@ -239,7 +239,7 @@ class PPOTrainer(WatchedEvaluation):
             first = next(iter(adapters), None)
             add_value_role(self.model, self.args.value, adapters[first] if first else None, first)
             self.model.set_requires_grad(POLICY, requires_grad=True)
-            leave_casts_to_autocast(self.model)
+            adapters_in_float32(self.model)  # what has come to train since
         else:
             base.value_head = scalar_head(hidden_width(base)).to(base.device)
         add_role_forward(base, self.temperature)

@@ -82,6 +82,9 @@ def _read_value(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(items, list):
             raise RecipeError(f"Recipe key {key!r} is {shown(value)}; it must be a list of {_keys(section)}.")
         return [read_section(section, item, f"{key}.{i}.") for i, item in enumerate(items)]
+    if words and not isinstance(value, dict) and value is not None:
+        told = ", ".join(map(repr, words))
+        raise RecipeError(f"Recipe key {key!r} is {shown(value)}; it must be a mapping of {_keys(section)}, or {told}.")
     if value is None:
         raise RecipeError(f"Recipe key {key!r} is empty; leave it out for its defaults, or set: {_keys(section)}.")
     return read_section(section, value, f"{key}.")

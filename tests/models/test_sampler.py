@@ -273,8 +273,8 @@ def test_a_batch_that_is_filled_up_gives_log_probabilities_of_its_own_rows_alone
 def test_what_cannot_be_merged_is_told() -> None:
     assert can_merge(adapted(LLAMA).get_base_model(), "default")
     assert can_merge(random_model(LLAMA), None)
-    for lora in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]},
-                 {"lora_bias": True}):  # fmt: skip
+    assert can_merge(adapted(LLAMA, modules_to_save=["lm_head"]).get_base_model(), "default")
+    for lora in ({"use_dora": True}, {"trainable_token_indices": [3]}, {"lora_bias": True}):
         base = adapted(LLAMA, **lora).get_base_model()
         assert not can_merge(base, "default"), lora
         assert PolicySampler(base, torch.float32, 1.0, "default", may_round=True).copy is None

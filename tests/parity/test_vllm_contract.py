@@ -133,9 +133,7 @@ def test_a_server_whose_log_probabilities_are_of_another_temperature_is_refused(
     trainer_on(server, base_folder, reward_folder, tmp_path, temperature=1.0)  # there the two are the same
 
 
-@pytest.mark.parametrize(
-    "options", [{"modules_to_save": ["norm"]}, {"use_dora": True}, {"trainable_token_indices": [3]}]
-)
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"trainable_token_indices": [3]}])
 def test_what_is_more_than_lora_cannot_be_sent_and_is_refused(base_folder, reward_folder, tmp_path, options) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"use_vllm is set, but the policy's adapter has {name} .*leave use_vllm out"):
