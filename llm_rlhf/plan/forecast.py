@@ -307,7 +307,7 @@ class _Stage:
 
     def _reading(self, rewards: Sequence[str]) -> Simulation:
         """The base with reward models as `load_roles` makes it, where nothing is trained."""
-        model = causal_lm(self.blueprint, rewards=rewards).requires_grad_(False).eval()
+        model = causal_lm(self.blueprint, rewards=rewards, trains=False).eval()
         return Simulation(model, self._memory(), tiled=self.plain, heap=self.heap, device=self.device)
 
     def _read(self, simulation: Simulation, rows: int, length: int, rewards: Sequence[str], **how: Any) -> None:

@@ -67,6 +67,7 @@ def causal_lm(
     outputs: tuple[str, ...] = OUTPUTS,
     rewards: Sequence[str] = (),
     value: str | None = None,
+    trains: bool = True,
 ) -> Any:
     """The base as a policy with one adapter, as trainers and `load_roles` make it; within `without_data`.
 
@@ -74,6 +75,7 @@ def causal_lm(
         outputs: what TRL's fused head computes.
         rewards: names of frozen reward adapters beside it, each with its head; the held-out one's is among them.
         value: "shared" or "adapter"; None: there is no value function.
+        trains: False: it is only read, so that a policy of whole weights is of the base's type.
     """
     trained = [VALUE] if value == "adapter" else []
     with torch.device("meta"):
@@ -91,6 +93,8 @@ def causal_lm(
     for name in rewards:
         model.set_requires_grad(name, requires_grad=False)
     model.set_requires_grad([POLICY, *trained], requires_grad=True)
+    if not trains:
+        model.requires_grad_(False)
     return _finished(model, blueprint)
 
 

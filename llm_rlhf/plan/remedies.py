@@ -6,9 +6,10 @@ from typing import Any
 
 from llm_rlhf.plan.forecast import Forecast, StagePlan, with_value
 from llm_rlhf.recipe.loading import length_key, sampling, trainer_config
-from llm_rlhf.recipe.sections import Recipe, stage_options
+from llm_rlhf.recipe.sections import LoraSection, Recipe, stage_options
 
 TRAINERS = ("sft", "reward", "ppo", "grpo", "rloo", "dpo", "kto", "best_of_n")
+LORA = LoraSection()
 SHORTEST = 64  # tokens: shorter rows and replies are not proposed
 Changes = dict[str, Any]
 
@@ -24,9 +25,13 @@ class Remedy:
     @property
     def told(self) -> str:
         """As overrides are written behind a recipe."""
-        return " ".join(
-            f"{key}={str(value).lower() if value is True else value}" for key, value in self.changes.items()
-        )
+        return " ".join(f"{key}={_told(value)}" for key, value in self.changes.items())
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, LoraSection):
+        return f"'{{r: {value.r}, alpha: {value.alpha}}}'"
+    return str(value).lower() if value is True else str(value)
 
 
 def remedies(forecast: Forecast, plan: StagePlan, room: int) -> list[Remedy]:
@@ -84,7 +89,9 @@ def _keys(recipe: Recipe, plan: StagePlan) -> Iterator[Iterable[Changes]]:
     elif stage in TRAINERS:
         yield from _of_trainer(recipe, stage, plan.largest)
     yield from _lengths(recipe, plan)
-    if recipe.model.quantization == "none":
+    if isinstance(recipe.model.lora, str):
+        yield [{"model.lora": LORA}]
+    elif recipe.model.quantization == "none":
         yield [{"model.quantization": "nf4"}]
     if recipe.model.dtype == "float32":
         yield [{"model.dtype": "bfloat16"}]
@@ -93,6 +100,8 @@ def _keys(recipe: Recipe, plan: StagePlan) -> Iterator[Iterable[Changes]]:
 def _of_trainer(recipe: Recipe, stage: str, largest: str) -> Iterator[Iterable[Changes]]:
     config = trainer_config(recipe, stage, recipe.folder / stage)
     rows, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if isinstance(recipe.model.lora, str) and "8bit" not in str(config.optim):
+        yield [{f"{stage}.optim": "adamw_bnb_8bit"}]
     if not config.gradient_checkpointing:
         yield [{f"{stage}.gradient_checkpointing": True}]
     if stage == "ppo" and largest.startswith("evaluation"):

@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_rlhf.plan.forecast import StagePlan
 from llm_rlhf.plan.remedies import Remedy
+from llm_rlhf.recipe.values import plain
 from llm_rlhf.plan.rows import Measured
 from llm_rlhf.plan.steps import KEPT
 
@@ -137,7 +138,7 @@ def _stage(plan: StagePlan, process: int, memory: int | None, found: Sequence[Re
         "fits": None if memory is None else held <= memory,
         "largest_step": plan.largest,
         "steps": plan.memory,
-        "remedies": [{"changes": remedy.changes, "bytes": remedy.bytes + process} for remedy in found],
+        "remedies": [{"changes": plain(remedy.changes), "bytes": remedy.bytes + process} for remedy in found],
     }
     return {
         "rows": {name: _rows(rows) for name, rows in plan.rows.items()},

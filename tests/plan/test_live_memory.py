@@ -31,8 +31,10 @@ class Config:
         vars(self).update(values)
 
 
-def blueprint(kind: str = "llama", dtype: Any = "float32", quantization: Any = "none", **more: Any) -> Blueprint:
-    section = ModelSection(dtype=dtype, quantization=quantization, lora=LoraSection(r=2))
+def blueprint(
+    kind: str = "llama", dtype: Any = "float32", quantization: Any = "none", lora: Any = None, **more: Any
+) -> Blueprint:
+    section = ModelSection(dtype=dtype, quantization=quantization, lora=lora or LoraSection(r=2))
     return Blueprint(AutoConfig.for_model(kind, **(TINY | more)), section, VOCABULARY)
 
 
@@ -129,6 +131,10 @@ CASES = {
     "sampling, tied": (
         causal_lm, lambda s: sample(s, 3, 10, 6, draws=True, merged=1000), None, {"tie_word_embeddings": True}, {}
     ),
+    "sft, all weights in bfloat16": (
+        causal_lm, lambda s: imitate(s, 3, 20), Config(gradient_checkpointing=True),
+        {"lora": "none", "dtype": "bfloat16"}, {"autocast": True}
+    ),
 }  # fmt: skip
 
 
@@ -159,6 +165,22 @@ def test_weights_adapters_and_optimizer_by_hand() -> None:
     assert 0 <= steps["update"][BASE] - weights <= 4 * rotary
     assert steps["update"][ADAPTERS] == 4 * lora
     assert steps["update"][OPTIMIZER] == 8 * lora
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("float32", 4), ("bfloat16", 2)])
+def test_all_weights_by_hand(dtype: str, bytes_each: int) -> None:
+    """Full fine-tuning of the same: a frozen base in its type, a float32 copy of it, two float32 states a number."""
+    maps = [(16, 16), (8, 16), (8, 16), (16, 16), (24, 16), (24, 16), (16, 24)] * 2
+    numbers = VOCABULARY * 16 + 5 * 16 + sum(rows * columns for rows, columns in maps)
+    with without_data():
+        model = causal_lm(blueprint(lora="none", dtype=dtype, tie_word_embeddings=True), rewards=["reward"])
+        steps = peaks(model, lambda s: imitate(s, 1, 4), Config(), autocast=dtype == "bfloat16")
+    head = 4 * (16 + 1)  # a score head and its bias
+    assert 0 <= steps["update"][BASE] - bytes_each * numbers <= 4 * 2 * 2  # inverse frequencies, as above
+    assert steps["update"][ADAPTERS] == 4 * numbers + bytes_each * numbers + head  # a policy, and a frozen reward model
+    assert steps["update"][OPTIMIZER] == 8 * numbers
+    assert steps["update"][GRADIENTS] <= 4 * numbers
 
 
 @pytest.mark.slow
