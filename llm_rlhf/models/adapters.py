@@ -19,7 +19,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
-from llm_rlhf.models.whole import is_whole
+from llm_rlhf.models.whole import is_whole, with_tied_head
 
 POLICY = "default"  # PEFT's own name for the first adapter: what plain PEFT loads without being told
 MERGED = "Merge it into its base (PEFT's merge_and_unload), save the whole model, and give that."
@@ -211,6 +211,12 @@ def load_beside(
     base = model.get_base_model()
     check_saved(base, folder, what, alone)
     mend_token_wrappers(model)
+    config = PeftConfig.from_pretrained(str(folder))
+    if not model.active_adapters:  # PEFT forgets it when an adapter is deleted that had no LoRA
+        model.set_adapter(POLICY)
+    if getattr(config, "ensure_weight_tying", False):  # PEFT ties a second copy to nothing
+        config.inference_mode = not is_trainable
+        model.add_adapter(name, with_tied_head(config, base))
     found = model.load_adapter(
         str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=str(base.device)
     )  # fmt: skip

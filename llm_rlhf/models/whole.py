@@ -61,6 +61,16 @@ def without_language_head(config: Any, model: Any) -> Any:
     return config
 
 
+def with_tied_head(config: Any, model: Any) -> Any:
+    """The configuration, naming the head that PEFT is to tie to the copy of the embeddings.
+
+    PEFT finds it by itself where nothing is wrapped yet, and not beside another copy. `modules_to_tie` is a private
+    field of its configurations; tests/models/test_whole.py fails when PEFT no longer reads it.
+    """
+    config.modules_to_tie = [_name_of(model, model.get_output_embeddings())]
+    return config
+
+
 def copied_modules(model: Any) -> list[str]:
     """Names of a model's decoder layers, and of what else holds weights of its own: together every weight, once."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())

@@ -5,9 +5,9 @@ from typing import Any
 
 from llm_rlhf.plan.forecast import StagePlan
 from llm_rlhf.plan.remedies import Remedy
-from llm_rlhf.recipe.values import plain
 from llm_rlhf.plan.rows import Measured
 from llm_rlhf.plan.steps import KEPT
+from llm_rlhf.recipe.values import plain
 
 GIB = 2**30
 KEEPS = (

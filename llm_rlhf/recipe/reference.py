@@ -22,7 +22,7 @@ import yaml
 
 from llm_rlhf.recipe.loading import DECIDED_ELSEWHERE, TRAINER_CONFIGS, config_class_of, run_defaults
 from llm_rlhf.recipe.sections import METHODS, STAGE_OPTIONS, Benchmark, OwnSuite, Recipe, Source
-from llm_rlhf.recipe.values import plain
+from llm_rlhf.recipe.values import plain, words_in
 
 EXPLAINED = {  # pages that say what a section's keys do
     "data": "data.md",
@@ -111,6 +111,9 @@ def own_rows(section: type, prefix: str = "") -> list[Row]:
     hints, meanings, rows = typing.get_type_hints(section), comments(section), []
     for field in dataclasses.fields(section):
         key, inner = prefix + field.metadata.get("key", field.name), section_in(hints[field.name])
+        if inner is not None and (instead := words_in(hints[field.name])):
+            told = f"{' '.join(f'`{word}`' for word in instead)} or mapping"
+            rows.append(Row(key, told, "the keys below", escaped(meanings[field.name])))
         if inner is not None:
             rows += own_rows(inner, f"{key}.") if section is not Recipe else []
             continue

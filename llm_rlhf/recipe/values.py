@@ -75,7 +75,7 @@ def _read_value(hint: Any, value: Any, key: str) -> Any:
         return typed(hint, value, key)
     if value is None and type(None) in typing.get_args(hint):
         return None
-    if (words := _words_in(hint)) and isinstance(value, str):  # a word in the place of a section
+    if (words := words_in(hint)) and isinstance(value, str):  # a word in the place of a section
         return typed(Literal[tuple(words)], value, key)
     if typing.get_origin(hint) is list:
         items = [value] if isinstance(value, dict) else value  # one source may stand without its dash
@@ -98,7 +98,7 @@ def _section_in(hint: Any) -> type | None:
     return None
 
 
-def _words_in(hint: Any) -> list[str]:
+def words_in(hint: Any) -> list[str]:
     """The words that may stand in the place of a section: "none" of `Section | Literal["none"]`."""
     literals = [part for part in typing.get_args(hint) if typing.get_origin(part) is Literal]
     return [word for literal in literals for word in typing.get_args(literal)]

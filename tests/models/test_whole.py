@@ -24,7 +24,7 @@ from llm_rlhf.models.base import adapter_config, adapters_in_float32
 from llm_rlhf.models.inference import load_roles
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes
 from llm_rlhf.models.roles import VALUE, add_reward_role, add_value_role, hidden_states, role_scores
-from llm_rlhf.models.whole import CopyInOwnType, copied_modules, is_whole, whole_config
+from llm_rlhf.models.whole import CopyInOwnType, copied_modules, empty_config, is_whole, whole_config
 from llm_rlhf.ppo.soundness import check_trainable, without_gradient
 from llm_rlhf.ppo.vllm import policy_weights
 from llm_rlhf.recipe.loading import load_recipe
@@ -213,6 +213,29 @@ def test_whole_roles_live_on_one_base(config: Any, value: str, tmp_path) -> None
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         assert any(f"modules_to_save.{VALUE}" in name for name in names)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("beside", ["policy", "reward"])
+def test_a_second_policy_of_tied_weights_speaks_by_its_own_head(beside: str, tmp_path) -> None:
+    """As a snapshot does beside the policy, or beside reward models alone."""
+    snapshot = whole(LLAMA)
+    trained(snapshot)
+    snapshot.save_pretrained(tmp_path / "snapshot")
+    reward_adapter(tmp_path / "reward", LLAMA)
+    base = plain(LLAMA)
+    model = whole(LLAMA) if beside == "policy" else get_peft_model(base, empty_config("CAUSAL_LM"))
+    add_reward_role(model, tmp_path / "reward", "reward")
+    assert load_beside(model, tmp_path / "snapshot", "snapshot") == []
+    with active_adapters(model.get_base_model(), ["snapshot"]):
+        assert torch.equal(logits(model), logits(snapshot))
+    head, embeddings = model.get_base_model().lm_head, model.get_base_model().model.embed_tokens
+    assert head.modules_to_save["snapshot"].weight is embeddings.modules_to_save["snapshot"].weight
+    with active_adapters(model.get_base_model(), [POLICY]):
+        assert torch.equal(logits(model), logits(plain(LLAMA)))
+    model.delete_adapter("snapshot")  # as the next snapshot takes its place
+    assert load_beside(model, tmp_path / "snapshot", "snapshot") == []
+    with active_adapters(model.get_base_model(), ["snapshot"]):
+        assert torch.equal(logits(model), logits(snapshot))
 
 
 def test_every_trained_weight_gets_a_gradient(tmp_path) -> None:
