@@ -28,6 +28,7 @@ MODELS = {
     "bfloat16": {"dtype": "bfloat16"},
     "nf4": {"dtype": "bfloat16", "quantization": "nf4"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
+    "all weights": {"dtype": "bfloat16", "lora": "none"},
 }
 LONGER = ("ppo.total_episodes=96", "ppo.save_rollouts=1")
 STEPS, ROLLOUTS = 4, 6  # optimizer steps a rollout
