@@ -22,6 +22,12 @@ def plan(
         str | None,
         typer.Option("--device", help="cpu or cuda: where the run will compute; default: as on this machine."),
     ] = None,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="Try a few steps of each stage here, on random weights, and say how long it takes."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """What a recipe would take: rows, steps, memory by stage and where it goes, disk. Loads no weights.
@@ -53,6 +59,14 @@ def plan(
             forecast = Forecast(loaded, where, there)
             process = process_bytes() if where == "cpu" else 0
             plans = forecast.plan()
+            if time:
+                from llm_rlhf.plan.probe import seconds_of
+
+                if where != compute_device():
+                    raise RecipeError(f"--time tries the recipe on this machine, which has no {where}; leave it out.")
+                took = seconds_of(loaded, forecast, plans, lambda told: print(told, file=sys.stderr, flush=True))
+                for plan in plans:
+                    plan.seconds = took.get(plan.stage)
         too_large = [plan for plan in plans if there is not None and plan.memory and plan.bytes + process > there]
         if not as_json:
             print("\n".join(lines(plans, process, there, where)), flush=True)

@@ -56,6 +56,7 @@ class StagePlan:
         optimizer_steps: of its training; None: it trains nothing.
         memory: bytes by kind at the peak of each of its steps, by the step's name.
         disk: bytes that it leaves.
+        seconds: that it takes, where that was tried (plan/probe.py).
     """
 
     stage: str
@@ -64,6 +65,7 @@ class StagePlan:
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     disk: int = 0
     notes: list[str] = field(default_factory=list)
+    seconds: float | None = None
 
     @property
     def largest(self) -> str:
@@ -106,7 +108,7 @@ class Forecast:
             self.config = find_config(ahead.base, recipe.model, "Recipe key 'model.base':")
             self.tokens = len(ahead.tokenizer)
             self.lists = self._measure(ahead, splits)
-        self.context = ahead.context
+        self.context, self.base = ahead.context, ahead.base
 
     def _measure(self, ahead: Ahead, splits: Splits) -> Lists:
         recipe = self.recipe

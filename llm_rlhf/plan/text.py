@@ -27,7 +27,8 @@ def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: 
         process: bytes that the process holds before a model is in it; 0 where the device holds nothing of it.
         memory: bytes that there are; None: nobody knows.
     """
-    table = [("stage", "rows", "longest", "tokens", "steps", "memory", "disk")]
+    timed = any(plan.seconds is not None for plan in plans)
+    table = [("stage", "rows", "longest", "tokens", "steps", "memory", "disk", *["time"] * timed)]
     for plan in plans:
         steps = "" if plan.optimizer_steps is None else f"{plan.optimizer_steps:,}"
         held, disk = size(plan.bytes + process) if plan.memory else "", size(plan.disk) if plan.disk else ""
@@ -36,8 +37,9 @@ def lines(plans: Sequence[StagePlan], process: int, memory: int | None, device: 
             for name, rows in plan.rows.items()
         ]
         first, *others = lists or [("", "", "")]
-        table.append((plan.stage, *first, steps, held, disk))
-        table += [("", *other, "", "", "") for other in others]
+        took = "" if plan.seconds is None else duration(plan.seconds)
+        table.append((plan.stage, *first, steps, held, disk, *[took] * timed))
+        table += [("", *other, "", "", "", *[""] * timed) for other in others]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     told = [
         "  ".join(
@@ -63,6 +65,8 @@ def _verdict(plans: Sequence[StagePlan], process: int, memory: int | None, devic
     held, disk = largest.bytes + process, size(sum(plan.disk for plan in plans))
     where_held = "of the machine" if device == "cpu" else "of the GPU, for one process"
     told = f"At most {size(held)} {where_held} ({largest.stage}); {disk} on disk."
+    if (seconds := sum(plan.seconds or 0.0 for plan in plans)) > 0:
+        told += f" About {duration(seconds)}, with one process on this machine and replies of full length."
     if memory is None:
         return [told, "With --memory, as --memory 24GiB, it says whether that fits."]
     left = memory - held
@@ -109,6 +113,13 @@ def size(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in two digits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def as_dict(
     plans: Sequence[StagePlan],
     process: int,
@@ -145,6 +156,7 @@ def _stage(plan: StagePlan, process: int, memory: int | None, found: Sequence[Re
         "optimizer_steps": plan.optimizer_steps,
         "memory": told if plan.memory else None,
         "disk_bytes": plan.disk,
+        "seconds": plan.seconds,
         "notes": plan.notes,
     }
 
