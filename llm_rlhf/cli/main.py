@@ -1,5 +1,7 @@
 """`llm-rlhf`: the commands, each in a module of its own, which imports what it needs when it is called."""
 
+import contextlib
+import faulthandler
 import platform
 from collections.abc import Callable
 from importlib import metadata
@@ -71,5 +73,7 @@ def _commands(
 def main() -> None:
     """Run the command line."""
     guard()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads what is said
+        faulthandler.enable()  # where a library in C brings the process down, it says where that was
     with colons_whole():
         app(prog_name="llm-rlhf")  # also as `python -m llm_rlhf`: completion is installed for this name

@@ -28,7 +28,7 @@ from llm_rlhf.ahead import TRAINED
 from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
 from llm_rlhf.json_lines import read_json_lines
-from llm_rlhf.models.base import load_tokenizer
+from llm_rlhf.models.base import base_tokens
 from llm_rlhf.plan.forecast import Forecast, StagePlan
 from llm_rlhf.plan.rows import Lists
 from llm_rlhf.ppo.generation import compiles
@@ -141,11 +141,9 @@ def shallow(config: Any, layers: int) -> Any:
 def make_base(forecast: Forecast, recipe: Recipe, layers: int, folder: Path) -> None:
     """A model of the base's shape with fewer layers and random weights, with the base's tokenizer."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        shallow(forecast.config, layers), dtype=getattr(torch, recipe.model.dtype)
-    )  # fmt: skip
-    model.save_pretrained(folder)
-    load_tokenizer(forecast.base, recipe.model).save_pretrained(folder)
+    config, dtype = shallow(forecast.config, layers), getattr(torch, recipe.model.dtype)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    base_tokens(forecast.base, recipe.model).save_pretrained(folder)
 
 
 def _try(recipe: Recipe, place: Path, base: Path | None, compiled: bool) -> Tried:
