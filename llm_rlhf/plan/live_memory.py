@@ -5,14 +5,15 @@ back before it returns is not: on CPUs that is little, but for what the allocato
 """
 
 import contextlib
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIVATIONS, LOGITS, GRADIENTS = "activations", "logits", "gradients"
@@ -22,7 +23,9 @@ SMALL = 32 * 2**20  # bytes under which glibc may put a block into its heap (mal
 class LiveMemory(TorchDispatchMode):
     """Bytes that are alive, by kind, now and when most were.
 
-    A storage counts once, however many tensors look at it, until the last of them is gone.
+    A storage counts once, however many tensors look at it, until the last of them is gone. Which are gone is asked when
+    it matters, of references in C++: with Python's weak references to storages, torch 2.13 came to use storages that
+    were gone, and crashed.
 
     Args:
         vocabulary: a new tensor whose last dimension has this size is logits; others are activations.
@@ -32,21 +35,39 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.vocabulary = vocabulary
         self.kind: str | None = None  # of everything that is made now; None: by its shape
-        self.now: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
-        self.total = self.peak = 0
-        self.small = self.small_peak = 0  # of what is made while it counts: tensors under SMALL
-        self._sizes: dict[int, tuple[int, str]] = {}  # of storages, by address: bytes, kind
-        self._small: set[int] = set()
+        self.peak = self.small_peak = 0
+        self._storages: dict[int, _Storage] = {}  # by address, which nothing else has while a reference is kept
+        self._now: Counter[str] = Counter()  # these count storages that are gone as well, until somebody asks
+        self._total = self._small = 0
+
+    @property
+    def now(self) -> Counter[str]:
+        """Bytes by kind."""
+        self._forget_gone()
+        return self._now
+
+    @property
+    def total(self) -> int:
+        self._forget_gone()
+        return self._total
+
+    @property
+    def small(self) -> int:
+        """Of what was made while it counts, in tensors under SMALL."""
+        self._forget_gone()
+        return self._small
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count tensors that were there before, or that are of another kind than their shape says."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage._cdata in self._sizes:
-                self._change_kind(storage._cdata, kind)
+            if (known := self._storages.get(storage._cdata)) is not None:
+                self._now[known.kind] -= known.size
+                self._now[kind] += known.size
+                known.kind = kind
             else:
-                self._add(storage, kind)
+                self._add(storage, kind, small=False)
 
     @contextlib.contextmanager
     def called(self, kind: str) -> Iterator[None]:
@@ -66,37 +87,38 @@ class LiveMemory(TorchDispatchMode):
         for tensor in pytree.tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._sizes:
+                if storage._cdata not in self._storages:
                     wide = self.vocabulary is not None and tensor.dim() > 0 and tensor.shape[-1] == self.vocabulary
-                    self._add(storage, self.kind or (LOGITS if wide else ACTIVATIONS))
-                    if storage.nbytes() < SMALL:
-                        self._small.add(storage._cdata)
-                        self.small += storage.nbytes()
-                        self.small_peak = max(self.small_peak, self.small)
+                    kind = self.kind or (LOGITS if wide else ACTIVATIONS)
+                    self._add(storage, kind, small=storage.nbytes() < SMALL)
         return out
 
-    def _add(self, storage: Any, kind: str) -> None:
-        size = storage.nbytes()
-        self._sizes[storage._cdata] = size, kind
-        self.now[kind] += size
-        self.total += size
-        if self.total > self.peak:
-            self.peak, self.at_peak = self.total, Counter(self.now)
-        weakref.finalize(storage, self._forget, storage._cdata)
+    def _add(self, storage: Any, kind: str, small: bool) -> None:
+        new = _Storage(StorageWeakRef(storage), storage.nbytes(), kind, small)
+        self._storages[storage._cdata] = new
+        self._now[kind] += new.size
+        self._total += new.size
+        self._small += new.size * small
+        if self._total > self.peak or self._small > self.small_peak:  # it may be, unless some are gone
+            self._forget_gone()
+            self.small_peak = max(self.small_peak, self._small)
+            if self._total > self.peak:
+                self.peak, self.at_peak = self._total, Counter(self._now)
 
-    def _forget(self, address: int) -> None:
-        size, kind = self._sizes.pop(address)
-        self.now[kind] -= size
-        self.total -= size
-        if address in self._small:
-            self._small.remove(address)
-            self.small -= size
+    def _forget_gone(self) -> None:
+        for address in [address for address, storage in self._storages.items() if storage.there.expired()]:
+            gone = self._storages.pop(address)
+            self._now[gone.kind] -= gone.size
+            self._total -= gone.size
+            self._small -= gone.size * gone.small
 
-    def _change_kind(self, address: int, kind: str) -> None:
-        size, old = self._sizes[address]
-        self._sizes[address] = size, kind
-        self.now[old] -= size
-        self.now[kind] += size
+
+@dataclass(slots=True)
+class _Storage:
+    there: StorageWeakRef
+    size: int
+    kind: str
+    small: bool
 
 
 def watch_gradients(model: Any, memory: LiveMemory) -> list[Any]:

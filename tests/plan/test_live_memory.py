@@ -180,7 +180,6 @@ def test_all_weights_by_hand(dtype: str, bytes_each: int) -> None:
     assert 0 <= steps["update"][BASE] - bytes_each * numbers <= 4 * 2 * 2  # inverse frequencies, as above
     assert steps["update"][ADAPTERS] == 4 * numbers + bytes_each * numbers + head  # a policy, and a frozen reward model
     assert steps["update"][OPTIMIZER] == 8 * numbers
-    assert steps["update"][GRADIENTS] <= 4 * numbers
 
 
 @pytest.mark.slow
