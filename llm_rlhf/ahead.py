@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Trainer, get_scheduler
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -46,6 +46,7 @@ from llm_rlhf.models.fitting import (
     fit_ratings,
     how_many_fit,
 )
+from llm_rlhf.models.whole import is_whole
 from llm_rlhf.ppo.preparation import check_distribution, checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
@@ -287,8 +288,9 @@ def _check_reward_models(recipe: Recipe, base: str | Path) -> None:
         with _told_of(key):
             folder = local_adapter(named, None)
             own = None if folder is None else base_of(folder)
-        if own is not None:
+        if folder is not None and own is not None:
             _check_same_base(recipe, named, own, base)
+            _check_same_kind(recipe, named, folder)
     others = [name for name in method_options(recipe).reward_funcs if not FUNCTION.match(name)]
     for name in dict.fromkeys([*([] if named is None else [named]), *others]):
         said = key if name == named else f"Recipe key '{recipe.method}.reward_funcs':"
@@ -322,6 +324,19 @@ def _check_same_base(recipe: Recipe, named: str, own: str | Path, base: str | Pa
             f"{told}, and PPO would start from {base}; set model.base to the adapter's, or name a reward model with a "
             "base of its own."
         )
+
+
+def _check_same_kind(recipe: Recipe, named: str, folder: str | Path) -> None:
+    """PEFT cannot hold LoRA and a copy of all weights on one base."""
+    whole = is_whole(PeftConfig.from_pretrained(str(folder)))
+    if whole == isinstance(recipe.model.lora, str):
+        return
+    kind, other = ("a copy of all weights", "LoRA") if whole else ("LoRA", "a copy of all weights")
+    remedy = "model.lora: none" if whole else "a mapping in model.lora"
+    raise RecipeError(
+        f"Recipe key 'reward.model': the adapter {named} is {kind}, and by 'model.lora' the policy would be {other} on "
+        f"the same base, which PEFT cannot hold; set {remedy}, or name a reward model with a base of its own."
+    )
 
 
 def _check_pairs(ahead: Ahead, splits: Splits) -> None:

@@ -180,9 +180,9 @@ def _check_wrappers(base: Any, copied: tuple[str, ...], rows: Any, named: str) -
 def _check_kinds(base: Any, config: PeftConfig, named: str) -> None:
     """Copies of whole layers would hold the LoRA that is in them, and LoRA would reach into the copies."""
     lora = any(isinstance(module, BaseTunerLayer) for module in base.modules())
-    whole = any(isinstance(m, ModulesToSaveWrapper) and any(m.original_module.children()) for m in base.modules())
+    whole = any(is_whole(other) for other in getattr(base, "peft_config", {}).values())  # PEFT's, of all that are on it
     if (lora and is_whole(config)) or (whole and not is_whole(config)):
-        one, other = ("a copy of all weights", "LoRA") if lora else ("LoRA", "a copy of all weights")
+        one, other = ("a copy of all weights", "LoRA") if is_whole(config) else ("LoRA", "a copy of all weights")
         raise ValueError(
             f"{named} is {one}, and what is on this base already is {other}; PEFT cannot hold both. {MERGED}"
         )
@@ -211,6 +211,7 @@ def load_beside(
     base = model.get_base_model()
     check_saved(base, folder, what, alone)
     mend_token_wrappers(model)
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     config = PeftConfig.from_pretrained(str(folder))
     if not model.active_adapters:  # PEFT forgets it when an adapter is deleted that had no LoRA
         model.set_adapter(POLICY)
@@ -222,6 +223,8 @@ def load_beside(
     )  # fmt: skip
     mend_token_wrappers(model)
     _activate(switches(model), [POLICY])  # PEFT leaves a wrapper that it just made switched to the new adapter
+    for parameter, before in trains:  # and freezes the copies of modules that were on
+        parameter.requires_grad_(before)
     return [*found.missing_keys, *found.unexpected_keys]
 
 

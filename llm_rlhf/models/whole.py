@@ -5,8 +5,9 @@ adapter's folder is what a stage leaves. PEFT's `modules_to_save` makes the copi
 forward through one costs what a plain model's does.
 
 What trains is float32, as steps of 1e-5 round to nothing in bfloat16; its layers compute as those they stand for, under
-autocast, so that a copy that has not been trained yet answers bit for bit what the base does; but for mixtures of
-experts in bfloat16, whose sums over experts are of the type of their weights.
+autocast, so that a copy that has not been trained yet answers bit for bit what the base does. In bfloat16 it does so
+but for rounding where an architecture computes in the type of its weights: mixtures of experts, when they sum, and
+models that normalise queries and keys (Qwen3).
 """
 
 import copy

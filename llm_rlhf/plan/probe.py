@@ -33,7 +33,7 @@ from llm_rlhf.plan.forecast import Forecast, StagePlan
 from llm_rlhf.plan.rows import Lists
 from llm_rlhf.ppo.generation import compiles
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
-from llm_rlhf.recipe.sections import Recipe, stage_options, trains_reward
+from llm_rlhf.recipe.sections import EvaluateSection, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import whole_rewards
 from llm_rlhf.run_folder import read_json
 from llm_rlhf.training import METRICS
@@ -217,26 +217,37 @@ def _shortened(recipe: Recipe, run: Path, base: Path | None, compiled: bool) -> 
             tree[stage] |= {"save_strategy": "no", **_few_steps(recipe, stage, run)}
     if compiled:
         tree["ppo"]["decoding"] = "compiled"
-    if tree.get("evaluate"):
-        tree["evaluate"] |= {
-            "prompts": _tried_prompts(recipe), "suites": [], "judge": None, "reference": None, "own": [],
-            "benchmarks": [], "hhh": [], "pairs": [], "resamples": 100,
+    if _can_evaluate(recipe):  # also where the recipe does not: what a reply takes is known by it
+        tree["evaluate"] = (tree.get("evaluate") or {}) | {
+            "prompts": TRIED_BATCHES * _evaluation_section(recipe).batch_size, "suites": [], "judge": None,
+            "reference": None, "own": [], "benchmarks": [], "hhh": [], "pairs": [], "resamples": 100,
         }  # fmt: skip
     return tree
+
+
+def _evaluation_section(recipe: Recipe) -> EvaluateSection:
+    return recipe.evaluate or EvaluateSection()
+
+
+def _can_evaluate(recipe: Recipe) -> bool:
+    """Whether the recipe makes a policy that can be evaluated."""
+    has_heldout = recipe.data is None or recipe.data.heldout_share > 0
+    return recipe.method is not None and (has_heldout or not trains_reward(recipe))
 
 
 def _few_steps(recipe: Recipe, stage: str, run: Path) -> dict[str, Any]:
     """What makes a stage's training short, and its log tell the time of its steps."""
     config = trainer_config(recipe, stage, run)
     if stage not in SAMPLES:
-        few: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 1}
+        few: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 1, "logging_strategy": "steps"}
         if stage == "reward":
             few |= {"reference_samples": min(stage_options(recipe, stage).reference_samples, 8), "gates": "off"}
         if stage == "best_of_n":
             few |= {"prompts": stage_options(recipe, stage).sampling_batch_size}
         return few
     steps = _steps_per_rollout(config)
-    few = {"max_steps": -1, "total_episodes": ROLLOUTS * config.generation_batch_size, "logging_steps": steps}
+    few = {"max_steps": -1, "total_episodes": ROLLOUTS * config.generation_batch_size, "logging_steps": steps,
+           "logging_strategy": "steps"}  # fmt: skip
     if stage == "ppo":
         few |= {"preview_best_of": 0, **({"eval_steps": steps} if config.eval_strategy != "no" else {})}
     return few
@@ -258,14 +269,13 @@ def _compiles(recipe: Recipe, plans: Sequence[StagePlan], device: str) -> bool:
 # ---- a stage's seconds ---------------------------------------------------------------------------------------------
 
 
-def _tried_prompts(recipe: Recipe) -> int:
-    return TRIED_BATCHES * (recipe.evaluate.batch_size if recipe.evaluate is not None else 0)
-
-
 def _seconds(recipe: Recipe, lists: Lists, plan: StagePlan, found: Tried) -> float | None:
     """Of a stage: its steps, and what it samples beside them."""
     stage, reply = plan.stage, found.reply
     if stage == "evaluate" and reply and lists.evaluation_prompts is not None:
+        section = _evaluation_section(recipe)
+        if section.judge or section.reference or section.own or section.benchmarks or section.hhh or section.pairs:
+            plan.notes.append("its time is without judge, reference, own suites, public suites, hhh and pairs")
         return reply * _replies(recipe, lists.evaluation_prompts.rows) + found.report
     if stage not in found.step or plan.optimizer_steps is None:
         return None
@@ -273,6 +283,8 @@ def _seconds(recipe: Recipe, lists: Lists, plan: StagePlan, found: Tried) -> flo
     if stage == "reward":
         options = stage_options(recipe, stage)
         length, _ = sampling(recipe) or UNTRAINED
+        if options.reference_samples and not reply:
+            plan.notes.append("its time is without the replies of reference_samples")
         seconds += reply * options.reference_samples * options.reference_length / length
     if stage == "best_of_n":
         options = stage_options(recipe, stage)
@@ -296,8 +308,7 @@ def _replies(recipe: Recipe, there: int) -> int:
     Args:
         there: prompts that there are, those about refusals among them.
     """
-    section = recipe.evaluate
-    assert section is not None
+    section = _evaluation_section(recipe)
     asks_more = "refusals" in section.suites and recipe.world is None
     refusals = len(shipped_prompts(section.refusal_prompts)) if asks_more else 0
     prompts = min(section.prompts, there)

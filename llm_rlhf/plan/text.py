@@ -66,7 +66,9 @@ def _verdict(plans: Sequence[StagePlan], process: int, memory: int | None, devic
     where_held = "of the machine" if device == "cpu" else "of the GPU, for one process"
     told = f"At most {size(held)} {where_held} ({largest.stage}); {disk} on disk."
     if (seconds := sum(plan.seconds or 0.0 for plan in plans)) > 0:
-        told += f" About {duration(seconds)}, with one process on this machine and replies of full length."
+        told += f" About {duration(seconds)}, with one process on this machine and replies of full length"
+        missing = [plan.stage for plan in plans if plan.seconds is None and plan.memory]
+        told += f", without {', '.join(missing)}." if missing else "."
     if memory is None:
         return [told, "With --memory, as --memory 24GiB, it says whether that fits."]
     left = memory - held

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from llm_rlhf.models.adapters import POLICY
+from llm_rlhf.models.architecture import unwrapped
 from llm_rlhf.models.merged import plain_modules
+from llm_rlhf.models.whole import own_module
 from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.sampling import SamplingError
 
@@ -89,6 +91,7 @@ def send_policy_weights(vllm_generation: Any, model: Any) -> None:
     for. Replaces TRL's private `_iter_named_params`; tests/ppo/test_trl_contract.py fails when it goes. Under FSDP or
     DeepSpeed, where the weights must be gathered, TRL's own way stays, without the heads.
     """
+    check_ties(model)
     every = vllm_generation._iter_named_params
     distributed = vllm_generation._dist
     plain = not distributed.is_fsdp and vllm_generation.accelerator.distributed_type != DistributedType.DEEPSPEED
@@ -101,6 +104,23 @@ def send_policy_weights(vllm_generation: Any, model: Any) -> None:
             yield from _without_heads(every())
 
     vllm_generation._iter_named_params = language_model
+
+
+def check_ties(model: Any) -> None:
+    """Whether an engine that ties its head to the embeddings would hold the policy's.
+
+    Raises:
+        ValueError: where the policy has copies of both that are not one, or of one alone.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None or unwrapped(head).weight is not unwrapped(embeddings).weight:
+        return
+    if own_module(embeddings, POLICY).weight is not own_module(head, POLICY).weight:
+        raise ValueError(
+            "use_vllm is set, but the policy's modules_to_save untie the head from the embeddings, which vLLM holds as "
+            "one. Set ensure_weight_tying in its LoraConfig, or leave use_vllm out."
+        )
 
 
 def _without_heads(named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -75,16 +75,19 @@ def _read_value(hint: Any, value: Any, key: str) -> Any:
         return typed(hint, value, key)
     if value is None and type(None) in typing.get_args(hint):
         return None
-    if (words := words_in(hint)) and isinstance(value, str):  # a word in the place of a section
-        return typed(Literal[tuple(words)], value, key)
+    if (words := words_in(hint)) and not isinstance(value, dict) and value is not None:
+        if value in words:  # a word in the place of a section
+            return value
+        told = ", ".join(map(repr, words))
+        near = nearest(value, words) if isinstance(value, str) and difflib.get_close_matches(value, words) else ""
+        raise RecipeError(
+            f"Recipe key {key!r} is {shown(value)}; it must be a mapping of {_keys(section)}, or {told}.{near}"
+        )
     if typing.get_origin(hint) is list:
         items = [value] if isinstance(value, dict) else value  # one source may stand without its dash
         if not isinstance(items, list):
             raise RecipeError(f"Recipe key {key!r} is {shown(value)}; it must be a list of {_keys(section)}.")
         return [read_section(section, item, f"{key}.{i}.") for i, item in enumerate(items)]
-    if words and not isinstance(value, dict) and value is not None:
-        told = ", ".join(map(repr, words))
-        raise RecipeError(f"Recipe key {key!r} is {shown(value)}; it must be a mapping of {_keys(section)}, or {told}.")
     if value is None:
         raise RecipeError(f"Recipe key {key!r} is empty; leave it out for its defaults, or set: {_keys(section)}.")
     return read_section(section, value, f"{key}.")
@@ -159,7 +162,8 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
             node = node[name]
         if not isinstance(node, (dict, list)):
             raise RecipeError(
-                f"Override {shown(override)} goes through {shown(here)}, which is {shown(node)} and has no keys."
+                f"Override {shown(override)} goes through {shown(here)}, which is {shown(node)} and has no keys; to put "
+                f"a mapping in its place, give that whole, as '{here}={{{'.'.join([*parents[depth + 1 :], last])}: ...}}'."
             )
     if isinstance(node, list):
         _list_item(node, last, override)

@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PhiConfig,
+    Qwen3Config,
     Qwen3MoeConfig,
 )
 
@@ -26,7 +27,7 @@ from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes
 from llm_rlhf.models.roles import VALUE, add_reward_role, add_value_role, hidden_states, role_scores
 from llm_rlhf.models.whole import CopyInOwnType, copied_modules, empty_config, is_whole, whole_config
 from llm_rlhf.ppo.soundness import check_trainable, without_gradient
-from llm_rlhf.ppo.vllm import policy_weights
+from llm_rlhf.ppo.vllm import check_ties, policy_weights
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import ModelSection
 
@@ -41,6 +42,7 @@ FAMILIES = {
     "tied": LLAMA,
     "untied": UNTIED,
     "gemma2": Gemma2Config(**SMALL, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=True),
     "phi": PhiConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, tie_word_embeddings=False),
     "moe": Qwen3MoeConfig(**SMALL | {"num_hidden_layers": 2}, moe_intermediate_size=16, num_experts=4,
                           num_experts_per_tok=2, tie_word_embeddings=False),
@@ -126,7 +128,9 @@ def test_in_bfloat16_a_copy_trains_in_float32_and_begins_as_its_base(name: str, 
         with active_adapters(model.get_base_model(), []):
             reference = logits(model)
     assert policy.dtype == reference.dtype == torch.bfloat16
-    if name == "moe":  # whose experts' sum is kept in the type of their weights; bfloat16 holds 8 bits
+    # The sum of experts is kept in the type of their weights, and so are Qwen3's normalised queries and keys; bfloat16
+    # holds 8 bits.
+    if name in ("moe", "qwen3"):
         torch.testing.assert_close(policy, reference, rtol=0.01, atol=0.01)
     else:
         assert torch.equal(policy, reference)
@@ -302,6 +306,8 @@ def test_copies_and_lora_do_not_mix(tmp_path) -> None:
         ValueError, match=r"is LoRA, and what is on this base already is a copy of all weights.*[Mm]erge"
     ):
         load_beside(whole(LLAMA), tmp_path / "lora", "second")
+    beside = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["mlp"])
+    assert load_beside(get_peft_model(plain(LLAMA), beside), tmp_path / "lora", "second") == []  # LoRA both
 
 
 def test_a_model_without_a_policy_takes_roles_of_either_kind(tmp_path, base_folder, tokenizer) -> None:
@@ -312,6 +318,26 @@ def test_a_model_without_a_policy_takes_roles_of_either_kind(tmp_path, base_fold
     assert torch.equal(logits(model), logits(alone))
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in alone.parameters())
     assert not is_whole(model.peft_config[POLICY])
+
+
+def test_what_trains_goes_on_training_when_another_role_is_loaded(tmp_path) -> None:
+    """PEFT freezes a copy that is on when it makes another: what learns would learn nothing."""
+    reward_adapter(tmp_path / "reward", LLAMA)
+    model = whole(LLAMA)
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    add_reward_role(model, tmp_path / "reward", "reward")
+    assert before
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+
+
+@pytest.mark.parametrize("copied", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_copies_that_untie_the_head_are_not_sent_to_an_engine(copied: list[str]) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=copied)
+    with pytest.raises(ValueError, match=r"untie the head from the embeddings.*leave use_vllm out"):
+        check_ties(get_peft_model(plain(LLAMA), config))
+    check_ties(get_peft_model(plain(UNTIED), config))
+    check_ties(whole(LLAMA))
+    check_ties(plain(LLAMA))
 
 
 def recipe_with(tmp_path: Any, model: str) -> Any:
@@ -335,7 +361,11 @@ def test_a_recipe_says_so_and_says_it_again(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("{lora: non}", r"'model.lora' is 'non'; it must be one of 'none'. Did you mean 'none'\?"),
+        (
+            "{lora: non}",
+            r"is 'non'; it must be a mapping of r, alpha, target_modules, or 'none'. Did you mean 'none'\?",
+        ),
+        ("{lora: '{r: 8}'}", r"is '{r: 8}'; it must be a mapping of r, alpha, target_modules, or 'none'.$"),
         ("{lora: }", "'model.lora' is empty; leave it out for its defaults, or set: r, alpha, target_modules"),
         ("{lora: none, quantization: nf4}", "'model.lora' is 'none'.*'model.quantization' is 'nf4'.*remove one"),
         ("{lora: 8}", "'model.lora' is 8; it must be a mapping of r, alpha, target_modules, or 'none'"),

@@ -78,6 +78,31 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(finished: Path, tmp_path) -
         assert [key for key in one if not torch.equal(one[key], two[key])] == []
 
 
+METHODS = {
+    "dpo": {"max_steps": 2, "per_device_train_batch_size": 8},
+    "kto": {"max_steps": 2, "per_device_train_batch_size": 8},
+    "grpo": {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 12},
+    "rloo": {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 12},
+    "best_of_n": {"max_steps": 2, "per_device_train_batch_size": 8, "response_length": 12},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_all_weights(finished: Path, method: str, tmp_path) -> None:
+    """From the reward model of the same chain, in bfloat16."""
+    run = copy(finished, tmp_path)
+    for name in ("ppo", "evaluate"):
+        shutil.rmtree(run / name)
+    of = METHODS[method] | {"gradient_checkpointing": method in ("grpo", "dpo"), "learning_rate": 1e-3}
+    write_recipe(tmp_path, model={"lora": "none", "dtype": "bfloat16"}, ppo=None, evaluate=None, **{method: of})
+    start("run", tmp_path / "tiny.yaml", f"output_dir={run}", folder=tmp_path / "said").finish()
+    policy = load_file(run / method / "policy" / "adapter_model.safetensors")
+    base = load_file(run / "sft" / "model" / "model.safetensors")
+    still = [name for name, w in base.items() if torch.equal(policy[f"base_model.model.{name}"], w.float())]
+    assert still == []
+    assert {w.dtype for w in policy.values()} == {torch.float32}
+
+
 def test_fsdp2_trains_the_copies_that_one_process_trains(tmp_path) -> None:
     """Decoder layers and their copies are spread each by itself."""
     found = {name: tmp_path / name / "run" for name in ("one", "fsdp2")}
