@@ -161,9 +161,10 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
                 node[name] = {}
             node = node[name]
         if not isinstance(node, (dict, list)):
+            below = ".".join([*parents[depth + 1 :], last])
             raise RecipeError(
-                f"Override {shown(override)} goes through {shown(here)}, which is {shown(node)} and has no keys; to put "
-                f"a mapping in its place, give that whole, as '{here}={{{'.'.join([*parents[depth + 1 :], last])}: ...}}'."
+                f"Override {shown(override)} goes through {shown(here)}, which is {shown(node)} and has no keys; where "
+                f"it is to be a mapping, give that whole, as '{here}={{{below}: ...}}'."
             )
     if isinstance(node, list):
         _list_item(node, last, override)

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from llm_rlhf.ahead import _check_same_kind
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.models.adapters import POLICY, active_adapters, load_beside
 from llm_rlhf.models.base import adapter_config, adapters_in_float32
@@ -338,6 +339,19 @@ def test_copies_that_untie_the_head_are_not_sent_to_an_engine(copied: list[str])
     check_ties(get_peft_model(plain(UNTIED), config))
     check_ties(whole(LLAMA))
     check_ties(plain(LLAMA))
+
+
+def test_a_finished_reward_model_of_the_other_kind_is_refused_before_anything_is_trained(tmp_path) -> None:
+    reward_adapter(tmp_path / "whole", LLAMA)
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"])
+    lora.save_pretrained(tmp_path / "lora")
+    recipes = {kind: load_recipe(recipe_with(tmp_path, model)) for kind, model in
+               {"whole": "{lora: none}", "lora": "{lora: {r: 2}}"}.items()}  # fmt: skip
+    for kind, recipe in recipes.items():
+        _check_same_kind(recipe, "it", tmp_path / kind)
+        other = "lora" if kind == "whole" else "whole"
+        with pytest.raises(RecipeError, match=r"'reward.model': the adapter it is .* set (model.lora: none|a mapping)"):
+            _check_same_kind(recipe, "it", tmp_path / other)
 
 
 def recipe_with(tmp_path: Any, model: str) -> Any:
