@@ -29,8 +29,6 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
-from llm_rlhf.feedback.judging import check_store_of
-from llm_rlhf.feedback.snapshot import check as check_store
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
@@ -108,9 +106,13 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     if not stages:
         return ahead
     if "collect" in stages and recipe.feedback is not None:
+        from llm_rlhf.feedback.snapshot import check as check_store  # and a database, which others do not need
+
         with _of_key("feedback.store"):
             check_store(recipe.feedback.store)
-    if "evaluate" in stages and recipe.evaluate is not None and recipe.method is not None:
+    if "evaluate" in stages and recipe.evaluate and recipe.evaluate.judge and recipe.method is not None:
+        from llm_rlhf.feedback.judging import check_store_of
+
         with _of_key("evaluate.judge"):
             check_store_of(recipe.evaluate.judge)
     trained = [stage for stage in TRAINED if stage in stages and (stage != "reward" or trains_reward(recipe))]

@@ -20,7 +20,7 @@ from llm_rlhf.errors import RecipeError, RunFolderError, shown
 from llm_rlhf.evaluation.material import check_section
 from llm_rlhf.evaluation.reward_gates import stop_at_gates
 from llm_rlhf.evaluation.suites.own import TAKEN
-from llm_rlhf.feedback.snapshot import CARD, in_words, newer, summary
+from llm_rlhf.feedback.runs_of_labels import CARD
 from llm_rlhf.launch import told_by_all
 from llm_rlhf.models.adapter_folders import make_movable
 from llm_rlhf.recipe.checks import check_own_suites
@@ -215,8 +215,7 @@ def _run_stage(recipe: Recipe, run: RunFolder, stage: str, place: str, ahead: Ah
             if run.state.is_main_process:
                 make_movable(folder, run.path)
         if stage == "collect":
-            _note_people(run)
-            say(run, f"      {in_words(read_json(run / stage / CARD))}")
+            say(run, f"      {_note_people(run)}")
         say(run, f"      done in {time.monotonic() - started:.0f} s")
         _free_memory()
     if stage == "evaluate":
@@ -254,15 +253,22 @@ def _collected(folder: Path) -> dict[str, str]:
     return {} if known is None else {name: of["sha256"] for name, of in known["files"].items() if name != CARD}
 
 
-def _note_people(run: RunFolder) -> None:
-    """How many people and labels stand behind the run, in its manifest."""
+def _note_people(run: RunFolder) -> str:
+    """How many people and labels stand behind the run, in its manifest; and in words, "" where nobody does."""
     card = read_json(run / "collect" / CARD)
-    if card is not None and run.state.is_main_process:
+    if card is None:
+        return ""
+    from llm_rlhf.feedback.snapshot import in_words, summary  # and a database, which others do not need
+
+    if run.state.is_main_process:
         write_json(run / MANIFEST, {**read_json(run / MANIFEST), "feedback": summary(card)})
+    return in_words(card)
 
 
 def _tell_newer(recipe: Recipe, run: RunFolder) -> None:
     """Whether people have said something since: a run keeps to the labels that it began with."""
+    from llm_rlhf.feedback.snapshot import newer
+
     assert recipe.feedback is not None
     more = newer(recipe.feedback.store, read_json(run / "collect" / CARD) or {}) if run.state.is_main_process else 0
     if more:

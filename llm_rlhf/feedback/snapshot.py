@@ -20,12 +20,12 @@ from llm_rlhf.data.checks import opening, prompt_share
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.feedback.counted import Counted, counted
 from llm_rlhf.feedback.database import Database
+from llm_rlhf.feedback.runs_of_labels import CARD
 from llm_rlhf.feedback.tables import Batch, Export, ExportedLabel, Item, Person, now
 from llm_rlhf.feedback.training_rows import TrainingRows, training_rows
 from llm_rlhf.redaction import redacted_tree
 from llm_rlhf.run_folder import digests, write_json
 
-CARD = "card.json"
 EVALUATED = "pairs whose prompts fall to evaluation"
 SUMMARY = (
     "export", "created", "store", "people", "simulated_people", "imported_people", "labels", "labels_by_kind",

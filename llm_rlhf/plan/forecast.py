@@ -14,7 +14,6 @@ from peft.tuners.lora import LoraLayer
 
 from llm_rlhf.ahead import TRAINED, Ahead, check_rows, look_ahead
 from llm_rlhf.data.splits import Splits
-from llm_rlhf.feedback.snapshot import look_at
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import reading_budget, token_budget
@@ -35,7 +34,6 @@ from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
 from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
-from llm_rlhf.rounds.imitation import foreseen
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import data_section, read_data
 from llm_rlhf.world.files import write_files
@@ -99,10 +97,14 @@ class Forecast:
                 (run / "world").mkdir()
                 write_files(GoldWorld(recipe.world, recipe.seed), run / "world")
             if recipe.feedback is not None:
+                from llm_rlhf.feedback.snapshot import look_at  # and a database, which others do not need
+
                 (run / "collect").mkdir()
                 look_at(recipe.feedback.store, run / "collect", recipe.feedback.margins)
             splits, _ = read_data(recipe, run)
             if recipe.rounds is not None and recipe.rounds.imitation:
+                from llm_rlhf.rounds.imitation import foreseen
+
                 splits = foreseen(splits, data_section(recipe, run))
             check_rows(ahead, splits)
             self.config = find_config(ahead.base, recipe.model, "Recipe key 'model.base':")

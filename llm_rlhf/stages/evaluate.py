@@ -19,7 +19,6 @@ from llm_rlhf.evaluation.request import Evaluation
 from llm_rlhf.evaluation.reward_evaluation import as_sections
 from llm_rlhf.evaluation.run_report import build_report
 from llm_rlhf.evaluation.subjects import Subject
-from llm_rlhf.feedback.judging import with_verdicts
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.reward.adapters import reward_folders, whole_rewards
 from llm_rlhf.run_folder import RunFolder, read_json
@@ -36,10 +35,13 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             write_report(build_report(recipe, run_folder, found, {}, started), folder)
         return
     asked = request(recipe, run_folder, folder)
-    is_main = run_folder.state.is_main_process
-    made_for, place = str(run_folder.path.absolute()), run_folder / "evaluate" / "people"
-    asked.judge = with_verdicts(asked.judge, folder / "people", made_for, writes=is_main, becomes=place)
-    run_folder.state.wait_for_everyone()
+    if asked.judge is not None:
+        from llm_rlhf.feedback.judging import with_verdicts  # and a database, which others do not need
+
+        is_main = run_folder.state.is_main_process
+        made_for, place = str(run_folder.path.absolute()), run_folder / "evaluate" / "people"
+        asked.judge = with_verdicts(asked.judge, folder / "people", made_for, writes=is_main, becomes=place)
+        run_folder.state.wait_for_everyone()
     found = measure(asked)
     if run_folder.state.is_main_process:
         write(asked, found, build_report(recipe, run_folder, found, asked.decoding | SAMPLING, started))
