@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from llm_rlhf.world.base_model import shipped_base
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 16,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8000, "tie_word_embeddings": True,
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 16,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2000, "tie_word_embeddings": True,
 }  # fmt: skip
-QWEN = LLAMA | {"model_type": "qwen2", "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12}
+QWEN = LLAMA | {"model_type": "qwen2", "hidden_size": 192, "num_hidden_layers": 12}
 LOGGED = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
-PPO: dict[str, Any] = {"total_episodes": 512, "per_device_train_batch_size": 16, "num_mini_batches": 2,
-                       "response_length": 48, "eval_prompts": 32}  # fmt: skip
+PPO: dict[str, Any] = {"total_episodes": 256, "per_device_train_batch_size": 16, "num_mini_batches": 2,
+                       "response_length": 32, "eval_prompts": 32}  # fmt: skip
 EVALUATE = {"prompts": 64, "batch_size": 32, "refusal_prompts": 8, "resamples": 200}
 CASES: dict[str, dict[str, Any]] = {
     "PPO, 16 layers": {"config": LLAMA, "sft": LOGGED, "reward": LOGGED, "ppo": PPO, "evaluate": EVALUATE},
@@ -85,7 +85,7 @@ def _rows(path: Path) -> Path:
     def words(least: int, most: int) -> str:
         return " ".join(f"{draw.randrange(100, 1000)}" for _ in range(draw.randint(least, most)))
 
-    pairs = [{"prompt": words(8, 16), "chosen": words(4, 30), "rejected": words(4, 30)} for _ in range(800)]
+    pairs = [{"prompt": words(8, 16), "chosen": words(4, 30), "rejected": words(4, 30)} for _ in range(500)]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return path
 
