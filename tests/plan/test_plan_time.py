@@ -137,7 +137,7 @@ def test_a_try_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         probe._try(of(tmp_path, sft={}), tmp_path, None, compiled=False)
 
 
-def test_a_duration_is_told_in_two_digits() -> None:
+def test_a_duration_is_told_in_what_suits_it() -> None:
     assert [duration(s) for s in (0.4, 99, 110, 5400, 7200, 360_000)] == [
         "0 s", "99 s", "2 min", "90 min", "2.0 h", "100.0 h"
     ]  # fmt: skip
