@@ -88,7 +88,7 @@ def main(folder: Path, names: list[str]) -> None:
     rows = _rows(folder / "pairs.jsonl")
     table = []
     for name in names or CASES:
-        path = _recipe(folder, name, rows)
+        path = write_recipe(folder, name, CASES[name], rows)
         planned = _plan(folder, name, path)
         for stage in (s for s in STAGES if s in CASES[name]):
             held = _measured(folder, name, path, stage)
@@ -137,9 +137,8 @@ def _command(kept: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _recipe(folder: Path, name: str, rows: Path) -> Path:
-    """The case's recipe, with its model beside it."""
-    case = CASES[name]
+def write_recipe(folder: Path, name: str, case: dict[str, Any], rows: Path) -> Path:
+    """The case's recipe, with its model of random weights beside it."""
     base = folder / "models" / str(zlib.crc32(repr(case["config"]).encode()))
     if not (base / "model.safetensors").is_file():
         tokenizer = AutoTokenizer.from_pretrained(shipped_base())

@@ -14,10 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-from llm_rlhf.world.base_model import shipped_base
+from plan import write_recipe
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 16,
@@ -42,7 +39,7 @@ def main(folder: Path, names: list[str]) -> None:
     rows = _rows(folder / "pairs.jsonl")
     print("| recipe | stage | predicted, s | measured, s | off by |\n|---|---|---|---|---|", flush=True)
     for name in names or CASES:
-        path = _recipe(folder, name, rows)
+        path = write_recipe(folder, name, CASES[name], rows)
         planned = json.loads(_command("plan", str(path), "--time", "--json"))["stages"]
         _command("run", str(path))
         for stage in (stage for stage, of in planned.items() if of["seconds"] is not None):
@@ -54,27 +51,6 @@ def main(folder: Path, names: list[str]) -> None:
 def _command(*arguments: str) -> str:
     asked = [sys.executable, "-m", "llm_rlhf", *arguments]
     return subprocess.run(asked, env=os.environ, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-def _recipe(folder: Path, name: str, rows: Path) -> Path:
-    """The case's recipe, with its model beside it."""
-    case, base = CASES[name], folder / "models" / name
-    tokenizer = AutoTokenizer.from_pretrained(shipped_base())
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    options = {key: value for key, value in case["config"].items() if key != "model_type"}
-    config = AutoConfig.for_model(case["config"]["model_type"], **options, **ids)
-    AutoModelForCausalLM.from_config(config).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    tree = {key: value for key, value in case.items() if key not in ("config", "model")}
-    tree |= {
-        "name": name,
-        "output_dir": str(folder / "runs" / name),
-        "model": {"base": str(base), **case.get("model", {})},
-    }
-    tree["data"] = {"preferences": [{"source": str(rows)}], "evaluation_share": 0.2, "near_duplicates": None}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
 
 
 def _rows(path: Path) -> Path:

@@ -65,6 +65,15 @@ class Launch:
             process.join(60)
             assert process.exitcode == -signal.SIGKILL, self.errors
 
+    def kill_when(self, path: Path) -> None:
+        """SIGKILL to every process as soon as the file is there."""
+        deadline = time.time() + 240
+        while not path.exists():
+            assert self.runs, f"the run ended before {path.name} was there: {self.errors}"
+            assert time.time() < deadline, f"{path.name} did not come"
+            time.sleep(0.005)
+        self.kill()
+
     def send(self, number: int, *ranks: int) -> None:
         """A signal to these processes; without any, to all."""
         for rank in ranks or range(len(self._processes)):

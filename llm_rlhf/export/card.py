@@ -19,12 +19,11 @@ from llm_rlhf.export.fidelity import Difference
 from llm_rlhf.export.source import Source
 from llm_rlhf.models.adapter_folders import is_hub_id
 from llm_rlhf.models.finding import SECONDS
-from llm_rlhf.recipe.sections import METHODS, SOURCE_LISTS, Recipe, expanded
+from llm_rlhf.recipe.sections import METHODS, ONLINE, SOURCE_LISTS, Recipe, expanded
 from llm_rlhf.redaction import MARK, redacted, redacted_tree
 from llm_rlhf.run_folder import MANIFEST, read_json
 
 OURS = "apache-2.0"  # of the gold world
-SAMPLING = ("ppo", "grpo", "rloo")  # methods that train the policy on replies that it drew itself
 _IN_THE_INDEX = ("gold_gain", "gold_helpful_gain", "gold_harmless_gain", "heldout_reward_gain",
                  "heldout_helpful_gain", "heldout_harmless_gain", "win_rate", "refusal_harmful_change",
                  "over_refusal_change")  # fmt: skip
@@ -71,7 +70,7 @@ def model_card(
         stops=[source.tokenizer.convert_ids_to_tokens(i) for i in _ids(source.sampling.eos_token_id)],
         stage=_stages(source),
         method=METHODS.get(source.method or ""),
-        sampled=source.stage != "sft" and source.method in SAMPLING,
+        sampled=source.stage != "sft" and source.method in ONLINE,
         here="" if is_hub_id(name) and "/" in name else "  # this folder: where it lies from where you are",
     )
     return without_secrets(text)

@@ -32,7 +32,7 @@ from llm_rlhf.plan.steps import Simulation
 from llm_rlhf.ppo.generation import compiles
 from llm_rlhf.ppo.preparation import checkpoint_with_adapters
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
-from llm_rlhf.recipe.sections import OFFLINE, Recipe, stage_options, trains_reward
+from llm_rlhf.recipe.sections import OFFLINE, ONLINE, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import plan_adapters, whole_rewards
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import data_section, read_data
@@ -43,6 +43,7 @@ SCORED_AT_ONCE = 32  # rows, where a stage does not say (models/inference.py)
 # Bytes of optimizer state for each trained number; those not named are taken for AdamW's two float32.
 OPTIMIZERS = {"8bit": 2.0, "4bit": 1.0, "sgd": 0.0, "adafactor": 0.0, "adagrad": 4.0, "lion": 4.0, "rmsprop": 4.0}
 ADAMW = 8.0
+SNAPSHOTS = 8  # of a policy in training, about
 
 
 @dataclass
@@ -304,7 +305,7 @@ class _Stage:
         found = Simulation(
             model, self._memory(), self.recipe.model.dtype == "bfloat16", tiled and self.plain, self.heap, self.device
         )
-        beside = 0 if self.stage not in ("ppo", "grpo", "rloo") else self._whole_rewards()
+        beside = 0 if self.stage not in ONLINE else self._whole_rewards()
         if beside:
             found.hold_beside(beside)
         return found
@@ -411,8 +412,8 @@ class _Stage:
 
     def _leave_policy(self, simulation: Simulation) -> None:
         """The policy, its snapshots, and checkpoints while it trains."""
-        trained, snapshots = self._adapter_bytes(simulation), 8
-        self.found.disk = trained * (1 + snapshots) + self._checkpoint_bytes(trained)
+        trained = self._adapter_bytes(simulation)
+        self.found.disk = trained * (1 + SNAPSHOTS) + self._checkpoint_bytes(trained)
 
     def _note_what_is_left_out(self) -> None:
         left_out = {

@@ -29,11 +29,11 @@ from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.evaluation.suites.refusals import shipped_prompts
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.models.base import base_tokens
-from llm_rlhf.plan.forecast import Forecast, StagePlan
+from llm_rlhf.plan.forecast import SNAPSHOTS, Forecast, StagePlan
 from llm_rlhf.plan.rows import Lists
 from llm_rlhf.ppo.generation import compiles
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, trainer_config
-from llm_rlhf.recipe.sections import EvaluateSection, Recipe, stage_options, trains_reward
+from llm_rlhf.recipe.sections import ONLINE, EvaluateSection, Recipe, stage_options, trains_reward
 from llm_rlhf.reward.adapters import whole_rewards
 from llm_rlhf.run_folder import read_json
 from llm_rlhf.training import METRICS
@@ -43,8 +43,6 @@ ROWS = 3000  # of each source, at most
 STEPS = 6  # of a trainer that learns from rows; the first two are not counted
 ROLLOUTS = 4  # of one that samples; the first is not counted, in which kernels are chosen and steps compiled
 TRIED_BATCHES = 4  # of prompts of an evaluation, so that loading and reporting weigh little beside them
-SNAPSHOTS = 8  # of a policy in training, about, of which evaluation asks again
-SAMPLES = ("ppo", "grpo", "rloo")
 SAID = 2000  # characters of what a failed try has said that are shown
 
 
@@ -189,7 +187,7 @@ class _Gap:
 def _gaps(lines: Sequence[dict[str, Any]], stage: str) -> Iterator[_Gap]:
     """Between two lines of a stage's log: steps where the second tells of a loss, else an evaluation."""
     known = [line for line in lines if "loss" in line or any(key.startswith("eval_") for key in line)]
-    warm = 1 if stage in SAMPLES else 2
+    warm = 1 if stage in ONLINE else 2
     learned = 0
     for before, line in itertools.pairwise(known):
         learned += "loss" in before
@@ -238,7 +236,7 @@ def _can_evaluate(recipe: Recipe) -> bool:
 def _few_steps(recipe: Recipe, stage: str, run: Path) -> dict[str, Any]:
     """What makes a stage's training short, and its log tell the time of its steps."""
     config = trainer_config(recipe, stage, run)
-    if stage not in SAMPLES:
+    if stage not in ONLINE:
         few: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 1, "logging_strategy": "steps"}
         if stage == "reward":
             few |= {"reference_samples": min(stage_options(recipe, stage).reference_samples, 8), "gates": "off"}

@@ -17,7 +17,7 @@ from llm_rlhf.methods.prompts import keep_back, no_room
 from llm_rlhf.models.encoding import encode_prompt, encode_reply, encode_whole_replies
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations, fit_preferences, fit_prompts
 from llm_rlhf.recipe.loading import UNTRAINED, sampling, steps_for
-from llm_rlhf.recipe.sections import OFFLINE, Recipe, method_options, stage_options
+from llm_rlhf.recipe.sections import OFFLINE, ONLINE, Recipe, method_options, stage_options
 from llm_rlhf.stages.sft import none_fits
 
 MEASURED = 1000  # rows of a list whose tokens are counted: half the longest, half at even distances
@@ -157,7 +157,7 @@ def optimizer_steps(recipe: Recipe, stage: str, config: Any, rows: int, processe
     """Optimizer steps of a stage's trainer over so many rows."""
     if config.max_steps > 0:
         return int(config.max_steps)
-    if stage in ("ppo", "grpo", "rloo"):
+    if stage in ONLINE:
         if stage != "ppo" and (episodes := stage_options(recipe, stage).total_episodes) is not None:
             return steps_for(config, episodes, rows)
         rollouts = rows // (config.generation_batch_size // config.num_generations)

@@ -394,6 +394,7 @@ METHODS = {  # sections that make a policy of the start, of which a recipe has o
     "kto": "KTO",
     "best_of_n": "Best of n, imitated",
 }
+ONLINE = ("ppo", "grpo", "rloo")  # those that train on replies which they draw themselves meanwhile
 OFFLINE = ("dpo", "kto")  # those that learn from the pairs; the others are paid by scores
 
 

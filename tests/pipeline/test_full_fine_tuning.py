@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +64,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(finished: Path, tmp_path) -
     run = copy(finished, tmp_path)
     for name in ("ppo", "evaluate"):
         shutil.rmtree(run / name)
-    launched, sealed = launch(run), run / "partial-ppo" / f"checkpoint-{STEPS}" / "complete.json"
-    end = time.monotonic() + 120
-    while not sealed.exists() and time.monotonic() < end:
-        assert launched.runs, launched.errors
-        time.sleep(0.005)
-    launched.kill()
+    launch(run).kill_when(run / "partial-ppo" / f"checkpoint-{STEPS}" / "complete.json")
     launch(run).finish()
     for name in ("policy/adapter_model.safetensors", "value/value/adapter_model.safetensors"):
         one, two = (load_file(r / "ppo" / name) for r in (finished, run))

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,6 @@ ROLLOUTS = 6
 def launch(run: Path, processes: int = 1) -> Launch:
     asked = ["run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES]
     return start(*asked, processes=processes, folder=run.parent / "said")
-
-
-def kill_when(launched: Launch, path: Path) -> None:
-    """SIGKILL to the whole launch as soon as the file is there."""
-    deadline = time.time() + 240
-    while not path.exists():
-        assert launched.runs, f"the run ended before {path.name} was there: {launched.errors}"
-        assert time.time() < deadline, f"{path.name} did not come"
-        time.sleep(0.005)
-    launched.kill()
 
 
 def without_ppo(finished: Path, folder: Path) -> Path:
@@ -65,7 +54,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
 def killed(finished: Path, tmp_path_factory) -> Path:
     """The folder of a run that had three of its checkpoints when it was killed."""
     run = without_ppo(finished, tmp_path_factory.mktemp("killed"))
-    kill_when(launch(run), run / "partial-ppo" / f"checkpoint-{3 * STEPS}" / "complete.json")
+    launch(run).kill_when(run / "partial-ppo" / f"checkpoint-{3 * STEPS}" / "complete.json")
     return run.parent
 
 
@@ -110,8 +99,8 @@ def test_two_processes_killed_twice_once_before_any_checkpoint_and_once_while_on
 ) -> None:
     run = without_ppo(by_two, tmp_path)
     partial = run / "partial-ppo"
-    kill_when(launch(run, 2), partial / "samples.jsonl")
-    kill_when(launch(run, 2), partial / f"checkpoint-{3 * STEPS}" / "trainer_state.json")
+    launch(run, 2).kill_when(partial / "samples.jsonl")
+    launch(run, 2).kill_when(partial / f"checkpoint-{3 * STEPS}" / "trainer_state.json")
     (partial / f"checkpoint-{3 * STEPS}" / "complete.json").unlink(missing_ok=True)
     out = launch(run, 2).finish()
     assert f"goes on from optimizer step {2 * STEPS}" in out
