@@ -63,7 +63,10 @@ def plan(
                 from llm_rlhf.plan.probe import seconds_of
 
                 if where != compute_device():
-                    raise RecipeError(f"--time tries the recipe on this machine, which has no {where}; leave it out.")
+                    raise RecipeError(
+                        f"--time tries the recipe where this machine computes ({compute_device()}), and --device is "
+                        f"{where}; leave one of the two out."
+                    )
                 took = seconds_of(loaded, forecast, plans, lambda told: print(told, file=sys.stderr, flush=True))
                 for plan in plans:
                     plan.seconds = took.get(plan.stage)
