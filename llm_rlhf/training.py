@@ -93,10 +93,12 @@ def how_computed(trainer: Trainer) -> dict[str, str]:
     """What a training computes by that no key of its recipe says: for its manifest.
 
     Returns:
-        "attention", the implementation (sdpa, eager, flash_attention_2, ...); and where a loop of ours samples,
-        "sampled_from" (which weights) and "decoding" (plain, or compiled).
+        "attention", the implementation (sdpa, eager, flash_attention_2, ...); "layers" where they are compiled; and
+        where a loop of ours samples, "sampled_from" (which weights) and "decoding" (plain, or compiled).
     """
     found = {"attention": str(trainer.model.config._attn_implementation)}
+    if getattr(trainer.model, "layers_are_compiled", False):
+        found["layers"] = "compiled"
     sampler = getattr(trainer, "_sampler", None)
     return found | ({} if sampler is None else sampler.told)
 

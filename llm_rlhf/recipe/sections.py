@@ -57,6 +57,7 @@ class ModelSection:
     quantization: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is held in memory
     # what each role trains: LoRA, or none: a copy of all weights (full fine-tuning)
     lora: LoraSection | Literal["none"] = field(default_factory=LoraSection)
+    compile: bool = False  # compile each layer for training (torch.compile): fewer, larger kernels on a GPU
     chat_template: str | None = None  # a .jinja file to use instead of the tokenizer's own template
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # its arguments, as enable_thinking: false
     chat_template_date: datetime.date | None = None  # what it takes for today; None: the day the run began

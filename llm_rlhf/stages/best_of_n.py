@@ -25,6 +25,7 @@ from llm_rlhf.methods.rewards import paying_beside_adapters
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.adapter_training import TrainedAdapter
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.models.inference import ReplyCache, load_roles
 from llm_rlhf.ppo.scores import weighing
@@ -64,6 +65,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
         )
+        compile_if_asked(trainer.model, recipe.model)
     train_policy(trainer, run_folder, folder, "best_of_n", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     if run_folder.state.is_main_process:
         shutil.rmtree(folder / REPLIES, ignore_errors=True)

@@ -30,6 +30,7 @@ from llm_rlhf.methods.offline import (
 from llm_rlhf.methods.prompts import write_accounts
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.base import adapter_config, announce, context_limit, load_causal_lm, load_tokenizer
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_ratings
 from llm_rlhf.ppo.soundness import turn_off_noise
@@ -74,6 +75,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
         )
+        compile_if_asked(trainer.model, recipe.model)
     train_policy(trainer, run_folder, folder, stage, SHOWN)
 
 

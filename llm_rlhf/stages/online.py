@@ -15,6 +15,7 @@ from llm_rlhf.methods.prompts import as_dataset, training_prompts
 from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import steps_for, trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
@@ -52,4 +53,5 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
         )
+        compile_if_asked(trainer.model, recipe.model)
     train_policy(trainer, run_folder, folder, stage, SHOWN)

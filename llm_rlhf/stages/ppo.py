@@ -25,6 +25,7 @@ from llm_rlhf.finite import BATCHES
 from llm_rlhf.methods.prompts import as_dataset, training_prompts
 from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.ppo.alarms import ALARMS
@@ -78,6 +79,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             samples_file=folder / "samples.jsonl",
             refuses=refused,
         )
+        compile_if_asked(trainer.model, recipe.model)
     attach_log(trainer, StageLog("ppo", folder, SHOWN, run_folder.followers))
     run_folder.computed = how_computed(trainer)
     found = checkpoints.to_resume(folder, "ppo", run_folder.allow_partial_resume, is_sharded(trainer.accelerator))

@@ -43,6 +43,7 @@ from llm_rlhf.models.base import (
     loading_arguments,
     make_room_for,
 )
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.fitting import Fitted, fit_preferences
 from llm_rlhf.models.halving import HalvesPairs
@@ -164,6 +165,7 @@ def _train(
             options=options,
             length_weight=starting_weight(rows, options),
         )
+        compile_if_asked(trainer.model, recipe.model)
     train_adapter(trainer, run_folder, f"reward/{folder.name}", {"loss": "loss", "accuracy": "accuracy"})
     trainer.save_adapter(folder)
     if run_folder.state.is_main_process:

@@ -22,6 +22,7 @@ from llm_rlhf.errors import DataError
 from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
+from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.recipe.loading import trainer_config
@@ -52,6 +53,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
             processing_class=tokenizer,
             peft_config=adapter_config(recipe.model, "CAUSAL_LM", model),
         )
+        compile_if_asked(trainer.model, recipe.model)
     train_adapter(trainer, run_folder, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     trainer.save_adapter(folder / "adapter")
     run_folder.state.wait_for_everyone()
