@@ -57,6 +57,7 @@ OF_NO_EFFECT = frozenset(
         *("ddp_timeout", "ddp_bucket_cap_mb", "skip_memory_metrics", "include_num_input_tokens_seen"),
     }
 )
+OF_THE_MODEL_NO_EFFECT = ("trust_remote_code", "compile")  # a permission; the same sums by other kernels
 REPORTS = ("report.html", "report.md", "report.json")
 WHAT = {
     "world": "making the gold world",
@@ -235,8 +236,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
             inputs[name] = _that_matter(inputs[name])
     if stage != "evaluate" and "reward" in inputs:  # gates make neither the reward model nor the policy another
         inputs["reward"] = {key: value for key, value in inputs["reward"].items() if key != "gates"}
-    permission = "trust_remote_code"
-    inputs["model"] = {key: value for key, value in inputs["model"].items() if key != permission}
+    inputs["model"] = {key: value for key, value in inputs["model"].items() if key not in OF_THE_MODEL_NO_EFFECT}
     if recipe.feedback is not None and "collect" in upstream:
         inputs["feedback"] = {key: resolved["feedback"][key] for key in ("weight", "leaks")}
         inputs["collected"] = _collected(recipe.folder / "collect")
@@ -285,8 +285,8 @@ def inputs_as_today(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs that an older version recorded, with the recipe's keys as they are called now."""
     found = {key: _that_matter(of) if key in (*METHODS, "sft", "reward") else of for key, of in inputs.items()}
     if inputs.get("model") is not None:
-        found["model"] = plain(ModelSection()) | inputs["model"]
-        del found["model"]["trust_remote_code"]
+        known = plain(ModelSection()) | inputs["model"]
+        found["model"] = {key: value for key, value in known.items() if key not in OF_THE_MODEL_NO_EFFECT}
     if inputs.get("data") is not None:
         found["data"] = {"ratings": []} | renamed(DataSection, inputs["data"], "data.", quiet=True)
     if inputs.get("evaluate") is not None:  # what it had no key for, as `data.ratings`, it did as the default says
