@@ -167,7 +167,8 @@ def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
         if is_set and not available():
-            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
+            wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package  # by itself, pip takes a version TRL warns of
+            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {wanted}.")
 
 
 def _check_optimizer(stage: str, config: Any) -> None:

@@ -163,7 +163,8 @@ def test_what_would_end_the_run_later_is_told_before_anything_is_trained(
 def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key, package, asked) -> None:
     monkeypatch.setattr(f"llm_rlhf.ahead.{asked}", lambda: False)
     recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
-    refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {package}")
+    wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package
+    refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {wanted}")
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch) -> None:

@@ -1,13 +1,19 @@
 """What PPOTrainer assumes of TRL, PEFT and transformers. When one of these fails, read what upstream changed."""
 
 import inspect
+import re
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
 
 import torch
 import trl
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
-from trl import RLOOConfig, RLOOTrainer
+from trl import RLOOConfig, RLOOTrainer, import_utils
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.adapters import active_adapters
@@ -31,6 +37,19 @@ CALLED = {
 
 def test_trl_is_the_minor_version_this_was_written_for() -> None:
     assert trl.__version__.startswith("1.16.")
+
+
+def test_the_extra_vllm_is_the_range_that_trl_supports() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = {Requirement(line) for line in project["optional-dependencies"]["vllm"]}
+    of_trl = (Requirement(line) for line in requires("trl") or [])
+    assert {f"{r.name}{r.specifier}" for r in ours} == {
+        f"{r.name}{r.specifier}" for r in of_trl if r.marker and r.marker.evaluate({"extra": "vllm"})
+    }
+    source = inspect.getsource(import_utils.is_vllm_available)  # which warns of any other version
+    low, high = re.findall(r'Version\("([\d.]+)"\)', source)
+    (vllm,) = (r for r in ours if r.name == "vllm")
+    assert vllm.specifier == SpecifierSet(f">={low},<={high}")
 
 
 def test_overridden_and_called_methods_have_the_signatures_they_had() -> None:
