@@ -32,6 +32,7 @@ from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import adapter_config, context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_whole_replies
@@ -48,6 +49,7 @@ from llm_rlhf.models.whole import is_whole
 from llm_rlhf.ppo.preparation import check_distribution, checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
+from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -246,6 +248,8 @@ def _check_base(ahead: Ahead) -> None:
     lora = recipe.model.lora
     if isinstance(lora, str) or lora.target_modules != "all-linear":
         _check_adapter(recipe, config)
+    if "ppo" in configs and configs["ppo"].use_vllm:
+        _check_vllm(ahead, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
     if (sampled := sampling(recipe)) and recipe.method in configs:
@@ -262,12 +266,29 @@ def _check_base(ahead: Ahead) -> None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
 
 
-def _check_adapter(recipe: Recipe, config: Any) -> None:
+def _check_vllm(ahead: Ahead, config: Any) -> None:
+    """Whether vLLM can be sent the policy in the way that the recipe says."""
+    recipe, ppo = ahead.recipe, ahead.configs["ppo"]
+    try:
+        check_weights(ppo, recipe.model.quantization, whole=isinstance(recipe.model.lora, str))
+        if sends_adapter(ppo):
+            check_config(_check_adapter(recipe, config).peft_config[POLICY])
+    except ValueError as error:
+        raise RecipeError(f"Recipe section 'ppo': {error}") from None
+    rows = getattr(config, "vocab_size", None)
+    if sends_adapter(ppo) and recipe.sft is None and rows is not None and len(ahead.tokenizer) > rows:
+        raise RecipeError(  # a model that SFT has left holds them
+            f"Recipe key 'ppo.vllm_weights' is 'adapter', but {str(ahead.base)!r} has {rows} tokens and its tokenizer "
+            f"{len(ahead.tokenizer)}: vLLM loads it without the new ones. Set it to merged, or add an 'sft' section."
+        )
+
+
+def _check_adapter(recipe: Recipe, config: Any) -> Any:
     """Put the adapter on the base's architecture, without weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trusts_base)
     try:
-        get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
+        return get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
     except ValueError as error:
         lora = recipe.model.lora
         key, value = ("", lora) if isinstance(lora, str) else (".target_modules", lora.target_modules)

@@ -69,6 +69,13 @@ def test_private_names_elsewhere_exist() -> None:
     assert source.count("self._iter_named_params()") >= 3  # every path that sends weights goes through it
     assert "logprobs" in inspect.signature(VLLMGeneration.__init__).parameters
     assert '"logprobs": self.logprobs' in source
+    assert source.count("self.llm = LLM(") == 1  # which ppo/vllm_adapter.py gives more arguments
+    assert "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in source
+    assert source.count("self.llm.generate(") == 1
+    assert 'if self.mode == "colocate" and self.enable_sleep_mode and self._llm_weights_sleeping:' in source
+    of_trainer = inspect.getsource(RLOOTrainer._generate_single_turn)
+    assert "self.vllm_generation.sync_weights()" in of_trainer  # in each new step, before it generates
+    assert "if self.state.global_step != self._last_loaded_step:" in of_trainer
     sampler = RepeatSampler(range(5), 1, batch_size=2, seed=0)
     assert hasattr(sampler, "generator")
 
