@@ -9,7 +9,7 @@ import copy
 import functools
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
 
     Args:
         stages: those that are about to be made.
-        load_models: finished reward models are loaded once, to see that they can be.
+        load_models: finished reward models are loaded once, to see that they can be. False: only a plan is made, which
+            may be for another machine, and vLLM need not be installed on this one.
 
     Raises:
         RecipeError, DataError: what would end one of them.
@@ -121,7 +122,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
     check_spreading(recipe, ahead.configs)
-    _check_packages(recipe, ahead.configs)
+    _check_packages(recipe, ahead.configs, is_vllm_available if load_models else lambda: True)
     for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
     _check_functions(ahead)
@@ -160,11 +161,11 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
         _check_evaluation_prompts(ahead, splits)
 
 
-def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
+def _check_packages(recipe: Recipe, configs: dict[str, Any], has_vllm: Callable[[], bool]) -> None:
     needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
     for stage, config in configs.items():
         needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
-        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
+        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", has_vllm))
         if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
