@@ -119,7 +119,8 @@ class Engine:
     def complete(self, model: Any, prompt: list[int], params: Any) -> Any:
         ids, found = list(prompt), []
         assert params.logprobs == 0
-        while len(ids) < len(prompt) + params.max_tokens and ids[-1] != self.eos:
+        stops = {self.eos, *getattr(params, "stop_token_ids", ())}
+        while len(ids) < len(prompt) + params.max_tokens and not (found and ids[-1] in stops):
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float() / params.temperature
             logits = logits + self.noise * torch.randn(logits.shape)
             token = int(torch.multinomial(logits.softmax(-1), 1))

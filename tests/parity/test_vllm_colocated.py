@@ -130,6 +130,22 @@ def test_a_run_that_resumes_samples_from_the_policy_of_its_checkpoint(
     assert largest_difference(seen[0]) < LEAST
 
 
+def test_replies_end_where_the_trainers_do_whatever_the_engines_files_say(
+    colocated, base_folder, reward_folder, tmp_path
+) -> None:
+    stops = list(range(10, 200))  # most of what a random model says; the engine's files do not name them
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = stops
+    trainer = trainer_of(
+        base_folder, reward_folder, tmp_path, model=model, generation_kwargs={"stop_token_ids": [7], "seed": 1}
+    )
+    assert trainer.vllm_generation.generation_kwargs == {"stop_token_ids": [*trainer.eos_token_ids, 7], "seed": 1}
+    (batch,) = rollout(trainer)
+    responses, lengths = batch.input_ids[:, -batch.response_mask.size(1) :], batch.response_mask.sum(1)
+    assert not any(int(token) in stops for ids, n in zip(responses, lengths, strict=True) for token in ids[: n - 1])
+    assert batch.stopped.any()
+
+
 # ---- the adapter alone -----------------------------------------------------------------------------------------------
 
 

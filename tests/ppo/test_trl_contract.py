@@ -69,6 +69,8 @@ def test_private_names_elsewhere_exist() -> None:
     assert source.count("self._iter_named_params()") >= 3  # every path that sends weights goes through it
     assert "logprobs" in inspect.signature(VLLMGeneration.__init__).parameters
     assert '"logprobs": self.logprobs' in source
+    assert "generation_kwargs.update(self.generation_kwargs)" in source  # which gets the tokens that end a reply
+    assert '"generation_kwargs": self.generation_kwargs' in source
     assert source.count("self.llm = LLM(") == 1  # which ppo/vllm_adapter.py gives more arguments
     assert "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in source
     assert source.count("self.llm.generate(") == 1
