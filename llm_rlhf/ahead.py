@@ -9,7 +9,7 @@ import copy
 import functools
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
+from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import adapter_config, context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_whole_replies
@@ -48,6 +49,7 @@ from llm_rlhf.models.whole import is_whole
 from llm_rlhf.ppo.preparation import check_distribution, checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
+from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -97,7 +99,8 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
 
     Args:
         stages: those that are about to be made.
-        load_models: finished reward models are loaded once, to see that they can be.
+        load_models: finished reward models are loaded once, to see that they can be. False: only a plan is made, which
+            may be for another machine, and vLLM need not be installed on this one.
 
     Raises:
         RecipeError, DataError: what would end one of them.
@@ -119,7 +122,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
     check_spreading(recipe, ahead.configs)
-    _check_packages(recipe, ahead.configs)
+    _check_packages(recipe, ahead.configs, is_vllm_available if load_models else lambda: True)
     for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
     _check_functions(ahead)
@@ -158,16 +161,17 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
         _check_evaluation_prompts(ahead, splits)
 
 
-def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
+def _check_packages(recipe: Recipe, configs: dict[str, Any], has_vllm: Callable[[], bool]) -> None:
     needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
     for stage, config in configs.items():
         needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
-        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
+        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", has_vllm))
         if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
         if is_set and not available():
-            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
+            wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package  # by itself, pip takes a version TRL warns of
+            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {wanted}.")
 
 
 def _check_optimizer(stage: str, config: Any) -> None:
@@ -245,6 +249,8 @@ def _check_base(ahead: Ahead) -> None:
     lora = recipe.model.lora
     if isinstance(lora, str) or lora.target_modules != "all-linear":
         _check_adapter(recipe, config)
+    if "ppo" in configs and configs["ppo"].use_vllm:
+        _check_vllm(ahead, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
     if (sampled := sampling(recipe)) and recipe.method in configs:
@@ -261,12 +267,29 @@ def _check_base(ahead: Ahead) -> None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
 
 
-def _check_adapter(recipe: Recipe, config: Any) -> None:
+def _check_vllm(ahead: Ahead, config: Any) -> None:
+    """Whether vLLM can be sent the policy in the way that the recipe says."""
+    recipe, ppo = ahead.recipe, ahead.configs["ppo"]
+    try:
+        check_weights(ppo, recipe.model.quantization, whole=isinstance(recipe.model.lora, str))
+        if sends_adapter(ppo):
+            check_config(_check_adapter(recipe, config).peft_config[POLICY])
+    except ValueError as error:
+        raise RecipeError(f"Recipe section 'ppo': {error}") from None
+    rows = getattr(config, "vocab_size", None)
+    if sends_adapter(ppo) and recipe.sft is None and rows is not None and len(ahead.tokenizer) > rows:
+        raise RecipeError(  # a model that SFT has left holds them
+            f"Recipe key 'ppo.vllm_weights' is 'adapter', but {str(ahead.base)!r} has {rows} tokens and its tokenizer "
+            f"{len(ahead.tokenizer)}: vLLM loads it without the new ones. Set it to merged, or add an 'sft' section."
+        )
+
+
+def _check_adapter(recipe: Recipe, config: Any) -> Any:
     """Put the adapter on the base's architecture, without weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trusts_base)
     try:
-        get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
+        return get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
     except ValueError as error:
         lora = recipe.model.lora
         key, value = ("", lora) if isinstance(lora, str) else (".target_modules", lora.target_modules)

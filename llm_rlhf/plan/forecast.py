@@ -23,6 +23,7 @@ from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
 from llm_rlhf.models.whole import is_whole
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.plan import steps
+from llm_rlhf.plan.engine import ENGINE, engine_bytes, engine_note, sample_by_engine
 from llm_rlhf.plan.kernels import on_cuda
 from llm_rlhf.plan.live_memory import LiveMemory
 from llm_rlhf.plan.machine import keeps_freed_memory
@@ -140,7 +141,7 @@ class _Stage:
         self.device, self.on_cpu = forecast.device, forecast.device == "cpu"
         self.heap = self.on_cpu and keeps_freed_memory()
         self.plain = self.on_cpu and recipe.model.quantization == "none"
-        self.there = math.inf if forecast.there is None else forecast.there
+        self.known, self.there = forecast.there, math.inf if forecast.there is None else forecast.there
         self.blueprint = Blueprint(forecast.config, recipe.model, forecast.tokens)
         trains = stage in TRAINED and (stage != "reward" or trains_reward(recipe))
         self.config: Any = trainer_config(recipe, stage, recipe.folder / stage) if trains else None
@@ -210,7 +211,11 @@ class _Stage:
         simulation = self._simulation(
             causal_lm(self.blueprint, rewards=[*rewards, *heldout], value=config.value), tiled=True
         )
-        merged = 0 if config.merge_for_sampling is False else self._merged(simulation, rounds=True)
+        engine = engine_bytes(config, self.device, self.known)
+        if engine and not config.vllm_enable_sleep_mode:
+            simulation.hold_beside(engine, ENGINE)
+        merges = not config.use_vllm and config.merge_for_sampling is not False
+        merged = self._merged(simulation, rounds=True) if merges else 0
         tokens = config.micro_batch_tokens or self._budget(simulation)
         rows = B if tokens is None else max(1, min(B, tokens // (P + R)))
         compiled = compiles(config, "cpu" if self.on_cpu else "cuda")
@@ -227,11 +232,13 @@ class _Stage:
             merged = 0
         if evaluates and kept is not None:
             size, longest = min(config.per_device_eval_batch_size, kept.rows), min(kept.longest, self.context - R)
-            if not compiled:  # compiled, its batches are filled up to a rollout's
+            if not compiled and not config.use_vllm:  # compiled, its batches are filled up to a rollout's
                 steps.sample(simulation, size, longest, R, self.on_cpu, merged, "evaluation")
             steps.score_rollout(simulation, size, longest, R, [*rewards, *heldout], "evaluation, scoring")
         steps.score_rollout(simulation, rows, P, R, rewards)
         self._train(simulation, prompts.rows)
+        if engine and config.vllm_enable_sleep_mode:
+            sample_by_engine(simulation, engine)
         imitated = 0 if self.lists.demonstrations is None else min(self.lists.demonstrations.longest, self.context)
         steps.update_policy(simulation, rows, P, R, config.cliprange, imitated)
         self._keep(simulation)
@@ -420,12 +427,13 @@ class _Stage:
             "packing": "rows packed together are taken for padded ones",
             "activation_offloading": "activation_offloading is not counted: activations are taken to stay",
             "use_liger_kernel": "use_liger_kernel is not counted",
-            "use_vllm": "what vLLM takes is not counted",
             "use_transformers_continuous_batching": "the cache of continuous batching is not counted",
             "fsdp": "every process is taken to hold the whole model",
             "deepspeed": "every process is taken to hold the whole model",
         }
         self.found.notes += [note for key, note in left_out.items() if getattr(self.config, key, None)]
+        if getattr(self.config, "use_vllm", False):
+            self.found.notes.append(engine_note(self.config, self.device, self.known))
 
 
 def with_value(recipe: Recipe, key: str, value: Any) -> Recipe:

@@ -122,6 +122,8 @@ def _of_trainer(recipe: Recipe, stage: str, largest: str) -> Iterator[Iterable[C
     if stage == "ppo":
         yield [{"ppo.merge_for_sampling": False}]
         yield [{"ppo.decoding": "plain"}]
+        if config.use_vllm and not config.vllm_enable_sleep_mode:
+            yield [{"ppo.vllm_enable_sleep_mode": True}]
         if config.value == "adapter":
             yield [{"ppo.value": "shared"}]
 

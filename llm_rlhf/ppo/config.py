@@ -204,6 +204,14 @@ class PPOConfig(RLOOConfig):
             "(vLLM, continuous batching), or the policy merged in bfloat16, sampled the responses."
         },
     )
+    vllm_weights: Literal["merged", "adapter"] = field(
+        default="merged",
+        metadata={
+            "help": "What vLLM is sent of the policy: 'merged' all weights, the adapter added to them, which is right "
+            "for every policy and whatever vLLM started from; 'adapter' the LoRA alone, for the base that vLLM has "
+            "loaded itself: little to send, and the only way on an nf4 base. Only with vllm_mode: colocate."
+        },
+    )
     decoding: Literal["auto", "plain", "compiled"] = field(
         default="auto",
         metadata={
@@ -392,7 +400,7 @@ class PPOConfig(RLOOConfig):
                 "'k1'; objective/kl_k3 is logged beside."
             )
         for name in ("value", "kl_estimator", "score_combination", "score_normalization",
-                     "score_normalization_by", "old_logprobs", "decoding", "keep", "side_guard",
+                     "score_normalization_by", "old_logprobs", "vllm_weights", "decoding", "keep", "side_guard",
                      "alarm_action"):  # fmt: skip
             allowed = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in allowed:

@@ -19,7 +19,8 @@ from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.config import PPOConfig, sampled_otherwise
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
-from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights
+from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights, stop_replies_at
+from llm_rlhf.ppo.vllm_adapter import send_policy_adapter, sends_adapter
 from llm_rlhf.stopping import stop_if_asked
 from llm_rlhf.training import is_sharded
 
@@ -47,8 +48,10 @@ class GeneratedResponses(SavedRoles):
         if self.use_vllm:
             if self.args.vllm_mode == "server" and self.accelerator.is_main_process:
                 check_server(self.vllm_generation.vllm_client, self.args)
+            stop_replies_at(self.vllm_generation, list(self.eos_token_ids))
             keep_engine_logprobs(self.vllm_generation, self._keep_engine_logprobs)
-            send_policy_weights(self.vllm_generation, self.model)
+            send = send_policy_adapter if sends_adapter(self.args) else send_policy_weights
+            send(self.vllm_generation, self.model)
         if unused := left_out(self.base_model().generation_config):
             settings = ", ".join(f"{name}={value!r}" for name, value in unused.items())
             self.accelerator.print(

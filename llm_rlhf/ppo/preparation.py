@@ -21,6 +21,7 @@ from llm_rlhf.ppo.config import PPOConfig
 from llm_rlhf.ppo.prompts import check_datasets
 from llm_rlhf.ppo.soundness import check_peft_config
 from llm_rlhf.ppo.vllm import check_adapter_can_be_sent
+from llm_rlhf.ppo.vllm_adapter import check_sent
 from llm_rlhf.reward.loading import check_one_label, load_classifier
 
 MOVED = {  # arguments of trl.PPOTrainer, and where they went
@@ -108,6 +109,7 @@ def check_before_loading(
         check_peft_config(config, whose)
         if args.use_vllm:
             check_adapter_can_be_sent(config)
+    check_sent(args, model, kwargs.get("peft_config") or own)
     for folder in reward_adapters:
         check_adapter(folder, "reward adapter")
     if args.ptx_coef and not ptx_dataset:

@@ -65,6 +65,7 @@ from llm_rlhf.ppo.rollout import MicroBatch, rows_of, shuffled_steps
 from llm_rlhf.ppo.scores import THOUGHT, ScoreMoments, ScoreSources
 from llm_rlhf.ppo.snapshots import Snapshots
 from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, without_gradient
+from llm_rlhf.ppo.vllm_adapter import engine_takes_adapters
 from llm_rlhf.training import compute_in_own_types, is_sharded
 
 LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
@@ -159,7 +160,9 @@ class PPOTrainer(WatchedEvaluation):
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:
             kwargs["peft_config"] = copy.deepcopy(kwargs["peft_config"])  # PEFT writes the layers it finds into it
-        with self.scores.parent_weights(args), reference_of_the_parents(args, reference):
+        adapter = kwargs.get("peft_config") or getattr(model, "peft_config", {}).get(POLICY)
+        parents = self.scores.parent_weights(args), reference_of_the_parents(args, reference)
+        with parents[0], parents[1], engine_takes_adapters(args, adapter):
             super().__init__(
                 model=model, reward_funcs=self.scores.functions, args=args, train_dataset=train_dataset, **kwargs
             )

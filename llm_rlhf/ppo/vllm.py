@@ -83,6 +83,15 @@ def keep_engine_logprobs(vllm_generation: Any, keep: Any) -> None:
     vllm_generation.generate = generate_and_keep
 
 
+def stop_replies_at(vllm_generation: Any, token_ids: list[int]) -> None:
+    """Make vLLM end a reply at each of these tokens, the last of it.
+
+    By itself it knows those of its base's files; the token that ends a turn of the chat template may be another.
+    """
+    asked = vllm_generation.generation_kwargs
+    vllm_generation.generation_kwargs = {**asked, "stop_token_ids": [*token_ids, *asked.get("stop_token_ids", ())]}
+
+
 def send_policy_weights(vllm_generation: Any, model: Any) -> None:
     """Send vLLM the language model with the policy's adapter added, and leave the base untouched.
 

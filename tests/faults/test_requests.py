@@ -163,7 +163,27 @@ def test_what_would_end_the_run_later_is_told_before_anything_is_trained(
 def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key, package, asked) -> None:
     monkeypatch.setattr(f"llm_rlhf.ahead.{asked}", lambda: False)
     recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
-    refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {package}")
+    wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package
+    refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.quantization=nf4"], ["'ppo'", "vllm_weights is 'merged'", "nf4", "Set vllm_weights: adapter"]),
+        (["model.quantization=int8"], ["'ppo'", "int8", "vllm_mode: server"]),
+        (["ppo.vllm_weights=adapter", "model.lora=none"], ["trains all weights", "vllm_weights: merged"]),
+        (["ppo.vllm_weights=adapter", "ppo.vllm_mode=server"], ["vllm_mode is 'server'"]),
+        (["ppo.vllm_weights=adapter", "ppo.vllm_enable_sleep_mode=true"], ["vllm_enable_sleep_mode is true"]),
+        (["ppo.vllm_weights=adapter", "model.lora.r=600"], ["r 600, and vLLM takes at most 512"]),
+        (["ppo.vllm_weights=all"], ["vllm_weights", "'all'", "'merged', 'adapter'"]),
+    ],
+)
+def test_what_vllm_cannot_be_sent_is_told_ahead(base_folder, tmp_path, monkeypatch, overrides, words) -> None:
+    monkeypatch.setattr("llm_rlhf.ahead.is_vllm_available", lambda: True)
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    refused(ask("run", "recipe.yaml", "ppo.use_vllm=true", *overrides), *words)
+    assert not list((tmp_path / "runs").glob("*/sft"))
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch) -> None:

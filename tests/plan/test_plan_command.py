@@ -146,6 +146,36 @@ def test_on_cuda_what_is_compiled_and_copied_stays_for_the_run_and_only_where_th
 
 
 @pytest.mark.slow
+def test_vllm_takes_its_share_of_the_gpu_asleep_only_while_it_samples(recipe: Path) -> None:
+    def planned(*more: str, there: int | None = 2**30, device: str = "cuda") -> StagePlan:
+        loaded = load_recipe(recipe, ["ppo.use_vllm=true", "ppo.vllm_gpu_memory_utilization=0.25", *more])
+        return Forecast(loaded, device, there).stage(loaded, "ppo")
+
+    awake, asleep, unknown = planned(), planned("ppo.vllm_enable_sleep_mode=true"), planned(there=None)
+    share = 2**28
+    assert all(step["vLLM"] == share for step in awake.memory.values())
+    assert {name for name, step in asleep.memory.items() if "vLLM" in step} == {"sampling by vLLM"}
+    sampling = asleep.memory["sampling by vLLM"]
+    assert sampling["vLLM"] == share
+    assert sampling["base"] == asleep.memory["update"]["base"]
+    assert sampling["optimizer"] == asleep.memory["update"]["optimizer"]
+    assert {name: sum(step.values()) - share for name, step in awake.memory.items()} == {
+        name: sum(step.values()) for name, step in unknown.memory.items()
+    }  # and no replies are sampled by the trainer, in evaluation neither
+    assert unknown.memory.keys() == asleep.memory.keys() - {"sampling by vLLM"}
+    assert not any("sampling" in name or name == "evaluation" for name in unknown.memory)
+    assert "with --memory it is" in unknown.notes[-1]
+    assert "its context and graphs" in asleep.notes[-1]
+    for others in (planned("ppo.vllm_mode=server"), planned(device="cpu")):
+        assert not any("vLLM" in step for step in others.memory.values())
+    loaded = load_recipe(recipe, ["ppo.use_vllm=true"])
+    forecast = Forecast(loaded, "cuda", 2**22)  # whose share is less than the update takes beside the weights
+    whole = forecast.stage(loaded, "ppo")
+    found = remedies(forecast, whole, 0)
+    assert {"ppo.vllm_enable_sleep_mode": True} in [remedy.changes for remedy in found]
+
+
+@pytest.mark.slow
 def test_auto_is_bfloat16_for_a_gpu_that_is_not_here(recipe: Path) -> None:
     planned = [asked(str(recipe), "--device", "cuda", "--json", *more) for more in ([], ["model.dtype=float32"])]
     with meant_for("cuda"):

@@ -1,13 +1,19 @@
 """What PPOTrainer assumes of TRL, PEFT and transformers. When one of these fails, read what upstream changed."""
 
 import inspect
+import re
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
 
 import torch
 import trl
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
-from trl import RLOOConfig, RLOOTrainer
+from trl import RLOOConfig, RLOOTrainer, import_utils
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_rlhf.models.adapters import active_adapters
@@ -33,6 +39,19 @@ def test_trl_is_the_minor_version_this_was_written_for() -> None:
     assert trl.__version__.startswith("1.16.")
 
 
+def test_the_extra_vllm_is_the_range_that_trl_supports() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = {Requirement(line) for line in project["optional-dependencies"]["vllm"]}
+    of_trl = (Requirement(line) for line in requires("trl") or [])
+    assert {f"{r.name}{r.specifier}" for r in ours} == {
+        f"{r.name}{r.specifier}" for r in of_trl if r.marker and r.marker.evaluate({"extra": "vllm"})
+    }
+    source = inspect.getsource(import_utils.is_vllm_available)  # which warns of any other version
+    low, high = re.findall(r'Version\("([\d.]+)"\)', source)
+    (vllm,) = (r for r in ours if r.name == "vllm")
+    assert vllm.specifier == SpecifierSet(f">={low},<={high}")
+
+
 def test_overridden_and_called_methods_have_the_signatures_they_had() -> None:
     for name, parameters in {**OVERRIDDEN, **CALLED}.items():
         assert list(inspect.signature(getattr(RLOOTrainer, name)).parameters) == parameters, name
@@ -50,6 +69,15 @@ def test_private_names_elsewhere_exist() -> None:
     assert source.count("self._iter_named_params()") >= 3  # every path that sends weights goes through it
     assert "logprobs" in inspect.signature(VLLMGeneration.__init__).parameters
     assert '"logprobs": self.logprobs' in source
+    assert "generation_kwargs.update(self.generation_kwargs)" in source  # which gets the tokens that end a reply
+    assert '"generation_kwargs": self.generation_kwargs' in source
+    assert source.count("self.llm = LLM(") == 1  # which ppo/vllm_adapter.py gives more arguments
+    assert "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in source
+    assert source.count("self.llm.generate(") == 1
+    assert 'if self.mode == "colocate" and self.enable_sleep_mode and self._llm_weights_sleeping:' in source
+    of_trainer = inspect.getsource(RLOOTrainer._generate_single_turn)
+    assert "self.vllm_generation.sync_weights()" in of_trainer  # in each new step, before it generates
+    assert "if self.state.global_step != self._last_loaded_step:" in of_trainer
     sampler = RepeatSampler(range(5), 1, batch_size=2, seed=0)
     assert hasattr(sampler, "generator")
 

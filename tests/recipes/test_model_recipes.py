@@ -132,6 +132,15 @@ def test_every_model_recipe_is_in_the_index() -> None:
     assert [path.name for path in RECIPES if f"../recipes/models/{path.name}" not in index] == []
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_the_index_and_the_recipe_say_the_same_planned_memory(path: Path) -> None:
+    index = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (row,) = [line for line in index.splitlines() if f"../recipes/models/{path.name})" in line]
+    header = path.read_text(encoding="utf-8").split("name:")[0]
+    (memory,) = [line for line in header.splitlines() if line.startswith("# Memory:")]
+    assert memory.split()[2:4] == [row.split("|")[3].strip(), "GiB"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_a_model_recipe_walks_to_its_report(path: Path, tmp_path, tokenizer) -> None:
