@@ -24,7 +24,21 @@ import time
 from pathlib import Path
 
 import yaml
-from workers import COLUMNS, HERE, OURS, PHASES, Record, check_same_work, provenance, provenance_lines, run, run_column
+from workers import (
+    COLUMNS,
+    HERE,
+    ON_GPUS,
+    PHASES,
+    THEIRS,
+    Record,
+    check_same_work,
+    provenance,
+    provenance_lines,
+    run,
+    run_column,
+)
+
+TRAINING = COLUMNS | ON_GPUS
 
 
 def qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Record:
@@ -54,7 +68,7 @@ DECODING = {
 PLAN = [
     f"{shape}/{base}/{column}"
     for shape, base, columns in (
-        ("0.5B", "bf16", "shared trl-full static merged eager"),
+        ("0.5B", "bf16", "shared trl-full compiled static merged eager"),
         ("0.5B", "NF4", "shared"),
         ("7B", "NF4", "shared"),
         ("7B", "bf16", "shared"),
@@ -105,7 +119,7 @@ def main() -> None:
 
 def known(row: str) -> bool:
     parts = row.split("/")
-    return len(parts) == 3 and parts[0] in SHAPES and parts[1] in BASES and parts[2] in COLUMNS | DECODING
+    return len(parts) == 3 and parts[0] in SHAPES and parts[1] in BASES and parts[2] in TRAINING | DECODING
 
 
 def measured(row: str, folder: Path, settings: Record, tiny: bool, seconds: float) -> Record:
@@ -121,7 +135,7 @@ def measured(row: str, folder: Path, settings: Record, tiny: bool, seconds: floa
         if column in DECODING:
             found = run("decode.py", json.dumps({"column": column, **job}), seconds=seconds)
         else:
-            found = run_column(column, job | ({"settings": settings} if column in OURS else {}), seconds)
+            found = run_column(column, job | ({} if column in THEIRS else {"settings": settings}), seconds)
     except (RuntimeError, OSError) as error:
         found = {"failed": next((line for line in reversed(str(error).splitlines()) if line.strip()), repr(error))}
     return {"shape": shape, "base": base, "column": column, "took": time.monotonic() - started, **found}
@@ -136,7 +150,7 @@ def brief(record: Record) -> str:
     done = "one iteration only"
     if "seconds" in record:
         done = " ".join(f"{phase} {record['seconds'][phase]:.2f}" for phase in PHASES)
-    first = f"(first: generate {record['first']['generate']:.1f})"
+    first = f"(first: {sum(record['first'].values()):.1f})"
     return f"{name} {done} {first}{', cut' if 'cut' in record else ''}"
 
 
@@ -156,10 +170,12 @@ def report(raw: Record, tiny: bool) -> str:
         f"{job['prompts']} prompts of {prompt} tokens, {new} new tokens each, 2 PPO epochs, micro-batches of {rows}, "
         "LoRA r 16 on all linear layers, no gradient checkpointing, random weights. Checked to be equal on all "
         "rows: tokens generated, optimizer steps, LoRA parameters of the policy. Seconds are means of the two "
-        "iterations after the first (least and greatest of their sums in brackets); the first iteration's generation, "
-        "with what is compiled in it, stands apart. Peak memory as torch counts it on the device, all iterations. "
+        "iterations after the first (least and greatest of their sums in brackets); the first iteration, in which what "
+        "is compiled compiles and operations are counted, stands apart. Peak memory as torch counts it on the "
+        "device, all iterations. "
         f"Operations are those below autograd, views left out, for each {rows} x {prompt + new} tokens: of scoring and "
-        "of the update of one epoch; in brackets, how many of them copy or cast. The floor is arithmetic for an H200 "
+        "of the update of one epoch; in brackets, how many of them copy or cast; those of compiled layers cannot be "
+        "watched. The floor is arithmetic for an H200 "
         f"({FLOPS / 1e12:.0f} TFLOP/s, {BYTES / 1e12:.1f} TB/s), weights in bfloat16, value head on the policy. Raw "
         "numbers: gpu.json.",
         "",
@@ -167,8 +183,8 @@ def report(raw: Record, tiny: bool) -> str:
     for shape, base in dict.fromkeys((r["shape"], r["base"]) for r in raw["runs"]):
         runs = [r for r in raw["runs"] if (r["shape"], r["base"]) == (shape, base)]
         lines += [f"## {shape}, {base}", ""]
-        if training := [r for r in runs if r["column"] in COLUMNS]:
-            lines += ["| | s an iteration | generate | score | update | first generate | new tokens/s | peak GiB | "
+        if training := [r for r in runs if r["column"] in TRAINING]:
+            lines += ["| | s an iteration | generate | score | update | first, s | new tokens/s | peak GiB | "
                       "operations: score | update |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
             lines += [*(training_row(r, job) for r in training), *([] if tiny else [floor_row(SHAPES[shape], job)]), ""]
         if decoding := [r for r in runs if r["column"] in DECODING]:
@@ -184,7 +200,7 @@ def report(raw: Record, tiny: bool) -> str:
 
 
 def training_row(record: Record, job: Record) -> str:
-    name = COLUMNS[record["column"]] + (f" (cut {record['cut']})" if "cut" in record else "")
+    name = TRAINING[record["column"]] + (f" (cut {record['cut']})" if "cut" in record else "")
     if "failed" in record:
         return f"| {name} | failed: {record['failed'].replace('|', ' ')} | | | | | | | | |"
     counted = {phase: record["operations"].get(phase) for phase in ("score", "update")}
@@ -193,7 +209,7 @@ def training_row(record: Record, job: Record) -> str:
         f"{of['all'] / shares[phase]:,.0f} ({of['moves'] / shares[phase]:,.0f})" if of else ""
         for phase, of in counted.items()
     )
-    first = f"{record['first']['generate']:.1f}"
+    first = f"{sum(record['first'].values()):.1f}"
     if "seconds" not in record:
         return f"| {name} | | | | | {first} | | {record['peak_mib'] / 1024:.1f} | {operations} |"
     seconds = [record["seconds"][phase] for phase in PHASES]

@@ -180,11 +180,13 @@ def measure_steady(job: Job, build: Build) -> dict[str, Any]:
 
     A record is printed after each, so that what a time-out leaves is a record too.
     """
-    phases = Phases(job.device, operations=Operations())
+    # Where operations are watched one by one, torch compiles nothing, then or later.
+    phases = Phases(job.device, operations=None if job.column == "compiled" else Operations())
 
     def so_far() -> dict[str, Any]:
         first, *timed = phases.iterations
-        found: dict[str, Any] = {"first": first, "timed": timed, "operations": phases.operations.summary()}
+        found: dict[str, Any] = {"first": first, "timed": timed}
+        found["operations"] = phases.operations.summary() if phases.operations else {}
         if timed:
             found["seconds"] = {phase: sum(one[phase] for one in timed) / len(timed) for phase in timed[0]}
         return {**found, **memory(job.device)}

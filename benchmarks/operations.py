@@ -6,17 +6,20 @@ python benchmarks/operations.py       # two minutes on any CPU; writes OPERATION
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from job import Operations, surroundings
+from job import IDLE, MOVES, surroundings
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from llm_rlhf.models import compiled_layers
 from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.base import leave_casts_to_autocast
 from llm_rlhf.models.merged import MergedCopy
@@ -52,6 +55,14 @@ def main() -> None:
         leave_casts_to_autocast(model)
         rows += counted("scoring, casts left to autocast", scoring(base))
         rows += counted("the update, casts left to autocast", update(base))
+        compiled_layers.compile_layers(model)
+        works = {"scoring, layers compiled": scoring(base), "the update, layers compiled": update(base)}
+        seconds = [timed(work) for work in works.values()]
+        # Compiled once more, so that the profiler sees a CPU's kernels, which takes time.
+        torch._dynamo.reset()
+        compiled_layers.OPTIONS["cpp.enable_kernel_profile"] = True
+        compiled_layers.compile_layers(model)
+        rows += [counted(*work, known)[0] for work, known in zip(works.items(), seconds, strict=True)]
     text = page(rows)
     Path(__file__).with_name("OPERATIONS.md").write_text(text, encoding="utf-8")
     print(text)
@@ -104,26 +115,56 @@ def update(base: Any) -> Callable[[], Any]:
     return learn
 
 
-def counted(what: str, work: Callable[[], Any]) -> list[str]:
-    """A row of the table: operations, casts and copies among them, milliseconds."""
+def counted(what: str, work: Callable[[], Any], seconds: float | None = None) -> list[str]:
+    """A row of the table: operations, casts and copies among them, milliseconds (measured here where not given)."""
+    seconds = timed(work) if seconds is None else seconds
     work()
-    operations = Operations()
-    with operations:
-        work()
-    (found,) = operations.summary().values()
+    operations = launched(work)
+    moves = sum(count for name, count in operations.items() if name in MOVES)
+    return [f"| {what} | {operations.total():,} | {moves:,} | {seconds * 1e3:.0f} |"]
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds, the median of passes after two that are not counted."""
     seconds = []
-    for _ in range(PASSES):
+    for _ in range(PASSES + 2):
         begun = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - begun)
-    return [f"| {what} | {found['all']:,} | {found['moves']:,} | {statistics.median(seconds) * 1e3:.0f} |"]
+    return statistics.median(seconds[2:])
+
+
+def launched(work: Callable[[], Any]) -> Counter[str]:
+    """Operations by name: those that are made of no others, and kernels of compiled layers."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        work()
+    return Counter(
+        event.name.removeprefix("aten::")
+        for event in profiled.events()
+        if _computes(event) and not any(_computes(part) for part in _parts(event))
+    )
+
+
+def _parts(event: Any) -> list[Any]:
+    return [deeper for part in event.cpu_children for deeper in (part, *_parts(part))]
+
+
+def _computes(event: Any) -> bool:
+    if "_cpp_fused_" in event.name:
+        return True
+    name = event.name.removeprefix("aten::")
+    if name == event.name or name in IDLE:
+        return False
+    packet = getattr(torch.ops.aten, name, None)
+    return packet is not None and not any(getattr(packet, overload).is_view for overload in packet.overloads())
 
 
 ABOUT = """\
-`python benchmarks/operations.py` makes this page. Counted below autograd and autocast, views left out: Qwen2.5 0.5B's
-24 layers at a fourteenth of its width, LoRA in float32 on all linear layers of a base in bfloat16. The counts are the
-same on every machine, and a GPU waits for their launches where a model is small or a batch is short. The milliseconds
-are of one CPU core, where at that width arithmetic hardly counts."""
+`python benchmarks/operations.py` makes this page. Counted by torch's profiler, views left out, a compiled kernel as
+one: Qwen2.5 0.5B's 24 layers at a fourteenth of its width, LoRA in float32 on all linear layers of a base in bfloat16.
+The counts hardly depend on the machine, and a GPU waits for their launches where a model is small or a batch is short.
+The milliseconds are of one CPU core, where at that width arithmetic hardly counts. Layers compiled: `model.compile`.
+What is left of it are mostly products of matrices, of which each LoRA adds two to every one of the base's."""
 
 
 def page(rows: list[str]) -> str:

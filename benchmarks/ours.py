@@ -1,5 +1,6 @@
 """One measured run of llm-rlhf's PPOTrainer. Columns: "shared", "adapter" (where the value function lives), "rollout"
-(shared, and old log-probabilities and values kept from sampling rather than computed again).
+(shared, and old log-probabilities and values kept from sampling rather than computed again), "compiled" (shared, layers
+compiled).
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from job import Job, Phases, Work, common_arguments, load, main, policy_lora, pr
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from llm_rlhf import PPOConfig, PPOTrainer
+from llm_rlhf.models.compiled_layers import compile_layers
 
 
 class Stop(TrainerCallback):
@@ -38,6 +40,8 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
         processing_class=tokenizer(job),
         peft_config=policy_lora(job),
     )
+    if job.column == "compiled":
+        compile_layers(trainer.model)
     if job.iterations:
         trainer.add_callback(Stop(work, job.epochs * (job.iterations + 1)))
     generate, prepare_inputs = trainer._generate, trainer._prepare_inputs

@@ -28,6 +28,7 @@ THEIRS = {
     "trl-lora": "TRL 1.12, LoRA on its value model",
 }
 COLUMNS = OURS | THEIRS
+ON_GPUS = {"compiled": "llm-rlhf, value: shared, layers compiled (model.compile)"}  # of ours, which CPUs gain little by
 PHASES = ("generate", "score", "update")
 
 Record = dict[str, Any]

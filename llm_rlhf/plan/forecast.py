@@ -432,6 +432,8 @@ class _Stage:
             "deepspeed": "every process is taken to hold the whole model",
         }
         self.found.notes += [note for key, note in left_out.items() if getattr(self.config, key, None)]
+        if self.recipe.model.compile:
+            self.found.notes.append("what compiling saves of activations, and takes beside them, is not counted")
         if getattr(self.config, "use_vllm", False):
             self.found.notes.append(engine_note(self.config, self.device, self.known))
 
