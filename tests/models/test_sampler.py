@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -346,17 +345,6 @@ def test_a_small_adapter_is_not_rounded_away() -> None:
 
 
 # ---- compiled ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """torch.compile without its long part: what dynamo traces is run as it is."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **kwargs: compile_(f, backend="eager", **kwargs))
-    torch._dynamo.reset()
-    counters.clear()
-    yield counters
-    torch._dynamo.reset()
 
 
 @pytest.mark.slow
