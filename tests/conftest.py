@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -
     from model_helpers import random_reward_adapter
 
     return random_reward_adapter(base_folder, tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """torch.compile without its long part: what dynamo traces is run as it is. Gives dynamo's counters."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **kwargs: compile_(f, backend="eager", **kwargs))
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

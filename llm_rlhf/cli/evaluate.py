@@ -90,6 +90,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Replies sampled at once; else as the recipe, or 32.")
     ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option("--decoding", help="plain, compiled, or auto: compiled where it pays; else as the recipe."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Else the run's, or 0.")] = None,
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
@@ -118,7 +122,7 @@ def evaluate(
         from llm_rlhf.feedback.judging import store_of, with_verdicts
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import recipe_of
-        from llm_rlhf.recipe.sections import ModelSection, Source
+        from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
         from llm_rlhf.recipe.values import read_section
 
         names = columns_of(columns)
@@ -134,6 +138,8 @@ def evaluate(
         check_benchmarks(public, "--benchmarks")
         how = {"dtype": dtype, "quantization": quantization, "trust_remote_code": trust_remote_code or False}
         defaults = read_section(ModelSection, how, "--")
+        if decoding is not None:
+            read_section(EvaluateSection, {"decoding": decoding}, "--")
         if policy is None:
             of_policies = {"--reference": reference, "--judge": judge, "--prompts": prompts, "--own": own, "--hhh": hhh,
                            "--benchmarks": [suite.name for suite in public if BENCHMARKS[suite.name].kind != "scores"],
@@ -174,8 +180,8 @@ def evaluate(
             best_of_n=best_of_n,
             recipe=recipe,
         )
-        named = {"limit": limit, "refusal_limit": limit, "response_length": response_length,
-                 "temperature": temperature, "batch_size": batch_size, "seed": seed}  # fmt: skip
+        named = {"limit": limit, "refusal_limit": limit, "response_length": response_length, "seed": seed,
+                 "temperature": temperature, "batch_size": batch_size, "decoding_step": decoding}  # fmt: skip
         asked = asked.as_the_recipe().with_options(named)
         with said_aside(as_json):
             report = run_evaluation(asked)

@@ -8,14 +8,15 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from llm_rlhf.data.checks import prompt_share
-from llm_rlhf.data.rows import Prompt
-from llm_rlhf.errors import DataError
+from llm_rlhf.data.rows import Conversation, Prompt
+from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
 from llm_rlhf.evaluation.chat_wire import Answer
 from llm_rlhf.evaluation.endpoints import Endpoint
@@ -31,7 +32,8 @@ from llm_rlhf.evaluation.suites.snapshot_curve import LEAST_PROMPTS
 from llm_rlhf.models.adapters import POLICY, load_beside
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.decoding import left_out
-from llm_rlhf.models.inference import load_roles, reply_logprobs, sample_replies
+from llm_rlhf.models.inference import Reply, load_roles, reply_logprobs, sample_replies
+from llm_rlhf.models.reply_decoding import ReplyDecoding
 from llm_rlhf.models.roles import add_reward_role
 
 SNAPSHOT = "snapshot"  # the role of the snapshot that is being asked
@@ -59,6 +61,7 @@ class Found:
     curve: Curve | None = None
     pair_scores: dict[str, PairScores] = field(default_factory=lambda: {"hhh": {}, "pairs": {}})
     notes: list[str] = field(default_factory=list)  # what a reader must know of how it was asked
+    computed: dict[str, set[str]] = field(default_factory=dict)  # by what no key names: see `ReplyDecoding.used`
 
 
 def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
@@ -81,11 +84,14 @@ def ask(asked: Evaluation, material: Material, rewards: Rewards) -> Found:
             settings = ", ".join(f"{name}={value!r}" for name, value in unused.items())
             named = " and ".join(subject.name for subject in group)
             found.notes.append(f"The generation config of {named} has {settings}; replies were sampled without.")
+        base.foresee(material)
         for subject in group:
             base.ask(subject, material, found)
         if asked.policy in group:
             base.measure_distance(found)
             found.curve = base.curve(material.prompts[OWN])
+        for name, values in base.computed.items():
+            found.computed[name] = found.computed.get(name, set()) | values
         _score(asked, rewards, readers, (OWN, REFUSALS), material, found)
         del base, readers
         gc.collect()
@@ -137,7 +143,7 @@ class Base:
     """One base in memory, with the adapters of policies on it and those of the reward models beside them."""
 
     def __init__(self, asked: Evaluation, subjects: Sequence[Subject], rewards: Rewards) -> None:
-        first = subjects[0]
+        first, self.subjects = subjects[0], subjects
         self.asked, self.tokenizer = asked, load_tokenizer(first.base, first.model, first.adapter)
         adapters = list(dict.fromkeys(subject.adapter for subject in subjects if subject.adapter is not None))
         temperature = asked.decoding["temperature"] or 1.0
@@ -159,6 +165,10 @@ class Base:
                 with told_of([str(adapter)], "Policy"):
                     self._load(adapter, f"{POLICY}{number}")
         self.model.requires_grad_(False).eval()
+        try:
+            self.decoding = ReplyDecoding(self.model, asked.decoding_step)
+        except ValueError as error:
+            raise RecipeError(f"{asked.key('decoding')} cannot be carried out: {error}") from None
 
     def _alone(self, subjects: Sequence[Subject], rewards: Rewards) -> bool:
         """Whether nothing but one policy is read on this base: no other, no start, no snapshot, no reward model."""
@@ -183,6 +193,22 @@ class Base:
         if rows := material.demonstrations:
             texts = [row.prompt for row in rows], [row.chosen for row in rows]
             found.losses[subject.name] = read_replies(self.model, self.tokenizer, role, *texts, size)
+
+    @property
+    def computed(self) -> dict[str, set[str]]:
+        """By what replies were sampled and read that no key names."""
+        return {"attention": {str(self.model.config._attn_implementation)}, **self.decoding.used}
+
+    def foresee(self, material: Material) -> None:
+        """Count the replies that will be sampled, so that it is known from the first what pays to be compiled."""
+        asked = self.asked
+        shape = asked.batch_size, asked.decoding["response_length"]
+        for subject in self.subjects:
+            for prompts in material.prompts.values():
+                self.decoding.foresee(self.roles[subject.adapter], len(prompts), *shape)
+        if asked.policy in self.subjects and asked.snapshots:
+            for times in (1, asked.best_of_n if asked.best_of_n > 1 else 0):
+                self.decoding.foresee([], min(asked.snapshot_prompts, len(material.prompts[OWN])) * times, *shape)
 
     def measure_distance(self, found: Found) -> None:
         """The policy's log ratio to its start, of each reply, where both are on this base and the replies a sample."""
@@ -209,6 +235,7 @@ class Base:
                 found.kl.append(float(np.mean(self._log_ratios(answers, [SNAPSHOT], []))))
             finally:
                 self.model.delete_adapter(SNAPSHOT)
+                self.decoding.forget(SNAPSHOT)
             found.steps.append(step)
             found.answers.append(answers)
         if asked.best_of_n > 1:
@@ -216,15 +243,26 @@ class Base:
             found.best_of = self._answers(many, origin, [], f"best of {asked.best_of_n}")
         return found
 
+    def sample(self, prompts: Sequence[Conversation], role: list[str], **how: Any) -> list[Reply]:
+        """A reply of a role to each prompt, sampled as is asked.
+
+        Args:
+            how: batch_size, progress and known of `sample_replies`.
+        """
+        how = {"batch_size": self.asked.batch_size} | how
+        decoding = self.asked.decoding | {"decoding": self.decoding}
+        return sample_replies(self.model, self.tokenizer, prompts, role, **decoding, **how)
+
     def _answers(
         self, prompts: Sequence[Prompt], subject: Subject, role: list[str], progress: str | None = None
     ) -> Answers:
         asked = self.asked
-        replies = sample_replies(
-            self.model, self.tokenizer, [prompt.messages for prompt in prompts], role, **asked.decoding,
-            batch_size=asked.batch_size, known=asked.replies_of(subject),
+        replies = self.sample(
+            [prompt.messages for prompt in prompts],
+            role,
             progress=asked.progress(progress) if progress is not None else None,
-        )  # fmt: skip
+            known=asked.replies_of(subject),
+        )
         answers = Answers.of(replies)
         answers.read_by_rule(prompts)
         return answers

@@ -69,6 +69,7 @@ class Measured:
     samples: list[dict[str, Any]] = field(default_factory=list)
     instruments: dict[str, Any] = field(default_factory=dict)  # what measured, and its version
     notes: list[str] = field(default_factory=list)  # what a reader must know
+    computed: dict[str, str] = field(default_factory=dict)  # by what no key names, for the manifest and the report
     material: Material = field(default_factory=lambda: Material({}))
     answers: dict[str, dict[str, Answers]] = field(default_factory=dict)  # by list of prompts and policy's name
 
@@ -103,6 +104,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
                 "reference": asked.identities.start,
                 **_options(asked),
             },
+            **({"computed": {"evaluate": found.computed}} if found.computed else {}),
             "seed": asked.seed,
             "decoding": asked.decoding | SAMPLING,
             "instruments": found.instruments,
@@ -137,6 +139,7 @@ def measure(asked: Evaluation) -> Measured:
     material = gather(asked)
     found = ask(asked, material, rewards)
     measured = Measured(material=material, answers=found.answers, notes=found.notes)
+    measured.computed = {name: " and ".join(sorted(values)) for name, values in found.computed.items()}
     names, prompts = asked.names, material.prompts[OWN]
     policy, start = (found.answers[OWN][name] for name in names)
     measured.estimates = compare(prompts, policy, start, asked.resamples, asked.seed, names)

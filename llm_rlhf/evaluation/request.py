@@ -89,6 +89,7 @@ class Evaluation:
     response_length: int | None = None  # tokens; None: as the run sampled in training, or 128
     temperature: float | None = None  # None: as the run sampled in training, or 1
     batch_size: int = 32
+    decoding_step: str = "auto"  # plain, compiled, or compiled where it pays (models/reply_decoding.py)
     resamples: int = 2000
     samples: int = 10
     seed: int = 0
@@ -111,8 +112,9 @@ class Evaluation:
         section = self.recipe.evaluate
         return replace(
             self, limit=section.prompts, refusal_limit=section.refusal_prompts, batch_size=section.batch_size,
-            response_length=section.response_length, temperature=section.temperature, resamples=section.resamples,
-            samples=section.samples, perplexity_rows=section.perplexity_rows, seed=self.recipe.seed,
+            response_length=section.response_length, temperature=section.temperature, decoding_step=section.decoding,
+            resamples=section.resamples, samples=section.samples, perplexity_rows=section.perplexity_rows,
+            seed=self.recipe.seed,
         )  # fmt: skip
 
     def with_options(self, options: dict[str, Any]) -> "Evaluation":
@@ -214,7 +216,11 @@ class Evaluation:
         return snapshot_folders(self.policy.run / (method_of(self.policy.run) or "ppo"))
 
     def replies_of(self, subject: Subject) -> ReplyCache:
-        """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy."""
+        """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy.
+
+        They do not hang on how a step was computed, plain or compiled, but for the last bits of the logits, as little
+        as on the batch or the machine: an interrupted evaluation, of which too little is left to compile, keeps them.
+        """
         return ReplyCache(self.cache_file(f"{subject.name}.jsonl"), self.identity(subject) | self.decoding)
 
     def cache_file(self, name: str) -> Path:

@@ -59,7 +59,8 @@ def build_report(
         provenance={
             "recipe": {key: value for key, value in recipe.as_dict().items() if key != "output_dir"},
             "elsewhere": {s: m["machine"] for s, m in manifests.items() if m.get("machine", machine()) != machine()},
-            "computed": {stage: m["computed"] for stage, m in manifests.items() if "computed" in m},
+            "computed": {stage: m["computed"] for stage, m in manifests.items() if "computed" in m}
+            | ({"evaluate": found.computed} if found.computed else {}),
             "seed": recipe.seed,
             "decoding": decoding,
             "instruments": found.instruments,

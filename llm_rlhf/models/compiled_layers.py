@@ -25,18 +25,18 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llm_rlhf.models.sampler import GRAPHS
 from llm_rlhf.recipe.sections import ModelSection
 
-# Graphs of one kind of layer before torch gives up and runs it as it is: one for each role that is switched on, each in
-# training and evaluation mode, with and without padding, with and without a gradient to hand on. Its own limit is 8.
-GRAPHS = 64
 OPTIONS = {"emulate_precision_casts": True}  # of inductor's
 
 
 def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> Any:
     """Let every layer of a model compile itself when it is first used: the same model, in place.
 
-    Before or after adapters are put into it. Batches of every shape share a graph (`dynamic`).
+    Before or after adapters are put into it. Batches of every shape share a graph (`dynamic`). There is one for each
+    role that is switched on, each in training and evaluation mode, with and without padding, with and without a
+    gradient to hand on; beyond torch's limit, which is raised for the process, a layer would run as it is.
 
     Args:
         backend: torch.compile's.

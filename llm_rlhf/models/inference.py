@@ -27,8 +27,8 @@ from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.memory import Portion, reading_budget
 from llm_rlhf.models.random_draws import prompt_uniforms
+from llm_rlhf.models.reply_decoding import ReplyDecoding
 from llm_rlhf.models.roles import add_reward_role, add_role_forward, role_scores
-from llm_rlhf.models.sampler import DecodingLoop, sampling
 from llm_rlhf.models.thoughts import KEY, read_response
 from llm_rlhf.models.whole import empty_config
 from llm_rlhf.progress import bar
@@ -132,6 +132,7 @@ def sample_replies(
     batch_size: int = 32,
     progress: str | None = None,
     known: "ReplyCache | None" = None,
+    decoding: ReplyDecoding | None = None,
 ) -> list[Reply]:
     """One sampled reply to every prompt, from the base with these adapters (none: the reference).
 
@@ -141,6 +142,7 @@ def sample_replies(
     Args:
         temperature: 0 takes the most likely token.
         known: replies of an earlier, perhaps interrupted, call; new ones are added to it batch by batch.
+        decoding: the model's, where it is asked more than once; None: compiled where this call alone makes it pay.
     """
     stops = model.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops)
@@ -152,27 +154,29 @@ def sample_replies(
         seen[tuple(ids)] += 1
     kept = known.known_of(asked) if known is not None else {}
     missing = [i for i in range(len(asked)) if i not in kept]
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=response_length, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+    decoding = decoding or ReplyDecoding(model)
+    sampler = decoding.settle(adapters, len(asked), len(kept), temperature, batch_size, response_length)
+    compiled = sampler.compiled
+    most = None if compiled is None else lambda length: compiled.fitted(length - response_length, response_length)
 
     def sample(batch: list[tuple[list[int], int]]) -> list[list[int]]:
         ids, mask = left_padded([prompt_ids for prompt_ids, _ in batch], tokenizer.pad_token_id, model.device)
-        decoding = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=response_length,
-            eos_token_id=stops,
-            pad_token_id=tokenizer.pad_token_id,
-        )
         uniforms = [prompt_uniforms(seed, *ask, response_length) for ask in batch]
-        loop = DecodingLoop(temperature, torch.from_numpy(np.stack(uniforms)))
-        with torch.no_grad(), active_adapters(model, adapters), sampling(model, loop):
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=decoding)
+        loop.uniforms_BS = torch.from_numpy(np.stack(uniforms)).to(model.device)
+        out = sampler.base.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         sampled = [until_stop(row, stops) for row in out[:, ids.size(1) :].tolist()]
         if known is not None:
             known.add(batch, sampled)
         return sampled
 
-    new = in_batches(
-        [asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]) + response_length, progress
-    )
+    with torch.no_grad(), active_adapters(model, adapters), sampler(seed=0) as (loop, _):
+        new = in_batches(
+            [asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]) + response_length, progress,
+            most=most,
+        )  # fmt: skip
     found = kept | dict(zip(missing, new, strict=True))
     return [reply_of(tokenizer, prompt_ids, found[i], stops) for i, (prompt_ids, _) in enumerate(asked)]
 
@@ -277,11 +281,13 @@ def in_batches(
     length: Callable[[Item], int],
     progress: str | None = None,
     device: str | None = None,
+    most: Callable[[int], int] | None = None,
 ) -> list[Result]:
     """`function` over batches of items of like length, shared out over the processes; results in the items' order.
 
     Args:
         device: where all tokens of a batch are read in one forward; None: they are not.
+        most: how many items go together at most where the longest is of so many tokens; None: a batch.
     """
     state = processes()
     mine = range(state.process_index, len(items), state.num_processes)
@@ -289,13 +295,16 @@ def in_batches(
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     found: list[tuple[int, Result]] = []
     budget = None if device is None else reading_budget(device)
-    portion = Portion("reading and sampling", "evaluate.response_length or model.context_length", tokens=budget)
+    lower = "evaluate.response_length or model.context_length"
+    lower += ", or set evaluate.decoding: plain" if most is not None else ""
+    portion = Portion("reading and sampling", lower, tokens=budget)
 
     def read(rows: Sequence[int]) -> list[tuple[int, Result]]:
         return list(zip(rows, function([items[i] for i in rows]), strict=True))
 
     for batch in _shown(batches, progress if state.is_main_process else None):
-        for part in portion.run(read, batch, max(length(items[i]) for i in batch)):
+        longest = max(length(items[i]) for i in batch)
+        for part in portion.run(read, batch, longest, None if most is None else most(longest)):
             found += part
     everything = dict(gather_object(found))
     return [everything[i] for i in range(len(items))]

@@ -26,10 +26,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
-from llm_rlhf.models.memory import reading_budget
+from llm_rlhf.models.memory import ran_out, reading_budget
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
 from llm_rlhf.models.random_draws import draw_tokens
 
+WORTH_IT = 2_000  # decoding steps from which compiling them takes less time than it saves
+GRAPHS = 64  # of one function at most, where dynamo's own limit is 8
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
 ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
 CANNOT_MERGE = (
@@ -196,49 +198,71 @@ class CompiledDecoding:
     """A model's decoding step as one compiled graph (on CUDA a recorded one), for batches of few shapes.
 
     A cache is kept for each shape, since a recorded graph knows its tensors by their addresses. Compiling the first
-    shape takes about a minute on a GPU; a step then takes a quarter of the time or less.
+    shape takes about a minute on a GPU; a step then takes a quarter of the time or less. Where the model has adapters,
+    each set of them that is on while it decodes is a graph of its own.
 
     Args:
         rows: the batch that all smaller ones are filled up to.
+        room: how many times the length that it takes the cache of a batch may have, where there is one already.
     """
 
-    def __init__(self, model: Any, rows: int) -> None:
-        self.model, self.rows = model, rows
+    def __init__(self, model: Any, rows: int, room: int = 1) -> None:
+        self.model, self.most, self.rows, self.room = model, rows, rows, room
         self.forward = torch.compile(model.__call__, mode="reduce-overhead", dynamic=False)
+        self._fitting: dict[int, int] = {}  # rows that there is memory for, by the cache's length
         self._caches: dict[tuple[int, int], StaticCache] = {}
 
-    def shrink(self, rows: int) -> None:
-        """Batches of so many rows at most from here on."""
-        if rows < self.rows:
-            self.rows = rows
-            self._caches.clear()
+    def length(self, prompt: int, replies: int) -> int:
+        """Tokens of the cache for prompts and replies of so many: of one that is there, or of a new one."""
+        needed = fixed_length(prompt, replies)
+        return min((known for known in self._fitting if needed <= known <= self.room * needed), default=needed)
 
     def fitted(self, prompt: int, replies: int) -> int:
-        """Rows of a batch with prompts and replies of so many tokens, whose cache, once made, stays for the run."""
-        length = fixed_length(prompt, replies)
-        if (self.rows, length) not in self._caches:
+        """Rows that batches are filled up to from here on: those for whose cache, which stays for the run, is memory.
+
+        Args:
+            prompt: tokens of their longest prompt.
+        """
+        length = self.length(prompt, replies)
+        if length not in self._fitting:
             each = length * cache_bytes(self.model.config, self.model.dtype)
-            self.shrink(fitting_rows(self.rows, each, free_bytes(self.model.device)))
+            self._fitting[length] = fitting_rows(self.most, each, free_bytes(self.model.device))
+        self.rows = self._fitting[length]
         return self.rows
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, custom_generate: DecodingLoop
     ) -> Tensor:
-        """`model.generate` by a loop: prompts and replies, (B, T + S)."""
+        """`model.generate` by a loop: prompts and replies, (B, T + S).
+
+        Where memory runs out, batches have fewer rows from then on.
+        """
         B, T = input_ids.shape
+        length, loop = self.length(T, generation_config.max_new_tokens), custom_generate
         filled_N = torch.arange(max(B, self.rows), device=input_ids.device).clamp(max=B - 1)
-        shape = len(filled_N), fixed_length(T, generation_config.max_new_tokens)
+        shape = len(filled_N), length
         if shape not in self._caches:
-            self._caches[shape] = fixed_cache(self.model, shape[1])
+            self._caches[shape] = fixed_cache(self.model, length)
+            self._fitting.setdefault(length, self.rows)
         self._caches[shape].reset()
-        custom_generate.rows, custom_generate.forward = B, self.forward
-        out: Tensor = self.model.generate(
-            input_ids=input_ids[filled_N],
-            attention_mask=attention_mask[filled_N],
-            generation_config=generation_config,
-            custom_generate=custom_generate,
-            past_key_values=self._caches[shape],
-        )
+        loop.rows, loop.forward = B, self.forward
+        if loop.uniforms_BS is not None:
+            loop.uniforms_BS = loop.uniforms_BS[filled_N.to(loop.uniforms_BS.device)]
+        try:
+            with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+                out: Tensor = type(self.model).generate(  # not what `sampling` has put in its place
+                    self.model,
+                    input_ids=input_ids[filled_N],
+                    attention_mask=attention_mask[filled_N],
+                    generation_config=generation_config,
+                    custom_generate=loop,
+                    past_key_values=self._caches[shape],
+                )
+        except RuntimeError as error:
+            if ran_out(error):
+                self._fitting[length] = self.rows = -(-B // 2)  # as whoever samples halves the batch (memory.py)
+                self._caches.clear()
+            raise
         return out[:B]
 
 
@@ -290,7 +314,7 @@ def can_compile(model: Any) -> bool:
 
 
 class PolicySampler:
-    """How the policy of an online method is sampled, settled once: merged into a plain model or not, compiled or not.
+    """How a policy is sampled, settled once: merged into a plain model or not, compiled or not.
 
     Args:
         base: the causal language model under its adapters.
@@ -300,6 +324,7 @@ class PolicySampler:
             corrects by `DecodingLoop.logprobs_BS`.
         merge: None: where it can be, and the copy takes at most a third of the free memory.
         compiled_rows: compile, for batches filled up to so many rows; None: do not.
+        room: CompiledDecoding's.
         must_compile: whether that must be, or where it can be.
         synced: as DecodingLoop's.
 
@@ -316,6 +341,7 @@ class PolicySampler:
         may_round: bool,
         merge: bool | None = None,
         compiled_rows: int | None = None,
+        room: int = 1,
         must_compile: bool = False,
         synced: bool = False,
     ) -> None:
@@ -334,7 +360,7 @@ class PolicySampler:
             raise ValueError(CANNOT_COMPILE.format(type(base).__name__))
         self.compiled: CompiledDecoding | None = None
         if compiled_rows is not None and can_compile(decoder):
-            self.compiled = CompiledDecoding(decoder, compiled_rows)
+            self.compiled = CompiledDecoding(decoder, compiled_rows, room)
 
     @property
     def rounded(self) -> bool:

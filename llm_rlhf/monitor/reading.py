@@ -20,7 +20,6 @@ from llm_rlhf.evaluation.rewards import Rewards, told_of
 from llm_rlhf.evaluation.subjects import Subject, start_of, subject_of
 from llm_rlhf.models.base import context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt
-from llm_rlhf.models.inference import sample_replies
 from llm_rlhf.models.rendering import RefusedByTemplateError
 from llm_rlhf.recipe.loading import recipe_of
 from llm_rlhf.unchanged import check_unchanged
@@ -105,11 +104,13 @@ class Instruments:
         asked = [prompt for prompt in fitting if prompt is not None]
         role = base.roles[self.policy.adapter]
         replies = iter(
-            sample_replies(
-                base.model, base.tokenizer, asked, role, **self.asked.decoding, batch_size=batch_size,
+            base.sample(
+                asked,
+                role,
+                batch_size=batch_size,
                 progress="the policy answers anew" if len(asked) > 200 else None,
             )
-        )  # fmt: skip
+        )
         found: list[Row | None] = []
         for whole, prompt in zip(prompts, fitting, strict=True):
             reply = None if prompt is None else next(replies)

@@ -18,6 +18,8 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.finding import find_config
 from llm_rlhf.models.memory import reading_budget, token_budget
 from llm_rlhf.models.merged import copied_bytes
+from llm_rlhf.models.reply_decoding import compiles as decodes_compiled
+from llm_rlhf.models.reply_decoding import decoding_steps
 from llm_rlhf.models.roles import HELDOUT
 from llm_rlhf.models.sampler import cache_bytes, fitting_rows, fixed_length
 from llm_rlhf.models.whole import is_whole
@@ -291,9 +293,18 @@ class _Stage:
         rewards = [*self._rewards(), *([HELDOUT] if self._has_heldout() else [])]
         snapshot = ["snapshot"] if "overoptimization" in section.suites and rewards else []
         simulation = self._reading([*rewards, *snapshot])
-        P = prompts.longest
-        steps.sample(simulation, min(B, prompts.rows), P, R, draws=True)
-        self._read(simulation, min(B, prompts.rows), P + R, rewards)
+        P, rows = prompts.longest, min(B, prompts.rows)
+        most = prompts.rows + (section.snapshot_prompts * (1 + section.best_of_n) if snapshot else 0)  # of the start
+        if decodes_compiled(section.decoding, decoding_steps(most, B, R), "cpu" if self.on_cpu else "cuda"):
+            merged, length = self._merged(simulation, rounds=False), fixed_length(P, R)
+            each = length * cache_bytes(self.blueprint.config, self.blueprint.dtype)
+            filled = fitting_rows(B, each, self._free(simulation) - merged)
+            steps.sample(simulation, filled, P, R, draws=True, merged=merged, length=length)
+            simulation.hold_beside(simulation.steps["sampling, last token"][steps.CACHE], steps.CACHE)  # for the stage
+            simulation.hold_beside(merged, steps.MERGED)
+        else:
+            steps.sample(simulation, rows, P, R, draws=True)
+        self._read(simulation, rows, P + R, rewards)
         pairs = self.lists.evaluation_pairs
         if pairs is not None and pairs.rows:
             longest = min(pairs.longest, self.context)

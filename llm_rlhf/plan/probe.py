@@ -219,6 +219,7 @@ def _shortened(recipe: Recipe, run: Path, base: Path | None, compiled: bool) -> 
         tree["evaluate"] = (tree.get("evaluate") or {}) | {
             "prompts": TRIED_BATCHES * _evaluation_section(recipe).batch_size, "suites": [], "judge": None,
             "reference": None, "own": [], "benchmarks": [], "hhh": [], "pairs": [], "resamples": 100,
+            "decoding": "plain",  # a minute of compiling would be taken for the time of a few replies
         }  # fmt: skip
     return tree
 

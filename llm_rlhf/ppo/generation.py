@@ -15,7 +15,7 @@ from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import left_out, plain_decoding
 from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.memory import Portion
-from llm_rlhf.models.sampler import PolicySampler
+from llm_rlhf.models.sampler import WORTH_IT, PolicySampler
 from llm_rlhf.ppo.config import PPOConfig, sampled_otherwise
 from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler, watch_generate
 from llm_rlhf.ppo.saving import SavedRoles
@@ -23,8 +23,6 @@ from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_we
 from llm_rlhf.ppo.vllm_adapter import send_policy_adapter, sends_adapter
 from llm_rlhf.stopping import stop_if_asked
 from llm_rlhf.training import is_sharded
-
-WORTH_IT = 2_000  # decoding steps of a run from which compiling them takes less time than it saves
 
 
 def compiles(args: PPOConfig, device: str) -> bool:
@@ -109,8 +107,6 @@ class GeneratedResponses(SavedRoles):
         most = None if sampler.compiled is None else sampler.compiled.fitted(longest, replies)
 
         def sample(part: Any) -> tuple[list[list[int]], Sampled | None]:
-            if sampler.compiled is not None and self._sampling.tokens is not None:
-                sampler.compiled.shrink(len(part))
             self._sampled = None
             return self._generate_part(part, None, {}), self._sampled
 

@@ -31,7 +31,6 @@ from llm_rlhf.feedback.labels import KINDS
 from llm_rlhf.feedback.selection import disagreement_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
-from llm_rlhf.models.inference import sample_replies
 from llm_rlhf.reward.loading import read_temperature
 
 SINGLE = ("rate", "annotate")  # kinds of which every reply is a candidate by itself
@@ -166,10 +165,8 @@ def _sample(
         if not fitting:
             raise DataError(f"No prompt leaves {subject.name} room for a reply.{account.objection}")
         many = [prompt for prompt in fitting for _ in range(answers)]
-        replies = sample_replies(
-            base.model, base.tokenizer, [prompt.messages for prompt in many], base.roles[subject.adapter],
-            **asked.decoding, batch_size=asked.batch_size, progress=f"{subject.name} answers",
-        )  # fmt: skip
+        role = base.roles[subject.adapter]
+        replies = base.sample([prompt.messages for prompt in many], role, progress=f"{subject.name} answers")
         for prompt, reply in zip(many, replies, strict=True):
             of_prompt = found.setdefault(str(prompt.messages), Answered(prompt))
             if reply.text.strip():

@@ -29,7 +29,6 @@ from llm_rlhf.evaluation.rewards import Rewards
 from llm_rlhf.evaluation.subjects import start_of, subject_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
-from llm_rlhf.models.inference import sample_replies
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.recipe.loading import recipe_of
 from llm_rlhf.recipe.sections import DataSection, Recipe
@@ -80,10 +79,8 @@ def write_imitation_pairs(
         if room > 0
         else []
     )
-    sampled = sample_replies(
-        base.model, base.tokenizer, [prompt.messages for prompt in fitting], base.roles[policy.adapter],
-        **asked.decoding, batch_size=asked.batch_size, progress=f"{policy.name} answers",
-    )  # fmt: skip
+    messages, role = [prompt.messages for prompt in fitting], base.roles[policy.adapter]
+    sampled = base.sample(messages, role, progress=f"{policy.name} answers")
     lines = [
         json.dumps(row, ensure_ascii=False)
         for prompt, reply in zip(fitting, sampled, strict=True)

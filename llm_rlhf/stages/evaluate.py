@@ -43,6 +43,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
         asked.judge = with_verdicts(asked.judge, folder / "people", made_for, writes=is_main, becomes=place)
         run_folder.state.wait_for_everyone()
     found = measure(asked)
+    run_folder.computed = found.computed
     if run_folder.state.is_main_process:
         write(asked, found, build_report(recipe, run_folder, found, asked.decoding | SAMPLING, started))
 

@@ -18,7 +18,7 @@ from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Origin, Preference, Prompt
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.answers import Answers
-from llm_rlhf.evaluation.ask import ask
+from llm_rlhf.evaluation.ask import Base, ask
 from llm_rlhf.evaluation.evaluate import measure
 from llm_rlhf.evaluation.material import OWN, REFUSALS, Material, check_section, gather, reference_of
 from llm_rlhf.evaluation.report.assembly import archive_report, check_output
@@ -27,6 +27,7 @@ from llm_rlhf.evaluation.reward_evaluation import preferences
 from llm_rlhf.evaluation.rewards import MOVED, ByItself, OnTheBase, Rewards, score
 from llm_rlhf.evaluation.subjects import Subject
 from llm_rlhf.evaluation.suites.snapshot_curve import snapshot_curve, snapshot_folders
+from llm_rlhf.models import reply_decoding
 from llm_rlhf.models.base import load_tokenizer
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.models.inference import Reply, load_roles
@@ -52,6 +53,45 @@ def asked(how, adapter, tmp_path) -> Evaluation:
     path.write_text("".join(json.dumps({"prompt": f"word {i}?"}) + "\n" for i in range(6)))
     return Evaluation(Subject("tuned", how, adapter), Subject("begin", how), tmp_path / "out",
                       prompts=[Source(source=str(path))], response_length=6, refusals=False)  # fmt: skip
+
+
+# ---- how replies are decoded
+
+
+def test_what_is_foreseen_of_each_policy_is_what_it_is_asked(asked, how, adapter, tmp_path, monkeypatch) -> None:
+    """Lists of 6 and 3 prompts; 5 prompts, and 4 replies more to each, are asked of the snapshots' origin."""
+    rows = [Prompt([{"role": "user", "content": f"word {i}?"}], "overall", Origin("x", i)) for i in range(6)]
+    material = Material({OWN: rows, REFUSALS: rows[:3]})
+    asked = replace(asked, batch_size=2, snapshot_prompts=5, best_of_n=4)
+    asked.snapshots = {4: adapter}
+    base = Base(asked, asked.local, Rewards({"reward": [], "heldout": []}, how))
+    base.foresee(material)
+    steps = {role: 6 * batches for role, batches in {("default",): 3 + 2, (): 3 + 2 + 3 + 10}.items()}
+    assert dict(base.decoding._ahead) == steps  # of replies of 6 tokens
+
+
+def test_decoding_that_must_be_compiled_and_cannot_be_is_refused(asked, how, monkeypatch) -> None:
+    monkeypatch.setattr(reply_decoding, "can_compile", lambda _: False)
+    rewards = Rewards({"reward": [], "heldout": []}, how)
+    assert Base(asked, asked.local, rewards).decoding.how == "auto"
+    asked.decoding_step = "compiled"
+    with pytest.raises(RecipeError, match="--decoding cannot be carried out: decoding is 'compiled', but Llama"):
+        Base(asked, asked.local, rewards)
+
+
+@pytest.mark.slow
+def test_how_replies_were_decoded_is_told(asked, how, traced) -> None:
+    found = {}
+    for decoding in ("plain", "compiled"):
+        measured = measure(replace(asked, decoding_step=decoding, output=asked.output / decoding))
+        found[decoding] = [given.texts for given in measured.answers[OWN].values()]
+        assert measured.computed["decoding"] == decoding
+        assert measured.computed["attention"] == "sdpa"
+    assert measured.computed["sampled_from"] == "the base alone and weights merged"
+    assert found["plain"] == found["compiled"]
+    kept = measure(replace(asked, decoding_step="plain", output=asked.output / "compiled"))
+    assert kept.computed == {"attention": "sdpa"}, "nothing was sampled: the replies are in the cache"
+    assert [given.texts for given in kept.answers[OWN].values()] == found["plain"]
 
 
 # ---- what is asked for

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -348,27 +347,19 @@ def test_a_small_adapter_is_not_rounded_away() -> None:
 # ---- compiled ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """torch.compile without its long part: what dynamo traces is run as it is."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **kwargs: compile_(f, backend="eager", **kwargs))
-    torch._dynamo.reset()
-    counters.clear()
-    yield counters
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "beside"])
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("config", [LLAMA, WINDOWS], ids=["llama", "windows"])
-def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_pieces, traced, monkeypatch) -> None:
+def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_pieces, merge, traced, monkeypatch) -> None:
     if in_pieces:
         monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: 2)
     model = adapted(config)
     base, numbers = model.get_base_model(), uniforms()
-    sampler = PolicySampler(base, torch.float32, 1.0, "default", may_round=False, compiled_rows=len(PROMPTS))
+    own = {"may_round": False, "merge": merge, "compiled_rows": len(PROMPTS)}
+    sampler = PolicySampler(base, torch.float32, 1.0, "default", **own)
     assert isinstance(sampler.compiled, CompiledDecoding)
+    assert (sampler.copy is not None) == merge
     plain = PolicySampler(base, torch.float32, 1.0, "default", may_round=False)
     for round_, prompts in enumerate([PROMPTS, PROMPTS[:4], PROMPTS[2:], [*PROMPTS[:3], [5] * 9]]):
         found = []
@@ -385,6 +376,51 @@ def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_piec
             if "lora_B.default" in name:
                 p.data.mul_(0.9)  # an update between two rollouts
         assert traced["stats"]["unique_graphs"] == 1, round_
+
+
+def test_a_cache_that_is_there_serves_shorter_prompts_too() -> None:
+    """With 100 tokens of a reply: of 2,148 for prompts of 1,025 to 2,048; at most 4 times as long as it takes."""
+    compiled, exact = CompiledDecoding(random_model(LLAMA), 4, room=4), CompiledDecoding(random_model(LLAMA), 4)
+    lengths = {"roomy": [], "exact": []}
+    for prompt in (1500, 600, 500, 300, 257, 256, 3, 1500, 3000):
+        for name, one in (("roomy", compiled), ("exact", exact)):
+            lengths[name].append(one.length(prompt, 100))
+            one.fitted(prompt, 100)
+    assert lengths["roomy"] == [2148, 2148, 2148, 2148, 2148, 356, 356, 2148, 4196]
+    assert lengths["exact"] == [2148, 1124, 612, 612, 612, 356, 164, 2148, 4196]
+
+
+@pytest.mark.slow
+def test_where_memory_runs_out_batches_of_that_length_are_halved_and_no_others(traced, monkeypatch) -> None:
+    base = random_model(LLAMA)
+    sampler = PolicySampler(base, torch.float32, 0.0, None, may_round=False, compiled_rows=6)
+    short, long = PROMPTS, [[5] * 70, *PROMPTS[1:]]
+    stops = stops_of(3).eos_token_id
+    known = [sample(base, DecodingLoop(0.0), prompts, stops_of(3)).tolist() for prompts in (short, long)]
+    compiled = sampler.compiled
+    assert (compiled.fitted(5, STEPS), compiled.fitted(70, STEPS)) == (6, 6)
+    sizes, prefill = [], type(base)._prefill
+
+    def full(self, ids, *args):
+        sizes.append(len(ids))
+        if len(ids) > 3 and ids.size(1) == 70:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return prefill(self, ids, *args)
+
+    monkeypatch.setattr(type(base), "_prefill", full)
+
+    def run(prompts):
+        with sampler(seed=0), torch.no_grad():
+            out = base.generate(**padded(prompts), generation_config=stops_of(3))
+        return [reply(row, stops) for row in out[:, max(map(len, prompts)) :].tolist()]
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run(long)
+    assert (compiled.fitted(5, STEPS), compiled.fitted(70, STEPS)) == (6, 3)
+    assert run(long[:2]) == [reply(row, stops) for row in known[1][:2]]
+    compiled.fitted(5, STEPS)
+    assert run(short[1:]) == [reply(row, stops) for row in known[0][1:]]
+    assert sizes == [6, 3, 6]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

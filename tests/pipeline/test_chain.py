@@ -57,8 +57,10 @@ def test_how_it_was_computed_stands_in_manifests_and_report(finished: Path) -> N
     """Nothing in the recipe says it: transformers chose the attention, memory and device how replies are sampled."""
     computed = {
         stage: json.loads((finished / stage / "manifest.json").read_text())["computed"]
-        for stage in ("sft", "reward", "ppo")
+        for stage in ("sft", "reward", "ppo", "evaluate")
     }
+    beside = {"sampled_from": "the adapter beside its base and the base alone", "decoding": "plain"}
+    assert computed["evaluate"] == {"attention": "sdpa", **beside}
     assert computed["sft"] == computed["reward"] == {"attention": "sdpa"}
     assert computed["ppo"] == {"attention": "sdpa", "sampled_from": "weights merged", "decoding": "plain"}
     assert json.loads((finished / "report.json").read_text())["provenance"]["computed"] == computed

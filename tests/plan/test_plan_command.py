@@ -176,6 +176,20 @@ def test_vllm_takes_its_share_of_the_gpu_asleep_only_while_it_samples(recipe: Pa
 
 
 @pytest.mark.slow
+def test_where_the_evaluation_compiles_its_cache_stays(recipe: Path) -> None:
+    of = {}
+    for decoding in ("plain", "compiled"):
+        forecast = Forecast(load_recipe(recipe, [f"evaluate.decoding={decoding}"]), "cuda")
+        of[decoding] = forecast.stage(forecast.recipe, "evaluate").memory
+    cache = of["compiled"]["sampling, last token"]["KV cache"]
+    assert cache > of["plain"]["sampling, last token"]["KV cache"]
+    after = [name for name in of["plain"] if not name.startswith("sampling")]
+    assert after
+    assert all("KV cache" not in of["plain"][name] for name in after)
+    assert all(of["compiled"][name]["KV cache"] == cache for name in after)
+
+
+@pytest.mark.slow
 def test_auto_is_bfloat16_for_a_gpu_that_is_not_here(recipe: Path) -> None:
     planned = [asked(str(recipe), "--device", "cuda", "--json", *more) for more in ([], ["model.dtype=float32"])]
     with meant_for("cuda"):

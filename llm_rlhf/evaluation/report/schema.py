@@ -209,7 +209,8 @@ class Provenance(_Record):
     elsewhere: dict[str, Any] = {}
     """The stages that another machine made, and it."""
     computed: dict[str, dict[str, str]] = {}
-    """Of each stage that trained, "attention", and where it sampled "sampled_from" and "decoding"."""
+    """Of each stage that trained and the evaluation, "attention", and where it sampled "sampled_from" and "decoding".
+    Several are joined by "and"."""
 
 
 class Report(_Record):
