@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from trl import RLOOConfig
 
 NOT_SET: Any = None
+LAYERS = "it compiles a model whole; compile_layers (model.compile in a recipe) does it layer by layer"
 BEST = "keep 'best' leaves the best snapshot, by the held-out reward model"
 
 
@@ -379,6 +380,7 @@ class PPOConfig(RLOOConfig):
             "metric_for_best_model": BEST,
             "save_only_model": "checkpoints are there to resume from, which takes the optimizer's state",
             "ignore_data_skip": "a resumed training goes on with the prompts that are left",
+            **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), LAYERS),
         }
         for name, reason in reasons.items():
             if getattr(self, name):

@@ -66,6 +66,7 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"lam": 1.1}, "between 0 and 1"),
         ({"temperature": 0.0}, "over 0"),
         ({"kl_estimator": "k2"}, "'k1', 'k3'"),
+        ({"torch_compile": True}, "torch_compile is not an option of PPO here.*model.compile"),
         ({"fp16": True}, "loss scaling cannot pass over the steps"),
         ({"old_logprobs": "rollout", "cache_implementation": "static"}, "compiled anew at every token"),
         ({"kl_estimator": "k3"}, "does not regularise when it is paid as a reward"),

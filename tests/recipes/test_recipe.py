@@ -162,6 +162,12 @@ def test_the_run_decides_folder_seed_and_type(recipe, tmp_path) -> None:
     assert trainer_config(recipe(None, "model.dtype=bfloat16"), "ppo", tmp_path).bf16 is True
 
 
+@pytest.mark.parametrize("key", ["sft.torch_compile=true", "reward.torch_compile_mode=max-autotune"])
+def test_a_model_is_not_compiled_whole(recipe, key) -> None:
+    with pytest.raises(RecipeError, match=r"torch_compile.*but model.compile, layer by layer, decides it"):
+        recipe(None, key)
+
+
 def test_what_is_decided_elsewhere_is_a_field_of_some_trainer() -> None:
     import dataclasses
 
