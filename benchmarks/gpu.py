@@ -24,7 +24,18 @@ import time
 from pathlib import Path
 
 import yaml
-from workers import COLUMNS, HERE, OURS, PHASES, Record, check_same_work, provenance, provenance_lines, run, run_column
+from workers import (
+    COLUMNS,
+    HERE,
+    PHASES,
+    THEIRS,
+    Record,
+    check_same_work,
+    provenance,
+    provenance_lines,
+    run,
+    run_column,
+)
 
 
 def qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> Record:
@@ -45,6 +56,7 @@ TINY = qwen(64, 128, 2, 4, 2, 512, tied=True)
 JOB = {"device": "cuda", "prompts": 128, "prompt_tokens": 256, "new_tokens": 256, "micro_batches": 8, "iterations": 2}
 TINY_JOB = {"device": "cpu", "prompts": 8, "prompt_tokens": 8, "new_tokens": 8, "micro_batches": 4, "iterations": 2}
 BASES = {"bf16": {"dtype": "bfloat16"}, "NF4": {"dtype": "bfloat16", "quantization": "nf4"}}
+TRAINED = COLUMNS | {"liger": "llm-rlhf, value: shared, Liger's kernels"}
 DECODING = {
     "eager": "eager, growing cache",
     "static": "static cache, compiled, CUDA graphs",
@@ -58,8 +70,8 @@ PLAN = [
         ("0.5B", "NF4", "shared"),
         ("7B", "NF4", "shared"),
         ("7B", "bf16", "shared"),
-        ("0.5B", "bf16", "adapter rollout trl-lora"),
-        ("7B", "bf16", "static merged"),
+        ("0.5B", "bf16", "adapter rollout liger trl-lora"),
+        ("7B", "bf16", "liger static merged"),
         ("0.5B", "NF4", "trl-full static eager"),
         ("1.5B", "bf16", "shared trl-full static merged eager"),
         ("7B", "bf16", "trl-lora"),
@@ -105,7 +117,7 @@ def main() -> None:
 
 def known(row: str) -> bool:
     parts = row.split("/")
-    return len(parts) == 3 and parts[0] in SHAPES and parts[1] in BASES and parts[2] in COLUMNS | DECODING
+    return len(parts) == 3 and parts[0] in SHAPES and parts[1] in BASES and parts[2] in TRAINED | DECODING
 
 
 def measured(row: str, folder: Path, settings: Record, tiny: bool, seconds: float) -> Record:
@@ -121,7 +133,7 @@ def measured(row: str, folder: Path, settings: Record, tiny: bool, seconds: floa
         if column in DECODING:
             found = run("decode.py", json.dumps({"column": column, **job}), seconds=seconds)
         else:
-            found = run_column(column, job | ({"settings": settings} if column in OURS else {}), seconds)
+            found = run_column(column, job | ({"settings": settings} if column not in THEIRS else {}), seconds)
     except (RuntimeError, OSError) as error:
         found = {"failed": next((line for line in reversed(str(error).splitlines()) if line.strip()), repr(error))}
     return {"shape": shape, "base": base, "column": column, "took": time.monotonic() - started, **found}
@@ -167,7 +179,7 @@ def report(raw: Record, tiny: bool) -> str:
     for shape, base in dict.fromkeys((r["shape"], r["base"]) for r in raw["runs"]):
         runs = [r for r in raw["runs"] if (r["shape"], r["base"]) == (shape, base)]
         lines += [f"## {shape}, {base}", ""]
-        if training := [r for r in runs if r["column"] in COLUMNS]:
+        if training := [r for r in runs if r["column"] in TRAINED]:
             lines += ["| | s an iteration | generate | score | update | first generate | new tokens/s | peak GiB | "
                       "operations: score | update |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
             lines += [*(training_row(r, job) for r in training), *([] if tiny else [floor_row(SHAPES[shape], job)]), ""]
@@ -184,7 +196,7 @@ def report(raw: Record, tiny: bool) -> str:
 
 
 def training_row(record: Record, job: Record) -> str:
-    name = COLUMNS[record["column"]] + (f" (cut {record['cut']})" if "cut" in record else "")
+    name = TRAINED[record["column"]] + (f" (cut {record['cut']})" if "cut" in record else "")
     if "failed" in record:
         return f"| {name} | failed: {record['failed'].replace('|', ' ')} | | | | | | | | |"
     counted = {phase: record["operations"].get(phase) for phase in ("score", "update")}

@@ -1,5 +1,6 @@
 """One measured run of llm-rlhf's PPOTrainer. Columns: "shared", "adapter" (where the value function lives), "rollout"
-(shared, and old log-probabilities and values kept from sampling rather than computed again).
+(shared, and old log-probabilities and values kept from sampling rather than computed again), "liger" (shared, with
+Liger's kernels in the model's layers, where liger-kernel is installed and there is a GPU).
 """
 
 from pathlib import Path
@@ -27,6 +28,8 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
     options: dict[str, Any] = {"value": "adapter" if job.column == "adapter" else "shared"}
     if job.column == "rollout":
         options["old_logprobs"] = "rollout"
+    if job.column == "liger":
+        options["use_liger_kernel"] = True
     if job.iterations:
         options["total_episodes"] = job.prompts * job.of_run
     options |= job.settings

@@ -18,10 +18,10 @@ import torch
 from accelerate.utils import DistributedType
 from peft import PeftConfig, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, Trainer, get_scheduler
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, get_scheduler
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import is_bitsandbytes_available
-from trl.import_utils import is_liger_kernel_available, is_vllm_available
+from trl.import_utils import LIGER_KERNEL_MIN_VERSION, is_liger_kernel_available, is_vllm_available
 
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.splits import Splits
@@ -31,6 +31,7 @@ from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
+from llm_rlhf.models import liger
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
 from llm_rlhf.models.base import adapter_config, context_limit, load_tokenizer
@@ -72,6 +73,7 @@ from llm_rlhf.world.base_model import shipped_base
 
 TRAINED = ("sft", "reward", *METHODS)
 BASE = "Recipe key 'model.base':"
+LIGER = f"liger-kernel>={LIGER_KERNEL_MIN_VERSION}"
 
 
 @dataclass
@@ -161,13 +163,22 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
 def _check_packages(recipe: Recipe, configs: dict[str, Any]) -> None:
     needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
     for stage, config in configs.items():
-        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
+        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, LIGER, is_liger_kernel_available))
         needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
         if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:
         if is_set and not available():
-            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {package}.")
+            install = f"pip install '{package}'" if ">" in package else f"pip install {package}"
+            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: {install}.")
+    for stage, config in configs.items():
+        if config.use_liger_kernel and not liger.runs_here():
+            raise RecipeError(f"Recipe key '{stage}.use_liger_kernel' takes a GPU, and there is none; remove it.")
+        if config.liger_kernel_config and not config.use_liger_kernel:
+            raise RecipeError(
+                f"Recipe key '{stage}.liger_kernel_config' is set, but '{stage}.use_liger_kernel' is false, so that it "
+                "would do nothing; set that to true, or remove the key."
+            )
 
 
 def _check_optimizer(stage: str, config: Any) -> None:
@@ -247,6 +258,9 @@ def _check_base(ahead: Ahead) -> None:
         _check_adapter(recipe, config)
     if "reward" in configs:
         score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
+    for stage, of_stage in configs.items():
+        if of_stage.use_liger_kernel:
+            _check_liger(stage, of_stage, config, recipe.model.trusts_base)
     if (sampled := sampling(recipe)) and recipe.method in configs:
         _check_room(f"{recipe.method}.{length_key(recipe)}", sampled[0], context)
     if "ppo" in configs:
@@ -271,6 +285,18 @@ def _check_adapter(recipe: Recipe, config: Any) -> None:
         lora = recipe.model.lora
         key, value = ("", lora) if isinstance(lora, str) else (".target_modules", lora.target_modules)
         raise RecipeError(f"Recipe key 'model.lora{key}' is {value!r}: {error}") from None
+
+
+def _check_liger(stage: str, of_stage: Any, config: Any, trusted: bool) -> None:
+    """Put Liger's kernels into the base's architecture, without weights."""
+    kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    try:
+        liger.check_kernels(config, of_stage.liger_kernel_config)
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=trusted)
+        liger.put_into(model, of_stage.liger_kernel_config)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"Recipe section '{stage}': {error}") from None
 
 
 def _check_room(key: str, length: int, context: int) -> None:
