@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +245,11 @@ def surroundings() -> dict[str, Any]:
     import trl
 
     packages = (torch, transformers, trl, peft, accelerate)
+    versions = {package.__name__: package.__version__ for package in packages}
+    if "liger_kernel" in sys.modules:
+        versions["liger_kernel"] = metadata.version("liger-kernel")
     return {
-        "versions": {package.__name__: package.__version__ for package in packages},
+        "versions": versions,
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -1,6 +1,6 @@
 """One measured run of llm-rlhf's PPOTrainer. Columns: "shared", "adapter" (where the value function lives), "rollout"
 (shared, and old log-probabilities and values kept from sampling rather than computed again), "compiled" (shared, layers
-compiled).
+compiled), "liger" (shared, with Liger's kernels in the model's layers, which take liger-kernel and a GPU).
 """
 
 from pathlib import Path
@@ -29,6 +29,8 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
     options: dict[str, Any] = {"value": "adapter" if job.column == "adapter" else "shared"}
     if job.column == "rollout":
         options["old_logprobs"] = "rollout"
+    if job.column == "liger":
+        options["use_liger_kernel"] = True
     if job.iterations:
         options["total_episodes"] = job.prompts * job.of_run
     options |= job.settings

@@ -28,7 +28,10 @@ THEIRS = {
     "trl-lora": "TRL 1.12, LoRA on its value model",
 }
 COLUMNS = OURS | THEIRS
-ON_GPUS = {"compiled": "llm-rlhf, value: shared, layers compiled (model.compile)"}  # of ours, which CPUs gain little by
+ON_GPUS = {  # of ours too: what CPUs gain little by, or cannot do
+    "compiled": "llm-rlhf, value: shared, layers compiled (model.compile)",
+    "liger": "llm-rlhf, value: shared, Liger's kernels",
+}
 PHASES = ("generate", "score", "update")
 
 Record = dict[str, Any]

@@ -9,19 +9,17 @@ import copy
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, Trainer, get_scheduler
+from transformers import Trainer, get_scheduler
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import is_bitsandbytes_available
-from trl.import_utils import is_liger_kernel_available, is_vllm_available
 
 from llm_rlhf.data.rows import Prompt
 from llm_rlhf.data.splits import Splits
@@ -29,12 +27,12 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
+from llm_rlhf.extras import check_liger, check_packages, check_vllm, on_meta
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
-from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import adapter_config, context_limit, load_tokenizer
+from llm_rlhf.models.base import context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_logged_in, check_there, find_config
 from llm_rlhf.models.fitting import (
@@ -49,7 +47,6 @@ from llm_rlhf.models.whole import is_whole
 from llm_rlhf.ppo.preparation import check_distribution, checkpoint_with_adapters
 from llm_rlhf.ppo.prompts import tell_small_rollout
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources, weighing
-from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.loading import UNTRAINED, length_key, sampling, trainer_config
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -122,7 +119,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     ahead.configs = {stage: trainer_config(recipe, stage, run / stage) for stage in trained}
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
     check_spreading(recipe, ahead.configs)
-    _check_packages(recipe, ahead.configs, is_vllm_available if load_models else lambda: True)
+    check_packages(recipe, ahead.configs, for_this_machine=load_models)
     for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
     _check_functions(ahead)
@@ -159,19 +156,6 @@ def check_rows(ahead: Ahead, splits: Splits) -> None:
         _check_prompts(ahead, splits)
     if "evaluate" in ahead.stages and method is not None:
         _check_evaluation_prompts(ahead, splits)
-
-
-def _check_packages(recipe: Recipe, configs: dict[str, Any], has_vllm: Callable[[], bool]) -> None:
-    needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
-    for stage, config in configs.items():
-        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, "liger-kernel", is_liger_kernel_available))
-        needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", has_vllm))
-        if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
-            raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
-    for key, is_set, package, available in needed:
-        if is_set and not available():
-            wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package  # by itself, pip takes a version TRL warns of
-            raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {wanted}.")
 
 
 def _check_optimizer(stage: str, config: Any) -> None:
@@ -248,11 +232,14 @@ def _check_base(ahead: Ahead) -> None:
     ahead.context = context = context_limit(recipe.model, config)
     lora = recipe.model.lora
     if isinstance(lora, str) or lora.target_modules != "all-linear":
-        _check_adapter(recipe, config)
+        on_meta(recipe, config)
     if "ppo" in configs and configs["ppo"].use_vllm:
-        _check_vllm(ahead, config)
+        check_vllm(recipe, configs["ppo"], config, ahead.tokenizer)
     if "reward" in configs:
         score_head_name(config, recipe.model.trusts_base)  # refuses an architecture that cannot score
+    for stage, of_stage in configs.items():
+        if of_stage.use_liger_kernel:
+            check_liger(stage, of_stage, config, recipe.model.trusts_base)
     if (sampled := sampling(recipe)) and recipe.method in configs:
         _check_room(f"{recipe.method}.{length_key(recipe)}", sampled[0], context)
     if "ppo" in configs:
@@ -265,35 +252,6 @@ def _check_base(ahead: Ahead) -> None:
             raise RecipeError(f"Recipe section 'ppo': {error}") from None
     if "evaluate" in ahead.stages and recipe.evaluate is not None and recipe.evaluate.response_length is not None:
         _check_room("evaluate.response_length", recipe.evaluate.response_length, context)
-
-
-def _check_vllm(ahead: Ahead, config: Any) -> None:
-    """Whether vLLM can be sent the policy in the way that the recipe says."""
-    recipe, ppo = ahead.recipe, ahead.configs["ppo"]
-    try:
-        check_weights(ppo, recipe.model.quantization, whole=isinstance(recipe.model.lora, str))
-        if sends_adapter(ppo):
-            check_config(_check_adapter(recipe, config).peft_config[POLICY])
-    except ValueError as error:
-        raise RecipeError(f"Recipe section 'ppo': {error}") from None
-    rows = getattr(config, "vocab_size", None)
-    if sends_adapter(ppo) and recipe.sft is None and rows is not None and len(ahead.tokenizer) > rows:
-        raise RecipeError(  # a model that SFT has left holds them
-            f"Recipe key 'ppo.vllm_weights' is 'adapter', but {str(ahead.base)!r} has {rows} tokens and its tokenizer "
-            f"{len(ahead.tokenizer)}: vLLM loads it without the new ones. Set it to merged, or add an 'sft' section."
-        )
-
-
-def _check_adapter(recipe: Recipe, config: Any) -> Any:
-    """Put the adapter on the base's architecture, without weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trusts_base)
-    try:
-        return get_peft_model(model, adapter_config(recipe.model, "CAUSAL_LM", model))
-    except ValueError as error:
-        lora = recipe.model.lora
-        key, value = ("", lora) if isinstance(lora, str) else (".target_modules", lora.target_modules)
-        raise RecipeError(f"Recipe key 'model.lora{key}' is {value!r}: {error}") from None
 
 
 def _check_room(key: str, length: int, context: int) -> None:

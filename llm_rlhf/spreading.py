@@ -70,6 +70,11 @@ def _check_fsdp_recipe(recipe: Recipe, configs: Mapping[str, Any]) -> None:
             f"every GPU would hold them all. Launch with {DDP}, or set it to none."
         )
     for stage, config in configs.items():
+        if config.use_liger_kernel:
+            raise RecipeError(
+                f"Recipe key '{stage}.use_liger_kernel' is true, but Liger's kernels have never been run on weights "
+                "that FSDP has spread; remove it."
+            )
         if stage in METHODS and stage != "ppo":
             raise RecipeError(
                 f"Recipe section '{stage}' under FSDP has never been run; launch with {DDP} (quantise a base that is "

@@ -15,6 +15,7 @@ from llm_rlhf import checkpoints, stopping
 from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32
+from llm_rlhf.models.liger import in_training
 from llm_rlhf.run_folder import RunFolder, remove
 from llm_rlhf.training import (
     METRICS,
@@ -39,6 +40,10 @@ class TrainedAdapter(FiniteSteps, checkpoints.SealedCheckpoints):
 
     model: Any
     model_wrapped: Any
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with in_training(self.args):
+            return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def save_adapter(self, folder: Path) -> None:
         """Write what any PEFT user loads on the base. Called on every process.

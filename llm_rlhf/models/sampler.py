@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
+from llm_rlhf.models.liger import has_liger
 from llm_rlhf.models.memory import ran_out, reading_budget
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, is_exact
 from llm_rlhf.models.random_draws import draw_tokens
@@ -41,7 +42,7 @@ CANNOT_MERGE = (
 )
 CANNOT_COMPILE = (
     "decoding is 'compiled', but {} does not compile: it says so, or its quantisation, or its cache holds more than "
-    "keys and values; leave it 'auto'."
+    "keys and values, or Liger's kernels are in it; leave it 'auto'."
 )
 
 
@@ -307,10 +308,14 @@ def fixed_cache(model: Any, length: int) -> StaticCache:
 
 
 def can_compile(model: Any) -> bool:
-    """Whether a model says that it compiles, as its quantisation does, and its cache is of keys and values alone."""
+    """Whether a model says that it compiles, as its quantisation does, and its cache is of keys and values alone.
+
+    Not with Liger's kernels in its layers, which has never been tried; a merged copy has none.
+    """
     quantizer = getattr(model, "hf_quantizer", None)
     compiles = model._can_compile_fullgraph and (quantizer is None or quantizer.is_compileable)
-    return bool(compiles) and all(type(layer) is StaticLayer for layer in fixed_cache(model, 1).layers)
+    compiles = bool(compiles) and not has_liger(model)  # with which it has never been compiled
+    return compiles and all(type(layer) is StaticLayer for layer in fixed_cache(model, 1).layers)
 
 
 class PolicySampler:

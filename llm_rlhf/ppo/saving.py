@@ -22,6 +22,7 @@ from llm_rlhf import checkpoints
 from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.decoding import save_language
+from llm_rlhf.models.liger import in_training
 from llm_rlhf.models.roles import VALUE
 from llm_rlhf.ppo.alarms import TrainingAlarms
 from llm_rlhf.ppo.kl import KLController
@@ -149,7 +150,8 @@ class SavedRoles(checkpoints.SealedCheckpoints, RLOOTrainer):
             evaluates = self.args.eval_on_start
             # A resumed run knows how it started; the evaluation that SIGTERM took from its checkpoint is made up for.
             self.args.eval_on_start = evaluates if found is None else self._evaluation_due
-            output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+            with in_training(self.args):
+                output = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
             self.args.eval_on_start = evaluates
         self._settle_on_a_policy()
         return output

@@ -37,6 +37,7 @@ from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
@@ -156,6 +157,7 @@ class PPOTrainer(WatchedEvaluation):
             tokenizer.chat_template = with_arguments(tokenizer.get_chat_template(), args.chat_template_kwargs or {})
             check_reads_alike(tokenizer, named.values(), args.trust_remote_code)
         check_lengths(train_dataset, kwargs["eval_dataset"], kwargs.get("processing_class"), model, args)
+        add_liger(model, args)  # before it is copied
         reference = copy_for_reference(model, args, kwargs)
         given = given_adapter(model)
         if kwargs.get("peft_config") is not None:

@@ -28,6 +28,7 @@ from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, 
 from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.halving import HalvesTokens
 from llm_rlhf.models.inference import ReplyCache, load_roles
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
@@ -57,6 +58,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     rows = sft_rows(read_picked(folder / PICKED))
     config.max_length = None if not config.packing else limit  # every row already fits; nothing is left to cut
     model = load_causal_lm(base, recipe.model, tokenizer)
+    add_liger(model, config)
     with constructing("best_of_n"):
         trainer = _SFTTrainer(
             model=model,

@@ -33,6 +33,7 @@ from llm_rlhf.models.base import adapter_config, announce, context_limit, load_c
 from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.fitting import Fitted, fit_preferences, fit_ratings
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
@@ -52,6 +53,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, stage, folder)
     model = load_causal_lm(base, recipe.model, tokenizer)
+    add_liger(model, config)
     limit = min(config.max_length or 2**30, context_limit(recipe.model, model.config))
     found = splits(recipe, run_folder)
     if stage == "dpo":

@@ -16,6 +16,7 @@ from llm_rlhf.methods.rewards import reward_functions
 from llm_rlhf.methods.training import train_policy
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
 from llm_rlhf.models.compiled_layers import compile_if_asked
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.ppo.scores import weighing
 from llm_rlhf.recipe.loading import steps_for, trainer_config
 from llm_rlhf.recipe.sections import Recipe, stage_options
@@ -36,6 +37,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     tokenizer = load_tokenizer(base, recipe.model)
     config = trainer_config(recipe, stage, folder)
     model = load_causal_lm(base, recipe.model, tokenizer)
+    add_liger(model, config)
     room = context_limit(recipe.model, model.config) - config.max_completion_length
     prompts, _ = training_prompts(recipe, run_folder, folder, tokenizer, room)
     if (episodes := stage_options(recipe, stage).total_episodes) is not None:

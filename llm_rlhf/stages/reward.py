@@ -48,6 +48,7 @@ from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.fitting import Fitted, fit_preferences
 from llm_rlhf.models.halving import HalvesPairs
 from llm_rlhf.models.inference import load_roles, score_ids
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.roles import HELDOUT, NORMALISATION
 from llm_rlhf.ppo.scores import training_reward
 from llm_rlhf.recipe.loading import trainer_config
@@ -153,6 +154,7 @@ def _train(
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **loading_arguments(recipe.model))
     keep_unpacked(model)
     make_room_for(tokenizer, model)
+    add_liger(model, config)
     head = score_head_name(model.config, recipe.model.trusts_base)
     rows = encode_pairs(tokenizer, plan.pairs, options)
     with constructing("reward"):

@@ -25,6 +25,7 @@ from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, 
 from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
 from llm_rlhf.models.halving import HalvesTokens
+from llm_rlhf.models.liger import add_liger
 from llm_rlhf.recipe.loading import trainer_config
 from llm_rlhf.recipe.sections import Recipe
 from llm_rlhf.run_folder import RunFolder
@@ -45,6 +46,7 @@ def run(recipe: Recipe, run_folder: RunFolder, folder: Path) -> None:
     config = trainer_config(recipe, "sft", folder)
     dataset = _encode(recipe, run_folder, folder, tokenizer, config, base)
     model = load_causal_lm(base, recipe.model, tokenizer)
+    add_liger(model, config)
     with constructing("sft"):
         trainer = _SFTTrainer(
             model=model,

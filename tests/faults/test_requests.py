@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from planted_liger import plant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -161,9 +162,9 @@ def test_what_would_end_the_run_later_is_told_before_anything_is_trained(
     ],
 )
 def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key, package, asked) -> None:
-    monkeypatch.setattr(f"llm_rlhf.ahead.{asked}", lambda: False)
+    monkeypatch.setattr(f"llm_rlhf.extras.{asked}", lambda: False)
     recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
-    wanted = "'llm-rlhf[vllm]'" if package == "vllm" else package
+    wanted = {"vllm": "'llm-rlhf[vllm]'", "liger-kernel": "'liger-kernel>="}.get(package, package)
     refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {wanted}")
 
 
@@ -180,10 +181,50 @@ def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkey
     ],
 )
 def test_what_vllm_cannot_be_sent_is_told_ahead(base_folder, tmp_path, monkeypatch, overrides, words) -> None:
-    monkeypatch.setattr("llm_rlhf.ahead.is_vllm_available", lambda: True)
+    monkeypatch.setattr("llm_rlhf.extras.is_vllm_available", lambda: True)
     recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
     refused(ask("run", "recipe.yaml", "ppo.use_vllm=true", *overrides), *words)
     assert not list((tmp_path / "runs").glob("*/sft"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["sft.liger_kernel_config={rope: false}"], ["'sft.liger_kernel_config' is set", "'sft.use_liger_kernel'"]),
+        (["ppo.use_liger_kernel=true", "GPU"], ["'ppo.use_liger_kernel' takes a GPU", "remove it"]),
+        (["reward.use_liger_kernel=true", "reward.liger_kernel_config={geglu: true}"], ["'reward'", "geglu is set"]),
+        (
+            ["ppo.use_liger_kernel=true", "ppo.liger_kernel_config={fused_linear_cross_entropy: true}"],
+            ["'ppo'", "fused_linear_cross_entropy is True", "Remove it"],
+        ),
+    ],
+)
+def test_what_ligers_kernels_cannot_do_is_told_ahead(base_folder, tmp_path, monkeypatch, keys, words) -> None:
+    plant(monkeypatch)
+    monkeypatch.setattr("llm_rlhf.extras.is_liger_kernel_available", lambda: True)
+    monkeypatch.setattr("llm_rlhf.models.liger.runs_here", lambda: "GPU" not in keys)
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    refused(ask("run", "recipe.yaml", *[key for key in keys if key != "GPU"]), *words)
+    assert not list((tmp_path / "runs").glob("*/*/manifest.json"))
+
+
+def test_liger_and_compiled_layers_do_not_go_together(base_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("llm_rlhf.extras.is_liger_kernel_available", lambda: True)
+    monkeypatch.setattr("llm_rlhf.models.liger.runs_here", lambda: True)
+    recipe_on(base_folder, tmp_path, pairs(80))
+    done = ask("run", "recipe.yaml", "sft.use_liger_kernel=true", "model.compile=true")
+    refused(done, "'sft.use_liger_kernel' is true, and so is 'model.compile'", "Remove one")
+
+
+def test_an_activation_that_ligers_kernel_does_not_compute_is_told_ahead(base_folder, tmp_path, monkeypatch) -> None:
+    plant(monkeypatch)
+    monkeypatch.setattr("llm_rlhf.extras.is_liger_kernel_available", lambda: True)
+    monkeypatch.setattr("llm_rlhf.models.liger.runs_here", lambda: True)
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(base_folder, hidden_act="gelu").save_pretrained(other)
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(other)
+    recipe_on(other, tmp_path, pairs(80))
+    refused(ask("run", "recipe.yaml", "reward.use_liger_kernel=true"), "'reward'", "'gelu'", "{swiglu: false}")
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch) -> None:

@@ -47,6 +47,11 @@ def refusal(folder: Path, *overrides: str, only: tuple[str, ...] = ("sft", "rewa
         ({"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params of the launch's configuration is true"),
         ({}, ["model.quantization=nf4"], "'model.quantization' is 'nf4', whose weights FSDP cannot spread"),
         ({}, ["sft.save_strategy=epoch"], "'sft.save_strategy' is 'epoch', but a checkpoint cannot be read back"),
+        (
+            {},
+            ["reward.use_liger_kernel=true"],
+            "'reward.use_liger_kernel' is true, but Liger's kernels have",
+        ),
         ({}, ["ppo.use_transformers_continuous_batching=true"], "'ppo.use_transformers_continuous_batching' is true"),
         ({}, ["ppo.reward_funcs=[org/judge]"], "The reward model 'org/judge' is one of its own"),
     ],
