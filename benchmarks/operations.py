@@ -164,7 +164,7 @@ ABOUT = """\
 one: Qwen2.5 0.5B's 24 layers at a fourteenth of its width, LoRA in float32 on all linear layers of a base in bfloat16.
 The counts hardly depend on the machine, and a GPU waits for their launches where a model is small or a batch is short.
 The milliseconds are of one CPU core, where at that width arithmetic hardly counts. Layers compiled: `model.compile`.
-What is left of it are mostly products of matrices, of which each LoRA adds two to every one of the base's."""
+About half of what is left are products of matrices, of which each LoRA adds two to every one of the base's."""
 
 
 def page(rows: list[str]) -> str:
