@@ -126,7 +126,9 @@ def test_the_other_methods_end_as_without(base_folder, tmp_path, kind) -> None:
     more = {"functions": (score,)} if kind in ("grpo", "rloo") else {}
     for asked in (False, True):
         torch.manual_seed(0)
-        trainer = make(kind, base_folder, tmp_path, max_steps=1, optim="sgd", use_liger_kernel=asked, **more)
+        trainer = make(
+            kind, base_folder, tmp_path, max_steps=1, optim="sgd", learning_rate=10.0, use_liger_kernel=asked, **more
+        )
         if asked:
             liger.put_into(trainer.model.get_base_model(), None)  # as stages do before LoRA is there
         trainer.train()
@@ -134,4 +136,4 @@ def test_the_other_methods_end_as_without(base_folder, tmp_path, kind) -> None:
     own, other = found
     assert any(own[name].any() for name in own if "lora_B" in name)
     for name, weight in own.items():
-        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(other[name], weight, rtol=1e-5, atol=1e-6, msg=name)
