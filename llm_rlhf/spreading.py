@@ -2,7 +2,8 @@
 
 `accelerate launch` tells its processes by environment variables what its configuration says. FSDP2 spreads the weights
 of the model in training, in the stages `sft`, `reward` and `ppo`, which end as one process does
-(tests/parity/test_processes.py, tests/pipeline/test_fsdp.py). DeepSpeed has been read, not run:
+(tests/parity/test_processes.py, tests/pipeline/test_fsdp.py). Under DeepSpeed's ZeRO-2 `sft` and `reward` do
+(tests/pipeline/test_zero.py); by its sources the rest goes wrong:
 
 - Its engine casts a model to its compute type in place, heads in float32 and all, and steps within the backward pass,
   before PPO's guards know of it.
@@ -107,6 +108,11 @@ def _check_fsdp_ppo(recipe: Recipe, config: Any) -> None:
 
 
 def _check_deepspeed(configs: Mapping[str, Any]) -> None:
+    if not has_accelerator():
+        raise RecipeError(
+            "The launch asks for DeepSpeed, which accelerate passes over without a GPU; launch with "
+            f"{DDP}, or one process."
+        )
     if _zero_stage() == 3:
         raise RecipeError(
             "The launch asks for DeepSpeed's ZeRO-3, under which transformers spreads every model when it loads it, "

@@ -159,14 +159,31 @@ def compute_in_own_types(trainer: Any) -> None:
 def whole_weights(trainer: Any) -> dict[str, Tensor] | None:
     """Where weights are spread over processes, all of them, whole: what `save_pretrained` is to write.
 
-    Called on every process, as each must help to gather; the first alone gets them. None where each holds all. By
+    Called on every process, as each must help to gather; the first alone gets them under FSDP. None where each holds
+    all, in the type that they train in. By
     `full_tensor`, a weight at a time; torch's get_model_state_dict leaves weights on CPUs as they are.
     """
     if not is_sharded(trainer.accelerator):
-        return None
+        return _masters(trainer)
     whole: dict[str, Tensor] = {}
     for name, part in trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict().items():
         weight = part.full_tensor() if isinstance(part, DTensor) else part
         if trainer.accelerator.is_main_process:
             whole[name] = weight.cpu()
     return whole
+
+
+def _masters(trainer: Any) -> dict[str, Tensor] | None:
+    """Under DeepSpeed's ZeRO-2 in bfloat16, the weights with those that train in float32; else None.
+
+    Its engine rounds a model's weights to its compute type, and steps copies in float32 that are spread over processes.
+    """
+    if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    rounded = {n: p for n, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32}
+    if not rounded or trainer.model_wrapped is model:  # which no engine has taken yet
+        return None
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {**model.state_dict(), **{name: safe_get_full_fp32_param(p).cpu() for name, p in rounded.items()}}

@@ -95,7 +95,17 @@ def test_what_ppo_cannot_do_under_fsdp_is_told_before_anything_is_made(tmp_path,
     assert not (tmp_path / "run" / "world").exists()
 
 
+def test_deepspeed_that_accelerate_would_pass_over_is_refused(tmp_path, monkeypatch) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, ppo=None))
+    configs = {"sft": trainer_config(recipe, "sft", tmp_path / "sft")}
+    for name, value in DEEPSPEED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="asks for DeepSpeed, which accelerate passes over without a GPU; launch"):
+        check_spreading(recipe, configs)
+
+
 def test_deepspeed_is_refused_where_its_sources_say_it_goes_wrong(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(spreading, "has_accelerator", lambda: True)
     stages = [stage for stage in TINY if stage in ("sft", "reward", "ppo")]
     recipe = load_recipe(write_recipe(tmp_path), [f"{stage}.save_strategy=no" for stage in stages])  # the default there
     with_ppo = {stage: trainer_config(recipe, stage, tmp_path / stage) for stage in stages}
