@@ -9,9 +9,11 @@ from transformers.utils import is_bitsandbytes_available
 from trl.import_utils import LIGER_KERNEL_MIN_VERSION, is_liger_kernel_available, is_vllm_available
 
 from llm_rlhf.errors import RecipeError
+from llm_rlhf.launch import processes
 from llm_rlhf.models import liger
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapter_config
+from llm_rlhf.models.compiler import missing
 from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.sections import Recipe
 
@@ -41,6 +43,14 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
             # vLLM by itself, pip would take in a version that TRL warns of.
             install = {"vllm": "'llm-rlhf[vllm]'", LIGER: f"'{LIGER}'"}.get(package, package)
             raise RecipeError(f"Recipe key {key!r} takes {package}, which is not installed: pip install {install}.")
+    asked = {
+        "model.compile": bool(configs) and recipe.model.compile,
+        "ppo.decoding": "ppo" in configs and configs["ppo"].decoding == "compiled",
+        "evaluate.decoding": recipe.evaluate is not None and recipe.evaluate.decoding == "compiled",
+    }
+    for key, is_set in asked.items():
+        if for_this_machine and is_set and (reason := missing(processes().device.type)):
+            raise RecipeError(f"Recipe key {key!r}: {reason}, or remove the key.")
     for stage, config in configs.items():
         if config.use_liger_kernel and for_this_machine and not liger.runs_here():
             raise RecipeError(f"Recipe key '{stage}.use_liger_kernel' takes a GPU, and there is none; remove it.")

@@ -92,9 +92,9 @@ def attention() -> Finding:
 
 def compiler() -> Finding:
     """A C compiler, which torch.compile and Triton's kernels call while they run."""
-    found = next(
-        (path for name in (os.environ.get("CC", ""), "cc", "gcc", "clang") if (path := shutil.which(name))), ""
-    )
+    from llm_rlhf.models import compiler as compilers
+
+    found = compilers.compiler("cuda")
     if found:
         return Finding("compiler", "good", found)
     return Finding("compiler", "note", "no C compiler", "torch.compile and Triton's kernels need one: install gcc.")

@@ -13,6 +13,7 @@ Layout: B rows of `generate`, N rows that are still in the batch, T tokens of pr
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
+from llm_rlhf.models.base import announce
+from llm_rlhf.models.compiler import missing
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.liger import has_liger
 from llm_rlhf.models.memory import ran_out, reading_budget
@@ -42,7 +45,7 @@ CANNOT_MERGE = (
 )
 CANNOT_COMPILE = (
     "decoding is 'compiled', but {} does not compile: it says so, or its quantisation, or its cache holds more than "
-    "keys and values, or Liger's kernels are in it; leave it 'auto'."
+    "keys and values, or Liger's kernels are in it, or there is no compiler here; leave it 'auto'."
 )
 
 
@@ -307,6 +310,15 @@ def fixed_cache(model: Any, length: int) -> StaticCache:
     return cache
 
 
+@functools.cache
+def has_compiler(device: str) -> bool:
+    """Whether there is one for a device; said once where there is none."""
+    reason = missing(device)
+    if reason is not None:
+        announce(f"decoding is not compiled: {reason}.")
+    return reason is None
+
+
 def can_compile(model: Any) -> bool:
     """Whether a model says that it compiles, as its quantisation does, and its cache is of keys and values alone.
 
@@ -314,7 +326,7 @@ def can_compile(model: Any) -> bool:
     """
     quantizer = getattr(model, "hf_quantizer", None)
     compiles = model._can_compile_fullgraph and (quantizer is None or quantizer.is_compileable)
-    compiles = bool(compiles) and not has_liger(model)  # with which it has never been compiled
+    compiles = bool(compiles) and not has_liger(model) and has_compiler(model.device.type)
     return compiles and all(type(layer) is StaticLayer for layer in fixed_cache(model, 1).layers)
 
 

@@ -168,6 +168,14 @@ def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkey
     refused(ask("run", "recipe.yaml", key), f"'{key.partition('=')[0]}' takes {package}", f"pip install {wanted}")
 
 
+@pytest.mark.parametrize("key", ["model.compile=true", "ppo.decoding=compiled", "evaluate.decoding=compiled"])
+def test_a_compiler_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key) -> None:
+    monkeypatch.setattr("llm_rlhf.models.compiler.shutil.which", lambda name: None)
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    words = f"'{key.partition('=')[0]}': torch.compile takes a compiler", "install g++, or remove the key"
+    refused(ask("run", "recipe.yaml", key), *words)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
