@@ -347,6 +347,23 @@ def test_a_small_adapter_is_not_rounded_away() -> None:
 # ---- compiled ------------------------------------------------------------------------------------------------------
 
 
+def test_without_a_compiler_nothing_is_compiled_and_that_is_said_once(monkeypatch, capfd) -> None:
+    base = adapted(LLAMA).get_base_model()
+    assert sampler_module.can_compile(base)
+    monkeypatch.setattr(sampler_module, "missing", lambda device: "there is none: install gcc")
+    sampler_module.has_compiler.cache_clear()
+    try:
+        assert not sampler_module.can_compile(base)
+        sampler = PolicySampler(base, torch.float32, 1.0, "default", may_round=False, compiled_rows=4)
+        assert sampler.told["decoding"] == "plain"
+        with pytest.raises(ValueError, match="there is no compiler here"):
+            PolicySampler(base, torch.float32, 1.0, None, False, compiled_rows=4, must_compile=True)
+    finally:
+        sampler_module.has_compiler.cache_clear()
+    said = "".join(capfd.readouterr())
+    assert said.count("decoding is not compiled: there is none: install gcc.") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "beside"])
 @pytest.mark.parametrize("in_pieces", [False, True])
