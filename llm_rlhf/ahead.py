@@ -27,7 +27,7 @@ from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
-from llm_rlhf.extras import check_liger, check_packages, check_vllm, on_meta
+from llm_rlhf.extras import check_compiles, check_liger, check_packages, check_vllm, on_meta
 from llm_rlhf.launch import processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
@@ -233,6 +233,8 @@ def _check_base(ahead: Ahead) -> None:
     lora = recipe.model.lora
     if isinstance(lora, str) or lora.target_modules != "all-linear":
         on_meta(recipe, config)
+    if configs:
+        check_compiles(recipe, config)
     if "ppo" in configs and configs["ppo"].use_vllm:
         check_vllm(recipe, configs["ppo"], config, ahead.tokenizer)
     if "reward" in configs:

@@ -13,6 +13,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models import liger
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapter_config
+from llm_rlhf.models.compiled_layers import check_adapters
 from llm_rlhf.models.compiler import missing
 from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.sections import Recipe
@@ -64,6 +65,19 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
                 f"Recipe key '{stage}.liger_kernel_config' is set, but '{stage}.use_liger_kernel' is false, so that it "
                 "would do nothing; set that to true, or remove the key."
             )
+
+
+def check_compiles(recipe: Recipe, config: Any) -> None:
+    """Whether the recipe's adapter on the base's architecture can be compiled, layer by layer.
+
+    Raises:
+        RecipeError: naming the key and the remedy.
+    """
+    if recipe.model.compile:
+        try:
+            check_adapters(on_meta(recipe, config))
+        except ValueError as error:
+            raise RecipeError(f"Recipe key 'model.compile': {error}") from None
 
 
 def check_vllm(recipe: Recipe, ppo: Any, config: Any, tokenizer: Any) -> None:

@@ -91,13 +91,14 @@ def attention() -> Finding:
 
 
 def compiler() -> Finding:
-    """A C compiler, which torch.compile and Triton's kernels call while they run."""
-    from llm_rlhf.models import compiler as compilers
+    """The compiler that torch.compile and Triton's kernels call while they run."""
+    from llm_rlhf.launch import processes
+    from llm_rlhf.models.compiler import compiler, missing
 
-    found = compilers.compiler("cuda")
-    if found:
-        return Finding("compiler", "good", found)
-    return Finding("compiler", "note", "no C compiler", "torch.compile and Triton's kernels need one: install gcc.")
+    device = processes().device.type
+    if reason := missing(device):
+        return Finding("compiler", "note", "none", f"{reason}.")
+    return Finding("compiler", "good", str(compiler(device)))
 
 
 def memory() -> Finding:

@@ -218,8 +218,9 @@ class Evaluation:
     def replies_of(self, subject: Subject) -> ReplyCache:
         """Where replies are kept of the policy, its start, its origin, or a snapshot of the policy.
 
-        They do not hang on how a step was computed, plain or compiled, but for the last bits of the logits, as little
-        as on the batch or the machine: an interrupted evaluation, of which too little is left to compile, keeps them.
+        They do not hang on how a step was computed, plain or compiled, but for the last bits of the logits: an
+        interrupted evaluation, of which too little is left to compile, keeps them. In bfloat16 those bits make many a
+        sampled reply another one, of the same distribution.
         """
         return ReplyCache(self.cache_file(f"{subject.name}.jsonl"), self.identity(subject) | self.decoding)
 

@@ -9,7 +9,8 @@ What PPO stands on must hold in compiled kernels too, which may round otherwise 
   carries float32 along), so that a policy that has not been trained is its reference to the bit. In bfloat16 on CPUs
   that takes torch 2.13.
 - What is scored without gradient goes through the kernels of the update, which are other ones where torch is not told
-  that a gradient may follow. So the first ratio is exactly 1 wherever kernels add up in one order.
+  that a gradient may follow (but for the first layer where embeddings train, in `model.lora: none`). So the first
+  ratio is exactly 1 wherever kernels add up in one order.
 
 A forward with a cache, as sampling makes them, is not compiled: each layer has its own number in the cache, and would
 be a graph of its own (sampler.py compiles the whole step).
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -34,16 +36,18 @@ OPTIONS = {"emulate_precision_casts": True}  # of inductor's
 def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> Any:
     """Let every layer of a model compile itself when it is first used: the same model, in place.
 
-    Before or after adapters are put into it. Batches of every shape share a graph (`dynamic`). There is one for each
-    role that is switched on, each in training and evaluation mode, with and without padding, with and without a
-    gradient to hand on; beyond torch's limit, which is raised for the process, a layer would run as it is.
+    After adapters are put into it, and hooks: those that are added once a layer was used are not seen. Batches of every
+    shape share a graph (`dynamic`). There is one for each role that is switched on, each in training and evaluation
+    mode, with and without padding, with and without a gradient to hand on; beyond torch's limit, which is raised for
+    the process, a layer would run as it is.
 
     Args:
         backend: torch.compile's.
 
     Raises:
-        ValueError: where the model has no layers of transformers' kind.
+        ValueError: where the model has no layers of transformers' kind, or `check_adapters` says so.
     """
+    check_adapters(model)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
@@ -56,6 +60,19 @@ def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -
         layer.forward = types.MethodType(forwards[type(layer)], layer)
     model.layers_are_compiled = True
     return model
+
+
+def check_adapters(model: Any) -> None:
+    """Whether adapters leave layers that are compiled once: PEFT takes stacked experts apart anew in every forward.
+
+    Raises:
+        ValueError: where one reaches into them.
+    """
+    if any(isinstance(module, ParamWrapper) for module in model.modules()):
+        raise ValueError(
+            "model.compile is true, but the adapter reaches into stacked experts, for which every step would be "
+            "compiled anew; name the linear layers in model.lora.target_modules, or remove model.compile."
+        )
 
 
 def compile_if_asked(model: Any, section: ModelSection) -> None:

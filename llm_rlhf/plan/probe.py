@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -154,13 +154,16 @@ def _try(recipe: Recipe, place: Path, base: Path | None, compiled: bool) -> Trie
         said = (done.stderr + done.stdout)[-SAID:].strip()
         raise RunError(f"Trying the recipe for its time failed (exit code {done.returncode}):\n{said}")
     step, evaluation = {}, {}
+    middle = (
+        median if recipe.model.compile else fmean
+    )  # a graph that is not made before the third step is no step's time
     for stage in (stage for stage in TRAINED if (run / stage).is_dir()):
         logs = sorted((run / stage).glob(f"*/{METRICS}")) or [run / stage / METRICS]
         gaps = [gap for log in logs if log.is_file() for gap in _gaps(read_json_lines(log), stage)]
         if found := [gap.seconds / gap.steps for gap in gaps if gap.steps]:
-            step[stage] = fmean(found)
+            step[stage] = middle(found)
         if found := [gap.seconds for gap in gaps if not gap.steps]:
-            evaluation[stage] = fmean(found)
+            evaluation[stage] = middle(found)
     return Tried(step, evaluation, *_evaluation(run))
 
 

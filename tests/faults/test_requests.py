@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
+from llm_rlhf.models.compiler import compiler, missing
 from llm_rlhf.pipeline import _leftovers
 from llm_rlhf.run_folder import RunFolder
 
@@ -172,8 +173,25 @@ def test_a_package_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkey
 def test_a_compiler_that_is_not_there_is_told_ahead(base_folder, tmp_path, monkeypatch, key) -> None:
     monkeypatch.setattr("llm_rlhf.models.compiler.shutil.which", lambda name: None)
     recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
-    words = f"'{key.partition('=')[0]}': torch.compile takes a compiler", "install g++, or remove the key"
+    monkeypatch.delenv("CXX", raising=False)
+    words = f"'{key.partition('=')[0]}': torch.compile takes a compiler", "install", "or remove the key"
     refused(ask("run", "recipe.yaml", key), *words)
+
+
+def test_a_compiler_is_looked_for_as_torch_looks(monkeypatch) -> None:
+    there = {"g++": "/usr/bin/g++", "gcc": "/usr/bin/gcc", "c++": "/usr/bin/c++"}
+    monkeypatch.setattr("llm_rlhf.models.compiler.shutil.which", there.get)
+    monkeypatch.setattr("llm_rlhf.models.compiler.sys.platform", "linux")
+    for variable in ("CXX", "CC"):
+        monkeypatch.delenv(variable, raising=False)
+    assert (compiler("cpu"), compiler("cuda")) == ("/usr/bin/g++", "/usr/bin/gcc")
+    monkeypatch.setenv("CXX", "ccache g++")  # which torch runs as one name
+    assert compiler("cpu") is None
+    assert "no ccache g++ here: unset CXX" in missing("cpu")
+    monkeypatch.delenv("CXX")
+    del there["g++"]
+    assert compiler("cpu") is None  # torch does not ask for c++
+    assert missing("cpu").endswith("there is no g++ here: install g++")
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,24 @@ from peft import LoraConfig, get_peft_model
 from ppo_helpers import make_trainer, watch_approx_kl
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 from llm_rlhf.models.adapters import POLICY, active_adapters, recompute_with_same_adapters
-from llm_rlhf.models.base import adapters_in_float32, leave_casts_to_autocast
+from llm_rlhf.models.base import adapter_config, adapters_in_float32, leave_casts_to_autocast
 from llm_rlhf.models.compiled_layers import compile_layers
 from llm_rlhf.models.roles import add_role_forward, scalar_head
 from llm_rlhf.models.whole import whole_config
+from llm_rlhf.recipe.sections import ModelSection
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -197,6 +207,18 @@ def test_a_forward_with_a_cache_is_not_compiled() -> None:
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no layers of .*remove model\.compile"):
         compile_layers(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_lora_on_stacked_experts_is_refused() -> None:
+    """PEFT makes a class of its own for them in every forward, which torch compiles anew each time."""
+    section = ModelSection()
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, moe_intermediate_size=16, num_experts=2))
+    adapted = get_peft_model(model, adapter_config(section, "CAUSAL_LM", model))
+    with pytest.raises(ValueError, match=r"reaches into stacked experts.*model.lora.target_modules"):
+        compile_layers(adapted)
+    section.lora.target_modules = ["q_proj", "v_proj"]
+    plain = Qwen3MoeForCausalLM(model.config)
+    compile_layers(get_peft_model(plain, adapter_config(section, "CAUSAL_LM", plain)), backend="eager")
 
 
 @pytest.mark.slow
