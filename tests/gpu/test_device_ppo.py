@@ -71,7 +71,7 @@ def test_compiled_layers_score_as_they_update_and_learn_what_plain_ones_do(
             num_ppo_epochs=1, total_episodes=3 * 8, learning_rate=1e-12,
         )  # fmt: skip
         if compiled:
-            compile_layers(trainer.model)
+            compile_layers(trainer.model, "inductor" if device.type == "cuda" else "eager")  # tests/models has a CPU's
             ratios = watch_approx_kl(trainer)
             trainer.add_callback(After(lambda: graphs.append(counters["stats"]["unique_graphs"])))
         else:
