@@ -97,7 +97,7 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     Args:
         stages: those that are about to be made.
         load_models: finished reward models are loaded once, to see that they can be. False: only a plan is made, which
-            may be for another machine, and vLLM need not be installed on this one.
+            may be for another machine, and vLLM and Liger need not be on this one.
 
     Raises:
         RecipeError, DataError: what would end one of them.

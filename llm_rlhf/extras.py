@@ -33,10 +33,9 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
     """
     needed = [("model.quantization", recipe.model.quantization != "none", "bitsandbytes", is_bitsandbytes_available)]
     for stage, config in configs.items():
-        needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, LIGER, is_liger_kernel_available))
-        needed.append(
-            (f"{stage}.use_vllm", for_this_machine and getattr(config, "use_vllm", False), "vllm", is_vllm_available)
-        )
+        if for_this_machine:
+            needed.append((f"{stage}.use_liger_kernel", config.use_liger_kernel, LIGER, is_liger_kernel_available))
+            needed.append((f"{stage}.use_vllm", getattr(config, "use_vllm", False), "vllm", is_vllm_available))
         if getattr(config, "activation_offloading", False) and not torch.accelerator.is_available():
             raise RecipeError(f"Recipe key '{stage}.activation_offloading' takes a GPU, and there is none; remove it.")
     for key, is_set, package, available in needed:

@@ -65,6 +65,16 @@ def test_the_command(recipe: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", ["sft.use_liger_kernel=true", "ppo.use_vllm=true", "model.compile=true"])
+def test_a_plan_for_a_gpu_asks_for_none_of_its_packages_here(recipe: Path, monkeypatch, key: str) -> None:
+    monkeypatch.setattr("llm_rlhf.extras.is_liger_kernel_available", lambda: False)
+    monkeypatch.setattr("llm_rlhf.extras.is_vllm_available", lambda: False)
+    monkeypatch.setattr("llm_rlhf.extras.missing", lambda device: "there is no compiler")
+    result = asked(str(recipe), key, "--device", "cuda", "--memory", "24GiB")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
 def test_every_stage_that_does_not_fit_is_refused_with_what_would_help(recipe: Path) -> None:
     tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     recipe.write_text(yaml.safe_dump({k: v for k, v in tree.items() if k not in ("ppo", "evaluate")}), encoding="utf-8")
