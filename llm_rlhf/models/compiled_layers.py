@@ -1,7 +1,7 @@
-"""A model's layers compiled, each by itself: hundreds of small operations of a layer become a dozen kernels.
+"""A model's layers compiled, each by itself: of a layer's operations half are left (benchmarks/OPERATIONS.md).
 
-Layers alone, since what is around them is small, and since one compiled layer serves all of its kind: compiling takes a
-twentieth of what a whole model takes. The joint call, heads and sampling stay as they are.
+Layers alone, since what is around them is small, and since one graph serves all layers of a kind, however many there
+are. The joint call, heads and sampling stay as they are.
 
 What PPO stands on must hold in compiled kernels too, which may round otherwise than the operations they are made of:
 
