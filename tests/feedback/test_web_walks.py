@@ -197,7 +197,9 @@ def by_keyboard(walk: Walk, kind: str) -> dict[str, Any]:
 def test_every_task_is_done(chromium: Any, tmp_path: Path, size: str, hand: Any) -> None:
     with Walk(chromium, tmp_path, size, "light", list(QUESTIONS.values())) as walk:
         if hand is by_keyboard:
-            walk.keys("Enter")  # the button has the focus
+            # a browser gives the focus with the first picture, which may come after the page has loaded
+            playwright.expect(walk.page.get_by_role("button", name="Come in")).to_be_focused(timeout=10_000)
+            walk.keys("Enter")
             walk.page.wait_for_url(f"{walk.base}/")
         else:
             walk.come_in()
