@@ -53,6 +53,19 @@ CHAT = (
 )
 
 
+@pytest.fixture
+def fresh_graphs() -> Iterator[None]:
+    """None that torch compiled before, counted from 0, and none left behind."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # which is raised for good
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """Every byte is a token: no training, no merges, any text."""

@@ -1,6 +1,6 @@
 """Kill the chain at random moments in every stage, start it again, and compare its end with an undisturbed one's.
 
-    python tests/soak.py [--kills 30] [--seed 0] [--processes 1 2]     (or: make soak)
+    python tests/soak.py [--kills 30] [--seed 0] [--processes 1 2] [--set KEY=VALUE ...]     (or: make soak)
 
 A run of the tiny chain is begun in an empty folder. Each launch gets SIGKILL at a random moment of a random stage that
 it has still to make; now and then the next launch is given `--from` a stage, which archives what it finds. When a run's
@@ -33,16 +33,16 @@ FROM = 0.25  # share of launches after a kill that are given --from
 PATIENCE = 600.0  # seconds until a launch is taken for hung
 
 
-def launch(run: Path, processes: int, from_stage: str | None = None) -> Launch:
-    asked: list[object] = ["run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES]
+def launch(run: Path, processes: int, also: list[str], from_stage: str | None = None) -> Launch:
+    asked: list[object] = ["run", run.parent / "tiny.yaml", f"output_dir={run}", *OVERRIDES, *also]
     if from_stage is not None:
         asked += ["--from", from_stage]
     return start(*asked, processes=processes, folder=run.parent / f"said-{run.name}")
 
 
-def undisturbed(folder: Path, processes: int) -> Path:
+def undisturbed(folder: Path, processes: int, also: list[str]) -> Path:
     run = folder / f"undisturbed-{processes}"
-    launch(run, processes).finish(PATIENCE)
+    launch(run, processes, also).finish(PATIENCE)
     return run
 
 
@@ -66,12 +66,14 @@ def wait_for(started: Launch, path: Path) -> bool:
     return True
 
 
-def disturb(run: Path, processes: int, kills: int, seconds: dict[str, float], draw: random.Random) -> list[str]:
+def disturb(
+    run: Path, processes: int, also: list[str], kills: int, seconds: dict[str, float], draw: random.Random
+) -> list[str]:
     """Kill a run so many times, and let it end; what was done, in words."""
     done: list[str] = []
     from_stage: str | None = None
     while len(done) < kills and missing(run):
-        started = launch(run, processes, from_stage)
+        started = launch(run, processes, also, from_stage)
         again = STAGES if from_stage is None else STAGES[STAGES.index(from_stage) :]
         stage = draw.choice([name for name in again if from_stage is not None or name in missing(run)])
         delay = draw.uniform(0, 0.9) * seconds[stage]
@@ -85,7 +87,7 @@ def disturb(run: Path, processes: int, kills: int, seconds: dict[str, float], dr
         done.append(f"{stage} after {delay:.2f} s" + (f" (begun with --from {from_stage})" if from_stage else ""))
         made = [name for name in STAGES if name not in missing(run)]
         from_stage = draw.choice(made) if made and draw.random() < FROM else None
-    launch(run, processes, from_stage).finish(PATIENCE)
+    launch(run, processes, also, from_stage).finish(PATIENCE)
     return done
 
 
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--set", dest="also", nargs="+", default=[], help="keys of the recipe, as model.compile=true")
     parser.add_argument("--folder", type=Path, help="where the runs go; default: a new one under the temporary folder")
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="soak-"))
@@ -120,13 +123,13 @@ def main() -> None:
     write_recipe(folder)
     draw = random.Random(asked.seed)
     failed = killed = number = 0
-    expected = {processes: undisturbed(folder, processes) for processes in asked.processes}
+    expected = {processes: undisturbed(folder, processes, asked.also) for processes in asked.processes}
     while killed < asked.kills:
         processes = asked.processes[number % len(asked.processes)]
         number += 1
         run = folder / f"run-{number}"
         kills = min(KILLS_A_RUN, asked.kills - killed)
-        done = disturb(run, processes, kills, seconds_of(expected[processes]), draw)
+        done = disturb(run, processes, asked.also, kills, seconds_of(expected[processes]), draw)
         killed += len(done)
         wrong = differences(expected[processes], run)
         failed += bool(wrong)

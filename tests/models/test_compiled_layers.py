@@ -28,6 +28,7 @@ from llm_rlhf.models.roles import add_role_forward, scalar_head
 from llm_rlhf.models.whole import whole_config
 from llm_rlhf.recipe.sections import ModelSection
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16,
@@ -41,15 +42,6 @@ KINDS_OF_MODEL = {
         GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=2, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0)
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_graphs():
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # which is raised for good
-        yield
-    torch._dynamo.reset()
 
 
 def graphs() -> int:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from ppo_helpers import FULL, FindsMemoryFull, fixed_responses, make_trainer, responses_of, rollout
+from torch._dynamo.utils import counters
 
 from llm_rlhf.errors import RunError
+from llm_rlhf.models.compiled_layers import compile_layers
 
 OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "perturb": False,
            "total_episodes": 16}  # fmt: skip
@@ -36,15 +38,20 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["scoring", "forward", "backward"])
+@pytest.mark.usefixtures("fresh_graphs")
+@pytest.mark.parametrize(
+    ("where", "compiled"), [("scoring", False), ("forward", False), ("backward", False), ("backward", True)]
+)
 def test_fault_35_it_learns_the_same_in_halves(
-    base_folder, reward_folder, tmp_path, monkeypatch, capsys, where
+    base_folder, reward_folder, tmp_path, monkeypatch, capsys, where, compiled
 ) -> None:
     """The second micro-batch of a step fails too, whose first one's gradients are then taken again."""
     start = None
     found = []
     for limit in (None, 3):
         trainer = make_trainer(base_folder, tmp_path, reward_folder, **OPTIONS)
+        if compiled:
+            compile_layers(trainer.model, backend="eager")
         start = weights(trainer)
         fixed_responses(trainer, responses_of(trainer.processing_class.eos_token_id))
         tried = small_device(trainer, monkeypatch, limit, where) if limit else []
@@ -53,6 +60,7 @@ def test_fault_35_it_learns_the_same_in_halves(
     assert trainer.state.global_step == 2 * 2
     assert tried[0] == 4
     assert max(tried[2:]) <= 3
+    assert compiled == (counters["stats"]["unique_graphs"] > 0)
     name = "scoring a rollout" if where == "scoring" else "the update"
     assert f"memory ran out in {name}, over 4 rows" in capsys.readouterr().out
     for name, expected in found[0][0].items():
