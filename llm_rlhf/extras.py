@@ -5,20 +5,26 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_3_available
 from trl.import_utils import LIGER_KERNEL_MIN_VERSION, is_liger_kernel_available, is_vllm_available
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
 from llm_rlhf.models import liger
 from llm_rlhf.models.adapters import POLICY
-from llm_rlhf.models.base import adapter_config
+from llm_rlhf.models.base import adapter_config, announce
 from llm_rlhf.models.compiled_layers import check_adapters
 from llm_rlhf.models.compiler import missing
 from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.sections import Recipe
 
 LIGER = f"liger-kernel>={LIGER_KERNEL_MIN_VERSION}"
+MASKED = (
+    "'ppo.use_transformers_continuous_batching' without flash attention: each reply then attends to the tokens "
+    "of all others under a mask, so that attention takes as many times its work as there are replies at once. Install "
+    "flash-attn, or leave the key out (docs/ppo.md says where it can win)."
+)
 
 
 def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bool) -> None:
@@ -51,6 +57,9 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
     for key, is_set in asked.items():
         if for_this_machine and is_set and (reason := missing(processes().device.type)):
             raise RecipeError(f"Recipe key {key!r}: {reason}, or remove the key.")
+    continuous = "ppo" in configs and configs["ppo"].use_transformers_continuous_batching
+    if continuous and for_this_machine and not has_flash_attention():
+        announce(MASKED)
     for stage, config in configs.items():
         if config.use_liger_kernel and for_this_machine and not liger.runs_here():
             raise RecipeError(f"Recipe key '{stage}.use_liger_kernel' takes a GPU, and there is none; remove it.")
@@ -64,6 +73,13 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
                 f"Recipe key '{stage}.liger_kernel_config' is set, but '{stage}.use_liger_kernel' is false, so that it "
                 "would do nothing; set that to true, or remove the key."
             )
+
+
+def has_flash_attention() -> bool:
+    """Whether continuous batching finds it, by the questions of its `switch_to_cb_friendly_attn`."""
+    return bool(
+        is_flash_attn_3_available(kernels_fallback_ok=True) or is_flash_attn_2_available(kernels_fallback_ok=True)
+    )
 
 
 def check_compiles(recipe: Recipe, config: Any) -> None:

@@ -178,6 +178,18 @@ def test_a_compiler_that_is_not_there_is_told_ahead(base_folder, tmp_path, monke
     refused(ask("run", "recipe.yaml", key), *words)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_continuous_batching_does_without_flash_attention_is_told_ahead(
+    base_folder, tmp_path, monkeypatch, there
+) -> None:
+    monkeypatch.setattr("llm_rlhf.extras.is_flash_attn_2_available", lambda **kwargs: there)
+    recipe_on(base_folder, tmp_path, pairs(80), ppo=PPO)
+    asked = ["ppo.use_transformers_continuous_batching=true", "ppo.response_length=256"]  # the latter is refused
+    said = ask("run", "recipe.yaml", *asked)
+    assert said.exit_code == 2
+    assert ("each reply then attends to the tokens of all others" in said.output) == (not there)
+
+
 def test_a_compiler_is_looked_for_as_torch_looks(monkeypatch) -> None:
     there = {"g++": "/usr/bin/g++", "gcc": "/usr/bin/gcc", "c++": "/usr/bin/c++"}
     monkeypatch.setattr("llm_rlhf.models.compiler.shutil.which", there.get)

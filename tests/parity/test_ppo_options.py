@@ -12,12 +12,15 @@ from ppo_helpers import PROMPTS, fixed_responses, gradients, make_trainer, respo
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    ContinuousBatchingConfig,
+    GenerationConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
 )
 
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.roles import role_scores
+from llm_rlhf.ppo.sampling import continuous_batches
 from llm_rlhf.ppo.scores import combine
 from llm_rlhf.ppo.snapshots import best
 from llm_rlhf.user_code import load_function
@@ -313,6 +316,26 @@ def test_continuous_batching_samples_keeps_the_weights_and_weighs_by_its_log_pro
     # Another kernel, the same weights and numbers in fp32.
     torch.testing.assert_close(batch.engine_logprobs[mask], batch.old_logprobs[mask], rtol=0, atol=1e-4)
     torch.testing.assert_close(batch.importance, torch.ones_like(batch.importance), rtol=0, atol=1e-4)
+
+
+def test_without_flash_attention_continuous_batching_reads_the_tokens_of_all_replies_for_each(
+    base_folder, monkeypatch
+) -> None:
+    """Why it is told of (extras.py): in the step after the prompts, one attention over all rows' tokens together."""
+    model, read = AutoModelForCausalLM.from_pretrained(base_folder).eval(), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(query, key, *args, **kwargs):
+        read.append((query.size(2), key.size(2)))
+        return attention(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    continuous_batches(
+        model, prompts, GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0, eos_token_id=-1),
+        ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=128, use_cuda_graph=False),
+    )  # fmt: skip
+    assert read[-1] == (3, sum(map(len, prompts)) + 3)
 
 
 # ---- without LoRA --------------------------------------------------------------------------------------------------
