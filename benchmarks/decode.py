@@ -21,6 +21,8 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from llm_rlhf.extras import has_flash_attention
+
 
 class Clock(LogitsProcessor):
     """Notes when each step's logits are there."""
@@ -49,7 +51,8 @@ def measure(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     step(job, model, prompts)  # compiles, captures, allocates
     first = time.perf_counter() - started
-    return {"ms_per_step": 1000 * step(job, model, prompts), "first_seconds": first, **memory(job.device)}
+    found = {"ms_per_step": 1000 * step(job, model, prompts), "first_seconds": first, **memory(job.device)}
+    return found | ({"flash_attention": has_flash_attention()} if job.column == "continuous" else {})
 
 
 @torch.no_grad()

@@ -225,6 +225,8 @@ def decoding_row(record: Record) -> str:
     name = DECODING[record["column"]]
     if "failed" in record:
         return f"| {name} | failed: {record['failed'].replace('|', ' ')} | | |"
+    if "flash_attention" in record:
+        name += " with flash attention" if record["flash_attention"] else " without flash attention"
     cells = f"{record['ms_per_step']:.2f} | {record['first_seconds']:.1f} | {record['peak_mib'] / 1024:.1f}"
     return f"| {name} | {cells} |"
 
