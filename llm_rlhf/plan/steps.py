@@ -18,10 +18,10 @@ from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
 
 from llm_rlhf.models.adapters import POLICY, active_adapters
+from llm_rlhf.models.decoding_loop import prompt_columns
 from llm_rlhf.models.logprobs import token_logprobs
 from llm_rlhf.models.random_draws import draw_tokens
 from llm_rlhf.models.roles import VALUE, apply_head, hidden_states, position_ids, role_scores
-from llm_rlhf.models.sampler import prompt_columns
 from llm_rlhf.plan.live_memory import GRADIENTS, LiveMemory, tensors_of, watch_gradients
 from llm_rlhf.ppo import objectives
 
@@ -216,7 +216,7 @@ def sample(
         cache = _CountedCache(simulation)
         ids, mask = rows_of(B, P)
         with simulation.step(f"{name}, first token"):
-            for read in ids.split(prompt_columns(B, P, simulation.device), 1):  # as models/sampler.py reads them
+            for read in ids.split(prompt_columns(B, P, simulation.device), 1):  # as models/decoding_loop.py reads them
                 end = cache.get_seq_length() + read.size(1)
                 logits = _forward(model, read, mask[:, :end], cache)
             _next_tokens(logits, draws)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llm_rlhf.models.decoding_loop import SamplingError
 from llm_rlhf.models.roles import apply_head
-from llm_rlhf.models.sampler import PolicySampler, SamplingError
+from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.config import sampled_otherwise
 from llm_rlhf.training import is_sharded
 

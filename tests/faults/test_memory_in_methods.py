@@ -14,7 +14,7 @@ from trl import RewardConfig
 
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.errors import RunError
-from llm_rlhf.models.sampler import DecodingLoop
+from llm_rlhf.models.decoding_loop import DecodingLoop
 from llm_rlhf.recipe.sections import OnlineOptions, RewardOptions
 from llm_rlhf.reward.trainer import encode_pairs
 from llm_rlhf.stages.reward import _RewardTrainer

@@ -18,22 +18,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from llm_rlhf.models import decoding_loop
 from llm_rlhf.models import sampler as sampler_module
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
+from llm_rlhf.models.decoding_loop import DecodingLoop, SamplingError, prompt_columns, sampling
 from llm_rlhf.models.memory import ENOUGH
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
-from llm_rlhf.models.sampler import (
-    CompiledDecoding,
-    DecodingLoop,
-    PolicySampler,
-    SamplingError,
-    cache_bytes,
-    can_compile,
-    fitting_rows,
-    prompt_columns,
-    sampling,
-)
+from llm_rlhf.models.sampler import CompiledDecoding, PolicySampler, cache_bytes, can_compile, fitting_rows
 from llm_rlhf.recipe.sections import ModelSection
 
 SIZES = {
@@ -137,7 +129,7 @@ def test_replies_are_the_same_whether_prompts_are_read_whole_or_in_pieces(config
     whole = DecodingLoop(1.0, numbers)
     tokens = sample(model, whole)
     sizes: list[int] = []
-    monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: columns)
+    monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: columns)
     model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(kwargs["input_ids"].size(1)), with_kwargs=True)
     pieces = DecodingLoop(1.0, numbers)
     assert torch.equal(sample(model, pieces), tokens)
@@ -152,7 +144,7 @@ def test_replies_are_the_same_whether_prompts_are_read_whole_or_in_pieces(config
 def test_what_keeps_more_than_keys_and_values_reads_prompts_whole(monkeypatch) -> None:
     model, numbers = random_model(MAMBA), uniforms()
     tokens = sample(model, DecodingLoop(1.0, numbers))
-    monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: 2)
+    monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: 2)
     assert torch.equal(sample(model, DecodingLoop(1.0, numbers)), tokens)
 
 
@@ -370,7 +362,7 @@ def test_without_a_compiler_nothing_is_compiled_and_that_is_said_once(monkeypatc
 @pytest.mark.parametrize("config", [LLAMA, WINDOWS], ids=["llama", "windows"])
 def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_pieces, merge, traced, monkeypatch) -> None:
     if in_pieces:
-        monkeypatch.setattr(sampler_module, "prompt_columns", lambda rows, length, device: 2)
+        monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: 2)
     model = adapted(config)
     base, numbers = model.get_base_model(), uniforms()
     own = {"may_round": False, "merge": merge, "compiled_rows": len(PROMPTS)}

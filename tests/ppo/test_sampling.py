@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from llm_rlhf.models.decoding_loop import DecodingLoop, SamplingError, sampling
 from llm_rlhf.models.random_draws import Draw, draw_tokens
-from llm_rlhf.models.sampler import DecodingLoop, SamplingError, sampling
 from llm_rlhf.ppo.sampling import GenerateWatch
 
 
