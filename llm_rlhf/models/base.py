@@ -18,6 +18,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
 from llm_rlhf.models.finding import check_upstream, loading_raises, needs_code, reason_of
+from llm_rlhf.models.lora_sums import sum_in_products
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.models.whole import compute_in_own_type, whole_config
 from llm_rlhf.progress import tell
@@ -178,12 +179,13 @@ def adapters_in_float32(model: Any) -> None:
     """What is trained, in float32, where steps of 1e-5 do not round to nothing; TRL casts it to bfloat16 on NF4.
 
     Under bfloat16 autocast the products are computed in bfloat16 all the same, and a copy of a whole module
-    (`modules_to_save`) computes as the module that it stands for.
+    (`modules_to_save`) computes as the module that it stands for. LoRA's update is added as it is multiplied.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     leave_casts_to_autocast(model)
+    sum_in_products(model)
     compute_in_own_type(model)
 
 

@@ -25,6 +25,7 @@ from llm_rlhf.launch import processes
 from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
+from llm_rlhf.models.lora_sums import sum_in_products
 from llm_rlhf.models.memory import Portion, reading_budget
 from llm_rlhf.models.random_draws import prompt_uniforms
 from llm_rlhf.models.reply_decoding import ReplyDecoding
@@ -68,6 +69,7 @@ def load_roles(
         model.to(processes().device)
     for name, adapter in rewards.items():
         add_reward_role(model, adapter, name)
+    sum_in_products(model)
     add_role_forward(model.get_base_model(), temperature)
     model.requires_grad_(False)
     return model.eval()

@@ -1,0 +1,177 @@
+"""LoRA's update added by the product itself: PEFT's layers, in fewer operations."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from model_helpers import quantized, wide_llama
+from peft import LoraConfig, get_peft_model
+from peft.tuners import lora
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from llm_rlhf.models.base import leave_casts_to_autocast
+from llm_rlhf.models.lora_sums import sum_in_products
+
+LAYERS, MAPS = 2, 7  # linear maps in each layer of a Llama
+LLAMA = LlamaConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=2,
+    num_key_value_heads=1,
+)  # fmt: skip
+GPT2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0)
+IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
+UNEVEN = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "init_lora_weights": False}  # the update times 1.5
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view and function is not torch.ops.aten._unsafe_view.default:
+            self.seen[function._overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def pair(config, dtype=torch.float32, **options):
+    """A model by PEFT's layers, and the same by ours."""
+    torch.manual_seed(0)
+    plain = get_peft_model(AutoModelForCausalLM.from_config(config, dtype=dtype), LoraConfig(**UNEVEN | options))
+    mine = copy.deepcopy(plain)
+    sum_in_products(mine)
+    return plain, mine
+
+
+def learned(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(input_ids=IDS).logits
+    logits.float().log_softmax(-1)[..., 5].sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(mine, plain) -> None:
+    (logits, gradients), (expected, others) = learned(mine), learned(plain)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6)  # float32: a rounding more or less, of order 1
+    assert any("lora_B" in name for name in others)
+    for name, gradient in others.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_layer_by_hand() -> None:
+    layer = lora.Linear(nn.Linear(2, 2, bias=False), "one", LoraConfig(r=2, lora_alpha=1), r=2, lora_alpha=1)
+    layer.base_layer.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    layer.lora_A["one"].weight.data = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    layer.lora_B["one"].weight.data = torch.tensor([[2.0, 1.0], [3.0, 0.0]])
+    sum_in_products(layer)
+    # W x = (5, 11); A x = (3, 4); B A x = (10, 9), of which alpha / r is half
+    assert layer(torch.tensor([[1.0, 2.0]])).tolist() == [[10.0, 15.5]]
+    assert layer(torch.tensor([1.0, 2.0])).tolist() == [10.0, 15.5]
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_outputs_and_gradients_are_peft_s(config) -> None:
+    plain, mine = pair(config)
+    same(mine, plain)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_of_quantised_layers_too(kind, tmp_path, tokenizer) -> None:
+    base = wide_llama(tmp_path, tokenizer)
+    torch.manual_seed(0)
+    plain = get_peft_model(quantized(base, kind), LoraConfig(**UNEVEN))
+    torch.manual_seed(0)
+    mine = get_peft_model(quantized(base, kind), LoraConfig(**UNEVEN))
+    sum_in_products(mine)
+    with Operations() as counted, torch.no_grad():
+        mine(input_ids=IDS)
+    assert counted.seen["addmm"] == LAYERS * MAPS
+    same(mine, plain)
+
+
+@pytest.mark.parametrize(("alpha", "backwards"), [(4, -1), (6, 1)])  # 4 / r is 1
+def test_it_takes_two_operations_fewer_a_layer(alpha, backwards) -> None:
+    found = []
+    for model in pair(LLAMA, torch.bfloat16, lora_alpha=alpha):
+        leave_casts_to_autocast(model)
+        with torch.autocast("cpu", torch.bfloat16), Operations() as forward:
+            logits = model(input_ids=IDS).logits
+        with Operations() as backward:
+            logits.float().log_softmax(-1)[..., 5].sum().backward()
+        found.append((forward.seen, backward.seen))
+    (plain, plain_back), (mine, mine_back) = found
+    assert mine.total() - plain.total() == -2 * LAYERS * MAPS
+    assert plain["mul"] - mine["mul"] == plain["add"] - mine["add"] == LAYERS * MAPS
+    assert mine_back.total() - plain_back.total() == backwards * LAYERS * MAPS  # one wide for none, or for two narrow
+
+
+def test_in_bfloat16_it_rounds_once_where_peft_rounds_three_times() -> None:
+    torch.manual_seed(0)
+    options = {"r": 16, "lora_alpha": 24, "init_lora_weights": False}
+    plain = lora.Linear(nn.Linear(32, 64).bfloat16(), "one", LoraConfig(**options), **options)
+    mine = copy.deepcopy(plain)
+    sum_in_products(mine)
+    x, layer = torch.randn(100, 32).bfloat16(), plain.base_layer
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        base, low = layer(x), plain.lora_A["one"](x)  # which both round alike
+        found = [forward(x).double() for forward in (plain, mine)]
+    exact = base.double() + 1.5 * low.double() @ plain.lora_B["one"].weight.bfloat16().double().t()
+    off, mine_off = ((one - exact).norm() for one in found)
+    assert 0 < mine_off < 0.7 * off
+    assert torch.equal(found[1], exact.bfloat16().double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_of_zero_leaves_the_base_to_the_bit(dtype) -> None:
+    _, mine = pair(LLAMA, dtype, init_lora_weights=True)
+    leave_casts_to_autocast(mine)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with Operations() as counted:
+            logits = mine(input_ids=IDS).logits
+        with mine.disable_adapter():
+            assert torch.equal(mine(input_ids=IDS).logits, logits)
+    assert counted.seen["addmm"] == LAYERS * MAPS
+
+
+def test_adapters_that_are_on_together_add_up() -> None:
+    plain, mine = pair(LLAMA)
+    for model in (plain, mine):
+        torch.manual_seed(1)
+        model.add_adapter("two", LoraConfig(**UNEVEN | {"lora_alpha": 3}))
+        model.base_model.set_adapter(["default", "two"])
+    same(mine, plain)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_what_is_not_plain_lora_stays_peft_s(options) -> None:
+    plain, mine = pair(LLAMA, **options)
+    with torch.no_grad():
+        assert torch.equal(mine(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_merged_layers_rows_of_several_adapters_and_types_apart_stay_peft_s() -> None:
+    plain, mine = (model.eval() for model in pair(LLAMA))
+    rows = {"adapter_names": ["default", "__base__"]}
+    with torch.no_grad():
+        assert torch.equal(mine(input_ids=IDS, **rows).logits, plain(input_ids=IDS, **rows).logits)
+        for model in (plain, mine):
+            model.merge_adapter()
+        assert torch.equal(mine(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+        for model in pair(LLAMA, torch.bfloat16):  # without autocast, bfloat16 meets adapters in float32
+            with Operations() as counted:
+                model(input_ids=IDS)
+            assert counted.seen["addmm"] == 0
+
+
+def test_a_layer_in_another_type_than_autocasts_keeps_it() -> None:
+    found = []
+    for model in pair(LLAMA):
+        leave_casts_to_autocast(model)
+        for module in model.modules():
+            if isinstance(module, lora.Linear):  # as layers that hold out against autocast
+                module.base_layer.register_forward_hook(lambda _, __, output: output.float())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found.append(model(input_ids=IDS).logits)
+    assert torch.equal(*found)
