@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.models import compiled_layers
 from llm_rlhf.models.adapters import POLICY, active_adapters
 from llm_rlhf.models.base import leave_casts_to_autocast
+from llm_rlhf.models.lora_sums import sum_in_products
 from llm_rlhf.models.merged import MergedCopy
 from llm_rlhf.models.roles import add_role_forward, scalar_head
 
@@ -55,6 +56,9 @@ def main() -> None:
         leave_casts_to_autocast(model)
         rows += counted("scoring, casts left to autocast", scoring(base))
         rows += counted("the update, casts left to autocast", update(base))
+        sum_in_products(model)
+        rows += counted("scoring, LoRA added by the product too", scoring(base))
+        rows += counted("the update, LoRA added by the product too", update(base))
         compiled_layers.compile_layers(model)
         works = {"scoring, layers compiled": scoring(base), "the update, layers compiled": update(base)}
         seconds = [timed(work) for work in works.values()]
