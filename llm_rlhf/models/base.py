@@ -192,10 +192,12 @@ def adapters_in_float32(model: Any) -> None:
 class _OutsideAutocast:
     """True outside autocast, of the CPU or of the accelerator: what PEFT's `cast_input_dtype_enabled` is set to."""
 
-    def __bool__(self) -> bool:
+    def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
-        return not any(torch.is_autocast_enabled(kind) for kind in kinds)
+        self.kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+
+    def __bool__(self) -> bool:
+        return not any(torch.is_autocast_enabled(kind) for kind in self.kinds)
 
 
 def leave_casts_to_autocast(model: Any) -> None:
@@ -205,9 +207,10 @@ def leave_casts_to_autocast(model: Any) -> None:
     two copies of all activations a linear layer, and two more backwards, that change no bit of the result
     (tests/parity/test_casts.py).
     """
+    outside = _OutsideAutocast()
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = _OutsideAutocast()
+            module.cast_input_dtype_enabled = outside
 
 
 def quantization_config(section: ModelSection) -> BitsAndBytesConfig:

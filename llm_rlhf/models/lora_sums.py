@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners import lora
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 def sum_in_products(model: Any) -> None:
@@ -35,23 +36,23 @@ def sum_in_products(model: Any) -> None:
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """PEFT's forward of a linear layer, (..., in) to (..., out)."""
-    names = [name for name in self.active_adapters if name in self.lora_A]
-    if args or kwargs or self.disable_adapters or self.merged or not all(_is_plain(self, name) for name in names):
+    """PEFT's forward of a linear layer, (..., in) to (..., out). Small models wait for its Python: it asks little."""
+    if args or kwargs or self.disable_adapters or self.merged or self.lora_variant or True in self.lora_bias.values():
         return type(self).forward(self, x, *args, **kwargs)
-    if self.cast_input_dtype_enabled and any(self.lora_A[name].weight.dtype != x.dtype for name in names):
-        return type(self).forward(self, x)
+    factors_A, factors_B, adapters = self.lora_A, self.lora_B, []
+    for name in self.active_adapters:
+        if name in factors_A:
+            weight = factors_A[name].weight
+            if weight.dtype != x.dtype and self.cast_input_dtype_enabled:
+                return type(self).forward(self, x)
+            adapters.append((name, weight, factors_B[name].weight))
     result: Tensor = self.base_layer(x)
-    for name in names:
-        low = self.lora_A[name](self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype)))
-        weight, scaling = self.lora_B[name].weight, self.scaling[name]
+    for name, A, B in adapters:
+        dropout, scaling = self.lora_dropout[name], self.scaling[name]
+        low = linear(x if type(dropout) is nn.Identity else dropout(x), A)
         if result.dtype == low.dtype:
-            rows, low = result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1))
-            result = torch.addmm(rows, low, weight.t(), alpha=scaling).view(result.shape)
+            rows = torch.addmm(result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1)), B.t(), alpha=scaling)
+            result = rows.view(result.shape)
         else:  # a layer that is kept in another type than autocast's
-            result = (result + self.lora_B[name](low) * scaling).to(result.dtype)
+            result = (result + linear(low, B) * scaling).to(result.dtype)
     return result
-
-
-def _is_plain(layer: Any, name: str) -> bool:
-    return name not in layer.lora_variant and layer.lora_B[name].bias is None
