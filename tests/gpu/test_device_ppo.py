@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, TrainerCallback
 
 from llm_rlhf import PPOTrainer
-from llm_rlhf.models import sampler
+from llm_rlhf.models import decoding_loop
 from llm_rlhf.models.compiled_layers import compile_layers
 
 pytestmark = pytest.mark.slow
@@ -212,7 +212,7 @@ def test_the_compiled_loop_and_prompts_in_pieces_give_the_tokens_of_the_plain_on
     said, graphs = [], []
     for decoding, columns in (("plain", None), ("compiled", None), ("plain", 3), ("compiled", 3)):
         if columns is not None:
-            monkeypatch.setattr(sampler, "prompt_columns", lambda rows, length, device: 3)
+            monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: 3)
         torch._dynamo.reset()
         counters.clear()
         # Four of eight prompts a rollout: their widths differ from one to the next.
