@@ -6,10 +6,10 @@ two narrow gradients in place of one as wide as the output. In bfloat16 it round
 B = 0, as adapters begin, leaves the output as it is, to the bit.
 
 The forward of PEFT's LoRA layers is replaced, which is no public hook: tests/models/test_lora_sums.py holds it against
-PEFT's own and fails when that moves.
+PEFT's own and fails when that moves. The factors are read and not called, so that hooks on them would not be heard.
 """
 
-import types
+import functools
 from typing import Any
 
 import torch
@@ -20,39 +20,56 @@ from torch.nn.functional import linear
 
 
 def sum_in_products(model: Any) -> None:
-    """Let the LoRA layers of a model add their update by the product itself: in place, and only once.
+    """Let the LoRA layers of a model add their update by the product itself: in place.
 
-    Layers that are quantised too. DoRA and other variants, LoRA with a bias, rows of several adapters in one batch,
-    merged layers, and forwards whose types PEFT has to bring together stay PEFT's.
+    Layers that are quantised too. DoRA and other variants, LoRA with a bias, rows of several adapters in one batch and
+    merged layers stay PEFT's; so does the sum where an output has another type than its update.
     """
-    kinds = [lora.Linear]
-    if is_bnb_available():
-        kinds.append(lora.Linear8bitLt)
-    if is_bnb_4bit_available():
-        kinds.append(lora.Linear4bit)
+    kinds = _kinds()
     for module in model.modules():
-        if type(module) in kinds and "forward" not in vars(module):
-            module.forward = types.MethodType(_forward, module)
+        if type(module) in kinds:
+            module.__class__ = kinds[type(module)]
 
 
-def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """PEFT's forward of a linear layer, (..., in) to (..., out). Small models wait for its Python: it asks little."""
-    if args or kwargs or self.disable_adapters or self.merged or self.lora_variant or True in self.lora_bias.values():
-        return type(self).forward(self, x, *args, **kwargs)
-    factors_A, factors_B, adapters = self.lora_A, self.lora_B, []
-    for name in self.active_adapters:
-        if name in factors_A:
-            weight = factors_A[name].weight
-            if weight.dtype != x.dtype and self.cast_input_dtype_enabled:
-                return type(self).forward(self, x)
-            adapters.append((name, weight, factors_B[name].weight))
-    result: Tensor = self.base_layer(x)
-    for name, A, B in adapters:
-        dropout, scaling = self.lora_dropout[name], self.scaling[name]
-        low = linear(x if type(dropout) is nn.Identity else dropout(x), A)
-        if result.dtype == low.dtype:
-            rows = torch.addmm(result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1)), B.t(), alpha=scaling)
-            result = rows.view(result.shape)
-        else:  # a layer that is kept in another type than autocast's
-            result = (result + linear(low, B) * scaling).to(result.dtype)
-    return result
+class _SumsInProducts:
+    """Before one of PEFT's LoRA layers in the order of its bases."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """PEFT's, (..., in) to (..., out). Small models wait for its Python, which is why it asks little."""
+        special = args or kwargs or self.disable_adapters or self.merged or self.lora_variant
+        if special or True in self.lora_bias.values():
+            own: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # of the layer behind it
+            return own
+        result: Tensor = self.base_layer(x)
+        dtype, factors_A, factors_B = result.dtype, self.lora_A, self.lora_B
+        for name in self.active_adapters:
+            if name not in factors_A:
+                continue
+            A, B = factors_A[name].weight, factors_B[name].weight
+            dropout, scaling = self.lora_dropout[name], self.scaling[name]
+            if A.dtype != x.dtype and self.cast_input_dtype_enabled:
+                x = x.to(A.dtype)
+            low = linear(x if type(dropout) is nn.Identity else dropout(x), A)
+            if result.dtype == low.dtype:
+                rows = torch.addmm(
+                    result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1)), B.t(), alpha=scaling
+                )
+                result = rows.view(result.shape)
+            else:
+                result = result + linear(low, B) * scaling
+        return result if result.dtype == dtype else result.to(dtype)
+
+
+class Linear(_SumsInProducts, lora.Linear):
+    pass
+
+
+@functools.cache
+def _kinds() -> dict[type, type]:
+    """PEFT's layers, and what stands for each."""
+    kinds: dict[type, type] = {lora.Linear: Linear}
+    if is_bnb_available():
+        kinds[lora.Linear8bitLt] = type("Linear8bitLt", (_SumsInProducts, lora.Linear8bitLt), {})
+    if is_bnb_4bit_available():
+        kinds[lora.Linear4bit] = type("Linear4bit", (_SumsInProducts, lora.Linear4bit), {})
+    return kinds

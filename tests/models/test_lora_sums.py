@@ -151,7 +151,7 @@ def test_what_is_not_plain_lora_stays_peft_s(options) -> None:
         assert torch.equal(mine(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 
 
-def test_merged_layers_rows_of_several_adapters_and_types_apart_stay_peft_s() -> None:
+def test_merged_layers_and_rows_of_several_adapters_stay_peft_s() -> None:
     plain, mine = (model.eval() for model in pair(LLAMA))
     rows = {"adapter_names": ["default", "__base__"]}
     with torch.no_grad():
@@ -159,10 +159,27 @@ def test_merged_layers_rows_of_several_adapters_and_types_apart_stay_peft_s() ->
         for model in (plain, mine):
             model.merge_adapter()
         assert torch.equal(mine(input_ids=IDS).logits, plain(input_ids=IDS).logits)
-        for model in pair(LLAMA, torch.bfloat16):  # without autocast, bfloat16 meets adapters in float32
-            with Operations() as counted:
-                model(input_ids=IDS)
-            assert counted.seen["addmm"] == 0
+
+
+def test_without_autocast_bfloat16_meets_adapters_in_float32_as_peft_has_it() -> None:
+    plain, mine = pair(LLAMA, torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(mine(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_a_shallow_copy_computes_by_its_own_weights_and_a_model_can_be_saved_whole(tmp_path) -> None:
+    """As what spreads a model over GPUs copies it."""
+    _, mine = pair(LLAMA)
+    layer = next(module for module in mine.modules() if isinstance(module, lora.Linear))
+    x = torch.randn(3, layer.in_features)
+    replica = layer._replicate_for_data_parallel()
+    replica._modules["lora_B"] = copy.deepcopy(layer.lora_B)
+    replica._modules["lora_B"]["default"].weight.data.zero_()
+    assert torch.equal(replica(x), layer.base_layer(x))
+    assert not torch.equal(layer(x), layer.base_layer(x))
+    torch.save(mine, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(loaded(input_ids=IDS).logits, mine(input_ids=IDS).logits)
 
 
 def test_a_layer_in_another_type_than_autocasts_keeps_it() -> None:
