@@ -59,6 +59,25 @@ def processes(waits: float = WAITS) -> "PartialState":
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=waits))
 
 
+def on_one_gpu(config: Any) -> None:
+    """Keep a trainer's configuration to the GPU of this process, where it sees several.
+
+    transformers would copy the model to all of them at every step (`DataParallel`) and multiply the batch by their
+    number. Adapters, heads and sampling here are not made for that; a process for each GPU is what `accelerate launch`
+    starts. `_n_gpu` is private, and set so by transformers' own trainer too (tests/pipeline/test_several_gpus.py).
+    """
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+
+
+def gpus_of_one() -> int:
+    """How many GPUs the only process of this launch sees; 0 where there are more processes, and on CPUs."""
+    import torch
+
+    state = processes()
+    return torch.cuda.device_count() if state.num_processes == 1 and state.device.type == "cuda" else 0
+
+
 def agreed(find: Callable[[], Any]) -> Any:
     """What the main process finds, or the error that it raises, on every process; the others do not look themselves."""
     from accelerate.utils import broadcast_object_list

@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args
 from transformers import GenerationConfig
 from trl import RLOOConfig
 
+from llm_rlhf.launch import on_one_gpu
+
 NOT_SET: Any = None
 LAYERS = "it compiles a model whole; compile_layers (model.compile in a recipe) does it layer by layer"
 BEST = "keep 'best' leaves the best snapshot, by the held-out reward model"
@@ -295,6 +297,7 @@ class PPOConfig(RLOOConfig):
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = (self.num_mini_batches or 1) * self.gradient_accumulation_steps
         self._parent_post_init()
+        on_one_gpu(self)
         self.num_mini_batches, rest = divmod(self.steps_per_generation, self.gradient_accumulation_steps)
         if rest or self.num_mini_batches == 0:
             raise ValueError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.errors import RecipeError, shown
-from llm_rlhf.launch import WAITS, processes, speaks_for_all, uses_deepspeed, uses_fsdp
+from llm_rlhf.launch import WAITS, on_one_gpu, processes, speaks_for_all, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
@@ -160,6 +160,7 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
     if any(field.name == "trust_remote_code" for field in dataclasses.fields(config_class_of(stage))):
         decided["trust_remote_code"] = recipe.model.trusts_base
     config = config_class_of(stage)(**{**run_defaults(recipe, stage), **section, **decided})
+    on_one_gpu(config)
     if stage in ("grpo", "rloo"):
         _settle_length(config, section, stage_options(recipe, stage).total_episodes)
     return config
