@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -66,7 +67,11 @@ class FiniteGradients(TrainerCallback):
         if trainer.accelerator.scaler is not None:  # float16: its steps overflow now and then, and it skips them itself
             return
         parameters = trained_parameters(trainer)
-        if _finite(parameters, trainer.accelerator):
+        if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            finite = not trainer.accelerator.optimizer_step_was_skipped  # its engine has stepped already, or did not
+        else:
+            finite = _finite(parameters, trainer.accelerator)
+        if finite:
             self.in_a_row = 0
             return
         self.in_a_row += 1

@@ -70,3 +70,19 @@ def command_at(stage: str, *arguments: str) -> None:
     """The same with another stage of ZeRO."""
     ZERO2["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = stage
     command(*arguments)
+
+
+def command_with_a_gradient_of_no_number(*arguments: str) -> None:
+    """The same where, from the second forward on, the loss is finite and its gradient is not."""
+    from trl import SFTTrainer
+
+    loss_of, calls = SFTTrainer.compute_loss, []
+
+    def compute_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = loss_of(self, model, *args, **kwargs)
+        calls.append(1)
+        nothing = sum((p * 0.0).sum() for p in model.parameters() if p.requires_grad)
+        return loss + nothing.sqrt() if len(calls) > 1 else loss  # 0, whose slope is without end
+
+    SFTTrainer.compute_loss = compute_loss
+    command(*arguments)

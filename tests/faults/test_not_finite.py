@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from chain_helpers import copy
 from method_helpers import KINDS, make
 from ppo_helpers import make_trainer
@@ -18,7 +19,7 @@ from transformers import TrainerCallback
 from llm_rlhf import checkpoints
 from llm_rlhf.errors import NonFiniteError
 from llm_rlhf.evaluation.run_report import skipped_steps
-from llm_rlhf.finite import BATCHES, IN_A_ROW, check_loss, check_weights, save_batch
+from llm_rlhf.finite import BATCHES, IN_A_ROW, FiniteGradients, check_loss, check_weights, save_batch
 from llm_rlhf.pipeline import run_recipe
 from llm_rlhf.recipe.loading import load_recipe
 
@@ -45,6 +46,21 @@ def test_fault_23_nothing_is_learnt_from_a_loss_that_is_not_finite(loss, tmp_pat
         check_loss(torch.tensor(loss), stand_in(tmp_path, "reward"))
     saved = load_file(next(tmp_path.glob(f"{BATCHES}*")))
     assert {name: tensor.tolist() for name, tensor in saved.items()} == {"0.input_ids": [[1, 2]], "1.0": [1.0, 1.0]}
+
+
+def test_fault_24_steps_that_deepspeed_passes_over_by_itself_are_told_and_counted(tmp_path, capsys) -> None:
+    """Its engine has stepped, or not, when the callback comes; gradients are no longer there to be asked."""
+    trainer = stand_in(tmp_path)
+    trainer.model, trainer.optimizer = torch.nn.Linear(1, 1), None
+    engine = trainer.accelerator
+    engine.distributed_type, engine.scaler, engine.is_main_process = DistributedType.DEEPSPEED, None, True
+    guard = FiniteGradients(trainer)
+    for skipped in (True, True, True, True, False, True, True, True, True):
+        engine.optimizer_step_was_skipped = skipped
+        guard.on_pre_optimizer_step(trainer.args, trainer.state, None)
+    assert capsys.readouterr().out.count("the gradient at optimizer step 7 is not finite; the step is skipped") == 8
+    with pytest.raises(NonFiniteError, match="in 5 optimizer steps one after another"):
+        guard.on_pre_optimizer_step(trainer.args, trainer.state, None)
 
 
 def test_a_batch_of_views_of_one_tensor_is_saved(tmp_path) -> None:

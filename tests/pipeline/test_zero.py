@@ -65,6 +65,17 @@ def test_in_bfloat16_what_is_saved_is_what_trained_in_float32(tmp_path) -> None:
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in saved.values())
 
 
+def test_a_gradient_that_is_not_finite_ends_the_stage_and_nothing_is_saved(tmp_path) -> None:
+    """The engine steps within the backward pass, and passes over such a gradient without a word."""
+    recipe = write_recipe(tmp_path, sft=HALF | {"max_steps": 6}, reward=None, ppo=None, evaluate=None)
+    spread = (str(recipe), f"output_dir={tmp_path / 'two'}")
+    launch = Launch(zero_on_cpus.command_with_a_gradient_of_no_number, ("run", *spread), 2, tmp_path / "said")
+    assert 0 not in launch.codes()
+    assert "The gradient of sft is not finite in 5 optimizer steps one after another" in launch.errors
+    assert not (tmp_path / "two" / "sft").exists()
+    assert len(list((tmp_path / "two").rglob("not-finite-step-*-process-1.safetensors"))) == 5
+
+
 @pytest.mark.parametrize(
     ("stage", "overrides", "words"),
     [
