@@ -143,7 +143,8 @@ def main() -> None:
         "# A rollout's sampling on a CPU",
         "",
         f"`python benchmarks/sampling.py` makes this page: {versions}; {torch.backends.cpu.get_cpu_capability()}. "
-        f"{ROWS} prompts of {PROMPT} tokens, {LONGEST} new ones at most, 8 layers, LoRA, float32, one thread; medians "
+        f"{ROWS} prompts of {PROMPT} tokens, {LONGEST} new ones at most, 8 layers, LoRA (beside the base, by "
+        "PEFT's own layers), float32, one thread; medians "
         f"of {TURNS}, in seconds and over the first way's.",
         "",
         "| vocabulary | replies (mean over longest) | " + " | ".join(WAYS) + " |",
