@@ -33,6 +33,7 @@ version = release = llm_rlhf.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md", "data/**.md", "examples/**.md"]
+exclude_patterns = ["**/.*"]  # environments that benchmarks make beside themselves
 default_role = "code"  # docstrings put names between single backticks
 nitpicky = False  # types of other projects have no pages here, as nothing of theirs is fetched
 

@@ -176,7 +176,10 @@ SOURCE_LISTS = ("preferences", "demonstrations", "prompts", "ratings", "evaluati
 
 def expanded(path: str) -> Path:
     """The path with `~` as the home folder; as it stands where nobody is called so (`~x` may be a file's name)."""
-    return Path(os.path.expanduser(path))  # pathlib's own raises
+    try:
+        return Path(os.path.expanduser(path))  # pathlib's own raises where there is no such user
+    except ValueError:  # "~" before what no system could be asked for: a zero byte, half a character
+        return Path(path)
 
 
 def local_files(source: str) -> list[Path]:

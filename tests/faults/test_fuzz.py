@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trl import RewardConfig, SFTConfig
 from typer.testing import CliRunner
@@ -233,6 +233,8 @@ def test_an_override_is_laid_over_or_refused(override: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@example(text="~\x00")
+@example(text="~\ud800")
 @given(text=st.lists(WORDS | st.text(max_size=5), min_size=1, max_size=3).map("".join))
 def test_a_policy_is_named_or_refused(text: str) -> None:
     with contextlib.suppress(RecipeError):

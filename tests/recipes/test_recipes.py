@@ -188,7 +188,8 @@ def test_python_of_the_pages_compiles_and_imports_what_there_is(text: str) -> No
 
 
 def test_scripts_beside_the_package_import_what_there_is() -> None:
-    scripts = [path for folder in ("benchmarks", "data", "examples") for path in (ROOT / folder).rglob("*.py")]
+    found = [path for folder in ("benchmarks", "data", "examples") for path in (ROOT / folder).rglob("*.py")]
+    scripts = [path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
     assert len(scripts) > 10
     for path in scripts:
         check_imports(path.read_text(encoding="utf-8"))
