@@ -28,11 +28,11 @@ from llm_rlhf.evaluation.judges import weight_digests
 from llm_rlhf.evaluation.start_samples import nowhere_to_reply
 from llm_rlhf.evaluation.suites.own import suite_function
 from llm_rlhf.extras import check_compiles, check_liger, check_packages, check_vllm, on_meta
-from llm_rlhf.launch import processes, uses_fsdp
+from llm_rlhf.launch import gpus_of_one, processes, uses_fsdp
 from llm_rlhf.methods.prompts import no_room, number_kept_back
 from llm_rlhf.models.adapter_folders import base_of
 from llm_rlhf.models.architecture import score_head_name
-from llm_rlhf.models.base import context_limit, load_tokenizer
+from llm_rlhf.models.base import announce, context_limit, load_tokenizer
 from llm_rlhf.models.encoding import encode_whole_replies
 from llm_rlhf.models.finding import check_logged_in, check_there, find_config
 from llm_rlhf.models.fitting import (
@@ -120,6 +120,11 @@ def look_ahead(recipe: Recipe, run: RunFolder, stages: Sequence[str], load_model
     ahead.base = shipped_base() if "world" in stages else starting_model(recipe, run, before=stages[0])
     check_spreading(recipe, ahead.configs)
     check_packages(recipe, ahead.configs, for_this_machine=load_models)
+    if load_models and ahead.configs and (gpus := gpus_of_one()) > 1:
+        announce(
+            f"{gpus} GPUs are here, and this one process uses the first alone; for all: "
+            "accelerate launch -m llm_rlhf run ..."
+        )
     for stage, config in ahead.configs.items():
         _check_optimizer(stage, config)
     _check_functions(ahead)

@@ -10,7 +10,7 @@ from transformers.utils.import_utils import is_flash_attn_3_available
 from trl.import_utils import LIGER_KERNEL_MIN_VERSION, is_liger_kernel_available, is_vllm_available
 
 from llm_rlhf.errors import RecipeError
-from llm_rlhf.launch import gpus_of_one, processes
+from llm_rlhf.launch import processes
 from llm_rlhf.models import liger
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapter_config, announce
@@ -20,7 +20,6 @@ from llm_rlhf.ppo.vllm_adapter import check_config, check_weights, sends_adapter
 from llm_rlhf.recipe.sections import Recipe
 
 LIGER = f"liger-kernel>={LIGER_KERNEL_MIN_VERSION}"
-ONE_OF = "{} GPUs are here, and this one process uses the first alone; for all: accelerate launch -m llm_rlhf run ..."
 MASKED = (
     "'ppo.use_transformers_continuous_batching' without flash attention: each reply then attends to the tokens "
     "of all others under a mask, so that attention takes as many times its work as there are replies at once. Install "
@@ -58,8 +57,6 @@ def check_packages(recipe: Recipe, configs: dict[str, Any], for_this_machine: bo
     for key, is_set in asked.items():
         if for_this_machine and is_set and (reason := missing(processes().device.type)):
             raise RecipeError(f"Recipe key {key!r}: {reason}, or remove the key.")
-    if for_this_machine and configs and (seen := gpus_of_one()) > 1:
-        announce(ONE_OF.format(seen))
     continuous = "ppo" in configs and configs["ppo"].use_transformers_continuous_batching
     if continuous and for_this_machine and not has_flash_attention():
         announce(MASKED)

@@ -32,7 +32,7 @@ def sum_in_products(model: Any) -> None:
 
 
 class _SumsInProducts:
-    """Before one of PEFT's LoRA layers in the order of its bases."""
+    """What is mixed into PEFT's LoRA layers, as the first base of a class."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's, (..., in) to (..., out). Small models wait for its Python, which is why it asks little."""
@@ -61,7 +61,7 @@ class _SumsInProducts:
 
 
 class Linear(_SumsInProducts, lora.Linear):
-    pass
+    """Under PEFT's name, as a model prints it, and at the top of a module, as pickles want it."""
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def test_ppo_as_a_library_does_not_copy_its_model(base_folder, reward_folder, tm
 
 @pytest.mark.parametrize(("seen", "told"), [(3, True), (1, False), (0, False)])
 def test_that_others_stand_idle_is_told_before_anything_is_trained(tmp_path, monkeypatch, seen, told) -> None:
-    monkeypatch.setattr("llm_rlhf.extras.gpus_of_one", lambda: seen)
+    monkeypatch.setattr("llm_rlhf.ahead.gpus_of_one", lambda: seen)
     path = write_recipe(tmp_path)
     said = CliRunner().invoke(app, ["run", str(path), f"output_dir={tmp_path / 'run'}", "ppo.response_length=100000"])
     assert said.exit_code == 2  # for its last word
