@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from llm_rlhf import interruption
 from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
+from llm_rlhf.models.growing_cache import GrowingLayer, grow_in_place
 from llm_rlhf.models.memory import reading_budget
 from llm_rlhf.models.random_draws import draw_tokens
 
@@ -87,6 +88,7 @@ class DecodingLoop:
         alive_N = rows_N < (B if self.rows is None else self.rows)
         ids, forward, step = input_ids, self.forward or model, 0
         waits = False  # for other processes only: no number is drawn, so that the next rollout's are those of one alone
+        grow_in_place(model_kwargs.get("past_key_values"), generation_config.max_length)
         outputs = model._prefill(input_ids, self._in_pieces(input_ids, generation_config, model_kwargs), model_kwargs)
         for step in range(steps):
             numbers_B = self._numbers(step, B, device) if not waits else torch.zeros(B, device=device)
@@ -153,7 +155,7 @@ class DecodingLoop:
 
 def _of_keys_and_values(cache: Any) -> bool:
     """Whether it is transformers' own, and of keys and values alone."""
-    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
+    known = (GrowingLayer, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
     return type(cache) in (DynamicCache, StaticCache) and all(type(layer) in known for layer in cache.layers)
 
 

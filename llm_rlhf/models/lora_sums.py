@@ -40,24 +40,76 @@ class _SumsInProducts:
         if special or True in self.lora_bias.values():
             own: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # of the layer behind it
             return own
-        result: Tensor = self.base_layer(x)
-        dtype, factors_A, factors_B = result.dtype, self.lora_A, self.lora_B
-        for name in self.active_adapters:
-            if name not in factors_A:
-                continue
-            A, B = factors_A[name].weight, factors_B[name].weight
-            dropout, scaling = self.lora_dropout[name], self.scaling[name]
+        learns, factors_A, factors_B, base = torch.is_grad_enabled(), self.lora_A, self.lora_B, self.base_layer
+        names = [name for name in self.active_adapters if name in factors_A]
+        if learns and len(names) == 1 and _is_matrix(base) and type(self.lora_dropout[names[0]]) is nn.Identity:
+            (name,) = names
+            A, B, device = factors_A[name].weight, factors_B[name].weight, x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
+            if base.weight.dtype == dtype and (x.dtype == dtype or A.dtype != dtype):
+                x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
+                return _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, self.scaling[name])
+        result: Tensor = base(x)
+        dtype = result.dtype
+        for name in names:
+            A, B, dropout, scaling = (
+                factors_A[name].weight,
+                factors_B[name].weight,
+                self.lora_dropout[name],
+                self.scaling[name],
+            )
             if A.dtype != x.dtype and self.cast_input_dtype_enabled:
                 x = x.to(A.dtype)
             low = linear(x if type(dropout) is nn.Identity else dropout(x), A)
             if result.dtype == low.dtype:
-                rows = torch.addmm(
-                    result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1)), B.t(), alpha=scaling
-                )
-                result = rows.view(result.shape)
+                rows, low = result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1))
+                add = torch.addmm if learns else Tensor.addmm_  # of which autocast casts the first alone
+                result = add(rows, low, B.to(low.dtype).t(), alpha=scaling).view(result.shape)
             else:
                 result = result + linear(low, B) * scaling
         return result if result.dtype == dtype else result.to(dtype)
+
+
+def _is_matrix(layer: Any) -> bool:
+    """Whether a layer is a frozen matrix and nothing else that its forward, or somebody's around it, would add."""
+    plain = type(layer) is nn.Linear and not (
+        layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    )
+    return plain and not layer.weight.requires_grad
+
+
+class _AdaptedMatrix(torch.autograd.Function):
+    """A frozen matrix with LoRA, x W^T + b + scaling x A^T B^T, as one step: sums are made in place, backwards too.
+
+    Layout: x (..., I), W (O, I), b (O,), A (r, I), B (O, r); N rows of x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_rI: Tensor, B_Or: Tensor, scaling: float
+    ) -> Tensor:
+        out, low = linear(x, weight_OI, bias_O), linear(x, A_rI)
+        low_Nr = low.reshape(-1, low.size(-1))
+        out.view(-1, out.size(-1)).addmm_(low_Nr, B_Or.t(), alpha=scaling)
+        ctx.save_for_backward(x, low_Nr, weight_OI, A_rI, B_Or)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, low_Nr, weight_OI, A_rI, B_Or = ctx.saved_tensors
+        gradient_NO = gradient.reshape(-1, gradient.size(-1))
+        of_low_Nr = gradient_NO @ B_Or
+        of_B = gradient_NO.t() @ low_Nr
+        if ctx.scaling != 1:
+            of_low_Nr.mul_(ctx.scaling)
+            of_B.mul_(ctx.scaling)
+        of_A = of_low_Nr.t() @ x.reshape(-1, x.size(-1))
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gradient_NO @ weight_OI).addmm_(of_low_Nr, A_rI).view(x.shape)
+        return of_x, None, None, of_A, of_B, None
 
 
 class Linear(_SumsInProducts, lora.Linear):

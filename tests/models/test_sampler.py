@@ -23,6 +23,7 @@ from llm_rlhf.models import sampler as sampler_module
 from llm_rlhf.models.adapters import active_adapters
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.decoding_loop import DecodingLoop, SamplingError, prompt_columns, sampling
+from llm_rlhf.models.growing_cache import GrowingLayer, grow_in_place
 from llm_rlhf.models.memory import ENOUGH
 from llm_rlhf.models.merged import MergedCopy, can_merge, copied_bytes, rounded_at_random
 from llm_rlhf.models.sampler import CompiledDecoding, PolicySampler, cache_bytes, can_compile, fitting_rows
@@ -146,6 +147,25 @@ def test_what_keeps_more_than_keys_and_values_reads_prompts_whole(monkeypatch) -
     tokens = sample(model, DecodingLoop(1.0, numbers))
     monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: 2)
     assert torch.equal(sample(model, DecodingLoop(1.0, numbers)), tokens)
+
+
+@pytest.mark.parametrize("config", [LLAMA, WINDOWS, GPT2], ids=["llama", "windows", "gpt2"])
+def test_replies_are_the_same_by_transformers_own_cache(config, monkeypatch) -> None:
+    model, found = random_model(config), []
+    seen: set[type] = set()
+
+    def watched(cache, most):
+        grow_in_place(cache, most)
+        seen.update(type(layer) for layer in cache.layers)
+
+    for prepare in (watched, lambda *_: None):
+        monkeypatch.setattr(decoding_loop, "grow_in_place", prepare)
+        loop = DecodingLoop(1.0, uniforms())
+        found.append((sample(model, loop), loop.logprobs_BS))
+    (tokens, logprobs), (expected, others) = found
+    assert GrowingLayer in seen
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(logprobs, others, rtol=0, atol=1e-5)  # float32, attention over other strides
 
 
 def test_drawn_tokens_do_not_hang_on_who_has_finished() -> None:
