@@ -15,6 +15,7 @@ from llm_rlhf import checkpoints, stopping
 from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.base import adapters_in_float32
+from llm_rlhf.models.freed_memory import keep_freed_memory
 from llm_rlhf.models.liger import in_training
 from llm_rlhf.run_folder import RunFolder, remove
 from llm_rlhf.training import (
@@ -87,6 +88,7 @@ def train_adapter(trainer: Any, run: RunFolder, stage: str, shown: dict[str, str
     """
     adapters_in_float32(trainer.model)
     compute_in_own_types(trainer)
+    keep_freed_memory(trainer.accelerator.device.type)
     folder = Path(trainer.args.output_dir)
     trainer.add_callback(_LogsAtCheckpoints())
     attach_log(trainer, StageLog(stage, folder, shown, run.followers))

@@ -37,6 +37,7 @@ from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
 from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
+from llm_rlhf.models.freed_memory import keep_freed_memory
 from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
@@ -177,6 +178,7 @@ class PPOTrainer(WatchedEvaluation):
         self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
         compute_in_own_types(self)
+        keep_freed_memory(self.accelerator.device.type)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
