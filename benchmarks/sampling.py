@@ -61,7 +61,8 @@ def rollout(base: Any, ids: torch.Tensor, config: GenerationConfig, merges: bool
     """Seconds, and the mean length of a reply over the longest that it may be."""
     sampler = PolicySampler(base, torch.float32, 1.0, POLICY, may_round=False, merge=merges)
     begun = time.perf_counter()
-    with torch.no_grad(), sampler(seed=0, leave=leaves):
+    with torch.no_grad(), sampler(seed=0) as loop:
+        loop.leave = leaves
         out = base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
     seconds = time.perf_counter() - begun
     ended = torch.isin(out[:, PROMPT:], torch.tensor(config.eos_token_id or [])).long()

@@ -19,7 +19,7 @@ OF_METHODS = [
     ("score_that_ppo_gives", "functions weigh nothing", "methods/online.py",
      "functions_BF = self._by_functions(inputs, prompts, texts, ids)", "pass", ONLINE),
     ("sections_temperature", "replies are sampled at temperature 1", "models/sampler.py",
-     "DecodingLoop(self.temperature, leave=leave", "DecodingLoop(1.0, leave=leave", ONLINE),
+     "DecodingLoop(self.temperature, synced", "DecodingLoop(1.0, synced", ONLINE),
     ("prompts_are_encoded", "prompts are encoded as TRL does", "methods/online.py",
      "return encode_prompts(self._tokenizer, prompts), None, {}", "return super()._tokenize_prompts(prompts)", ONLINE),
     ("steps_of_one", "every process takes the function scores of the first one's rows", "methods/online.py",

@@ -25,7 +25,8 @@ from llm_rlhf.errors import RunError
 from llm_rlhf.models.decoding import plain_decoding
 from llm_rlhf.models.growing_cache import GrowingLayer, grow_in_place
 from llm_rlhf.models.memory import reading_budget
-from llm_rlhf.models.random_draws import draw_tokens
+from llm_rlhf.models.random_draws import draw_tokens, entropy
+from llm_rlhf.models.roles import apply_head
 
 FEWER = 7 / 8  # of the batch, at most, for which it is worth to copy the cache to the rows that remain
 ASKED_EVERY = 16  # steps of a compiled batch between two questions whether all have finished, for which the CPU waits
@@ -45,8 +46,14 @@ class DecodingLoop:
         rows: how many of the B count; the others only fill the batch.
         forward: what computes a step in the model's place (a compiled one); rows then stay in the batch.
         leave: whether finished rows leave the batch, where the cache can do without them, and long prompts are read in
-            pieces; False where somebody watches the forwards.
+            pieces; False to compare with.
         synced: every process goes on until all have finished, as each forward gathers weights of all (FSDP).
+        value_head: keep what it makes of the state before each token, and the entropies of what tokens are drawn from;
+            where the model itself computes the steps.
+
+    Attributes:
+        logprobs_BS: of the sampled tokens of the rows that count, 0 behind a reply's end; None before the first call.
+        entropies_BS, values_BS: the same, in nats and in value; None where there is no value head.
     """
 
     def __init__(
@@ -57,10 +64,14 @@ class DecodingLoop:
         forward: Any = None,
         leave: bool = True,
         synced: bool = False,
+        value_head: Any = None,
     ) -> None:
         self.temperature, self.uniforms_BS, self.rows = temperature, uniforms_BS, rows
-        self.forward, self.leave, self.synced = forward, leave, synced
-        self.logprobs_BS: Tensor | None = None  # of the sampled tokens of the rows that count, 0 behind a reply's end
+        self.forward, self.leave, self.synced, self.value_head = forward, leave, synced, value_head
+        self.logprobs_BS: Tensor | None = None
+        self.entropies_BS: Tensor | None = None
+        self.values_BS: Tensor | None = None
+        self._states_NH = torch.empty(0)  # that the newest logits are of
 
     def __call__(
         self,
@@ -77,13 +88,27 @@ class DecodingLoop:
                 f"This loop draws from the model's own distribution; it was given {[*logits_processor]}. Sample with "
                 "transformers' own."
             )
+        if self.value_head is None:
+            return self._sample(model, input_ids, generation_config, model_kwargs)
+        hook = model.base_model.register_forward_hook(self._see_states)
+        try:
+            return self._sample(model, input_ids, generation_config, model_kwargs)
+        finally:
+            hook.remove()
+            self._states_NH = torch.empty(0)
+
+    def _see_states(self, _module: Any, _args: Any, output: Any) -> None:
+        self._states_NH = output.last_hidden_state[:, -1]
+
+    def _sample(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> Tensor:
         device, B = input_ids.device, len(input_ids)
         steps = generation_config.max_length - input_ids.size(1)
         stops = generation_config.eos_token_id
         stops_K = torch.tensor([] if stops is None else [stops] if isinstance(stops, int) else stops, device=device)
         pad = generation_config.pad_token_id
         tokens_BS = input_ids.new_full((B, steps), pad)
-        logprobs_BS = torch.zeros(B, steps, device=device)
+        names = ["logprobs_BS"] if self.value_head is None else ["logprobs_BS", "entropies_BS", "values_BS"]
+        kept = {name: torch.zeros(B, steps, device=device) for name in names}
         rows_N = torch.arange(B, device=device)
         alive_N = rows_N < (B if self.rows is None else self.rows)
         ids, forward, step = input_ids, self.forward or model, 0
@@ -92,12 +117,17 @@ class DecodingLoop:
         outputs = model._prefill(input_ids, self._in_pieces(input_ids, generation_config, model_kwargs), model_kwargs)
         for step in range(steps):
             numbers_B = self._numbers(step, B, device) if not waits else torch.zeros(B, device=device)
+            logits_NV = outputs.logits[:, -1]
             drawn_N, logprobs_N = draw_tokens(
-                outputs.logits[:, -1], self.temperature, None if numbers_B is None else numbers_B[rows_N]
+                logits_NV, self.temperature, None if numbers_B is None else numbers_B[rows_N]
             )
+            found = [logprobs_N]
+            if self.value_head is not None:
+                found += [entropy(logits_NV, self.temperature), apply_head(self.value_head, self._states_NH)]
             drawn_N = drawn_N.masked_fill(~alive_N, pad)
             tokens_BS[rows_N, step] = drawn_N
-            logprobs_BS[rows_N, step] = logprobs_N.masked_fill(~alive_N, 0.0)
+            for name, of_rows_N in zip(names, found, strict=True):
+                kept[name][rows_N, step] = of_rows_N.masked_fill(~alive_N, 0.0)
             alive_N = alive_N & ~torch.isin(drawn_N, stops_K)
             if step + 1 == steps:
                 break
@@ -121,7 +151,8 @@ class DecodingLoop:
                 ids, next_sequence_length=1 if model_kwargs["use_cache"] else None, **model_kwargs
             )
             outputs = forward(**inputs, return_dict=True)
-        self.logprobs_BS = logprobs_BS[: self.rows, : step + 1]
+        for name in names:
+            setattr(self, name, kept[name][: self.rows, : step + 1])
         return torch.cat([input_ids, tokens_BS[:, : step + 1]], 1)
 
     def _in_pieces(self, ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> Any:

@@ -174,7 +174,7 @@ def sample_replies(
             known.add(batch, sampled)
         return sampled
 
-    with torch.no_grad(), active_adapters(model, adapters), sampler(seed=0) as (loop, _):
+    with torch.no_grad(), active_adapters(model, adapters), sampler(seed=0) as loop:
         new = in_batches(
             [asked[i] for i in missing], sample, batch_size, lambda ask: len(ask[0]) + response_length, progress,
             most=most,

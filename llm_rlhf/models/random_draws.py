@@ -40,6 +40,12 @@ def draw_tokens(logits_BV: Tensor, temperature: float, uniforms_B: Tensor | None
     return drawn_B1.squeeze(1), probabilities_BV.gather(1, drawn_B1).log().squeeze(1)
 
 
+def entropy(logits_BV: Tensor, temperature: float) -> Tensor:
+    """Of the softmax of logits / temperature, in nats; (B,), float32."""
+    logprobs_BV = (logits_BV.float() / temperature).log_softmax(-1)
+    return -(logprobs_BV.exp() * logprobs_BV).sum(-1)
+
+
 class Draw(LogitsProcessor):
     """`draw_tokens` within transformers' own loop: leaves the drawn token the only one, for greedy decoding to take.
 

@@ -228,20 +228,20 @@ class PolicySampler:
         }
 
     @contextlib.contextmanager
-    def __call__(self, seed: int, leave: bool = True) -> Iterator[tuple[DecodingLoop, Any]]:
-        """Let `base.generate` sample the policy, until the block ends.
+    def __call__(self, seed: int, value_head: Any = None) -> Iterator[DecodingLoop]:
+        """Let `base.generate` sample the policy by the loop that this gives, until the block ends.
 
-        Yields:
-            The loop, and the model that samples.
+        Args:
+            value_head: DecodingLoop's.
         """
-        loop, model = DecodingLoop(self.temperature, leave=leave, synced=self.synced), self.base
+        loop, model = DecodingLoop(self.temperature, synced=self.synced, value_head=value_head), self.base
         with contextlib.ExitStack() as stack:
             if self.copy is not None:
                 model = stack.enter_context(self.copy.refreshed(seed, keep=self.compiled is not None))
                 stack.enter_context(plain_decoding(model))
             generate = self.compiled.generate if self.compiled is not None else model.generate
             stack.enter_context(sampling(self.base, loop, generate))
-            yield loop, model
+            yield loop
 
 
 def least_of_processes(amount: float) -> float:

@@ -196,8 +196,8 @@ class PPOConfig(RLOOConfig):
         metadata={
             "help": "'rescored': old log-probabilities from a forward in the update's own shapes, so that the first "
             "ratio is exactly 1. 'rollout': those that sampling computed, and the values of its hidden states; saves a "
-            "forward, at rounding's price (1e-6 in float32, up to 0.1 in bfloat16). Only with transformers' generate "
-            "and value: shared."
+            "forward, at rounding's price (1e-6 in float32, up to 0.1 in bfloat16). Only with our own loop, not "
+            "compiled, and value: shared."
         },
     )
     importance_cap: float = field(
@@ -415,10 +415,10 @@ class PPOConfig(RLOOConfig):
         if self.old_logprobs == "rollout":
             if self.value != "shared":
                 raise ValueError("old_logprobs 'rollout' takes the values from sampling too; it needs value: shared.")
-            if self.use_vllm or self.use_transformers_continuous_batching:
+            if others := sampled_otherwise(self):
                 raise ValueError(
-                    "old_logprobs is 'rollout', but an engine of its own samples; leave it 'rescored': the engine's "
-                    "log-probabilities then become importance weights."
+                    f"old_logprobs is 'rollout', but by {others[0]} another loop samples than the one that keeps what "
+                    "it computes; leave it 'rescored' (an engine's log-probabilities then become importance weights)."
                 )
         if self.score_normalization_by != "all" and self.score_normalization == "none":
             raise ValueError(
@@ -435,11 +435,10 @@ class PPOConfig(RLOOConfig):
             )
         if self.cache_implementation is not None:
             GenerationConfig(cache_implementation=self.cache_implementation)  # refuses one that it does not know
-        compiles = "decoding" if self.decoding == "compiled" else "cache_implementation"
-        if self.old_logprobs == "rollout" and getattr(self, compiles) not in (None, "auto"):
+        if self.old_logprobs == "rollout" and self.decoding == "compiled":
             raise ValueError(
-                f"old_logprobs is 'rollout', and {compiles} {getattr(self, compiles)!r} compiles the model for "
-                "sampling: what watches it would be compiled anew at every token. Leave old_logprobs 'rescored'."
+                "old_logprobs is 'rollout', and decoding 'compiled': a compiled step does not show the states that "
+                "values are read of. Leave old_logprobs 'rescored'."
             )
         self._check_decoding()
         if self.micro_batch_tokens is not None and self.gradient_accumulation_steps > 1:

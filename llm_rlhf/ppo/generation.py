@@ -17,7 +17,7 @@ from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.memory import Portion
 from llm_rlhf.models.sampler import WORTH_IT, PolicySampler
 from llm_rlhf.ppo.config import PPOConfig, sampled_otherwise
-from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler, watch_generate
+from llm_rlhf.ppo.sampling import Sampled, continuous_batches, own_sampler
 from llm_rlhf.ppo.saving import SavedRoles
 from llm_rlhf.ppo.vllm import check_server, keep_engine_logprobs, send_policy_weights, stop_replies_at
 from llm_rlhf.ppo.vllm_adapter import send_policy_adapter, sends_adapter
@@ -120,23 +120,18 @@ class GeneratedResponses(SavedRoles):
         """Responses to some of a rollout's prompts."""
         response_ids: list[list[int]]
         with contextlib.ExitStack() as stack:
-            watched, watch, loop = self.args.old_logprobs == "rollout", None, None
-            model = self.base_model()
+            model, loop = self.base_model(), None
             if self._sampler is None:
                 stack.enter_context(plain_decoding(model))
                 # Under FSDP every process decodes until all have finished, as each forward gathers weights of all.
                 # transformers knows it by this attribute, which accelerate does not set.
                 model._is_fsdp_managed_module = self.accelerator.is_fsdp2
             else:
-                loop, model = stack.enter_context(self._sampler(seed=self.state.global_step, leave=not watched))
-            if watched:
-                watch = stack.enter_context(watch_generate(model, self.base_model().value_head, self.args.temperature))
+                head = model.value_head if self.args.old_logprobs == "rollout" else None
+                loop = stack.enter_context(self._sampler(seed=self.state.global_step, value_head=head))
             response_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        if watch is not None:
-            self._sampled = watch.rows(response_ids)
-        elif loop is not None and loop.logprobs_BS is not None and self._sampler and self._sampler.rounded:
-            rows = zip(response_ids, loop.logprobs_BS.tolist(), strict=True)
-            self._sampled = Sampled([logprobs[: len(ids)] for ids, logprobs in rows])
+        if loop is not None and self._sampler and (loop.value_head is not None or self._sampler.rounded):
+            self._sampled = Sampled.by(loop, [len(ids) for ids in response_ids])
         return response_ids
 
     def _keep_engine_logprobs(self, rows: list[list[float]]) -> None:

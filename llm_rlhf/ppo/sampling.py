@@ -1,20 +1,15 @@
 """Sampling responses, and keeping what the sampler computed on the way: log-probabilities, and perhaps values.
 
-transformers' `generate` is watched by hooks (`watch_generate`); continuous batching and vLLM (vllm.py) return
-log-probabilities of their own, which become importance weights because their kernels are not the update's.
-
-Layout: B rows, V vocabulary, S sampling steps.
+Our own loop (models/decoding_loop.py) keeps all of it; continuous batching and vLLM (vllm.py) return log-probabilities
+of their own, which become importance weights because their kernels are not the update's.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from llm_rlhf.models.decoding_loop import SamplingError
-from llm_rlhf.models.roles import apply_head
+from llm_rlhf.models.decoding_loop import DecodingLoop, SamplingError
 from llm_rlhf.models.sampler import PolicySampler
 from llm_rlhf.ppo.config import sampled_otherwise
 from llm_rlhf.training import is_sharded
@@ -26,6 +21,15 @@ class Sampled(NamedTuple):
     logprobs: list[list[float]]
     entropies: list[list[float]] | None = None
     values: list[list[float]] | None = None  # of the state before each token
+
+    @staticmethod
+    def by(loop: DecodingLoop, lengths: Sequence[int]) -> "Sampled":
+        """What a loop kept of responses of so many tokens."""
+        columns = [
+            None if of_BS is None else [row[:n] for row, n in zip(of_BS.tolist(), lengths, strict=True)]
+            for of_BS in (loop.logprobs_BS, loop.entropies_BS, loop.values_BS)
+        ]
+        return Sampled(*columns)  # type: ignore[arg-type]  # the first column is always there
 
     @staticmethod
     def together(parts: "list[Sampled]") -> "Sampled":
@@ -49,58 +53,6 @@ def own_sampler(
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else base.dtype
     spread = is_sharded(accelerator)
     return PolicySampler(base, dtype, args.temperature, adapter, merge=False if spread else merge, synced=spread, **how)
-
-
-class GenerateWatch:
-    """Collects, step by step, what a policy's `generate` computes anyway: no second forward, no (B, S, V) logits."""
-
-    def __init__(self, value_head: Any, temperature: float) -> None:
-        self.value_head, self.temperature = value_head, temperature
-        self.logprobs: list[Tensor] = []  # of the tokens sampled so far but the last, (B,) each
-        self.entropies: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.last_BV: Tensor | None = None  # log-probabilities the newest token was drawn from
-
-    def see_hidden(self, _module: Any, _args: Any, output: Any) -> None:
-        self.values.append(apply_head(self.value_head, output.last_hidden_state[:, -1]))
-
-    def see_logits(self, _module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if self.last_BV is not None:
-            self.logprobs.append(self.last_BV.gather(1, kwargs["input_ids"][:, -1:]).squeeze(1))
-        self.last_BV = (output.logits[:, -1].float() / self.temperature).log_softmax(-1)
-        self.entropies.append(-(self.last_BV.exp() * self.last_BV).sum(1))
-
-    def rows(self, response_ids: list[list[int]]) -> Sampled:
-        """What was seen of each response, cut to its length. SamplingError where steps and tokens do not agree."""
-        steps = len(self.entropies)
-        longest = max(len(ids) for ids in response_ids)
-        if longest != steps or self.last_BV is None:
-            raise SamplingError(
-                f"generate made {steps} forwards for responses of up to {longest} tokens, so that its "
-                "log-probabilities cannot be matched to tokens; set old_logprobs: rescored."
-            )
-        last = torch.tensor([ids[-1] for ids in response_ids], device=self.last_BV.device)
-        logprobs = torch.stack([*self.logprobs, self.last_BV.gather(1, last.unsqueeze(1)).squeeze(1)], 1).tolist()
-        entropies, values = torch.stack(self.entropies, 1).tolist(), torch.stack(self.values, 1).tolist()
-        lengths = [len(ids) for ids in response_ids]
-        return Sampled(
-            *([row[:n] for row, n in zip(rows, lengths, strict=True)] for rows in (logprobs, entropies, values))
-        )
-
-
-@contextlib.contextmanager
-def watch_generate(model: Any, value_head: Any, temperature: float) -> Iterator[GenerateWatch]:
-    """Watch one `generate` of a causal language model, whose batch keeps its rows."""
-    watch = GenerateWatch(value_head, temperature)
-    hooks = [
-        model.base_model.register_forward_hook(watch.see_hidden),
-        model.register_forward_hook(watch.see_logits, with_kwargs=True),
-    ]
-    try:
-        yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def continuous_batches(

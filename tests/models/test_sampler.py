@@ -139,7 +139,7 @@ def test_replies_are_the_same_whether_prompts_are_read_whole_or_in_pieces(config
     assert max(sizes) == columns
     sizes.clear()
     sample(model, DecodingLoop(1.0, numbers, leave=False))
-    assert sizes[0] == 5, "whoever counts the forwards sees one for each token"
+    assert sizes[0] == 5
 
 
 def test_what_keeps_more_than_keys_and_values_reads_prompts_whole(monkeypatch) -> None:
@@ -191,6 +191,31 @@ def test_logprobs_are_those_of_a_forward_over_the_whole_reply() -> None:
         torch.testing.assert_close(loop.logprobs_BS[i, : len(ids)], exact, rtol=0, atol=1e-5)  # float32
         assert (loop.logprobs_BS[i, len(ids) :] == 0).all()
         assert (tokens[i, len(ids) :] == 1).all()  # pad
+
+
+@pytest.mark.parametrize("columns", [5, 2], ids=["whole", "in pieces"])
+def test_values_and_entropies_are_those_of_a_forward_over_the_whole_reply(columns, monkeypatch) -> None:
+    """Of the state before each token, whoever has left the batch by then."""
+    model, head = random_model(LLAMA), torch.nn.Linear(16, 1)
+    monkeypatch.setattr(decoding_loop, "prompt_columns", lambda rows, length, device: columns)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    loop = DecodingLoop(0.7, uniforms(), value_head=head)
+    tokens, stops = sample(model, loop), stops_of().eos_token_id
+    assert min(sizes) < len(PROMPTS) / 2
+    for i, prompt in enumerate(PROMPTS):
+        ids = reply(tokens[i].tolist(), stops)
+        with torch.no_grad():
+            states = model.base_model(torch.tensor([prompt + ids])).last_hidden_state[0, len(prompt) - 1 : -1]
+            values, logprobs = head(states)[:, 0], (model.lm_head(states) / 0.7).log_softmax(-1)
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        for found, exact in ((loop.values_BS, values), (loop.entropies_BS, entropies)):
+            torch.testing.assert_close(found[i, : len(ids)], exact, rtol=0, atol=1e-5)  # float32
+            assert (found[i, len(ids) :] == 0).all()
+    assert not model.base_model._forward_hooks
+    plain = DecodingLoop(0.7, uniforms())
+    assert torch.equal(sample(model, plain), tokens)
+    assert plain.values_BS is plain.entropies_BS is None
 
 
 def test_temperature_0_is_transformers_greedy_decoding() -> None:
@@ -275,7 +300,7 @@ def test_a_batch_that_is_filled_up_gives_log_probabilities_of_its_own_rows_alone
     sampler = PolicySampler(base, torch.bfloat16, 1.0, "default", may_round=True, compiled_rows=len(PROMPTS) + 3)
     assert sampler.rounded
     assert sampler.told == {"sampled_from": "weights merged and rounded", "decoding": "compiled"}
-    with sampler(seed=0) as (loop, _):
+    with sampler(seed=0) as loop:
         out = base.generate(**padded(), generation_config=stops_of())
     assert len(loop.logprobs_BS) == len(out) == len(PROMPTS)
     assert (loop.logprobs_BS[:, 0] < 0).all()
@@ -393,7 +418,7 @@ def test_one_graph_serves_a_run_and_gives_the_plain_loops_tokens(config, in_piec
     for round_, prompts in enumerate([PROMPTS, PROMPTS[:4], PROMPTS[2:], [*PROMPTS[:3], [5] * 9]]):
         found = []
         for own in (plain, sampler):
-            with own(seed=round_) as (loop, _):
+            with own(seed=round_) as loop:
                 loop.uniforms_BS = numbers
                 out = base.generate(**padded(prompts), generation_config=stops_of())
                 found.append((out, loop.logprobs_BS))

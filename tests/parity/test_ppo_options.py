@@ -276,10 +276,11 @@ def test_invariant_03_the_rollouts_own_numbers_equal_the_rescored_ones(base_fold
 def test_old_logprobs_of_the_rollout_need_generate_and_a_shared_value(base_folder, reward_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="value: shared"):
         make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", value="adapter")
-    with pytest.raises(ValueError, match="an engine of its own"):
-        make_trainer(
-            base_folder, tmp_path, reward_folder, old_logprobs="rollout", use_transformers_continuous_batching=True
-        )
+    for another in ({"use_transformers_continuous_batching": True}, {"cache_implementation": "static"}):
+        with pytest.raises(ValueError, match=f"old_logprobs is 'rollout', but by {next(iter(another))} another loop"):
+            make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", **another)
+    with pytest.raises(ValueError, match="decoding 'compiled': a compiled step does not show the states"):
+        make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", decoding="compiled")
 
 
 def test_on_a_cpu_tokens_are_drawn_without_multinomial_where_nothing_is_cut_off(

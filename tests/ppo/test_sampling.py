@@ -1,14 +1,14 @@
 """Drawing tokens from the whole distribution, and telling an engine's wrong answers."""
 
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from llm_rlhf.models.decoding_loop import DecodingLoop, SamplingError, sampling
-from llm_rlhf.models.random_draws import Draw, draw_tokens
-from llm_rlhf.ppo.sampling import GenerateWatch
+from llm_rlhf.models.decoding_loop import DecodingLoop, sampling
+from llm_rlhf.models.random_draws import Draw, draw_tokens, entropy
+from llm_rlhf.ppo.sampling import Sampled
 
 
 def draws(uniform: torch.Tensor, probabilities: list[float], temperature: float = 1.0) -> list[int]:
@@ -79,24 +79,28 @@ def test_generate_draws_and_is_itself_again_afterwards(base_folder) -> None:
     assert error.max() < 5  # standard errors, over some 260 tokens
 
 
-def test_steps_that_do_not_match_tokens_are_refused() -> None:
-    watch = GenerateWatch(torch.nn.Linear(2, 1), 1.0)
-    with pytest.raises(SamplingError, match="old_logprobs: rescored"):
-        watch.rows([[5, 6]])
-
-
 def test_half_precision_logits_are_normalised_in_float32() -> None:
     """In bfloat16 a log-probability near -3 would be off by up to 8e-3."""
     torch.manual_seed(0)
-    watch = GenerateWatch(torch.nn.Linear(2, 1), 0.7)
-    steps = [torch.randn(3, 1, 32).bfloat16() for _ in range(2)]
-    sampled = torch.tensor([[5, 6], [7, 8], [9, 10]])
-    for step, logits in enumerate(steps):
-        watch.see_hidden(None, None, SimpleNamespace(last_hidden_state=torch.zeros(3, 1, 2)))
-        watch.see_logits(None, None, {"input_ids": sampled[:, :step]}, SimpleNamespace(logits=logits))
-    found = watch.rows(sampled.tolist())
-    exact = torch.cat([(logits.double() / 0.7).log_softmax(-1) for logits in steps], 1)
-    logprobs, entropies = exact.gather(2, sampled.unsqueeze(2)).squeeze(2), -(exact.exp() * exact).sum(-1)
+    logits = torch.randn(3, 32).bfloat16()
+    drawn, logprobs = draw_tokens(logits, 0.7)
+    exact = (logits.double() / 0.7).log_softmax(-1)
     # float32 sums of 32 terms
-    torch.testing.assert_close(torch.tensor(found.logprobs).double(), logprobs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(torch.tensor(found.entropies).double(), entropies, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logprobs.double(), exact.gather(1, drawn[:, None])[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(entropy(logits, 0.7).double(), -(exact.exp() * exact).sum(-1), rtol=0, atol=1e-6)
+
+
+def test_entropy_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(3), 0.0, -1e9, -1e9]])
+    of_quarters = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    assert entropy(logits, 1.0).tolist() == pytest.approx([math.log(4), of_quarters], abs=1e-6)  # float32
+    sharper = 0.9 * math.log(10 / 9) + 0.1 * math.log(10)  # at half the temperature, 9 to 1
+    assert entropy(logits, 0.5)[1].item() == pytest.approx(sharper, abs=1e-6)
+
+
+def test_of_each_response_what_the_loop_kept_of_its_tokens() -> None:
+    loop = DecodingLoop(1.0)
+    loop.logprobs_BS = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0]])
+    assert Sampled.by(loop, [3, 1]) == Sampled([[-1.0, -2.0, -3.0], [-4.0]])
+    loop.entropies_BS, loop.values_BS = -loop.logprobs_BS, 2 * loop.logprobs_BS
+    assert Sampled.by(loop, [2, 1]) == Sampled([[-1.0, -2.0], [-4.0]], [[1.0, 2.0], [4.0]], [[-2.0, -4.0], [-8.0]])
