@@ -49,6 +49,7 @@ flop_registry[_aten._scaled_dot_product_flash_attention_for_cpu] = flop_registry
 flop_registry[_aten._scaled_dot_product_flash_attention_for_cpu_backward] = flop_registry[
     _aten._scaled_dot_product_flash_attention_backward
 ]
+flop_registry[_aten.addmm_] = flop_registry[_aten.addmm]  # nor does it know the product that adds in place
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,8 @@ def in_parts(base: Any, ids: torch.Tensor, config: GenerationConfig) -> tuple[fl
     """Seconds and steps of a rollout of which ROWS fit in at once, part by part."""
     sampler = PolicySampler(base, torch.float32, 1.0, POLICY, may_round=False, merge=True)
     begun = time.perf_counter()
-    with torch.no_grad(), sampler(seed=0) as (_, model), counting(model) as steps:
+    assert sampler.copy is not None
+    with torch.no_grad(), sampler(seed=0), counting(sampler.copy.model) as steps:
         for part in ids.split(ROWS):
             base.generate(input_ids=part, attention_mask=torch.ones_like(part), generation_config=config)
     return time.perf_counter() - begun, len(steps)
