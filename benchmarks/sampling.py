@@ -1,12 +1,14 @@
 """What PPO's sampling gains on a CPU: with the adapter beside the base or merged, finished rows staying or not.
 
-    python benchmarks/sampling.py       # five minutes; writes SAMPLING.md beside this file
+    python benchmarks/sampling.py       # ten minutes; writes SAMPLING.md beside this file
 
 32 prompts of 32 tokens, up to 64 new ones, a random Llama of 8 layers with LoRA of rank 16 on all linear layers, in
 float32, one thread. Either three in a hundred tokens stop a reply, or none. The ways take turns; ratios are of medians.
 
 Then four times as many prompts where there is room for 32 at once: in parts, one after the other, or by continuous
 batching, where a finished reply makes room for the next prompt. There steps are counted too: forwards of the model.
+
+And replies by transformers' cache, which joins all keys and values anew for each token, or by one with room for more.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from job import surroundings
@@ -33,6 +36,7 @@ WAYS = {
     "merged, rows stay": (True, False),
     "merged, rows leave": (True, True),
 }
+LENGTHS = ((32, 32, 64), (16, 256, 256))  # of the two caches: prompts, their tokens, new ones
 STOPPING = {"most stop early": 0.03, "none stops": 0.0}  # of the vocabulary, what stops
 
 
@@ -45,15 +49,15 @@ def policy(vocabulary: int) -> Any:
     return get_peft_model(AutoModelForCausalLM.from_config(shape), lora).eval().get_base_model()
 
 
-def prompts(vocabulary: int, rows: int) -> torch.Tensor:
+def prompts(vocabulary: int, rows: int, tokens: int = PROMPT) -> torch.Tensor:
     torch.manual_seed(1)
-    return torch.randint(10, vocabulary, (rows, PROMPT))
+    return torch.randint(10, vocabulary, (rows, tokens))
 
 
-def how_to_sample(vocabulary: int, stops: float) -> GenerationConfig:
+def how_to_sample(vocabulary: int, stops: float, new_tokens: int = LONGEST) -> GenerationConfig:
     stop_ids = list(range(10, 10 + int(vocabulary * stops)))
     return GenerationConfig(
-        max_new_tokens=LONGEST, eos_token_id=stop_ids or None, pad_token_id=1, do_sample=True, top_k=0
+        max_new_tokens=new_tokens, eos_token_id=stop_ids or None, pad_token_id=1, do_sample=True, top_k=0
     )
 
 
@@ -65,9 +69,10 @@ def rollout(base: Any, ids: torch.Tensor, config: GenerationConfig, merges: bool
         loop.leave = leaves
         out = base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
     seconds = time.perf_counter() - begun
-    ended = torch.isin(out[:, PROMPT:], torch.tensor(config.eos_token_id or [])).long()
-    lengths = torch.where(ended.any(1), ended.argmax(1) + 1, LONGEST)
-    return seconds, float(lengths.double().mean()) / LONGEST
+    ended = torch.isin(out[:, ids.size(1) :], torch.tensor(config.eos_token_id or [])).long()
+    longest = config.max_new_tokens
+    lengths = torch.where(ended.any(1), ended.argmax(1) + 1, longest)
+    return seconds, float(lengths.double().mean()) / longest
 
 
 def in_parts(base: Any, ids: torch.Tensor, config: GenerationConfig) -> tuple[float, int]:
@@ -91,6 +96,18 @@ def continuously(base: Any, ids: torch.Tensor, config: GenerationConfig) -> tupl
     with counting(base) as steps:
         continuous_batches(base, ids.tolist(), config, room)
     return time.perf_counter() - begun, len(steps)
+
+
+def by_both_caches(rows: int, tokens: int, new_tokens: int) -> list[float]:
+    """Median seconds of sampling by transformers' cache, and by one with room."""
+    vocabulary = VOCABULARIES[0]
+    base, ids, config = policy(vocabulary), prompts(vocabulary, rows, tokens), how_to_sample(vocabulary, 0, new_tokens)
+    joined, roomy = list[float](), list[float]()
+    for turn in range(TURNS + 1):
+        with mock.patch("llm_rlhf.models.decoding_loop.grow_in_place"):
+            joined += [rollout(base, ids, config, True, True)[0]] * (turn > 0)
+        roomy += [rollout(base, ids, config, True, True)[0]] * (turn > 0)
+    return [statistics.median(joined), statistics.median(roomy)]
 
 
 @contextlib.contextmanager
@@ -122,6 +139,11 @@ def main() -> None:
             numbers = " | ".join(f"{median:.2f} ({median / medians[0]:.2f})" for median in medians)
             rows.append(f"| {vocabulary:,} | {name} ({length:.2f}) | {numbers} |")
             print(rows[-1], flush=True)
+    caches = []
+    for rows_of, tokens, new_tokens in LENGTHS:
+        joined, roomy = by_both_caches(rows_of, tokens, new_tokens)
+        caches.append(f"| {rows_of} | {tokens} | {new_tokens} | {joined:.2f} | {roomy:.2f} ({roomy / joined:.2f}) |")
+        print(caches[-1], flush=True)
     engine = []
     for vocabulary in VOCABULARIES:
         base = policy(vocabulary)
@@ -152,6 +174,15 @@ def main() -> None:
         "| vocabulary | replies (mean over longest) | " + " | ".join(WAYS) + " |",
         "|---|---|" + "---|" * len(WAYS),
         *rows,
+        "",
+        "## By a cache that has room",
+        "",
+        f"Merged, vocabulary {VOCABULARIES[0]:,}, none stops: seconds with transformers' cache, which joins all keys "
+        "and values anew for each token, and with one that writes the new ones behind them.",
+        "",
+        "| prompts | their tokens | new tokens | joined anew | with room |",
+        "|---|---|---|---|---|",
+        *caches,
         "",
         "## By continuous batching",
         "",
