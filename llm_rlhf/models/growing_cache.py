@@ -16,7 +16,7 @@ ROOM = 64  # tokens that are made room for at once
 
 
 class GrowingLayer(DynamicLayer):
-    """transformers' DynamicLayer, whose keys and values, (B, K, T, D), are views of tensors with room for more.
+    """transformers' DynamicLayer, whose keys and values, (B, K, T, D), are beginnings of tensors with room for more.
 
     For sampling, where no gradient is taken: what `update` gave is written over once the layer is cropped.
 
@@ -30,33 +30,40 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
-        self._rooms: dict[str, Tensor] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The parent's: all keys and values, with the new ones behind the others."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held = self.get_seq_length()
-        self.keys = self._joined("keys", self.keys, key_states, held)
-        self.values = self._joined("values", self.values, value_states, held)
+        self.keys = self._joined(self.keys, key_states, held)
+        self.values = self._joined(self.values, value_states, held)
         return self.keys, self.values
 
-    def reset(self) -> None:
-        """The parent's."""
-        self._rooms = {}
-        super().reset()
-
-    def _joined(self, name: str, old: Tensor, new: Tensor, held: int) -> Tensor:
+    def _joined(self, old: Tensor, new: Tensor, held: int) -> Tensor:
         B, K, added, D = new.shape
-        room = self._rooms.get(name)
-        # What others have made of the layer's tensors (rows chosen, beams reordered) lies elsewhere.
-        if room is None or old.data_ptr() != room.data_ptr() or len(room) != B or room.size(2) < held + added:
+        room = room_of(old) if held else old
+        if not held or room.size(2) < held + added:
             room = new.new_empty(B, K, max(held + added, min(held + added + ROOM, self.most)), D)
             if held:
                 room[:, :, :held] = old
-            self._rooms[name] = room
         room[:, :, held : held + added] = new
         return room[:, :, : held + added]
+
+
+def room_of(beginning: Tensor) -> Tensor:
+    """All that lies in memory from each head's first token to the next one's, (B, K, T or more, D).
+
+    Read of the tensor itself, so that nothing else keeps that memory: rows that are chosen of it, as whoever changes a
+    cache does, lie close together and have no room.
+    """
+    B, K, _, D = beginning.shape
+    most = beginning.stride(1) // D
+    whole = (K * most * D, most * D, D, 1)
+    there = beginning.untyped_storage().nbytes() // beginning.element_size()
+    if beginning.storage_offset() or beginning.stride() != whole or there < B * K * most * D:
+        return beginning
+    return beginning.as_strided((B, K, most, D), whole)
 
 
 def grow_in_place(cache: Any, most: int) -> None:

@@ -6,7 +6,8 @@ two narrow gradients in place of one as wide as the output. In bfloat16 it round
 B = 0, as adapters begin, leaves the output as it is, to the bit.
 
 The forward of PEFT's LoRA layers is replaced, which is no public hook: tests/models/test_lora_sums.py holds it against
-PEFT's own and fails when that moves. The factors are read and not called, so that hooks on them would not be heard.
+PEFT's own and fails when that moves. The factors are read and not called, and a frozen matrix neither while something
+learns: hooks on the factors, and torch's global ones, do not hear them. Second derivatives are refused, by torch.
 """
 
 import functools
@@ -50,21 +51,17 @@ class _SumsInProducts:
                 x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
                 return _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, self.scaling[name])
         result: Tensor = base(x)
-        dtype = result.dtype
+        dtype, add = result.dtype, torch.addmm if learns or _shows_output(base) else Tensor.addmm_
         for name in names:
-            A, B, dropout, scaling = (
-                factors_A[name].weight,
-                factors_B[name].weight,
-                self.lora_dropout[name],
-                self.scaling[name],
-            )
+            A, B = factors_A[name].weight, factors_B[name].weight
+            dropout, scaling = self.lora_dropout[name], self.scaling[name]
             if A.dtype != x.dtype and self.cast_input_dtype_enabled:
                 x = x.to(A.dtype)
             low = linear(x if type(dropout) is nn.Identity else dropout(x), A)
             if result.dtype == low.dtype:
                 rows, low = result.reshape(-1, result.size(-1)), low.reshape(-1, low.size(-1))
-                add = torch.addmm if learns else Tensor.addmm_  # of which autocast casts the first alone
-                result = add(rows, low, B.to(low.dtype).t(), alpha=scaling).view(result.shape)
+                B = B.to(low.dtype)  # as autocast does for a product that is not in place
+                result = add(rows, low, B.t(), alpha=scaling).view(result.shape)
             else:
                 result = result + linear(low, B) * scaling
         return result if result.dtype == dtype else result.to(dtype)
@@ -72,10 +69,15 @@ class _SumsInProducts:
 
 def _is_matrix(layer: Any) -> bool:
     """Whether a layer is a frozen matrix and nothing else that its forward, or somebody's around it, would add."""
-    plain = type(layer) is nn.Linear and not (
-        layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    )
-    return plain and not layer.weight.requires_grad
+    hooks = layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if type(layer) is not nn.Linear or hooks or _shows_output(layer):
+        return False
+    return not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
+
+
+def _shows_output(layer: Any) -> bool:
+    """Whether somebody beside its caller may hold what a layer gives."""
+    return bool(layer._forward_hooks) or "forward" in vars(layer)
 
 
 class _AdaptedMatrix(torch.autograd.Function):
@@ -101,14 +103,17 @@ class _AdaptedMatrix(torch.autograd.Function):
         x, low_Nr, weight_OI, A_rI, B_Or = ctx.saved_tensors
         gradient_NO = gradient.reshape(-1, gradient.size(-1))
         of_low_Nr = gradient_NO @ B_Or
-        of_B = gradient_NO.t() @ low_Nr
         if ctx.scaling != 1:
             of_low_Nr.mul_(ctx.scaling)
-            of_B.mul_(ctx.scaling)
-        of_A = of_low_Nr.t() @ x.reshape(-1, x.size(-1))
-        of_x = None
+        of_x = of_A = of_B = None
         if ctx.needs_input_grad[0]:
             of_x = (gradient_NO @ weight_OI).addmm_(of_low_Nr, A_rI).view(x.shape)
+        if ctx.needs_input_grad[3]:
+            of_A = of_low_Nr.t() @ x.reshape(-1, x.size(-1))
+        if ctx.needs_input_grad[4]:
+            of_B = gradient_NO.t() @ low_Nr
+            if ctx.scaling != 1:
+                of_B.mul_(ctx.scaling)
         return of_x, None, None, of_A, of_B, None
 
 

@@ -229,8 +229,8 @@ def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
         return
     if args.old_logprobs == "rollout":
         raise ValueError(
-            "old_logprobs is 'rollout', but under FSDP every process decodes until all have finished, and what those "
-            "steps compute is of no token; leave it 'rescored'."
+            "old_logprobs is 'rollout', but under FSDP the value head's weight is gathered within the model's own "
+            "forward only, and sampling reads values outside; leave it 'rescored'."
         )
     if args.micro_batch_tokens is not None:
         raise ValueError(

@@ -5,8 +5,12 @@ import platform
 import subprocess
 import sys
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from llm_rlhf.models import adapter_training
 from llm_rlhf.models.freed_memory import keep_freed_memory
 
 TENSORS = 200  # of a megabyte
@@ -49,6 +53,21 @@ def test_elsewhere_and_where_the_user_has_settled_it_nothing_changes(device, var
     kept, more = after_all_is_freed(device, **variables)
     assert not kept
     assert more < 0.1 * TENSORS
+
+
+def test_stages_that_train_an_adapter_ask_for_it(monkeypatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def keep(device: str) -> None:
+        raise Asked(device)
+
+    monkeypatch.setattr(adapter_training, "keep_freed_memory", keep)
+    for earlier in ("adapters_in_float32", "compute_in_own_types"):
+        monkeypatch.setattr(adapter_training, earlier, lambda _: None)
+    trainer = SimpleNamespace(model=None, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(Asked, match="cpu"):
+        adapter_training.train_adapter(trainer, None, "sft", {})
 
 
 def test_another_c_library_has_no_such_thing(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -42,7 +43,14 @@ def test_it_holds_what_transformers_layer_holds(most, lengths) -> None:
     assert same(mine, theirs)
 
 
+def take(rows: slice, layer: DynamicLayer) -> None:
+    layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+
 CHANGES = {
+    "every other row": lambda layer: take(slice(None, None, 2), layer),
+    "all but the first row": lambda layer: take(slice(1, None), layer),
+    "all but the last row": lambda layer: take(slice(0, -1), layer),
     "rows chosen": lambda layer: layer.batch_select_indices(torch.tensor([2, 0])),
     "all rows chosen": lambda layer: layer.batch_select_indices(torch.tensor([3, 2, 1, 0])),
     "beams reordered": lambda layer: layer.reorder_cache(torch.tensor([1, 1, 0, 3])),
@@ -74,6 +82,14 @@ def test_while_there_is_room_nothing_is_moved() -> None:
     assert len(places) == 1
     mine.update(*states(4, 1))
     assert mine.keys.data_ptr() not in places
+
+
+def test_of_rows_that_left_nothing_stays() -> None:
+    mine, _ = grown(8, 5, 1)
+    room = StorageWeakRef(mine.keys.untyped_storage())
+    mine.batch_select_indices(torch.tensor([2, 0]))
+    assert room.expired()
+    assert mine.keys.untyped_storage().nbytes() == 2 * HEADS * 6 * SIZE * 4
 
 
 def test_there_is_no_room_for_more_than_comes() -> None:

@@ -135,10 +135,45 @@ def test_layers_that_more_belongs_to_than_a_frozen_matrix_are_called() -> None:
     layer.base_layer.forward = lambda x: 2 * own(x)  # as what moves weights about wraps it
     assert not torch.allclose(layer(x), of_matrix)
     del layer.base_layer.forward
-    layer.base_layer.requires_grad_(True)
+    hook = layer.base_layer.register_full_backward_hook(lambda *_: heard.append(2))
+    layer(x.clone().requires_grad_()).sum().backward()
+    assert heard == [1, 2]
+    hook.remove()
+    layer.base_layer.weight.requires_grad_(True)
     layer(x).sum().backward()
     assert layer.base_layer.weight.grad is not None
-    assert layer.base_layer.bias.grad is not None
+
+
+def test_a_bias_that_is_trained_by_itself_learns() -> None:
+    """PEFT's LoraConfig(bias="all") trains it."""
+    layer, x = adapted_layer()
+    layer.base_layer.bias.requires_grad_(True)
+    layer(x).sum().backward()
+    assert layer.base_layer.bias.grad.tolist() == [10.0] * 4  # one for each of 2 x 5 rows
+
+
+def test_what_somebody_holds_of_a_base_layer_is_not_written_over() -> None:
+    layer, x = adapted_layer()
+    held = []
+    layer.base_layer.register_forward_hook(lambda _, __, output: held.append(output))
+    with torch.no_grad():
+        out = layer(x)
+        (mine,) = held
+        assert torch.equal(mine, torch.nn.functional.linear(x, layer.base_layer.weight, layer.base_layer.bias))
+    assert not torch.equal(out, mine)
+
+
+def test_nothing_is_computed_for_factors_that_are_frozen() -> None:
+    layer, x = adapted_layer()
+    counts = []
+    for frozen in ([], ["lora_A"], ["lora_A", "lora_B"]):
+        for name in frozen:
+            getattr(layer, name).requires_grad_(False)
+        out = layer(x.clone().requires_grad_()).sum()
+        with Operations() as counted:
+            out.backward()
+        counts.append(counted.seen["mm"])
+    assert counts == [4, 3, 2]  # B, A, and of the input the low and the wide; then without A, without both
 
 
 def test_dropout_drops_of_the_update_alone() -> None:

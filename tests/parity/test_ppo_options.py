@@ -245,6 +245,13 @@ def test_ptx_adds_the_mean_supervised_loss_of_the_assistants_tokens(base_folder,
     assert all(g.abs().sum() > 0 for n, g in gradient.items() if ".default." in n)
 
 
+def test_on_a_cpu_freed_memory_stays_with_the_process(base_folder, reward_folder, tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("llm_rlhf.ppo.trainer.keep_freed_memory", asked.append)
+    make_trainer(base_folder, tmp_path, reward_folder)
+    assert asked == ["cpu"]
+
+
 # ---- log-probabilities of the rollout itself -----------------------------------------------------------------------
 
 
@@ -273,7 +280,7 @@ def test_invariant_03_the_rollouts_own_numbers_equal_the_rescored_ones(base_fold
     assert own.importance is None
 
 
-def test_old_logprobs_of_the_rollout_need_generate_and_a_shared_value(base_folder, reward_folder, tmp_path) -> None:
+def test_old_logprobs_of_the_rollout_need_our_own_loop_and_a_shared_value(base_folder, reward_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="value: shared"):
         make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", value="adapter")
     for another in ({"use_transformers_continuous_batching": True}, {"cache_implementation": "static"}):
