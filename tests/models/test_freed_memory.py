@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-
 from types import SimpleNamespace
 
 import pytest
@@ -56,17 +55,17 @@ def test_elsewhere_and_where_the_user_has_settled_it_nothing_changes(device, var
 
 
 def test_stages_that_train_an_adapter_ask_for_it(monkeypatch) -> None:
-    class Asked(Exception):
+    class AskedError(Exception):
         pass
 
     def keep(device: str) -> None:
-        raise Asked(device)
+        raise AskedError(device)
 
     monkeypatch.setattr(adapter_training, "keep_freed_memory", keep)
     for earlier in ("adapters_in_float32", "compute_in_own_types"):
         monkeypatch.setattr(adapter_training, earlier, lambda _: None)
     trainer = SimpleNamespace(model=None, accelerator=SimpleNamespace(device=torch.device("cpu")))
-    with pytest.raises(Asked, match="cpu"):
+    with pytest.raises(AskedError, match="cpu"):
         adapter_training.train_adapter(trainer, None, "sft", {})
 
 
