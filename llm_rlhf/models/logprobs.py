@@ -1,21 +1,21 @@
-"""Log-probabilities of given tokens from hidden states, never holding the logits of more than a tile of rows.
+"""Log-probabilities of given tokens from hidden states, never holding more than a block of logits.
 
 TRL's fused head does this with Triton on GPUs; on CPUs its fallback makes several passes over wide tiles. This one is
-for CPUs: tiles high enough for the product with the vocabulary, worked on in place in strips that stay in the cache,
-and, where the head is frozen, the gradient taken at once, so that the backward needs no second product with it.
+for CPUs: blocks of some rows by some of the vocabulary, worked on in place while they are in the cache, whose maxima
+and sums are taken together as they come (Milakov & Gimelshein 2018, arXiv:1805.02867, algorithm 3). Where the head is
+frozen, the gradient is taken with them, so that the backward needs no second product with it.
 
 Layout: N tokens, H hidden size, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-TILE = 2**21  # logits of a tile: 8 MB in float32
-WIDE_TILE = 2**24  # at most, where a tile of that size would have less than 256 rows
-STRIP = 2**18  # of which so many are worked on at a time: 1 MB
+ROWS, WORDS = 256, 1024  # of a block: 1 MB in float32
 
 
 def token_logprobs(
@@ -43,31 +43,37 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
-        logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
-        entropies_N = torch.zeros_like(logprobs_N)
+        N, wide = len(hidden_NH), torch.promote_types(hidden_NH.dtype, torch.float32)
         at_once = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        slope_NH = torch.empty_like(hidden_NH) if at_once else None  # of each log-probability by its own hidden state
-        totals_N = torch.empty_like(logprobs_N)
-        for rows in _tiles(len(hidden_NH), len(weight_VH)):
-            tile = _logits(hidden_NH[rows], weight_VH, bias_V, temperature)
-            for some in _strips(rows, len(weight_VH)):  # which stay in the cache through the passes over them
-                logits = tile[some.start - rows.start : some.stop - rows.start]
-                chosen = logits.gather(1, labels_N[some, None]).squeeze(1)
-                largest = logits.amax(1, keepdim=True)
-                logits.sub_(largest)
-                exponents = logits.exp() if with_entropy else logits.exp_()
-                totals = totals_N[some] = exponents.sum(1)
-                logprobs_N[some] = chosen - largest.squeeze(1) - totals.log()
-                if with_entropy:
-                    entropies_N[some] = totals.log() - torch.linalg.vecdot(exponents, logits) / totals
-                    if slope_NH is not None:
-                        logits.copy_(exponents)
-            if slope_NH is not None:
-                expected = tile.to(weight_VH.dtype) @ weight_VH / totals_N[rows].unsqueeze(1)
-                slope_NH[rows] = ((weight_VH[labels_N[rows]] - expected) / temperature).to(slope_NH.dtype)
+        chosen_N, totals_N, weighted_N = hidden_NH.new_zeros(3, N, dtype=wide)
+        largest_N = torch.full_like(chosen_N, torch.finfo(wide).min)
+        expected_NH = torch.zeros_like(hidden_NH, dtype=wide) if at_once else None  # rows of the head, by totals
+        for words, rows in _blocks(len(weight_VH), N):
+            logits = _logits(hidden_NH[rows], weight_VH, bias_V, words, temperature)
+            at, here = _labels_in(words, labels_N[rows])
+            chosen_N[rows] = torch.where(here, logits.gather(1, at), chosen_N[rows, None]).squeeze(1)
+            largest = torch.maximum(largest_N[rows], logits.amax(1))
+            grown = largest_N[rows] - largest  # minus by how much, and what that makes of the sums so far
+            scale = grown.exp()
+            logits.sub_(largest[:, None])
+            exponents = logits.exp() if with_entropy else logits.exp_()
+            if with_entropy:  # sums of exponents by how far below the largest they are
+                weighted = scale * (weighted_N[rows] + grown * totals_N[rows])
+                weighted_N[rows] = weighted + torch.linalg.vecdot(exponents, logits)
+            totals_N[rows] = scale * totals_N[rows] + exponents.sum(1)
+            largest_N[rows] = largest
+            if expected_NH is not None:
+                of_rows = expected_NH[rows].mul_(scale[:, None])
+                of_rows += exponents.to(weight_VH.dtype) @ weight_VH[words]
+        normaliser_N = largest_N + totals_N.log()
+        logprobs_N = chosen_N - largest_N - totals_N.log()  # in this order, which rounds less
+        entropies_N = totals_N.log() - weighted_N / totals_N if with_entropy else torch.zeros_like(logprobs_N)
+        slope_NH = None  # of each log-probability by its own hidden state
+        if expected_NH is not None:
+            slope_NH = weight_VH[labels_N] - expected_NH.div_(totals_N[:, None])
+            slope_NH = slope_NH.div_(temperature).to(hidden_NH.dtype)
         ctx.temperature, ctx.at_once = temperature, at_once
-        ctx.save_for_backward(*((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, logprobs_N)))
+        ctx.save_for_backward(*((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, normaliser_N)))
         ctx.mark_non_differentiable(entropies_N)
         return logprobs_N, entropies_N
 
@@ -76,39 +82,40 @@ class _TokenLogprobs(torch.autograd.Function):
         if ctx.at_once:
             (slope_NH,) = ctx.saved_tensors
             return gradient_N.unsqueeze(1).to(slope_NH.dtype) * slope_NH, None, None, None, None, None
-        hidden_NH, weight_VH, bias_V, labels_N, logprobs_N = ctx.saved_tensors
-        of_hidden, of_weight = torch.empty_like(hidden_NH), torch.zeros_like(weight_VH)
+        hidden_NH, weight_VH, bias_V, labels_N, normaliser_N = ctx.saved_tensors
+        of_hidden, of_weight = torch.zeros_like(hidden_NH, dtype=normaliser_N.dtype), torch.zeros_like(weight_VH)
         of_bias = None if bias_V is None else torch.zeros_like(bias_V)
-        for rows in _tiles(len(hidden_NH), len(weight_VH)):
-            logits = _logits(hidden_NH[rows], weight_VH, bias_V, ctx.temperature)
-            chosen = logits.gather(1, labels_N[rows, None])
-            logits.sub_(chosen - logprobs_N[rows, None]).exp_().neg_()  # minus the probabilities
-            logits.scatter_add_(1, labels_N[rows, None], torch.ones_like(chosen))
+        for words, rows in _blocks(len(weight_VH), len(hidden_NH)):
+            logits = _logits(hidden_NH[rows], weight_VH, bias_V, words, ctx.temperature)
+            at, here = _labels_in(words, labels_N[rows])
+            logits.sub_(normaliser_N[rows, None]).exp_().neg_()  # minus the probabilities
+            logits.scatter_add_(1, at, here.to(logits.dtype))
             logits.mul_(gradient_N[rows, None] / ctx.temperature)
             slope = logits.to(weight_VH.dtype)
-            of_hidden[rows] = slope @ weight_VH
-            of_weight.addmm_(slope.t(), hidden_NH[rows])
+            of_hidden[rows] += slope @ weight_VH[words]
+            of_weight[words].addmm_(slope.t(), hidden_NH[rows])
             if of_bias is not None:
-                of_bias.add_(logits.sum(0))
-        return of_hidden, of_weight, of_bias, None, None, None
+                of_bias[words] += logits.sum(0)
+        return of_hidden.to(hidden_NH.dtype), of_weight, of_bias, None, None, None
 
 
-def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits = hidden @ weight_VH.t()
+def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, words: slice, temperature: float) -> Tensor:
+    logits = hidden @ weight_VH[words].t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias_V is not None:
-        logits.add_(bias_V)
+        logits.add_(bias_V[words])
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _tiles(rows: int, vocabulary: int) -> list[slice]:
-    """Rows whose product with the vocabulary is taken at once: over fewer than 256 it waits for the head's weights."""
-    return _cut(0, rows, max(16, TILE // vocabulary, min(256, WIDE_TILE // vocabulary)))
+def _labels_in(words: slice, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each label stands among these words, and whether it does; (rows, 1) each."""
+    at = labels[:, None] - words.start
+    size = words.stop - words.start
+    return at.clamp(0, size - 1), (at >= 0) & (at < size)
 
 
-def _strips(rows: slice, vocabulary: int) -> list[slice]:
-    return _cut(rows.start, rows.stop, max(1, STRIP // vocabulary))
-
-
-def _cut(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
+def _blocks(vocabulary: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Words and rows of each block; all rows for some words, whose weights stay in the cache, before the next words."""
+    for word in range(0, vocabulary, WORDS):
+        for row in range(0, rows, ROWS):
+            yield slice(word, min(word + WORDS, vocabulary)), slice(row, min(row + ROWS, rows))

@@ -10,10 +10,11 @@ from llm_rlhf.models.roles import apply_head
 
 @pytest.mark.parametrize("trained", ["hidden states", "hidden states and head"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 16, 37])  # tiles of 16 rows: less than one, one, and two and a part
-def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows) -> None:
-    for name, rows_of_it in (("TILE", 16), ("WIDE_TILE", 16), ("STRIP", 5)):
-        monkeypatch.setattr(logprobs, name, rows_of_it * 11)
+@pytest.mark.parametrize("rows", [1, 16, 37])  # blocks of 16 rows: less than one, one, and two and a part
+@pytest.mark.parametrize("words", [4, 11, 20])  # of 11: two and a part, all, and more than there are
+def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows, words) -> None:
+    monkeypatch.setattr(logprobs, "ROWS", 16)
+    monkeypatch.setattr(logprobs, "WORDS", words)
     torch.manual_seed(0)
     head = torch.nn.Linear(7, 11, bias=bias, dtype=torch.float64).requires_grad_(trained != "hidden states")
     hidden = torch.randn(rows, 7, dtype=torch.float64, requires_grad=True)
@@ -32,10 +33,16 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch, trained, bias, rows
         torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-12)  # and of more terms
 
 
-def test_large_logits_do_not_overflow() -> None:
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_large_logits_do_not_overflow(monkeypatch, words) -> None:
+    monkeypatch.setattr(logprobs, "WORDS", words)
     head = torch.nn.Linear(2, 3, bias=False)
     head.weight.data = torch.tensor([[1e4, 0.0], [0.0, 1.0], [-1e4, 0.0]])
     found, entropies = token_logprobs(torch.ones(2, 2), head, torch.tensor([0, 2]), 1.0, with_entropy=True)
+    assert found.tolist() == [0.0, -2e4]
+    assert entropies.tolist() == [0.0, 0.0]
+    head.weight.data = head.weight.data.flip(0)  # the largest comes last
+    found, entropies = token_logprobs(torch.ones(2, 2), head, torch.tensor([2, 0]), 1.0, with_entropy=True)
     assert found.tolist() == [0.0, -2e4]
     assert entropies.tolist() == [0.0, 0.0]
 
