@@ -21,7 +21,8 @@ ROWS, WORDS = 256, 1024  # of a block: 1 MB in float32
 def token_logprobs(
     hidden_NH: Tensor, head: torch.nn.Linear, labels_N: Tensor, temperature: float, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-softmax of `head(hidden) / temperature` at the labels, and perhaps its entropy in nats; (N,) each, float32.
+    """Log-softmax of `head(hidden) / temperature` at the labels, and perhaps its entropy in nats; (N,) each, float32 at
+    least. Of a label that is no word it is NaN.
 
     Differentiable with respect to the hidden states and the head's weight, where they are trained; entropy is a value.
     """
@@ -45,16 +46,17 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         N, wide = len(hidden_NH), torch.promote_types(hidden_NH.dtype, torch.float32)
         at_once = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        chosen_N, totals_N, weighted_N = hidden_NH.new_zeros(3, N, dtype=wide)
-        largest_N = torch.full_like(chosen_N, torch.finfo(wide).min)
+        totals_N, weighted_N = hidden_NH.new_zeros(2, N, dtype=wide)
+        chosen_N = torch.full_like(totals_N, torch.nan)
+        largest_N = torch.full_like(totals_N, torch.finfo(wide).min)
         expected_NH = torch.zeros_like(hidden_NH, dtype=wide) if at_once else None  # rows of the head, by totals
         for words, rows in _blocks(len(weight_VH), N):
             logits = _logits(hidden_NH[rows], weight_VH, bias_V, words, temperature)
             at, here = _labels_in(words, labels_N[rows])
             chosen_N[rows] = torch.where(here, logits.gather(1, at), chosen_N[rows, None]).squeeze(1)
             largest = torch.maximum(largest_N[rows], logits.amax(1))
-            grown = largest_N[rows] - largest  # minus by how much, and what that makes of the sums so far
-            scale = grown.exp()
+            grown = (largest_N[rows] - largest).clamp_(min=-1e4)  # whose exponent is 0, and whose products are finite
+            scale = grown.exp()  # of the sums so far
             logits.sub_(largest[:, None])
             exponents = logits.exp() if with_entropy else logits.exp_()
             if with_entropy:  # sums of exponents by how far below the largest they are
@@ -65,7 +67,6 @@ class _TokenLogprobs(torch.autograd.Function):
             if expected_NH is not None:
                 of_rows = expected_NH[rows].mul_(scale[:, None])
                 of_rows += exponents.to(weight_VH.dtype) @ weight_VH[words]
-        normaliser_N = largest_N + totals_N.log()
         logprobs_N = chosen_N - largest_N - totals_N.log()  # in this order, which rounds less
         entropies_N = totals_N.log() - weighted_N / totals_N if with_entropy else torch.zeros_like(logprobs_N)
         slope_NH = None  # of each log-probability by its own hidden state
@@ -73,7 +74,9 @@ class _TokenLogprobs(torch.autograd.Function):
             slope_NH = weight_VH[labels_N] - expected_NH.div_(totals_N[:, None])
             slope_NH = slope_NH.div_(temperature).to(hidden_NH.dtype)
         ctx.temperature, ctx.at_once = temperature, at_once
-        ctx.save_for_backward(*((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, normaliser_N)))
+        ctx.save_for_backward(
+            *((slope_NH,) if at_once else (hidden_NH, weight_VH, bias_V, labels_N, largest_N, totals_N))
+        )
         ctx.mark_non_differentiable(entropies_N)
         return logprobs_N, entropies_N
 
@@ -82,21 +85,23 @@ class _TokenLogprobs(torch.autograd.Function):
         if ctx.at_once:
             (slope_NH,) = ctx.saved_tensors
             return gradient_N.unsqueeze(1).to(slope_NH.dtype) * slope_NH, None, None, None, None, None
-        hidden_NH, weight_VH, bias_V, labels_N, normaliser_N = ctx.saved_tensors
-        of_hidden, of_weight = torch.zeros_like(hidden_NH, dtype=normaliser_N.dtype), torch.zeros_like(weight_VH)
-        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        hidden_NH, weight_VH, bias_V, labels_N, largest_N, totals_N = ctx.saved_tensors
+        wide = totals_N.dtype
+        of_hidden, of_weight = torch.zeros_like(hidden_NH, dtype=wide), torch.zeros_like(weight_VH, dtype=wide)
+        of_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
         for words, rows in _blocks(len(weight_VH), len(hidden_NH)):
             logits = _logits(hidden_NH[rows], weight_VH, bias_V, words, ctx.temperature)
             at, here = _labels_in(words, labels_N[rows])
-            logits.sub_(normaliser_N[rows, None]).exp_().neg_()  # minus the probabilities
+            logits.sub_(largest_N[rows, None]).exp_().div_(-totals_N[rows, None])  # minus the probabilities
             logits.scatter_add_(1, at, here.to(logits.dtype))
             logits.mul_(gradient_N[rows, None] / ctx.temperature)
             slope = logits.to(weight_VH.dtype)
             of_hidden[rows] += slope @ weight_VH[words]
-            of_weight[words].addmm_(slope.t(), hidden_NH[rows])
+            of_weight[words] += slope.t() @ hidden_NH[rows]
             if of_bias is not None:
                 of_bias[words] += logits.sum(0)
-        return of_hidden.to(hidden_NH.dtype), of_weight, of_bias, None, None, None
+        of_bias = None if bias_V is None or of_bias is None else of_bias.to(bias_V.dtype)
+        return of_hidden.to(hidden_NH.dtype), of_weight.to(weight_VH.dtype), of_bias, None, None, None
 
 
 def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, words: slice, temperature: float) -> Tensor:

@@ -1,5 +1,7 @@
 """The tiled log-probabilities against torch's own log_softmax, values and gradients."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,39 @@ def test_large_logits_do_not_overflow(monkeypatch, words) -> None:
     found, entropies = token_logprobs(torch.ones(2, 2), head, torch.tensor([2, 0]), 1.0, with_entropy=True)
     assert found.tolist() == [0.0, -2e4]
     assert entropies.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_label_that_is_no_word_has_no_probability(trained) -> None:
+    head = torch.nn.Linear(2, 3).requires_grad_(trained)
+    found, _ = token_logprobs(torch.ones(2, 2), head, torch.tensor([-100, 1]), 1.0)
+    assert found.isnan().tolist() == [True, False]
+
+
+def test_words_that_are_as_good_as_impossible_leave_the_entropy_of_the_others(monkeypatch) -> None:
+    monkeypatch.setattr(logprobs, "WORDS", 2)
+    head = torch.nn.Linear(2, 4)
+    head.weight.data.zero_()
+    head.bias.data = torch.tensor([-1e38, -1e38, 0.0, 0.0])
+    found, entropies = token_logprobs(torch.ones(1, 2), head, torch.tensor([3]), 1.0, with_entropy=True)
+    assert found.tolist() == entropies.neg().tolist() == [pytest.approx(-math.log(2))]
+
+
+def test_of_peaked_rows_a_trained_heads_gradients_are_as_near_as_the_probabilities() -> None:
+    """Logits in the hundreds: the logarithm of their sum is rounded to 3e-5, their sum is not."""
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 50, bias=False), torch.randn(20, 8)
+    head.weight.data = 1000 * head.weight.data[:25].repeat(2, 1)  # two words are as likely
+    labels = torch.randint(50, (20,))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        states = hidden.detach().to(dtype).requires_grad_()
+        token_logprobs(states, head.to(dtype), labels, 1.0)[0].sum().backward()
+        found.append(states.grad.double())
+    mine, exact = found
+    assert (
+        (mine - exact).norm() / exact.norm()
+    ).item() < 1e-5  # float32: their halves are exact, what they weigh is not
 
 
 def test_bfloat16_states_give_float32_log_probabilities() -> None:
