@@ -1,6 +1,6 @@
 """A cache whose keys and values are written behind one another, into room that is there already.
 
-transformers' own joins all of them anew with each token's: on a CPU that copying takes a third of a decoding step.
+transformers' own joins all of them anew with each token's: on a CPU, of 256 tokens behind 256, a fifth of the time.
 
 Layout: B rows, K heads of keys and values, T tokens, D their size.
 """
@@ -42,8 +42,8 @@ class GrowingLayer(DynamicLayer):
 
     def _joined(self, old: Tensor, new: Tensor, held: int) -> Tensor:
         B, K, added, D = new.shape
-        room = room_of(old) if held else old
-        if not held or room.size(2) < held + added:
+        room = room_of(old) if held else None
+        if room is None or room.size(2) < held + added:
             room = new.new_empty(B, K, max(held + added, min(held + added + ROOM, self.most)), D)
             if held:
                 room[:, :, :held] = old

@@ -100,7 +100,8 @@ class _TokenLogprobs(torch.autograd.Function):
             of_weight[words] += slope.t() @ hidden_NH[rows]
             if of_bias is not None:
                 of_bias[words] += logits.sum(0)
-        of_bias = None if bias_V is None or of_bias is None else of_bias.to(bias_V.dtype)
+        if of_bias is not None:
+            of_bias = of_bias.to(bias_V.dtype)
         return of_hidden.to(hidden_NH.dtype), of_weight.to(weight_VH.dtype), of_bias, None, None, None
 
 

@@ -46,8 +46,9 @@ class _SumsInProducts:
         if learns and len(names) == 1 and _is_matrix(base) and type(self.lora_dropout[names[0]]) is nn.Identity:
             (name,) = names
             A, B, device = factors_A[name].weight, factors_B[name].weight, x.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
-            if base.weight.dtype == dtype and (x.dtype == dtype or A.dtype != dtype):
+            casts = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if casts else x.dtype
+            if base.weight.dtype == dtype and (casts or A.dtype == dtype):
                 x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
                 return _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, self.scaling[name])
         result: Tensor = base(x)

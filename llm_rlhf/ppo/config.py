@@ -420,6 +420,11 @@ class PPOConfig(RLOOConfig):
                     f"old_logprobs is 'rollout', but by {others[0]} another loop samples than the one that keeps what "
                     "it computes; leave it 'rescored' (an engine's log-probabilities then become importance weights)."
                 )
+            if self.decoding == "compiled":
+                raise ValueError(
+                    "old_logprobs is 'rollout', and decoding 'compiled': a compiled step does not show the states that "
+                    "values are read of. Leave old_logprobs 'rescored'."
+                )
         if self.score_normalization_by != "all" and self.score_normalization == "none":
             raise ValueError(
                 "score_normalization_by is set, but score_normalization is 'none'; set that to 'scale' or 'whiten'."
@@ -435,11 +440,6 @@ class PPOConfig(RLOOConfig):
             )
         if self.cache_implementation is not None:
             GenerationConfig(cache_implementation=self.cache_implementation)  # refuses one that it does not know
-        if self.old_logprobs == "rollout" and self.decoding == "compiled":
-            raise ValueError(
-                "old_logprobs is 'rollout', and decoding 'compiled': a compiled step does not show the states that "
-                "values are read of. Leave old_logprobs 'rescored'."
-            )
         self._check_decoding()
         if self.micro_batch_tokens is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
