@@ -227,11 +227,6 @@ def check_distribution(kind: DistributedType, args: PPOConfig) -> None:
         )
     if kind != DistributedType.FSDP:
         return
-    if args.old_logprobs == "rollout":
-        raise ValueError(
-            "old_logprobs is 'rollout', but under FSDP the value head's weight is gathered within the model's own "
-            "forward only, and sampling reads values outside; leave it 'rescored'."
-        )
     if args.micro_batch_tokens is not None:
         raise ValueError(
             "micro_batch_tokens gives processes different numbers of forwards, but FSDP gathers the weights "

@@ -88,9 +88,9 @@ def test_fsdp_that_accelerate_would_pass_over_is_refused_before_anything_is_made
 
 def test_what_ppo_cannot_do_under_fsdp_is_told_before_anything_is_made(tmp_path, launched) -> None:
     launched(FSDP2)
-    overrides = [f"output_dir={tmp_path / 'run'}", "ppo.old_logprobs=rollout"]
+    overrides = [f"output_dir={tmp_path / 'run'}", "ppo.decoding=compiled"]
     recipe = load_recipe(write_recipe(tmp_path), overrides)
-    with pytest.raises(RecipeError, match="Recipe section 'ppo': old_logprobs is 'rollout', but under FSDP"):
+    with pytest.raises(RecipeError, match="Recipe section 'ppo': decoding is 'compiled', but under FSDP"):
         run_recipe(recipe)
     assert not (tmp_path / "run" / "world").exists()
 

@@ -211,7 +211,6 @@ def test_half_precision_weights_that_train_whole_are_warned_of(base_folder, tmp_
     ("kind", "options", "message"),
     [
         (DistributedType.DEEPSPEED, {}, "PPO cannot run under DeepSpeed: its engine rounds the heads"),
-        (DistributedType.FSDP, {"old_logprobs": "rollout"}, "old_logprobs is 'rollout', but under FSDP the value"),
         (DistributedType.FSDP, {"micro_batch_tokens": 99}, "would wait for ever"),
         (DistributedType.FSDP, {"decoding": "compiled"}, "decoding is 'compiled', but under FSDP"),
         (DistributedType.FSDP, {"merge_for_sampling": True}, "merge_for_sampling is True, but under FSDP"),

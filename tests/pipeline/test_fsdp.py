@@ -9,6 +9,7 @@ from chain_helpers import TINY, write_recipe
 from launching import Launch, start
 from safetensors.torch import load_file
 
+from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.run_folder import read_json
 
 pytestmark = pytest.mark.slow
@@ -17,6 +18,9 @@ HALF = {"per_device_train_batch_size": 8, "max_steps": 3, "gradient_checkpointin
 # Prompts enough for three rollouts of 16; two replies a process and step, so that processes finish sampling apart.
 PPO = {**TINY["ppo"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "value": "adapter",
        "response_length": 24, "gradient_checkpointing": True}  # fmt: skip
+
+
+KEPT = ["objective/kl", "objective/entropy", "val/rms", "val/explained_variance", "loss/value", "policy/ratio"]
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -67,3 +71,22 @@ def test_ppo_under_fsdp2_is_ppo_under_ddp(runs) -> None:
 def test_the_run_under_fsdp2_has_a_report(runs) -> None:
     ddp, fsdp2 = (read_json(runs[name] / "report.json") for name in ("ddp", "fsdp2"))
     assert fsdp2["headline"] == ddp["headline"]
+
+
+def test_what_sampling_keeps_under_fsdp2_is_what_is_computed_again(tmp_path) -> None:
+    """`old_logprobs: rollout`, where processes that have finished make forwards for the others."""
+    found = []
+    for mode in ("rollout", "rescored"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        ppo = {**PPO, "value": "shared", "old_logprobs": mode}
+        recipe = write_recipe(folder, sft=HALF, reward=HALF, ppo=ppo, evaluate=None)
+        arguments = ("run", str(recipe), f"output_dir={folder / 'run'}")
+        Launch(fsdp_on_cpus.command, arguments, 2, folder / "said").finish()
+        steps = [row for row in read_json_lines(folder / "run" / "ppo" / "metrics.jsonl") if "policy/ratio" in row]
+        found.append([[step[name] for name in KEPT] for step in steps])
+    rollout, rescored = found
+    assert len(rollout) == len(rescored) == 2
+    assert rescored[-1][KEPT.index("val/rms")] > 0  # the value head has learnt by then
+    for mine, theirs in zip(rollout, rescored, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)  # float32: cached decoding beside one forward
