@@ -417,8 +417,8 @@ class PPOConfig(RLOOConfig):
                 raise ValueError("old_logprobs 'rollout' takes the values from sampling too; it needs value: shared.")
             if others := sampled_otherwise(self):
                 raise ValueError(
-                    f"old_logprobs is 'rollout', but by {others[0]} another loop samples than the one that keeps what "
-                    "it computes; leave it 'rescored' (an engine's log-probabilities then become importance weights)."
+                    f"old_logprobs is 'rollout', but {others[0]} takes another loop to sample than ours, which alone "
+                    "keeps what it computes; remove that, or leave old_logprobs 'rescored'."
                 )
             if self.decoding == "compiled":
                 raise ValueError(

@@ -284,7 +284,9 @@ def test_old_logprobs_of_the_rollout_need_our_own_loop_and_a_shared_value(base_f
     with pytest.raises(ValueError, match="value: shared"):
         make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", value="adapter")
     for another in ({"use_transformers_continuous_batching": True}, {"cache_implementation": "static"}):
-        with pytest.raises(ValueError, match=f"old_logprobs is 'rollout', but by {next(iter(another))} another loop"):
+        with pytest.raises(
+            ValueError, match=f"old_logprobs is 'rollout', but {next(iter(another))} takes another loop"
+        ):
             make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", **another)
     with pytest.raises(ValueError, match="decoding 'compiled': a compiled step does not show the states"):
         make_trainer(base_folder, tmp_path, reward_folder, old_logprobs="rollout", decoding="compiled")

@@ -68,7 +68,10 @@ def test_one_response_a_prompt_works_for_odd_rollouts(tmp_path, size) -> None:
         ({"kl_estimator": "k2"}, "'k1', 'k3'"),
         ({"torch_compile": True}, "torch_compile is not an option of PPO here.*model.compile"),
         ({"fp16": True}, "loss scaling cannot pass over the steps"),
-        ({"old_logprobs": "rollout", "cache_implementation": "static"}, "by cache_implementation another loop samples"),
+        (
+            {"old_logprobs": "rollout", "cache_implementation": "static"},
+            "cache_implementation takes another loop to sample",
+        ),
         ({"kl_estimator": "k3"}, "does not regularise when it is paid as a reward"),
     ],
 )
