@@ -11,6 +11,7 @@ Runs in either side's environment, a fresh process for each job: `python ours.py
 import dataclasses
 import gc
 import json
+import math
 import os
 import resource
 import sys
@@ -31,7 +32,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -50,6 +51,11 @@ flop_registry[_aten._scaled_dot_product_flash_attention_for_cpu_backward] = flop
     _aten._scaled_dot_product_flash_attention_backward
 ]
 flop_registry[_aten.addmm_] = flop_registry[_aten.addmm]  # nor does it know the product that adds in place
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _of_onednn(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * int(weight[0])  # nor oneDNN's, (..., I) by (O, I)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from llm_rlhf.models.products import product
+
 ROWS, WORDS = 256, 1024  # of a block: 1 MB in float32
 
 
@@ -66,7 +68,7 @@ class _TokenLogprobs(torch.autograd.Function):
             largest_N[rows] = largest
             if expected_NH is not None:
                 of_rows = expected_NH[rows].mul_(scale[:, None])
-                of_rows += exponents.to(weight_VH.dtype) @ weight_VH[words]
+                of_rows += product(exponents.to(weight_VH.dtype), weight_VH[words].t())
         logprobs_N = chosen_N - largest_N - totals_N.log()  # in this order, which rounds less
         entropies_N = totals_N.log() - weighted_N / totals_N if with_entropy else torch.zeros_like(logprobs_N)
         slope_NH = None  # of each log-probability by its own hidden state
@@ -106,7 +108,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, words: slice, temperature: float) -> Tensor:
-    logits = hidden @ weight_VH[words].t()
+    logits = product(hidden, weight_VH[words])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias_V is not None:
         logits.add_(bias_V[words])

@@ -19,6 +19,8 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from llm_rlhf.models.products import is_linear, multiply_faster, product
+
 
 def sum_in_products(model: Any) -> None:
     """Let the LoRA layers of a model add their update by the product itself: in place.
@@ -26,6 +28,7 @@ def sum_in_products(model: Any) -> None:
     Layers that are quantised too. DoRA and other variants, LoRA with a bias, rows of several adapters in one batch and
     merged layers stay PEFT's; so does the sum where an output has another type than its update.
     """
+    multiply_faster(model)
     kinds = _kinds()
     for module in model.modules():
         if type(module) in kinds:
@@ -71,7 +74,7 @@ class _SumsInProducts:
 def _is_matrix(layer: Any) -> bool:
     """Whether a layer is a frozen matrix and nothing else that its forward, or somebody's around it, would add."""
     hooks = layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if type(layer) is not nn.Linear or hooks or _shows_output(layer):
+    if not is_linear(layer) or hooks or _shows_output(layer):
         return False
     return not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
 
@@ -91,7 +94,7 @@ class _AdaptedMatrix(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_rI: Tensor, B_Or: Tensor, scaling: float
     ) -> Tensor:
-        out, low = linear(x, weight_OI, bias_O), linear(x, A_rI)
+        out, low = product(x, weight_OI, bias_O), linear(x, A_rI)
         low_Nr = low.reshape(-1, low.size(-1))
         out.view(-1, out.size(-1)).addmm_(low_Nr, B_Or.t(), alpha=scaling)
         ctx.save_for_backward(x, low_Nr, weight_OI, A_rI, B_Or)
@@ -108,7 +111,7 @@ class _AdaptedMatrix(torch.autograd.Function):
             of_low_Nr.mul_(ctx.scaling)
         of_x = of_A = of_B = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient_NO @ weight_OI).addmm_(of_low_Nr, A_rI).view(x.shape)
+            of_x = product(gradient_NO, weight_OI.t()).addmm_(of_low_Nr, A_rI).view(x.shape)
         if ctx.needs_input_grad[3]:
             of_A = of_low_Nr.t() @ x.reshape(-1, x.size(-1))
         if ctx.needs_input_grad[4]:

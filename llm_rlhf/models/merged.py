@@ -26,6 +26,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
 from llm_rlhf.models.adapters import adapters_of
+from llm_rlhf.models.products import multiply_faster
 from llm_rlhf.models.whole import own_module
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, by name: it need not be there
@@ -73,6 +74,7 @@ class MergedCopy:
                     module._parameters[part] = weight
             for part in module._buffers:
                 module._buffers[part] = source.module._buffers.get(part)
+        multiply_faster(self.model)
         self._generator = torch.Generator(device=base.device)
 
     @contextlib.contextmanager
