@@ -19,6 +19,7 @@ from llm_rlhf.models import template_settings
 from llm_rlhf.models.architecture import embedding_rows, positions_of, unlike_linear
 from llm_rlhf.models.finding import check_upstream, loading_raises, needs_code, reason_of
 from llm_rlhf.models.lora_sums import sum_in_products
+from llm_rlhf.models.products import multiply_faster
 from llm_rlhf.models.rendering import special_tokens_in
 from llm_rlhf.models.whole import compute_in_own_type, whole_config
 from llm_rlhf.progress import tell
@@ -145,6 +146,7 @@ def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quan
     except loading_raises(section.trusts_base) as error:
         raise RecipeError(_cannot_load("model", path, error)) from None
     keep_unpacked(model)
+    multiply_faster(model)
     make_room_for(tokenizer, model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = stop_token_ids(tokenizer, model)
@@ -185,6 +187,7 @@ def adapters_in_float32(model: Any) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     leave_casts_to_autocast(model)
+    multiply_faster(model)
     sum_in_products(model)
     compute_in_own_type(model)
 

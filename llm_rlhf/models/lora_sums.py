@@ -5,6 +5,9 @@ columns. One product that adds to what is there (`addmm`) does the three. Backwa
 two narrow gradients in place of one as wide as the output. In bfloat16 it rounds once where they round three times;
 B = 0, as adapters begin, leaves the output as it is, to the bit.
 
+In float32 on a CPU, many rows are multiplied by the sum of matrix and update, made anew each time: one product of the
+factors stands for two with all rows (`_sum_is_cheaper`).
+
 The forward of PEFT's LoRA layers is replaced, which is no public hook: tests/models/test_lora_sums.py holds it against
 PEFT's own and fails when that moves. The factors are read and not called, and a frozen matrix neither while something
 learns: hooks on the factors, and torch's global ones, do not hear them. Second derivatives are refused, by torch.
@@ -19,7 +22,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llm_rlhf.models.products import is_linear, multiply_faster, product
+from llm_rlhf.models.products import is_linear, product
 
 
 def sum_in_products(model: Any) -> None:
@@ -28,7 +31,6 @@ def sum_in_products(model: Any) -> None:
     Layers that are quantised too. DoRA and other variants, LoRA with a bias, rows of several adapters in one batch and
     merged layers stay PEFT's; so does the sum where an output has another type than its update.
     """
-    multiply_faster(model)
     kinds = _kinds()
     for module in model.modules():
         if type(module) in kinds:
@@ -46,14 +48,10 @@ class _SumsInProducts:
             return own
         learns, factors_A, factors_B, base = torch.is_grad_enabled(), self.lora_A, self.lora_B, self.base_layer
         names = [name for name in self.active_adapters if name in factors_A]
-        if learns and len(names) == 1 and _is_matrix(base) and type(self.lora_dropout[names[0]]) is nn.Identity:
-            (name,) = names
-            A, B, device = factors_A[name].weight, factors_B[name].weight, x.device.type
-            casts = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if casts else x.dtype
-            if base.weight.dtype == dtype and (casts or A.dtype == dtype):
-                x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
-                return _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, self.scaling[name])
+        if len(names) == 1 and (learns or x.device.type == "cpu"):
+            at_once: Tensor | None = self._at_once(x, names[0])
+            if at_once is not None:
+                return at_once
         result: Tensor = base(x)
         dtype, add = result.dtype, torch.addmm if learns or _shows_output(base) else Tensor.addmm_
         for name in names:
@@ -70,6 +68,25 @@ class _SumsInProducts:
                 result = result + linear(low, B) * scaling
         return result if result.dtype == dtype else result.to(dtype)
 
+    def _at_once(self: Any, x: Tensor, name: str) -> Tensor | None:
+        """Matrix and update in one step; None where the base is more than a frozen matrix or has another type, and
+        where two steps do as well.
+        """
+        base, A, B = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
+        if not _is_matrix(base) or type(self.lora_dropout[name]) is not nn.Identity:
+            return None
+        device = x.device.type
+        casts = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if casts else x.dtype
+        if base.weight.dtype != dtype or not (casts or A.dtype == dtype):
+            return None
+        x, A, B, scaling = x.to(dtype), A.to(dtype), B.to(dtype), self.scaling[name]
+        summed = _sum_is_cheaper(x, base.weight)
+        if torch.is_grad_enabled():
+            learned: Tensor = _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, scaling, summed)
+            return learned
+        return product(x, _sum(base.weight, A, B, scaling), base.bias) if summed else None
+
 
 def _is_matrix(layer: Any) -> bool:
     """Whether a layer is a frozen matrix and nothing else that its forward, or somebody's around it, would add."""
@@ -84,21 +101,44 @@ def _shows_output(layer: Any) -> bool:
     return bool(layer._forward_hooks) or "forward" in vars(layer)
 
 
+def _sum_is_cheaper(x: Tensor, weight_OI: Tensor) -> bool:
+    """Whether the N rows of x times both factors are more than twice the work of one factor times the other.
+
+    N r (I + O) multiplications against O r I. In bfloat16 a small update would be lost in the sum.
+    """
+    rows, matrix = x.numel() // x.size(-1), weight_OI.numel()
+    return x.dtype == torch.float32 and x.device.type == "cpu" and rows * sum(weight_OI.shape) > 2 * matrix
+
+
+def _sum(weight_OI: Tensor, A_rI: Tensor, B_Or: Tensor, scaling: float) -> Tensor:
+    return torch.addmm(weight_OI, B_Or, A_rI, alpha=scaling)
+
+
 class _AdaptedMatrix(torch.autograd.Function):
     """A frozen matrix with LoRA, x W^T + b + scaling x A^T B^T, as one step: sums are made in place, backwards too.
 
-    Layout: x (..., I), W (O, I), b (O,), A (r, I), B (O, r); N rows of x.
+    Layout: x (..., I), W (O, I), b (O,), A (r, I), B (O, r); N rows of x. `summed`: W and its update are added first.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_rI: Tensor, B_Or: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        A_rI: Tensor,
+        B_Or: Tensor,
+        scaling: float,
+        summed: bool,
     ) -> Tensor:
-        out, low = product(x, weight_OI, bias_O), linear(x, A_rI)
-        low_Nr = low.reshape(-1, low.size(-1))
-        out.view(-1, out.size(-1)).addmm_(low_Nr, B_Or.t(), alpha=scaling)
+        low_Nr = linear(x, A_rI).reshape(-1, A_rI.size(0))
+        if summed:
+            out = product(x, _sum(weight_OI, A_rI, B_Or, scaling), bias_O)
+        else:
+            out = product(x, weight_OI, bias_O)
+            out.view(-1, out.size(-1)).addmm_(low_Nr, B_Or.t(), alpha=scaling)
         ctx.save_for_backward(x, low_Nr, weight_OI, A_rI, B_Or)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.summed = scaling, summed
         return out
 
     @staticmethod
@@ -111,14 +151,17 @@ class _AdaptedMatrix(torch.autograd.Function):
             of_low_Nr.mul_(ctx.scaling)
         of_x = of_A = of_B = None
         if ctx.needs_input_grad[0]:
-            of_x = product(gradient_NO, weight_OI.t()).addmm_(of_low_Nr, A_rI).view(x.shape)
+            if ctx.summed:
+                of_x = product(gradient_NO, _sum(weight_OI, A_rI, B_Or, ctx.scaling).t()).view(x.shape)
+            else:
+                of_x = product(gradient_NO, weight_OI.t()).addmm_(of_low_Nr, A_rI).view(x.shape)
         if ctx.needs_input_grad[3]:
             of_A = of_low_Nr.t() @ x.reshape(-1, x.size(-1))
         if ctx.needs_input_grad[4]:
             of_B = gradient_NO.t() @ low_Nr
             if ctx.scaling != 1:
                 of_B.mul_(ctx.scaling)
-        return of_x, None, None, of_A, of_B, None
+        return of_x, None, None, of_A, of_B, None, None
 
 
 class Linear(_SumsInProducts, lora.Linear):

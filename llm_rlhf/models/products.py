@@ -1,9 +1,12 @@
-"""Products of float32 matrices by oneDNN, on CPUs where torch's own take twice the time.
+"""Products of float32 matrices by oneDNN, on CPUs that are not Intel's.
 
-On x86 torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's CPUs alone. oneDNN, which is in torch too
-and multiplies its bfloat16, uses it on all. Small products stay torch's own, which begins them sooner.
+On x86 torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's CPUs alone; on another's it does half of
+what the CPU can. oneDNN, by which torch multiplies bfloat16, uses it on all. Small products stay torch's own, which are
+begun sooner.
 
-The operator is private to torch, whose compiler calls it: tests/models/test_products.py fails when it moves.
+The operator is private to torch, whose compiler calls it; tests/models/test_products.py fails when it moves.
+
+Layout: x (..., I), W (O, I), b (O,); N rows of x.
 """
 
 from typing import Any
@@ -11,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
+from torch.nn.functional import linear
 
-SMALLEST = 2**21  # multiplications from which on oneDNN is the faster, counted whole: it takes some 10 us to begin
+LARGE = 2**21  # multiplications from which on oneDNN is the faster: a call takes it 10 us more
 
 
 def onednn_is_faster() -> bool:
-    """Whether this is a CPU on which MKL leaves half of the arithmetic unused: with AVX-512, and not Intel's."""
+    """Whether oneDNN multiplies float32 faster than what torch takes: MKL, on a CPU of another make."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY may say less than there is
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":  # neither AVX2 nor AVX-512, or told to do without
         return False
     return "Intel" not in torch.cpu.get_capabilities().get("cpu_name", "Intel")
 
@@ -29,43 +32,45 @@ FASTER = onednn_is_faster()
 
 
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x W^T + b, (..., I) to (..., O), as `torch.nn.functional.linear` gives it, where no gradient is asked for."""
-    if FASTER and _suits(x, weight_OI):
-        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
-    return functional.linear(x, weight_OI, bias_O)
+    """x W^T + b, shape (..., O): `torch.nn.functional.linear` where no gradient is asked for."""
+    if _by_onednn(x, weight_OI):
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+        return found
+    return linear(x, weight_OI, bias_O)
 
 
-def _suits(x: Tensor, weight_OI: Tensor) -> bool:
+def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        FASTER
+        and x.device.type == "cpu"
         and x.dtype == weight_OI.dtype == torch.float32
-        and x.numel() * weight_OI.size(0) >= SMALLEST
+        and x.numel() * weight_OI.size(0) >= LARGE
         and not torch.is_autocast_enabled("cpu")
         and not isinstance(weight_OI, DTensor)
     )
 
 
-def multiply_faster(model: Any) -> None:
-    """Let a model's linear layers multiply by `product`, in place; where it would be torch's own, nothing is done."""
-    if FASTER:
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = Linear
+def multiply_faster(model: nn.Module) -> None:
+    """Let the linear layers of a model multiply by `product`, in place, where oneDNN is faster."""
+    for module in model.modules() if FASTER else ():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
 
 
 def is_linear(layer: Any) -> bool:
-    """Whether a layer is torch's linear one by class, or stands for it."""
+    """Whether a layer is torch's linear one, or what stands for it here, and not of a class of somebody else's."""
     return type(layer) in (nn.Linear, Linear)
 
 
 class Linear(nn.Linear):
-    """torch's, which multiplies by `product`, backwards too. Under torch's name, as a model prints it."""
+    """torch's, multiplying by `product`, backwards too. Under torch's name, as a model prints it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _suits(input, self.weight):
-            return functional.linear(input, self.weight, self.bias)
-        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
-            return _Product.apply(input, self.weight, self.bias)
+        if not _by_onednn(input, self.weight):
+            return linear(input, self.weight, self.bias)
+        if torch.is_grad_enabled():
+            learned: Tensor = _Product.apply(input, self.weight, self.bias)
+            return learned
         return product(input, self.weight, self.bias)
 
 

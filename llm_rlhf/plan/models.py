@@ -27,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import hidden_width, score_head_name
 from llm_rlhf.models.base import adapter_config, adapters_in_float32
+from llm_rlhf.models.products import is_linear
 from llm_rlhf.models.roles import VALUE, scalar_head
 from llm_rlhf.models.whole import without_language_head
 from llm_rlhf.recipe.sections import ModelSection
@@ -200,7 +201,7 @@ def _pack(model: Any, blueprint: Blueprint) -> None:
         if isinstance(module, nn.ModuleDict | AuxiliaryTrainingWrapper):  # adapters' own layers, heads, copies
             continue
         for name, child in list(module.named_children()):
-            if type(child) in (nn.Linear, Conv1D) and child is not head and name not in HEADS:
+            if (is_linear(child) or type(child) is Conv1D) and child is not head and name not in HEADS:
                 setattr(module, name, _packed(child, blueprint))
 
 

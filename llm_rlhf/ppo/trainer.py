@@ -40,6 +40,7 @@ from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_r
 from llm_rlhf.models.freed_memory import keep_freed_memory
 from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
+from llm_rlhf.models.products import multiply_faster
 from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
@@ -249,9 +250,12 @@ class PPOTrainer(WatchedEvaluation):
             adapters_in_float32(self.model)  # what has come to train since
         else:
             base.value_head = scalar_head(hidden_width(base)).to(base.device)
+            multiply_faster(base)
         add_role_forward(base, self.temperature)
         if self.ref_model is not None:
-            add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            multiply_faster(reference)
+            add_role_forward(reference, self.temperature)
 
     def _budget(self) -> int | None:
         """Tokens of a micro-batch on CUDA, where nothing else is said; None: a mini-batch is one micro-batch."""

@@ -29,6 +29,7 @@ from llm_rlhf.models.adapter_folders import base_of, places_of_base
 from llm_rlhf.models.adapters import check_saved, grow_for, load_beside
 from llm_rlhf.models.base import keep_unpacked, make_room_for, quantization_config, tokens_beside
 from llm_rlhf.models.finding import check_there, check_upstream, needs_code
+from llm_rlhf.models.products import is_linear, multiply_faster
 from llm_rlhf.models.roles import NORMALISATION, load_scalar_head, read_normalisation
 from llm_rlhf.recipe.sections import ModelSection, is_among
 from llm_rlhf.run_folder import write_json
@@ -163,6 +164,7 @@ def load_adapters(folders: Sequence[Path], base: str | Path | None, normalised: 
         mean, deviation = read_normalisation(folder) if normalised else (0.0, 1.0)
         members.append(Member(name, head, mean, deviation, read_temperature(folder)))
     ours = any((folder / name).is_file() for folder in folders for name in (NORMALISATION, CALIBRATION))
+    multiply_faster(peft_model)
     return Loaded(peft_model.eval().requires_grad_(False), tokenizer, members, ours)
 
 
@@ -178,6 +180,7 @@ def load_whole(path: str | Path, revision: str | None, loading: Loading) -> Load
     keep_unpacked(model)
     if "quantization_config" not in arguments:
         model = model.to(loading.place())
+    multiply_faster(model)
     model = model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, [Member(None, own_head(model), 0.0, 1.0, 1.0)], False)
 
@@ -248,7 +251,7 @@ def own_head(model: Any) -> nn.Linear | None:
     parts = [
         (n, part) for n, part in model.named_children() if part is not model.base_model and list(part.parameters())
     ]
-    if len(parts) != 1 or parts[0][0] not in HEADS or type(parts[0][1]) is not nn.Linear:
+    if len(parts) != 1 or parts[0][0] not in HEADS or not is_linear(parts[0][1]):
         return None
     head = parts[0][1]
     return copy.deepcopy(head).float() if head.out_features == 1 else None
