@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 LARGE = 2**21  # multiplications from which on oneDNN is the faster: a call takes it 10 us more
+ROWS = 128  # that a product has which is compiled, for rows of every number
 
 
 def onednn_is_faster() -> bool:
@@ -40,14 +41,12 @@ def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tenso
 
 
 def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
-    return (
-        FASTER
-        and x.device.type == "cpu"
-        and x.dtype == weight_OI.dtype == torch.float32
-        and x.numel() * weight_OI.size(0) >= LARGE
-        and not torch.is_autocast_enabled("cpu")
-        and not isinstance(weight_OI, DTensor)
-    )
+    if not FASTER or x.device.type != "cpu" or not x.dtype == weight_OI.dtype == torch.float32:
+        return False
+    if torch.is_autocast_enabled("cpu") or isinstance(weight_OI, DTensor):
+        return False
+    rows = ROWS if torch.compiler.is_compiling() else x.numel() // x.size(-1)
+    return rows * weight_OI.numel() >= LARGE
 
 
 def multiply_faster(model: nn.Module) -> None:
