@@ -171,6 +171,8 @@ def test_ppo_by_it_starts_at_ratio_1_and_kl_0_and_learns_the_same(
         trainer = make_trainer(
             base_folder, tmp_path / name, lora=lora, perturb=False, num_ppo_epochs=2, logging_steps=1, seed=1, **scored
         )
+        kinds = {type(m) for model in filter(None, (trainer.model, trainer.ref_model)) for m in model.modules()}
+        assert (Linear in kinds, nn.Linear in kinds) == (products.FASTER, not products.FASTER)
         kls = watch_approx_kl(trainer)
         with Seen() as seen:
             trainer.train()
