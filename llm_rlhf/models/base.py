@@ -146,8 +146,8 @@ def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quan
     except loading_raises(section.trusts_base) as error:
         raise RecipeError(_cannot_load("model", path, error)) from None
     keep_unpacked(model)
-    multiply_faster(model)
     make_room_for(tokenizer, model)
+    multiply_faster(model)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = stop_token_ids(tokenizer, model)
     return model
@@ -187,7 +187,6 @@ def adapters_in_float32(model: Any) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     leave_casts_to_autocast(model)
-    multiply_faster(model)
     sum_in_products(model)
     compute_in_own_type(model)
 

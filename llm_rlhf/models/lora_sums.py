@@ -22,7 +22,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llm_rlhf.models.products import is_linear, product
+from llm_rlhf.models.products import is_linear, multiply_faster, product
 
 
 def sum_in_products(model: Any) -> None:
@@ -31,6 +31,7 @@ def sum_in_products(model: Any) -> None:
     Layers that are quantised too. DoRA and other variants, LoRA with a bias, rows of several adapters in one batch and
     merged layers stay PEFT's; so does the sum where an output has another type than its update.
     """
+    multiply_faster(model)  # its matrices too: with an update of 0 they must multiply to the same bits
     kinds = _kinds()
     for module in model.modules():
         if type(module) in kinds:
@@ -75,17 +76,18 @@ class _SumsInProducts:
         base, A, B = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
         if not _is_matrix(base) or type(self.lora_dropout[name]) is not nn.Identity:
             return None
-        device = x.device.type
+        summed, device = _sum_is_cheaper(x, base.weight), x.device.type
+        if not summed and not torch.is_grad_enabled():
+            return None
         casts = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype
         if base.weight.dtype != dtype or not (casts or A.dtype == dtype):
             return None
         x, A, B, scaling = x.to(dtype), A.to(dtype), B.to(dtype), self.scaling[name]
-        summed = _sum_is_cheaper(x, base.weight)
         if torch.is_grad_enabled():
             learned: Tensor = _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, scaling, summed)
             return learned
-        return product(x, _sum(base.weight, A, B, scaling), base.bias) if summed else None
+        return product(x, _sum(base.weight, A, B, scaling), base.bias)
 
 
 def _is_matrix(layer: Any) -> bool:
@@ -102,14 +104,14 @@ def _shows_output(layer: Any) -> bool:
 
 
 def _sum_is_cheaper(x: Tensor, weight_OI: Tensor) -> bool:
-    """Whether the N rows of x times both factors are more than twice the work of one factor times the other.
+    """Whether the sum, made forwards and backwards, takes less than what it stands for.
 
-    N r (I + O) multiplications against O r I. In bfloat16 a small update would be lost in the sum. What is compiled
-    serves rows of every number.
+    2 O I r multiplications against N O r forwards and N I r backwards. In bfloat16 a small update would be lost in it;
+    a vector's product depends, in its last bit, on where in memory it lies; what is compiled serves any number of rows.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if weight_OI.dtype != torch.float32 or x.device.type != "cpu" or 1 in weight_OI.shape:
         return False
-    return x.numel() // x.size(-1) * sum(weight_OI.shape) > 2 * weight_OI.numel()
+    return not torch.compiler.is_compiling() and x.numel() // x.size(-1) * sum(weight_OI.shape) > 2 * weight_OI.numel()
 
 
 def _sum(weight_OI: Tensor, A_rI: Tensor, B_Or: Tensor, scaling: float) -> Tensor:

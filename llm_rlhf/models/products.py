@@ -1,14 +1,15 @@
-"""Products of float32 matrices by oneDNN, on CPUs that are not Intel's.
+"""Products of float32 matrices by oneDNN, on CPUs with AVX-512 that are not Intel's.
 
 On x86 torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's CPUs alone; on another's it does half of
 what the CPU can. oneDNN, by which torch multiplies bfloat16, uses it on all. Small products stay torch's own, which are
-begun sooner.
+begun sooner, and those of compiled layers, as torch's compiler takes this operator for weights alone that it packed.
 
-The operator is private to torch, whose compiler calls it; tests/models/test_products.py fails when it moves.
+The operator is private to torch; tests/models/test_products.py fails when it moves.
 
 Layout: x (..., I), W (O, I), b (O,); N rows of x.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
-LARGE = 2**21  # multiplications from which on oneDNN is the faster: a call takes it 10 us more
-ROWS = 128  # that a product has which is compiled, for rows of every number
+LARGE = 2**21  # multiplications from which on oneDNN is the faster, though a call takes it 10 us more
+# What oneDNN, and torch's own layer above it, keep of the shapes that they have met: 1,024 each by themselves, which is
+# gigabytes where no two batches are of one length. Their variables, read at the first product; 32 are some 40 MiB, more
+# than a model's layers have. A shape that is new takes up to 3 ms.
+KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 faster than what torch takes: MKL, on a CPU of another make."""
+    """Whether oneDNN multiplies float32 faster than what torch takes: MKL, on a CPU with AVX-512 of another make."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":  # neither AVX2 nor AVX-512, or told to do without
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY may say less than the CPU has
         return False
     return "Intel" not in torch.cpu.get_capabilities().get("cpu_name", "Intel")
 
@@ -34,24 +38,29 @@ FASTER = onednn_is_faster()
 
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b, shape (..., O): `torch.nn.functional.linear` where no gradient is asked for."""
-    if _by_onednn(x, weight_OI):
+    if _by_onednn(x, weight_OI, bias_O):
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
         return found
     return linear(x, weight_OI, bias_O)
 
 
-def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
+def _by_onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
     if not FASTER or x.device.type != "cpu" or not x.dtype == weight_OI.dtype == torch.float32:
         return False
-    if torch.is_autocast_enabled("cpu") or isinstance(weight_OI, DTensor):
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or isinstance(weight_OI, DTensor):
         return False
-    rows = ROWS if torch.compiler.is_compiling() else x.numel() // x.size(-1)
-    return rows * weight_OI.numel() >= LARGE
+    if bias_O is not None and not bias_O.is_contiguous():  # whose strides it does not ask for
+        return False
+    return x.numel() * weight_OI.size(0) >= LARGE
 
 
 def multiply_faster(model: nn.Module) -> None:
     """Let the linear layers of a model multiply by `product`, in place, where oneDNN is faster."""
-    for module in model.modules() if FASTER else ():
+    if not FASTER:
+        return
+    for variable, number in KEPT.items():
+        os.environ.setdefault(variable, number)
+    for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
 
@@ -62,10 +71,13 @@ def is_linear(layer: Any) -> bool:
 
 
 class Linear(nn.Linear):
-    """torch's, multiplying by `product`, backwards too. Under torch's name, as a model prints it."""
+    """torch's, multiplying by `product`, backwards too. Second derivatives are refused, by torch.
+
+    Under torch's name, as a model prints it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _by_onednn(input, self.weight):
+        if not _by_onednn(input, self.weight, self.bias):
             return linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
             learned: Tensor = _Product.apply(input, self.weight, self.bias)

@@ -253,9 +253,8 @@ class PPOTrainer(WatchedEvaluation):
             multiply_faster(base)
         add_role_forward(base, self.temperature)
         if self.ref_model is not None:
-            reference = self.accelerator.unwrap_model(self.ref_model)
-            multiply_faster(reference)
-            add_role_forward(reference, self.temperature)
+            multiply_faster(self.ref_model)
+            add_role_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
     def _budget(self) -> int | None:
         """Tokens of a micro-batch on CUDA, where nothing else is said; None: a mini-batch is one micro-batch."""

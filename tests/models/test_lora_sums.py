@@ -188,7 +188,12 @@ def test_what_the_sum_is_for() -> None:
     assert not adds_first(layer.bfloat16(), x.bfloat16())
     leave_casts_to_autocast(layer)
     with torch.autocast("cpu", torch.bfloat16):
+        assert not adds_first(layer.bfloat16(), x.float())
         assert not adds_first(layer.float(), x.float())
+    vector, x = lora.Linear(nn.Linear(6, 1), "one", LoraConfig(), r=3), torch.randn(5, 6)
+    vector.base_layer.requires_grad_(False)
+    sum_in_products(vector)
+    assert not adds_first(vector, x)
 
 
 def test_an_update_of_zero_leaves_the_sum_the_matrix_to_the_bit() -> None:
