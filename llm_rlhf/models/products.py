@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 
 LARGE = 2**21  # multiplications from which on oneDNN is the faster, though a call takes it 10 us more
 # Of how many shapes oneDNN, and torch's own layer above it, keep what they made: 1,024 each by themselves, which is
-# gigabytes where no two batches are of one length. 32 are some 40 MiB, and more shapes than one batch has in most models;
-# a shape that is new takes up to 3 ms. Environment variables, which each reads at its first product.
+# gigabytes where no two batches are of one length. 32 are some 40 MiB, and more than one batch has in most models; a
+# shape that is new takes up to 3 ms. Environment variables, which each reads at its first product.
 KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
