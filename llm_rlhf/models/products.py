@@ -39,8 +39,9 @@ FASTER = onednn_is_faster()
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b, shape (..., O): `torch.nn.functional.linear` where no gradient is asked for."""
     if _by_onednn(x, weight_OI, bias_O):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
-        return found
+        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.size(-1)), weight_OI, bias_O, "none", [], "")
+        # As `linear` does: autograd takes it for no view, so that whoever gets it may write into it, or into a part.
+        return torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], weight_OI.size(0)])
     return linear(x, weight_OI, bias_O)
 
 

@@ -8,11 +8,14 @@ from collections import Counter
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners import lora
 from ppo_helpers import LORA, make_trainer, watch_approx_kl
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_rlhf.models import products
+from llm_rlhf.models.lora_sums import sum_in_products
 from llm_rlhf.models.products import Linear, is_linear, multiply_faster, onednn_is_faster, product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -129,6 +132,24 @@ def test_a_layer_learns_what_torch_s_does(by_onednn, trained, bias) -> None:
     assert found.keys() == wanted.keys()
     for name, of_torch in wanted.items():
         torch.testing.assert_close(found[name].double(), of_torch, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@needs_onednn
+def test_what_a_layer_gives_may_be_written_into(by_onednn) -> None:
+    """As trl 1.12's PPO does, into a part of a head's logits."""
+    torch.manual_seed(0)
+    adapted = lora.Linear(nn.Linear(8, 4), "one", LoraConfig(init_lora_weights=False), r=2)
+    adapted.base_layer.requires_grad_(False)
+    sum_in_products(adapted)
+    for layer in (Linear(8, 4), Linear(8, 4, bias=False), adapted):
+        for length in (3, 1):  # of many rows a LoRA layer adds matrix and update first
+            x, like = random(2, length, 8).requires_grad_(), random(2, length, 8).requires_grad_()
+            out = layer(x)
+            out[:, -1:] *= 2
+            out.sum().backward()
+            once_or_twice = torch.tensor([1.0] * (length - 1) + [2.0])[:, None]
+            (layer(like) * once_or_twice).sum().backward()
+            torch.testing.assert_close(x.grad, like.grad)
 
 
 def by_length(prompts, completions, **_) -> list[float]:
