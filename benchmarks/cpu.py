@@ -2,6 +2,7 @@
 
     make bench                                  # all of it; writes RESULTS.md and results.json beside this file
     python benchmarks/cpu.py --tiny --pairs 1   # does it run?
+    python benchmarks/cpu.py --columns shared trl-full trl-onednn   # how much of it is the library that multiplies
 
 A pair is one run of every column, one after the other, so that what else the machine does falls on all of them; every
 second pair goes backwards. Each run warms up on a quarter of the prompts, then one iteration is timed. Ratios are taken
@@ -17,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workers import (
+    BY_ONEDNN,
     COLUMNS,
     HERE,
     OURS,
     PHASES,
-    THEIRS,
     Record,
     check_same_work,
     imports_mib,
@@ -36,6 +37,7 @@ LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False,
 }  # fmt: skip
 SHAPES = {"vocabulary 4,096": LLAMA | {"vocab_size": 4096}, "vocabulary 32,000": LLAMA | {"vocab_size": 32000}}
+ALL = COLUMNS | BY_ONEDNN
 TINY = {"tiny": LLAMA | {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2}}
 TINY_JOB = {"prompts": 8, "prompt_tokens": 8, "new_tokens": 8}
 
@@ -43,7 +45,7 @@ TINY_JOB = {"prompts": 8, "prompt_tokens": 8, "new_tokens": 8}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--columns", nargs="+", choices=ALL, default=list(COLUMNS))
     parser.add_argument("--tiny", action="store_true", help="a model and prompts that take seconds")
     options = parser.parse_args()
     started = time.monotonic()
@@ -96,11 +98,11 @@ def report(raw: Record) -> str:
             "| | s an iteration | generate | score | update | peak MiB | GFLOP |",
             "|---|---|---|---|---|---|---|",
         ]
-        columns = [c for c in COLUMNS if any(r["column"] == c for r in runs)]
+        columns = [c for c in ALL if any(r["column"] == c for r in runs)]
         lines += [row(raw, [r for r in runs if r["column"] == c]) for c in columns]
         lines += [""]
-        for theirs in (c for c in columns if c in THEIRS):
-            lines += [f"Against {COLUMNS[theirs]}, median of pairs [least, greatest]:", ""]
+        for theirs in (c for c in columns if c not in OURS):
+            lines += [f"Against {ALL[theirs]}, median of pairs [least, greatest]:", ""]
             lines += ["| | times as fast | memory less imports | FLOPs |", "|---|---|---|---|"]
             lines += [comparison(raw, runs, ours, theirs) for ours in columns if ours in OURS]
             lines += [""]
@@ -111,7 +113,7 @@ def row(raw: Record, runs: list[Record]) -> str:
     phases = [statistics.median(r["seconds"][phase] for r in runs) for phase in PHASES]
     peak = statistics.median(r["peak_mib"] for r in runs)
     cells = [
-        COLUMNS[runs[0]["column"]],
+        ALL[runs[0]["column"]],
         f"{statistics.median(map(seconds, runs)):.2f}",
         *(f"{s:.2f}" for s in phases),
         f"{peak:.0f} ({statistics.median(less_imports(raw, r) for r in runs):.0f})",
@@ -129,7 +131,7 @@ def comparison(raw: Record, runs: list[Record], ours: str, theirs: str) -> str:
         return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
 
     speed, memory = ratios(lambda r: 1 / seconds(r)), ratios(lambda r: less_imports(raw, r))
-    return f"| {COLUMNS[ours]} | {speed} | {memory} | {ratios(flops).split()[0]} |"
+    return f"| {ALL[ours]} | {speed} | {memory} | {ratios(flops).split()[0]} |"
 
 
 def less_imports(raw: Record, record: Record) -> float:

@@ -1,5 +1,5 @@
 """One measured run of trl 1.12.0's PPOTrainer. Columns: "trl-full" (its value model fully fine-tuned, as it is by
-default), "trl-lora" (LoRA on the value model too).
+default), "trl-lora" (LoRA on the value model too), "trl-onednn" ("trl-full", its linear layers multiplying as ours do).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ GENERATE = upstream.batch_generation
 
 
 def value_model(job: Job) -> Any:
-    if job.column == "trl-full":
+    if job.column != "trl-lora":
         return load(job, AutoModelForSequenceClassification, quantized=False, num_labels=1)
     lora = LoraConfig(
         task_type="SEQ_CLS", r=job.lora_r, lora_alpha=2 * job.lora_r, target_modules="all-linear",
@@ -43,6 +43,11 @@ def build(job: Job, phases: Phases, work: Work) -> tuple[Any, Any]:
         train_dataset=Dataset.from_list([{"input_ids": ids} for ids in prompt_ids(job)]),
         peft_config=policy_lora(job),
     )
+    if job.column == "trl-onednn":
+        from llm_rlhf.models.products import multiply_faster  # the others weigh nothing of this package
+
+        for model in (trainer.model, trainer.reward_model):
+            multiply_faster(model)
     accumulate = trainer.accelerator.accumulate
 
     def timed_generate(model: Any, queries: Any, *args: Any) -> Any:

@@ -28,6 +28,7 @@ THEIRS = {
     "trl-lora": "TRL 1.12, LoRA on its value model",
 }
 COLUMNS = OURS | THEIRS
+BY_ONEDNN = {"trl-onednn": "the same, its linear layers multiplying by what ours do (products.py)"}  # on AMD's CPUs
 ON_GPUS = {  # of ours too: what CPUs gain little by, or cannot do
     "compiled": "llm-rlhf, value: shared, layers compiled (model.compile)",
     "liger": "llm-rlhf, value: shared, Liger's kernels",
@@ -113,7 +114,7 @@ def last_record(said: str) -> Record | None:
 
 def run_column(column: str, job: dict[str, Any], seconds: float | None = None) -> Record:
     """One column's process."""
-    theirs = column in THEIRS
+    theirs = column in THEIRS | BY_ONEDNN
     argument = json.dumps({"column": column, **job})
     return run("trl112.py" if theirs else "ours.py", argument, theirs=theirs, seconds=seconds)
 
