@@ -28,7 +28,7 @@ THEIRS = {
     "trl-lora": "TRL 1.12, LoRA on its value model",
 }
 COLUMNS = OURS | THEIRS
-BY_ONEDNN = {"trl-onednn": "the same, its linear layers multiplying by what ours do (products.py)"}  # on AMD's CPUs
+BY_ONEDNN = {"trl-onednn": "TRL 1.12 by default, its linear layers multiplying as ours do"}  # on AMD's CPUs
 ON_GPUS = {  # of ours too: what CPUs gain little by, or cannot do
     "compiled": "llm-rlhf, value: shared, layers compiled (model.compile)",
     "liger": "llm-rlhf, value: shared, Liger's kernels",

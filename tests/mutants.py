@@ -250,7 +250,7 @@ FAULTS = [
     Fault("sum_of_matrix", "the update that is added to a matrix is not scaled", "models/lora_sums.py",
           "B_Or, A_rI, alpha=scaling", "B_Or, A_rI", "tests/models/test_lora_sums.py"),
     Fault("sum_of_matrix", "the gradient of an input is that of the matrix without its update", "models/lora_sums.py",
-          "product(gradient_NO, _sum(weight_OI, A_rI, B_Or, ctx.scaling).t())", "product(gradient_NO, weight_OI.t())",
+          "_merged_weight(weight_OI, A_rI, B_Or, ctx.scaling).t()", "weight_OI.t()",
           "tests/models/test_lora_sums.py"),
     Fault("what_the_sum_is_for", "an update is added to a matrix of any type", "models/lora_sums.py",
           "if weight_OI.dtype != torch.float32 or x.device", "if x.device", "tests/models/test_lora_sums.py"),

@@ -98,8 +98,8 @@ class _TokenLogprobs(torch.autograd.Function):
             logits.scatter_add_(1, at, here.to(logits.dtype))
             logits.mul_(gradient_N[rows, None] / ctx.temperature)
             slope = logits.to(weight_VH.dtype)
-            of_hidden[rows] += slope @ weight_VH[words]
-            of_weight[words] += slope.t() @ hidden_NH[rows]
+            of_hidden[rows] += product(slope, weight_VH[words].t())
+            of_weight[words] += product(slope.t(), hidden_NH[rows].t())
             if of_bias is not None:
                 of_bias[words] += logits.sum(0)
         if of_bias is not None:

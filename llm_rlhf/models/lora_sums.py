@@ -5,8 +5,8 @@ columns. One product that adds to what is there (`addmm`) does the three. Backwa
 two narrow gradients in place of one as wide as the output. In bfloat16 it rounds once where they round three times;
 B = 0, as adapters begin, leaves the output as it is, to the bit.
 
-In float32 on a CPU, many rows are multiplied by the sum of matrix and update, made anew each time: one product of the
-factors stands for two with all rows (`_sum_is_cheaper`).
+In float32 on a CPU, many rows are multiplied by the merged matrix, to which the update is added anew each time: one
+product of the factors stands for two with all rows (`_merging_is_cheaper`).
 
 The forward of PEFT's LoRA layers is replaced, which is no public hook: tests/models/test_lora_sums.py holds it against
 PEFT's own and fails when that moves. The factors are read and not called, and a frozen matrix neither while something
@@ -76,8 +76,8 @@ class _SumsInProducts:
         base, A, B = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
         if not _is_matrix(base) or type(self.lora_dropout[name]) is not nn.Identity:
             return None
-        summed, device = _sum_is_cheaper(x, base.weight), x.device.type
-        if not summed and not torch.is_grad_enabled():
+        merged, device = _merging_is_cheaper(x, base.weight), x.device.type
+        if not merged and not torch.is_grad_enabled():
             return None
         casts = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype
@@ -85,9 +85,9 @@ class _SumsInProducts:
             return None
         x, A, B, scaling = x.to(dtype), A.to(dtype), B.to(dtype), self.scaling[name]
         if torch.is_grad_enabled():
-            learned: Tensor = _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, scaling, summed)
+            learned: Tensor = _AdaptedMatrix.apply(x, base.weight, base.bias, A, B, scaling, merged)
             return learned
-        return product(x, _sum(base.weight, A, B, scaling), base.bias)
+        return product(x, _merged_weight(base.weight, A, B, scaling), base.bias)
 
 
 def _is_matrix(layer: Any) -> bool:
@@ -103,8 +103,8 @@ def _shows_output(layer: Any) -> bool:
     return bool(layer._forward_hooks) or "forward" in vars(layer)
 
 
-def _sum_is_cheaper(x: Tensor, weight_OI: Tensor) -> bool:
-    """Whether the sum, made forwards and backwards, takes less than what it stands for.
+def _merging_is_cheaper(x: Tensor, weight_OI: Tensor) -> bool:
+    """Whether merging, done forwards and backwards, takes less than what it stands for.
 
     2 O I r multiplications against N O r forwards and N I r backwards. In bfloat16 a small update would be lost in it;
     a vector's product depends, in its last bit, on where in memory it lies; what is compiled serves any number of rows.
@@ -114,14 +114,14 @@ def _sum_is_cheaper(x: Tensor, weight_OI: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x.numel() // x.size(-1) * sum(weight_OI.shape) > 2 * weight_OI.numel()
 
 
-def _sum(weight_OI: Tensor, A_rI: Tensor, B_Or: Tensor, scaling: float) -> Tensor:
+def _merged_weight(weight_OI: Tensor, A_rI: Tensor, B_Or: Tensor, scaling: float) -> Tensor:
     return torch.addmm(weight_OI, B_Or, A_rI, alpha=scaling)
 
 
 class _AdaptedMatrix(torch.autograd.Function):
     """A frozen matrix with LoRA, x W^T + b + scaling x A^T B^T, as one step: sums are made in place, backwards too.
 
-    Layout: x (..., I), W (O, I), b (O,), A (r, I), B (O, r); N rows of x. `summed`: W and its update are added first.
+    Layout: x (..., I), W (O, I), b (O,), A (r, I), B (O, r); N rows of x. `merged`: W and its update are added first.
     """
 
     @staticmethod
@@ -133,16 +133,16 @@ class _AdaptedMatrix(torch.autograd.Function):
         A_rI: Tensor,
         B_Or: Tensor,
         scaling: float,
-        summed: bool,
+        merged: bool,
     ) -> Tensor:
         low_Nr = linear(x, A_rI).reshape(-1, A_rI.size(0))
-        if summed:
-            out = product(x, _sum(weight_OI, A_rI, B_Or, scaling), bias_O)
+        if merged:
+            out = product(x, _merged_weight(weight_OI, A_rI, B_Or, scaling), bias_O)
         else:
             out = product(x, weight_OI, bias_O)
             out.view(-1, out.size(-1)).addmm_(low_Nr, B_Or.t(), alpha=scaling)
         ctx.save_for_backward(x, low_Nr, weight_OI, A_rI, B_Or)
-        ctx.scaling, ctx.summed = scaling, summed
+        ctx.scaling, ctx.merged = scaling, merged
         return out
 
     @staticmethod
@@ -155,8 +155,8 @@ class _AdaptedMatrix(torch.autograd.Function):
             of_low_Nr.mul_(ctx.scaling)
         of_x = of_A = of_B = None
         if ctx.needs_input_grad[0]:
-            if ctx.summed:
-                of_x = product(gradient_NO, _sum(weight_OI, A_rI, B_Or, ctx.scaling).t()).view(x.shape)
+            if ctx.merged:
+                of_x = product(gradient_NO, _merged_weight(weight_OI, A_rI, B_Or, ctx.scaling).t()).view(x.shape)
             else:
                 of_x = product(gradient_NO, weight_OI.t()).addmm_(of_low_Nr, A_rI).view(x.shape)
         if ctx.needs_input_grad[3]:

@@ -21,7 +21,7 @@ LARGE = 2**21  # multiplications from which on oneDNN is the faster, though a ca
 # Of how many shapes oneDNN, and torch's own layer above it, keep what they made: 1,024 each by themselves, which is
 # gigabytes where no two batches are of one length. 32 are some 40 MiB, and more than one batch has in most models; a
 # shape that is new takes up to 3 ms. Environment variables, which each reads at its first product.
-KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+CACHE_CAPACITIES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
 def onednn_is_faster() -> bool:
@@ -33,7 +33,7 @@ def onednn_is_faster() -> bool:
     return "Intel" not in torch.cpu.get_capabilities().get("cpu_name", "Intel")
 
 
-FASTER = onednn_is_faster()
+ONEDNN_IS_FASTER = onednn_is_faster()
 
 
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -46,7 +46,7 @@ def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tenso
 
 
 def _by_onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
-    if not FASTER or x.device.type != "cpu" or not x.dtype == weight_OI.dtype == torch.float32:
+    if not ONEDNN_IS_FASTER or x.device.type != "cpu" or not x.dtype == weight_OI.dtype == torch.float32:
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or isinstance(weight_OI, DTensor):
         return False
@@ -57,9 +57,9 @@ def _by_onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
 
 def multiply_faster(model: nn.Module) -> None:
     """Let the linear layers of a model multiply by `product`, in place, where oneDNN is faster."""
-    if not FASTER:
+    if not ONEDNN_IS_FASTER:
         return
-    for variable, number in KEPT.items():
+    for variable, number in CACHE_CAPACITIES.items():
         os.environ.setdefault(variable, number)
     for module in model.modules():
         if type(module) is nn.Linear:

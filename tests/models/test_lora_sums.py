@@ -174,7 +174,7 @@ def test_many_rows_are_multiplied_by_the_sum_of_matrix_and_update(alpha) -> None
         assert type(out.grad_fn).__name__ == "_AdaptedMatrixBackward"
         out.backward(torch.arange(20.0).view(5, 4).to(out))
         found.append((out.detach(), rows.grad, each.lora_A["one"].weight.grad, each.lora_B["one"].weight.grad))
-    for mine, exact in zip(*found, strict=True):
+    for mine, exact in zip(*found, strict=True):  # float32's sums of some ten numbers against float64's
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(layer(x), found[0][0]), "scoring computes what learning does, to the bit"

@@ -25,7 +25,7 @@ ONEDNN = "mkldnn::_linear_pointwise"
 @pytest.fixture
 def by_onednn(monkeypatch) -> None:
     """Products of every size, on every CPU."""
-    monkeypatch.setattr(products, "FASTER", True)
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
     monkeypatch.setattr(products, "LARGE", 1)
 
 
@@ -80,7 +80,7 @@ def test_of_every_layout_of_a_bias(by_onednn) -> None:
     x, weight = random(6, 8), random(4, 8)
     for bias in (random(4), random(8)[::2], random(1).expand(4), random(9)[3:7]):
         exact = x.double() @ weight.double().t() + bias.double()
-        torch.testing.assert_close(product(x, weight, bias).double(), exact, rtol=0, atol=1e-5)
+        torch.testing.assert_close(product(x, weight, bias).double(), exact, rtol=0, atol=1e-5)  # of order 1
 
 
 @needs_onednn
@@ -95,7 +95,7 @@ from llm_rlhf.models import products
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-products.FASTER = True
+products.ONEDNN_IS_FASTER = True
 layer = torch.nn.Linear(512, 512)
 products.multiply_faster(layer)
 with torch.no_grad():
@@ -105,9 +105,9 @@ with torch.no_grad():
         layer(torch.randn(rows, 512))
 print(resident() - before)
 """
-    environment = {key: of for key, of in os.environ.items() if key not in products.KEPT}
+    environment = {key: of for key, of in os.environ.items() if key not in products.CACHE_CAPACITIES}
     if kept is not None:
-        environment |= dict.fromkeys(products.KEPT, str(kept))
+        environment |= dict.fromkeys(products.CACHE_CAPACITIES, str(kept))
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     grown = float(ended.stdout)
     assert grown < most if most is not None else grown > 120
@@ -130,7 +130,7 @@ def test_a_layer_learns_what_torch_s_does(by_onednn, trained, bias) -> None:
     wanted = learned(copy.deepcopy(plain).double(), x.double().requires_grad_(trained != "weight"))
     assert seen.names[ONEDNN] == (3 if trained == "all" else 2)
     assert found.keys() == wanted.keys()
-    for name, of_torch in wanted.items():
+    for name, of_torch in wanted.items():  # float32's sums of some ten numbers against float64's
         torch.testing.assert_close(found[name].double(), of_torch, rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -165,7 +165,7 @@ def learned(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @needs_onednn
 def test_what_is_no_large_product_in_float32_stays_torch_s(monkeypatch) -> None:
-    monkeypatch.setattr(products, "FASTER", True)
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
     wide = Linear(1024, 64, bias=False)
     x = random(32, 1024)  # 2 ** 21 multiplications
     with Seen() as seen, torch.no_grad():
@@ -186,7 +186,7 @@ def test_what_is_compiled_is_torch_s_own(by_onednn) -> None:
     """Whose compiler takes the operator for weights alone that it has packed itself."""
     layer, x = Linear(256, 256), random(9, 256).requires_grad_()
     compiled = torch.compile(layer, dynamic=True)
-    compiled(x).sum().backward()
+    compiled(x).sum().backward()  # below, 256 numbers of order 1 that two libraries add up
     of_compiled, x.grad = x.grad, None
     layer(x).sum().backward()
     torch.testing.assert_close(of_compiled, x.grad, rtol=0, atol=1e-5)
@@ -225,10 +225,10 @@ def test_layers_of_other_classes_stay_what_they_are(monkeypatch) -> None:
 
     model = nn.ModuleDict({"plain": nn.Linear(2, 2), "router": Router(2, 2), "norm": nn.LayerNorm(2)})
     names, printed = [*model.state_dict()], str(model)
-    monkeypatch.setattr(products, "FASTER", False)
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", False)
     multiply_faster(model)
     assert type(model["plain"]) is nn.Linear
-    monkeypatch.setattr(products, "FASTER", True)
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
     multiply_faster(model)
     assert [type(layer) for layer in model.values()] == [Linear, Router, nn.LayerNorm]
     assert [is_linear(layer) for layer in model.values()] == [True, False, False]
@@ -248,16 +248,16 @@ def test_ppo_by_it_starts_at_ratio_1_and_kl_0_and_learns_the_same(
             base_folder, tmp_path / name, lora=lora, perturb=False, num_ppo_epochs=2, logging_steps=1, seed=1, **scored
         )
         kinds = {type(m) for model in filter(None, (trainer.model, trainer.ref_model)) for m in model.modules()}
-        assert (Linear in kinds, nn.Linear in kinds) == (products.FASTER, not products.FASTER)
+        assert (Linear in kinds, nn.Linear in kinds) == (products.ONEDNN_IS_FASTER, not products.ONEDNN_IS_FASTER)
         kls = watch_approx_kl(trainer)
         with Seen() as seen:
             trainer.train()
-        assert bool(seen.names[ONEDNN]) == products.FASTER
+        assert bool(seen.names[ONEDNN]) == products.ONEDNN_IS_FASTER
         return kls, [line for line in trainer.state.log_history if "objective/kl" in line]
 
     kls, lines = trained("onednn")
     assert kls[0] == 0.0 < kls[1]
     assert lines[0]["objective/kl"] == 0.0 < lines[-1]["objective/kl"]
-    monkeypatch.setattr(products, "FASTER", False)
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", False)
     others, _ = trained("torch")
     assert kls[1] == pytest.approx(others[1], rel=1e-3)  # a step of 1e-3 a weight, of gradients that 1e-6 is noise of
