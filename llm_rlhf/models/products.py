@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 LARGE = 2**21  # multiplications from which on oneDNN is the faster, though a call takes it 10 us more
 # Of how many shapes oneDNN, and torch's own layer above it, keep what they made: 1,024 each by themselves, which is
-# gigabytes where no two batches are of one length. 32 are some 40 MiB, and more than one batch has in most models; a
+# gigabytes where no two batches are of one length. 32 are some 50 MiB, and more than one batch has in most models; a
 # shape that is new takes up to 3 ms. Environment variables, which each reads at its first product.
 CACHE_CAPACITIES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
@@ -51,6 +51,8 @@ def _by_onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or isinstance(weight_OI, DTensor):
         return False
     if bias_O is not None and not bias_O.is_contiguous():  # whose strides it does not ask for
+        return False
+    if x.size(-1) != weight_OI.size(1):  # which torch says better
         return False
     return x.numel() * weight_OI.size(0) >= LARGE
 

@@ -51,6 +51,8 @@ def test_a_product_by_hand(by_onednn) -> None:
         assert product(x, weight.t()).tolist() == [[13.0, 16.0]]
         assert product(x[0], weight).tolist() == [11.0, 17.0]
         assert product(x[:0], weight).shape == (0, 2)  # which is torch's own
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            product(x, weight[:, :1])
     assert seen.names[ONEDNN] == 3
 
 
