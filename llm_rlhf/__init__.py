@@ -3,10 +3,15 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from llm_rlhf.launch import is_true
+
 # TRL's trainers and the hub client report usage when they are built. Off, unless the user said otherwise; this must
 # be set before either is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Who asks accelerate for CPUs gets them alone: beside it, transformers, PEFT and this package look for a GPU by torch.
+if is_true("ACCELERATE_USE_CPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 if TYPE_CHECKING:
     from llm_rlhf.ppo.config import PPOConfig

@@ -37,9 +37,10 @@ def is_true(variable: str) -> bool:
 
 
 def has_accelerator() -> bool:
+    """Whether there is one to compute on: `accelerate launch --cpu` is told by the environment, and asks for CPUs."""
     import torch
 
-    return torch.accelerator.is_available()
+    return torch.accelerator.is_available() and not is_true("ACCELERATE_USE_CPU")
 
 
 def processes(waits: float = WAITS) -> "PartialState":
@@ -53,10 +54,9 @@ def processes(waits: float = WAITS) -> "PartialState":
     """
     from datetime import timedelta
 
-    import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=waits))
+    return PartialState(cpu=not has_accelerator(), timeout=timedelta(seconds=waits))
 
 
 def on_one_gpu(config: Any) -> None:

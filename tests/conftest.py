@@ -10,12 +10,23 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of subprocesses: as many processes as cores run at once
+STAND_IN = str(Path(__file__).parent / "stand_in")
+if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
+    sys.path.insert(0, STAND_IN)
+    import stand_in
+
+    if stand_in.missing() is None:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STAND_IN, os.environ.get("PYTHONPATH"))))
+        stand_in.install()  # in processes that tests start, sitecustomize.py does
+    else:
+        os.environ["LLM_RLHF_TEST_DEVICE"] = "cpu"
 if os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu") == "cpu":  # only `make test-gpu` sees a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["ACCELERATE_USE_CPU"] = "true"  # other accelerators than CUDA too
@@ -26,9 +37,9 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llm-rlhf-tests-")  # 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background, which the processes of tests inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import pytest
+import pytest  # noqa: E402
 
-import llm_rlhf  # noqa: F401 - telemetry off before TRL is imported
+import llm_rlhf  # noqa: E402, F401 - telemetry off before TRL is imported
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 

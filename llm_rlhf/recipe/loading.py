@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rlhf.errors import RecipeError, shown
-from llm_rlhf.launch import WAITS, on_one_gpu, processes, speaks_for_all, uses_deepspeed, uses_fsdp
+from llm_rlhf.launch import WAITS, has_accelerator, on_one_gpu, processes, speaks_for_all, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
 from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
@@ -168,8 +168,6 @@ def trainer_config(recipe: Recipe, stage: str, output_dir: str | Path) -> Any:
 
 def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
     """What a run sets of a trainer's configuration where the recipe says nothing and the class would say otherwise."""
-    import torch
-
     section = getattr(recipe, stage) or {}
     defaults: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
     if not (uses_fsdp() or uses_deepspeed()):  # neither could read a checkpoint back
@@ -184,7 +182,7 @@ def run_defaults(recipe: Recipe, stage: str) -> dict[str, Any]:
             defaults |= {"eval_strategy": "steps", "eval_steps": 0.125, "per_device_eval_batch_size": 32}
             if section.get("eval_strategy") != "no" and section.get("eval_on_start") is not False:
                 defaults["preview_best_of"] = 8
-    defaults["use_cpu"] = not torch.accelerator.is_available()  # bfloat16 and several processes must be told
+    defaults["use_cpu"] = not has_accelerator()  # bfloat16 and several processes must be told
     return defaults
 
 

@@ -1,4 +1,4 @@
-"""On which device these tests run: a GPU (`make test-gpu`), or the CPU, where their code is rehearsed."""
+"""On which device these tests run: a GPU (`make test-gpu`), or what stands in for one (stand_in/), or the CPU."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ def device() -> Any:
     name = os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu")  # tests/conftest.py has hidden GPUs where it is cpu
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("LLM_RLHF_TEST_DEVICE is cuda, and torch finds no CUDA device here")
+    name = "cuda" if name == "stand-in" else name
     return torch.device(name)
 
 

@@ -69,6 +69,19 @@ def launched(run: Path) -> subprocess.Popen:
         return subprocess.Popen(asked, env=os.environ, stdout=said, stderr=said, start_new_session=True)
 
 
+def test_who_asks_for_cpus_gets_them(device, tmp_path) -> None:
+    """`accelerate launch --cpu`, or the variable that it sets, where there is a GPU."""
+    path, run = write_recipe(tmp_path), tmp_path / "run"
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    asked = command("run", path, f"output_dir={run}")
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "gpu" not in json.loads((run / "manifest.json").read_text())["machine"]
+    assert "in bfloat16" not in done.stdout  # which is for GPUs that have it
+    weights = load_file(run / "sft" / "model" / "model.safetensors").values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
+
+
 def without_ppo(finished: Path, folder: Path) -> Path:
     folder.mkdir()
     run = copy(finished, folder)

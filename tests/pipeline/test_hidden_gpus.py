@@ -1,4 +1,5 @@
-"""Tests see no GPU, and neither do the processes that they start, unless LLM_RLHF_TEST_DEVICE asks for one."""
+"""Tests see no GPU, and neither do the processes that they start, unless LLM_RLHF_TEST_DEVICE asks for one. Nor does a
+run that is launched for CPUs."""
 
 import os
 import subprocess
@@ -24,4 +25,14 @@ def test_who_sees_a_gpu(device, seen) -> None:
     if device:
         told["LLM_RLHF_TEST_DEVICE"] = device
     done = subprocess.run([sys.executable, "-c", ASKED, str(TESTS)], env=told, capture_output=True, text=True)
+    assert done.stdout.strip("\n") == seen, done.stderr
+
+
+@pytest.mark.parametrize(("asked", "seen"), [("true", ""), ("True", ""), ("1", ""), ("False", "3"), (None, "3")])
+def test_a_run_for_cpus_sees_no_gpu(asked, seen) -> None:
+    """`accelerate launch --cpu` says so by a variable that accelerate reads, and torch and PEFT do not."""
+    told = {n: v for n, v in os.environ.items() if n != "ACCELERATE_USE_CPU"} | {"CUDA_VISIBLE_DEVICES": "3"}
+    look = "import os, llm_rlhf; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    told |= {"ACCELERATE_USE_CPU": asked} if asked else {}
+    done = subprocess.run([sys.executable, "-c", look], env=told, capture_output=True, text=True, cwd=TESTS.parent)
     assert done.stdout.strip("\n") == seen, done.stderr

@@ -1,0 +1,153 @@
+"""The device that stands in for a GPU: that it is one, and what PPO would wait for on it."""
+
+import copy
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from ppo_helpers import make_trainer
+from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LLM_RLHF_TEST_DEVICE") != "stand-in", reason="these are of the stand-in, which other runs have not"
+)
+if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
+    from stand_in import counts, waits
+
+N = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x + N,
+        lambda x: x.add_(N),
+        lambda x: torch.cat([x, N]),
+        lambda x: x.index_select(0, N),
+        lambda x: torch.where(x > 0, x, N),
+        lambda x: torch.nn.functional.embedding(N, x.float().view(2, 2)),
+        lambda x: N[x],
+        lambda x: x.float() @ N.float(),
+    ],
+)
+def test_a_tensor_of_the_cpu_may_not_be_among_its_own(device, mix) -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        mix(N.to(device))
+
+
+@pytest.mark.parametrize("mix", [lambda x: x[N], lambda x: x * N[2], lambda x: x.copy_(N), lambda x: x.cpu() + N])
+def test_what_a_gpu_allows_it_allows(device, mix) -> None:
+    assert mix(N.to(device)).tolist() == mix(N.clone()).tolist()
+
+
+def test_a_model_learns_on_it_what_it_learns_on_the_cpu(device, wide_base) -> None:
+    """Views, writes in place, outputs that grow, backward in a thread of the device: the same kernels, the same loss.
+    Backward, torch's own formulas differ by device here and there, in the last bits of sums of up to 0.6."""
+    here = AutoModelForCausalLM.from_pretrained(wide_base, attn_implementation="eager")
+    there, first = copy.deepcopy(here).to(device), copy.deepcopy(here)
+    ids, losses = torch.arange(24).view(2, 12), []
+    for model in (here, there):
+        given = ids.to(model.device)
+        loss = model(input_ids=given, labels=given).loss
+        loss.backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        losses.append(loss.item())
+    assert losses[0] == losses[1]
+    learned = zip(here.named_parameters(), there.parameters(), first.parameters(), strict=True)
+    for (name, one), other, before in learned:
+        assert other.is_cuda
+        torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-6, msg=name)
+        assert (one - before).abs().max() > 1e-3, name
+
+
+def test_half_precision_and_products_in_float32(device) -> None:
+    a, b = (torch.randn(8, 8) for _ in range(2))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal((a.to(device) @ b.to(device)).cpu(), a.bfloat16() @ b.bfloat16())
+    wide = torch.mm(a.bfloat16().to(device), b.bfloat16().to(device), out_dtype=torch.float32)
+    assert torch.equal(wide.cpu(), a.bfloat16().float() @ b.bfloat16().float())
+
+
+def test_its_memory_is_what_its_tensors_hold(device) -> None:
+    before = torch.cuda.memory_allocated()
+    x = torch.empty(1000, device=device)
+    assert torch.cuda.memory_allocated() - before == 4000
+    view, doubled = x[10:].view(33, 30), x * 2
+    assert torch.cuda.memory_allocated() - before == 8000
+    assert torch.cuda.max_memory_allocated() - before >= 8000
+    del x, doubled
+    assert torch.cuda.memory_allocated() - before == 4000  # which the view keeps
+    del view
+    assert torch.cuda.memory_allocated() == before
+    torch.cuda.reset_peak_memory_stats()
+    assert torch.cuda.max_memory_allocated() == before
+    assert torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] == before
+
+
+def test_it_counts_launches_and_sees_where_the_cpu_waits(device) -> None:
+    counts()
+    with waits() as found:
+        x = torch.ones(3, device=device)
+        x = x.exp() + 1
+        assert not found
+        assert bool(x[0] > 0)
+        assert x.sum().item() > 0
+        assert x.tolist()
+        x.to("cpu", non_blocking=True)
+    assert sorted((what.split(",")[0], times) for what, times in found.items()) == [
+        ("wait: a number", 1), ("wait: a number", 1), ("wait: copy to the CPU", 1),
+    ]  # fmt: skip
+    assert all("test_stand_in.py" in what for what in found)
+    launched = counts()
+    assert (launched["launch aten::exp"], launched["launch aten::add"]) == (1, 1)
+    assert not counts()
+
+
+# ---- PPO -----------------------------------------------------------------------------------------------------------
+
+
+def trainer(base: Any, reward: Any, folder: Any, **options: Any) -> Any:
+    quiet = {"logging_nan_inf_filter": False, "num_ppo_epochs": 1, "learning_rate": 1e-12}  # the first as of a recipe
+    return make_trainer(base, folder, reward, use_cpu=False, **quiet, **options)
+
+
+def test_a_compiled_step_of_decoding_waits_for_nothing(device, wide_base, wide_reward, tmp_path) -> None:
+    """Only whether all replies have ended is asked, every 16th step. Two lengths differ by what a step waits for."""
+    found = []
+    for length in (17, 33):
+        how = {"decoding": "compiled", "response_length": length, "total_episodes": 16}
+        made = trainer(wide_base, wide_reward, tmp_path / str(length), **how)
+        for _ in (1, 2):  # the first time compiles
+            with waits() as seen:
+                made._generate([row["prompt"] for row in made.train_dataset])
+        found.append(sum(seen.values()))
+    assert 0 < found[1] - found[0] <= 3
+
+
+def test_an_update_waits_three_times_a_micro_batch_at_most(device, wide_base, wide_reward, tmp_path) -> None:
+    """transformers asks twice whether its mask hides anything; and the loss must be finite before it is learned of."""
+    made = trainer(
+        wide_base,
+        wide_reward,
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        total_episodes=16,
+    )
+    found: list[Counter[str]] = []
+    step = made._compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        with waits() as seen:
+            loss = step(*args, **kwargs)
+        found.append(seen)
+        return loss
+
+    made._compute_loss = compute_loss
+    made.train()
+    assert len(found) == 2 * 4
+    for seen in found:
+        assert {what.split(":")[-2].split("/")[-1] for what in seen} <= {"masking_utils.py", "finite.py"}
+        assert 2 <= sum(seen.values()) <= 3

@@ -1,0 +1,394 @@
+// A CUDA device for a torch that has none. Its memory is the CPU's and its kernels are the CPU's, but its tensors say
+// "cuda:0", and what may not meet on a GPU does not meet here: a tensor of the CPU among those of the device is refused.
+// It counts what is launched, what is copied, and where the CPU would wait for the device.
+//
+// torch's own kernels for CUDA are not in such a build, so that this one's fallback gets every operation that is left
+// once torch has taken it apart: it hands the CPU's kernel tensors on the same memory.
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+using namespace c10;
+using at::Tensor;
+
+static const Device HERE(DeviceType::CUDA, 0);
+static const Device CPU(DeviceType::CPU);
+
+// ---- what is counted -----------------------------------------------------------------------------------------------
+
+// Hidden by CUDA_VISIBLE_DEVICES as a GPU would be.
+static bool seen() {
+  const char* which = std::getenv("CUDA_VISIBLE_DEVICES");
+  return which == nullptr || *which != '\0';
+}
+
+static std::mutex counting;
+static std::map<std::string, int64_t> counts;
+static void (*told)(const char*) = nullptr;  // of all but launches, where it happens
+
+static void count(const std::string& what) {
+  if (told != nullptr && what.rfind("launch", 0) != 0) told(what.c_str());
+  std::lock_guard<std::mutex> lock(counting);
+  ++counts[what];
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+static std::atomic<int64_t> held{0}, most{0};
+
+struct Block {
+  DataPtr data;
+  int64_t bytes;
+};
+
+static void release(void* block) {
+  held -= static_cast<Block*>(block)->bytes;
+  delete static_cast<Block*>(block);
+}
+
+struct Memory final : public Allocator {
+  DataPtr allocate(size_t bytes) override {
+    auto* block = new Block{GetCPUAllocator()->allocate(bytes), static_cast<int64_t>(bytes)};
+    const int64_t now = held += block->bytes;
+    int64_t before = most;
+    while (before < now && !most.compare_exchange_weak(before, now)) {
+    }
+    return DataPtr(block->data.get(), block, &release, HERE);
+  }
+  DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
+static Memory memory;
+
+// ---- the device: one, with one stream, whose work has always ended -------------------------------------------------
+
+struct Guard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
+  static Stream stream() { return Stream(Stream::DEFAULT, HERE); }
+  Device getDevice() const override { return HERE; }
+  Device exchangeDevice(Device) const override { return HERE; }
+  Stream getStream(Device) const noexcept override { return stream(); }
+  Stream getNewStream(Device, int) const override { return stream(); }
+  Stream exchangeStream(Stream) const noexcept override { return stream(); }
+  void record(void**, const Stream&, const DeviceIndex, const EventFlag) const override {}
+  void block(void*, const Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+};
+static Guard guard;
+
+namespace at {
+struct CUDAHooks final : public CUDAHooksInterface {
+  explicit CUDAHooks(CUDAHooksArgs) {}
+  void init() const override {}
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return seen(); }
+  bool hasCUDA() const override { return true; }
+  bool hasPrimaryContext(DeviceIndex) const override { return true; }
+  DeviceIndex current_device() const override { return 0; }
+  DeviceIndex getCurrentDevice() const override { return 0; }
+  DeviceIndex deviceCount() const override { return seen() ? 1 : 0; }
+  int getNumGPUs() const override { return seen() ? 1 : 0; }
+  bool isPinnedPtr(const void*) const override { return false; }
+  Allocator* getPinnedMemoryAllocator() const override { return GetCPUAllocator(); }
+  Allocator* getCUDADeviceAllocator() const override { return &memory; }
+  Device getDeviceFromPtr(void*) const override { return HERE; }
+  const Generator& getDefaultGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
+  Generator getNewGenerator(DeviceIndex) const override { return at::detail::createCPUGenerator(); }
+  void deviceSynchronize(DeviceIndex) const override {}
+};
+REGISTER_CUDA_HOOKS(CUDAHooks)
+}  // namespace at
+
+// ---- tensors -------------------------------------------------------------------------------------------------------
+
+static bool is_here(const Tensor& x) { return x.defined() && x.is_cuda(); }
+
+// A tensor of a storage, as another one lies in it.
+static Tensor lying_in(Storage storage, DispatchKeySet keys, const Tensor& x) {
+  auto made = at::detail::make_tensor<TensorImpl>(std::move(storage), keys, x.dtype());
+  made.unsafeGetTensorImpl()->set_sizes_and_strides(x.sizes(), x.strides());
+  made.unsafeGetTensorImpl()->set_storage_offset(x.storage_offset());
+  return made;
+}
+
+// A tensor of the CPU on the memory of one from here. Its storage can grow, as that of an output may.
+static Tensor on_cpu(const Tensor& x) {
+  if (!is_here(x)) return x;
+  Storage storage(Storage::use_byte_size_t(), x.storage().nbytes(), DataPtr(x.storage().mutable_data(), CPU),
+                  GetCPUAllocator(), /*resizable=*/true);
+  auto made = lying_in(std::move(storage), DispatchKeySet(DispatchKey::CPU), x);
+  made.unsafeGetTensorImpl()->_set_conj(x.is_conj());
+  made.unsafeGetTensorImpl()->_set_neg(x.is_neg());
+  return made;
+}
+
+static Tensor empty_strided_here(IntArrayRef size, IntArrayRef stride, ScalarType dtype) {
+  return at::detail::empty_strided_generic(size, stride, &memory, DispatchKeySet(DispatchKey::CUDA), dtype);
+}
+
+// A view of a tensor from here, as the CPU's view of the same tensor lies.
+static Tensor view_like(const Tensor& x, const Tensor& cpu) {
+  auto made = at::detail::make_tensor<TensorImpl>(TensorImpl::VIEW, Storage(x.storage()), x.key_set(), x.dtype());
+  made.unsafeGetTensorImpl()->set_sizes_and_strides(cpu.sizes(), cpu.strides());
+  made.unsafeGetTensorImpl()->set_storage_offset(cpu.storage_offset());
+  return made;
+}
+
+static void grow(const Tensor& x, size_t bytes) {
+  if (bytes <= x.storage().nbytes()) return;
+  auto& storage = const_cast<Storage&>(x.storage());
+  DataPtr fresh = memory.allocate(bytes);
+  if (storage.data() != nullptr) std::memcpy(fresh.get(), storage.data(), storage.nbytes());
+  storage.set_data_ptr_noswap(std::move(fresh));
+  storage.set_nbytes(bytes);
+}
+
+// ---- every operation but those below: the CPU's kernel -------------------------------------------------------------
+
+static bool takes_brackets(const std::string& name) {
+  return name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_" ||
+         name == "aten::index_put" || name == "aten::_unsafe_index";
+}
+
+class Twins {  // tensors from here, and those of the CPU on the same memory
+ public:
+  Tensor of(const Tensor& x) {
+    if (!is_here(x)) {
+      if (x.defined()) strangers_.push_back(x);
+      first_is_here_ = first_is_here_ && !here_.empty();
+      return x;
+    }
+    here_.push_back(x);
+    cpu_.push_back(on_cpu(x));
+    return cpu_.back();
+  }
+
+  // What of the CPU may be among tensors of a GPU: a single number, and what stands in a tensor's brackets.
+  void check(const std::string& name) const {
+    for (const Tensor& x : strangers_) {
+      TORCH_CHECK(here_.empty() || x.dim() == 0 || (first_is_here_ && takes_brackets(name)), "Expected all tensors to be on the same device: ", name,
+                  " got one of the CPU, of size ", x.sizes(), ", among those of cuda:0");
+      if (x.dim() > 0) count("copy to the device");
+    }
+  }
+
+  // Outputs that the kernel has given another size.
+  void take_sizes() const {
+    for (size_t i = 0; i < here_.size(); ++i) {
+      const Tensor &x = here_[i], &cpu = cpu_[i];
+      if (x.sizes() == cpu.sizes() && x.strides() == cpu.strides()) continue;
+      grow(x, cpu.storage().nbytes());
+      if (cpu.storage().data() != nullptr && cpu.storage().data() != x.storage().data())
+        std::memcpy(x.storage().mutable_data(), cpu.storage().data(), cpu.storage().nbytes());
+      x.unsafeGetTensorImpl()->set_sizes_and_strides(cpu.sizes(), cpu.strides());
+    }
+  }
+
+  Tensor back(const Tensor& x) const {
+    if (!x.defined() || is_here(x)) return x;
+    for (size_t i = 0; i < cpu_.size(); ++i)
+      if (x.is_same(cpu_[i])) return here_[i];
+    for (size_t i = 0; i < cpu_.size(); ++i)
+      if (x.storage().data() != nullptr && x.storage().data() == cpu_[i].storage().data())
+        return lying_in(Storage(here_[i].storage()), DispatchKeySet(DispatchKey::CUDA), x);
+    Tensor made = empty_strided_here(x.sizes(), x.strides(), x.scalar_type());
+    on_cpu(made).copy_(x);
+    return made;
+  }
+
+ private:
+  std::vector<Tensor> here_, cpu_, strangers_;
+  bool first_is_here_ = true;
+};
+
+static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const auto first = stack->size() - schema.arguments().size();
+  Twins twins;
+  count("launch " + schema.name());
+  for (size_t i = first; i < stack->size(); ++i) {
+    IValue& value = (*stack)[i];
+    if (value.isTensor()) {
+      value = twins.of(value.toTensor());
+    } else if (value.isTensorList()) {
+      List<Tensor> list;
+      for (const Tensor& x : value.toTensorVector()) list.push_back(twins.of(x));
+      value = list;
+    } else if (value.isOptionalTensorList()) {
+      List<std::optional<Tensor>> list;
+      for (const auto& x : value.toOptionalTensorVector())
+        list.push_back(x ? std::optional<Tensor>(twins.of(*x)) : std::nullopt);
+      value = list;
+    } else if (value.isDevice() && value.toDevice().is_cuda()) {
+      value = CPU;
+    }
+  }
+  twins.check(schema.name());
+  op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
+  twins.take_sizes();
+  for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
+    IValue& value = (*stack)[i];
+    if (value.isTensor()) {
+      value = twins.back(value.toTensor());
+    } else if (value.isTensorList()) {
+      List<Tensor> list;
+      for (const Tensor& x : value.toTensorVector()) list.push_back(twins.back(x));
+      value = list;
+    }
+  }
+}
+
+// ---- what makes tensors, looks at their memory in another way, or leaves the device --------------------------------
+
+static Tensor empty(SymIntArrayRef size, std::optional<ScalarType> dtype, std::optional<Layout>, std::optional<Device>,
+                    std::optional<bool>, std::optional<MemoryFormat> format) {
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &memory, DispatchKeySet(DispatchKey::CUDA),
+                                   dtype_or_default(dtype), format);
+}
+
+static Tensor empty_strided(SymIntArrayRef size, SymIntArrayRef stride, std::optional<ScalarType> dtype,
+                            std::optional<Layout>, std::optional<Device>, std::optional<bool>) {
+  return empty_strided_here(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), dtype_or_default(dtype));
+}
+
+static Tensor as_strided(const Tensor& x, SymIntArrayRef size, SymIntArrayRef stride, std::optional<SymInt> offset) {
+  return view_like(x, on_cpu(x).as_strided_symint(size, stride, offset));
+}
+
+static Tensor view(const Tensor& x, SymIntArrayRef size) { return view_like(x, on_cpu(x).view_symint(size)); }
+
+static Tensor reshape_alias(const Tensor& x, SymIntArrayRef size, SymIntArrayRef stride) {
+  return view_like(x, on_cpu(x).as_strided_symint(size, stride, x.storage_offset()));
+}
+
+static Tensor unfold(const Tensor& x, int64_t dimension, int64_t size, int64_t step) {
+  return view_like(x, on_cpu(x).unfold(dimension, size, step));
+}
+
+static Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
+  if (!is_here(to)) {
+    count(non_blocking ? "copy to the CPU" : "wait: copy to the CPU");
+  } else {
+    count(is_here(from) ? "launch aten::copy_" : "copy to the device");
+  }
+  on_cpu(to).copy_(on_cpu(from));
+  return to;
+}
+
+static Scalar number(const Tensor& x) {
+  count("wait: a number");
+  return on_cpu(x).item();
+}
+
+static const Tensor& resize_(const Tensor& x, SymIntArrayRef size, std::optional<MemoryFormat>) {
+  const auto asked = C10_AS_INTARRAYREF_SLOW(size);
+  grow(x, (multiply_integers(asked) + x.storage_offset()) * x.element_size());
+  x.unsafeGetTensorImpl()->set_sizes_contiguous(asked);
+  return x;
+}
+
+static Tensor& set_at(Tensor& x, Storage storage, SymInt offset, SymIntArrayRef size, SymIntArrayRef stride) {
+  auto* impl = x.unsafeGetTensorImpl();
+  impl->set_storage_keep_dtype(std::move(storage));
+  impl->set_storage_offset(offset.expect_int());
+  impl->set_sizes_and_strides(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+  return x;
+}
+
+static Tensor& set_storage(Tensor& x, Storage storage) {
+  const auto size = static_cast<int64_t>(storage.nbytes() / x.element_size());
+  return set_at(x, std::move(storage), 0, SymInt(size), SymInt(1));
+}
+
+static Tensor& set_tensor(Tensor& x, const Tensor& y) {
+  return set_at(x, y.storage(), y.storage_offset(), y.sym_sizes(), y.sym_strides());
+}
+
+static bool is_pinned(const Tensor&, std::optional<Device>) { return false; }
+
+// Attention in torch's own operations: its fused kernels for CUDA have no twins on the CPU.
+static int64_t plain_attention(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool,
+                               std::optional<double>, bool) {
+  return 0;
+}
+
+// Products of bfloat16 matrices in float32, which CUDA has and the CPU has not.
+static Tensor mm_in(const Tensor& a, const Tensor& b, ScalarType dtype) { return at::mm(a.to(dtype), b.to(dtype)); }
+
+static Tensor& mm_in_out(const Tensor& a, const Tensor& b, ScalarType dtype, Tensor& out) {
+  return at::mm_out(out, a.to(dtype), b.to(dtype));
+}
+
+static Tensor addmm_in(const Tensor& x, const Tensor& a, const Tensor& b, ScalarType dtype, const Scalar& beta,
+                       const Scalar& alpha) {
+  return at::addmm(x.to(dtype), a.to(dtype), b.to(dtype), beta, alpha);
+}
+
+static Tensor& addmm_in_out(const Tensor& x, const Tensor& a, const Tensor& b, ScalarType dtype, const Scalar& beta,
+                            const Scalar& alpha, Tensor& out) {
+  return at::addmm_out(out, x.to(dtype), a.to(dtype), b.to(dtype), beta, alpha);
+}
+
+TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+
+TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+  m.impl("empty.memory_format", &empty);
+  m.impl("empty_strided", &empty_strided);
+  m.impl("as_strided", &as_strided);
+  m.impl("view", &view);
+  m.impl("_reshape_alias", &reshape_alias);
+  m.impl("unfold", &unfold);
+  m.impl("copy_", &copy_);
+  m.impl("_local_scalar_dense", &number);
+  m.impl("resize_", &resize_);
+  m.impl("set_.source_Storage_storage_offset", &set_at);
+  m.impl("set_.source_Storage", &set_storage);
+  m.impl("set_.source_Tensor", &set_tensor);
+  m.impl("is_pinned", &is_pinned);
+  m.impl("_fused_sdp_choice", &plain_attention);
+  m.impl("mm.dtype", &mm_in);
+  m.impl("mm.dtype_out", &mm_in_out);
+  m.impl("addmm.dtype", &addmm_in);
+  m.impl("addmm.dtype_out", &addmm_in_out);
+}
+
+// ---- for Python ----------------------------------------------------------------------------------------------------
+
+extern "C" {
+void install() {
+  impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)].store(&guard);
+  SetAllocator(DeviceType::CUDA, &memory);
+}
+
+int64_t held_bytes() { return held; }
+int64_t most_bytes() { return most; }
+void forget_most() { most = held.load(); }
+void tell(void (*callback)(const char*)) { told = callback; }
+
+// "what\ttimes\n" of each since the last time; nothing is written where `room` is too small. Returns the length.
+int64_t take_counts(char* into, int64_t room) {
+  std::lock_guard<std::mutex> lock(counting);
+  std::string said;
+  for (const auto& [what, times] : counts) said += what + "\t" + std::to_string(times) + "\n";
+  const auto length = static_cast<int64_t>(said.size());
+  if (length >= room) return length;
+  std::memcpy(into, said.c_str(), said.size() + 1);
+  counts.clear();
+  return length;
+}
+}

@@ -1,0 +1,166 @@
+"""A CUDA device where there is none, for tests: `stand_in.install()` before torch is imported.
+
+What runs on it takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
+meet, as they may not on a GPU, it raises; what is launched and where the CPU would wait is counted. What it cannot
+show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what autograd
+traces), the memory that an allocator keeps. bitsandbytes computes by its kernels in torch's operations. Random numbers
+of both devices are the CPU generator's. Like a GPU it is hidden by an empty CUDA_VISIBLE_DEVICES.
+
+It takes Linux, g++ and a torch that is built for CPUs alone.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+import types
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BUILT = HERE.parents[1] / "build" / "stand-in"
+MEMORY = 8 << 30  # bytes that the device says it has
+ROOM = 1 << 20  # characters that the counts of a call take at most
+TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+_device: Any = None  # the library, once it is loaded
+
+
+def missing() -> str | None:
+    """Why there can be none here; None: there can."""
+    if sys.platform != "linux":
+        return "it is made for Linux"
+    if shutil.which("g++") is None:
+        return "g++ is not installed"
+    if next((_torch() / "lib").glob("libtorch_cuda*"), None) or next((_torch() / "lib").glob("libtorch_hip*"), None):
+        return "this torch is built for GPUs"
+    return None
+
+
+def _torch() -> Path:
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
+def _library() -> Path:
+    """device.cpp for the installed torch, compiled where that has not been done."""
+    source, torch = HERE / "device.cpp", _torch()
+    known = hashlib.sha256(source.read_bytes() + str(torch).encode() + importlib.metadata.version("torch").encode())
+    library = BUILT / f"{known.hexdigest()[:16]}.so"
+    if not library.exists():
+        BUILT.mkdir(parents=True, exist_ok=True)
+        own = library.with_suffix(f".{os.getpid()}")  # several processes may make it at once
+        subprocess.run(
+            ["g++", "-shared", "-fPIC", "-std=c++20", "-O1", f"-I{torch / 'include'}", source, "-o", own,
+             f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"],
+            check=True,
+        )  # fmt: skip
+        own.replace(library)
+    return library
+
+
+class _Always:
+    """Of a stream, an event, or what switches to one: it is as it should be."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> "_Always":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: True if name == "query" else 0.0 if name == "elapsed_time" else None
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def install() -> None:
+    """Make torch say that there is a device, as far as this package and what it stands on ask."""
+    global _device
+    if _device is not None:
+        return
+    assert "torch" not in sys.modules, "torch has looked for devices already"
+    _device = ctypes.CDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
+    for name in ("held_bytes", "most_bytes", "take_counts"):
+        getattr(_device, name).restype = ctypes.c_int64
+    _device.take_counts.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+
+    import bitsandbytes  # noqa: F401 - before torch says that it has CUDA: its kernels for that are not in such a build
+    import torch
+
+    _device.install()
+    _say_so(torch)
+
+
+def _say_so(torch: Any) -> None:
+    properties = types.SimpleNamespace(
+        name="stand-in", total_memory=MEMORY, major=9, minor=0, multi_processor_count=1, warp_size=32
+    )
+    said = {
+        "is_initialized": True, "current_device": 0,
+        "get_device_name": "stand-in", "get_device_properties": properties, "get_device_capability": (9, 0),
+        "is_bf16_supported": True, "memory_stats": {},
+    }  # fmt: skip
+    for name, value in said.items():
+        setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    for name in ("init", "_lazy_init", "set_device", "empty_cache", "ipc_collect", "synchronize", "manual_seed_all"):
+        setattr(torch.cuda, name, _nothing)
+    for name in ("memory_allocated", "memory_reserved"):
+        setattr(torch.cuda, name, lambda *_: _device.held_bytes())
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        setattr(torch.cuda, name, lambda *_: _device.most_bytes())
+    for name in ("Stream", "Event", "device", "stream", "current_stream", "default_stream"):
+        setattr(torch.cuda, name, _Always)
+    torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    torch.cuda.device_count = lambda: int(torch.cuda.is_available())
+    torch.cuda.mem_get_info = lambda *_: (MEMORY - _device.held_bytes(), MEMORY)
+    torch.cuda.reset_peak_memory_stats = lambda *_: _device.forget_most()
+    torch.cuda.default_generators = (torch.default_generator,)
+    torch.Tensor.pin_memory = lambda self, *_: self
+    for name in ("getDevice", "setDevice", "exchangeDevice", "maybeExchangeDevice", "getCurrentRawStream"):
+        setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
+
+    compile_by = torch.compile
+
+    def compile_without_kernels(*args: Any, backend: Any = None, mode: Any = None, **options: Any) -> Any:
+        return compile_by(*args, backend="aot_eager" if backend in (None, "inductor") else backend, **options)
+
+    torch.compile = compile_without_kernels
+
+
+def counts() -> Counter[str]:
+    """What the device was asked for since the last call: "launch NAME", "copy to ...", "wait: ..."."""
+    said = ctypes.create_string_buffer(ROOM)
+    assert _device.take_counts(said, ROOM) < ROOM
+    return Counter(
+        {what: int(times) for what, times in (line.split("\t") for line in said.value.decode().splitlines())}
+    )
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[Counter[str]]:
+    """Where the CPU waits for the device until the block ends, each with the last line of Python that it comes of."""
+    found: Counter[str] = Counter()
+
+    def note(what: bytes) -> None:
+        if what.startswith(b"wait"):
+            last = traceback.extract_stack()[-2]  # behind this function
+            found[f"{what.decode()}, {'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"] += 1
+
+    callback = TOLD(note)
+    _device.tell(callback)
+    try:
+        yield found
+    finally:
+        _device.tell(TOLD())
