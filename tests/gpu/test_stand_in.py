@@ -1,20 +1,22 @@
 """The device that stands in for a GPU: that it is one, and what PPO would wait for on it."""
 
+import contextlib
 import copy
+import gc
 import os
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from ppo_helpers import make_trainer
-from transformers import AutoModelForCausalLM
+from ppo_helpers import fixed_responses, make_trainer
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("LLM_RLHF_TEST_DEVICE") != "stand-in", reason="these are of the stand-in, which other runs have not"
 )
 if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
-    from stand_in import counts, waits
+    from stand_in import counts, room_for, waits
 
 N = torch.arange(4)
 
@@ -86,6 +88,16 @@ def test_its_memory_is_what_its_tensors_hold(device) -> None:
     assert torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] == before
 
 
+def test_its_memory_runs_out(device) -> None:
+    x = torch.empty(1000, device=device)
+    with room_for(torch.cuda.memory_allocated() + 4000):
+        y = x + 1
+        with pytest.raises(torch.OutOfMemoryError, match="4000 bytes where 0 of"):
+            y + 1
+        del y
+        assert (x + 1).numel() == 1000
+
+
 def test_it_counts_launches_and_sees_where_the_cpu_waits(device) -> None:
     counts()
     with waits() as found:
@@ -151,3 +163,64 @@ def test_an_update_waits_three_times_a_micro_batch_at_most(device, wide_base, wi
     for seen in found:
         assert {what.split(":")[-2].split("/")[-1] for what in seen} <= {"masking_utils.py", "finite.py"}
         assert 2 <= sum(seen.values()) <= 3
+
+
+# ---- memory that runs out ------------------------------------------------------------------------------------------
+
+
+class Update(TrainerCallback):
+    """A trainer's first update, with its gradients, and the most it takes; in so much memory, where that is said."""
+
+    def __init__(self, made: Any, room: int | None = None) -> None:
+        self.limits, compute = contextlib.ExitStack(), made._compute_loss
+        self.most = 0
+        self.gradients: dict[str, torch.Tensor] = {}
+
+        def compute_loss(*args: Any) -> Any:
+            gc.collect()
+            if room is not None:
+                self.limits.enter_context(room_for(torch.cuda.memory_allocated() + room))
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            made._compute_loss = compute  # the next time it is the same update in pieces
+            return compute(*args)
+
+        made._compute_loss = compute_loss
+        made.add_callback(self)
+        made.train()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.most = torch.cuda.max_memory_allocated() - self.before
+        self.limits.close()
+        parameters = kwargs["model"].named_parameters()
+        self.gradients = {n: p.grad.cpu() for n, p in parameters if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_update_that_does_not_fit_is_made_in_halves_that_do(
+    device, wide_base, wide_reward, tmp_path, capsys, checkpointing
+) -> None:
+    """There is as much memory as the halves take and a hundredth more: all that failed before must be free again."""
+
+    def update(name: str, tokens: int | None = None, room: int | None = None) -> tuple[Update, int]:
+        made = trainer(
+            wide_base, wide_reward, tmp_path / name, total_episodes=8, response_length=64,
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        fixed_responses(made, [[5 + (7 * row + i) % 200 for i in range(64)] for row in range(8)])
+        if tokens is not None:
+            made._update.tokens = tokens
+        return Update(made, room), made._largest_piece[0] * made._largest_piece[1]
+
+    whole, tokens = update("whole")
+    halves, _ = update("halves", tokens=tokens // 2)
+    assert halves.most < 0.7 * whole.most
+    capsys.readouterr()
+    found, _ = update("found", room=int(1.01 * halves.most))
+    said = "".join(capsys.readouterr())
+    assert said.count("memory ran out in the update") == said.count("over 8 rows") == 1
+    assert len(whole.gradients) > 10
+    for name, gradient in whole.gradients.items():
+        assert torch.equal(found.gradients[name], halves.gradients[name])
+        # Sums of eight rows' terms in another order.
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-4, atol=1e-7, msg=name)

@@ -50,7 +50,7 @@ static void count(const std::string& what) {
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
-static std::atomic<int64_t> held{0}, most{0};
+static std::atomic<int64_t> held{0}, most{0}, room{0};  // bytes; room: that there are at all
 
 struct Block {
   DataPtr data;
@@ -64,6 +64,8 @@ static void release(void* block) {
 
 struct Memory final : public Allocator {
   DataPtr allocate(size_t bytes) override {
+    TORCH_CHECK_WITH(OutOfMemoryError, held + static_cast<int64_t>(bytes) <= room, "CUDA out of memory. Tried to allocate ",
+                     bytes, " bytes where ", room - held, " of ", room, " are free.");
     auto* block = new Block{GetCPUAllocator()->allocate(bytes), static_cast<int64_t>(bytes)};
     const int64_t now = held += block->bytes;
     int64_t before = most;
@@ -377,6 +379,7 @@ void install() {
 
 int64_t held_bytes() { return held; }
 int64_t most_bytes() { return most; }
+void set_room(int64_t bytes) { room = bytes; }
 void forget_most() { most = held.load(); }
 void tell(void (*callback)(const char*)) { told = callback; }
 

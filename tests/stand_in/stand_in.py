@@ -27,7 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 BUILT = HERE.parents[1] / "build" / "stand-in"
-MEMORY = 8 << 30  # bytes that the device says it has
+MEMORY = 8 << 30  # bytes that the device has
 ROOM = 1 << 20  # characters that the counts of a call take at most
 TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _device: Any = None  # the library, once it is loaded
@@ -95,11 +95,13 @@ def install() -> None:
     for name in ("held_bytes", "most_bytes", "take_counts"):
         getattr(_device, name).restype = ctypes.c_int64
     _device.take_counts.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    _device.set_room.argtypes = [ctypes.c_int64]
 
     import bitsandbytes  # noqa: F401 - before torch says that it has CUDA: its kernels for that are not in such a build
     import torch
 
     _device.install()
+    _device.set_room(MEMORY)
     _say_so(torch)
 
 
@@ -146,6 +148,16 @@ def counts() -> Counter[str]:
     return Counter(
         {what: int(times) for what, times in (line.split("\t") for line in said.value.decode().splitlines())}
     )
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """The device has so many bytes until the block ends; what needs more fails as on a GPU."""
+    _device.set_room(size)
+    try:
+        yield
+    finally:
+        _device.set_room(MEMORY)
 
 
 @contextlib.contextmanager
