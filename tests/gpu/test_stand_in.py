@@ -224,3 +224,53 @@ def test_an_update_that_does_not_fit_is_made_in_halves_that_do(
         assert torch.equal(found.gradients[name], halves.gradients[name])
         # Sums of eight rows' terms in another order.
         torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def taken(work: Any, room: int | None = None) -> tuple[int, Any]:
+    """Bytes that some work takes at most beyond those that are held before, and what it finds; in so much memory."""
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with contextlib.nullcontext() if room is None else room_for(before + room):
+        found = work()
+    return torch.cuda.max_memory_allocated() - before, found
+
+
+def test_scoring_that_does_not_fit_is_done_in_halves_that_do(
+    device, wide_base, wide_reward, tmp_path, capsys
+) -> None:
+    found: list[tuple[int, Any]] = []
+    for number, share in enumerate((None, 0.7, 1.01)):  # the last: no more than the halves take
+        made = trainer(wide_base, wide_reward, tmp_path / str(number), total_episodes=8, response_length=64)
+        fixed_responses(made, [[5 + (7 * row + i) % 200 for i in range(64)] for row in range(8)])
+        rows = list(made.train_dataset)[:8]
+        capsys.readouterr()
+        found.append(taken(lambda: made._rollout(rows), share and int(share * found[-1][0])))
+        assert "".join(capsys.readouterr()).count("memory ran out in scoring") == (share is not None)
+    assert found[1][0] < 0.7 * found[0][0]
+    (whole,), *others = (batches for _, batches in found)
+    for (batch,) in others:
+        for name in ("old_logprobs", "old_values", "raw_scores", "advantages"):
+            # Rows of the same width by themselves, whose products other kernels make.
+            torch.testing.assert_close(getattr(batch, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoding", ["plain", "compiled"])
+def test_sampling_that_does_not_fit_is_done_in_halves_that_do(
+    device, wide_base, wide_reward, tmp_path, capsys, decoding
+) -> None:
+    """The replies themselves are others, as a GPU draws for the rows that are together."""
+    found: list[tuple[int, Any]] = []
+    for number, share in enumerate((None, 0.7)):
+        made = trainer(
+            wide_base, wide_reward, tmp_path / str(number), total_episodes=8, response_length=64, decoding=decoding
+        )
+        prompts = [row["prompt"] for row in made.train_dataset][:8]
+        capsys.readouterr()
+        found.append(taken(lambda: made._generate(prompts), share and int(share * found[-1][0])))
+        assert "".join(capsys.readouterr()).count("memory ran out in sampling") == (share is not None)
+    assert found[1][0] < 0.7 * found[0][0]
+    for _, (asked, replies, *_) in found:
+        assert asked == found[0][1][0]
+        assert len(replies) == 8
+        assert all(0 < len(ids) <= 64 for ids in replies)
