@@ -71,6 +71,10 @@ from llm_rlhf.ppo.soundness import check_embeddings, settle, turn_off_noise, wit
 from llm_rlhf.ppo.vllm_adapter import engine_takes_adapters
 from llm_rlhf.training import compute_in_own_types, is_sharded
 
+OVER_TOKENS = (  # what is logged of an update and is a mean over tokens
+    *("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "policy/clamped"),
+    "val/clipfrac",
+)
 LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
 
 
@@ -407,8 +411,8 @@ class PPOTrainer(WatchedEvaluation):
     def finish_step(self) -> bool:
         """Log the optimizer step's means over counted tokens, over all processes; whether the guard skips the step.
 
-        Sums are over the mini-batch's own tokens, divided by the rollout's tokens per mini-batch: averaged by the
-        parent's `log` over an epoch's steps they add up exactly.
+        Sums are over the mini-batch's own tokens, divided by the rollout's tokens per mini-batch; `log` divides their
+        means by that of the tokens.
         """
         if self._step_sums is None:
             return self.guard.rest_is_skipped
@@ -416,11 +420,20 @@ class PPOTrainer(WatchedEvaluation):
             zip(self._step_names, self.accelerator.reduce(self._step_sums, reduction="mean").tolist(), strict=True)
         )
         self._step_sums = None
-        share = max(means.pop("tokens"), 1e-8)  # this mini-batch's tokens over those of the average one
+        share = max(means["tokens"], 1e-8)  # this mini-batch's tokens over those of the average one
         skipped = self.guard.skips(means["policy/ratio"] / share, means["policy/approxkl"] / share)
         for name, mean in {**means, "policy/skipped": float(skipped)}.items():
             self._metrics["train"][name].append(mean)
         return skipped
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, which averages over optimizer steps: of one step or several, means over all their tokens."""
+        kept = self._metrics["train"]
+        if self.model.training and (shares := kept.pop("tokens", None)):
+            average = max(sum(shares) / len(shares), 1e-8)
+            for name in OVER_TOKENS:
+                kept[name] = [mean / average for mean in kept[name]]
+        super().log(logs, start_time)
 
 
 class _GuardCallback(TrainerCallback):

@@ -1,5 +1,6 @@
 """The whole chain on the device, from the first stage to the report, in each type; killed and resumed."""
 
+import gc
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_helpers import TINY, copy, write_recipe
+from chain_helpers import SECTIONS, TINY, copy, recipe_of, write_recipe
 from launching import command
 from safetensors.torch import load_file
 
@@ -24,14 +25,16 @@ pytestmark = [
     ),
 ]
 MODELS = {
-    "float32": {},
+    "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "nf4": {"dtype": "bfloat16", "quantization": "nf4"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "all weights": {"dtype": "bfloat16", "lora": "none"},
 }
+WEIGHTS = "adapter_model.safetensors"
 LONGER = ("ppo.total_episodes=96", "ppo.save_rollouts=1")
 STEPS, ROLLOUTS = 4, 6  # optimizer steps a rollout
+PEAKS: dict[str, int] = {}  # bytes of the device that a chain took
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,10 @@ def chain(kind: str, chains: dict[str, Path], tmp_path_factory: pytest.TempPathF
     if kind not in chains:
         folder = tmp_path_factory.mktemp(kind)
         path = write_recipe(folder, model=TINY["model"] | MODELS[kind])
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         run_recipe(load_recipe(path, [f"output_dir={folder / 'run'}"]))
-        chains[kind] = folder / "run"
+        chains[kind], PEAKS[kind] = folder / "run", torch.cuda.max_memory_allocated()
     return chains[kind]
 
 
@@ -58,9 +63,40 @@ def test_the_chain_ends_with_a_report(device, chains, tmp_path_factory, kind) ->
     kl = [line["objective/kl"] for line in lines if "objective/kl" in line]
     assert kl[0] == 0.0
     assert kl[-1] != 0.0
-    policy = load_file(run / "ppo" / "policy" / "adapter_model.safetensors")
+    policy = load_file(run / "ppo" / "policy" / WEIGHTS)
     assert all(weight.isfinite().all() for weight in policy.values())
     assert ("gpu" in json.loads((run / "manifest.json").read_text())["machine"]) == (device.type == "cuda")
+
+
+@pytest.mark.parametrize("method", SECTIONS)
+def test_another_method_ends_with_a_report(device, chains, tmp_path_factory, tmp_path, method) -> None:
+    finished = chain("bfloat16", chains, tmp_path_factory)
+    recipe = recipe_of(finished, tmp_path, method, "model.dtype=bfloat16")
+    run = run_recipe(recipe)
+    estimates = json.loads((run / "report.json").read_text())["estimates"]
+    moved = next(e["estimate"] for e in estimates if (e["name"], e["subject"]) == ("kl", method))
+    assert moved != 0
+    assert all(weight.isfinite().all() for weight in load_file(run / method / "policy" / WEIGHTS).values())
+
+
+@pytest.mark.skipif(
+    os.environ.get("LLM_RLHF_TEST_DEVICE") != "stand-in", reason="no other device can be given so little memory"
+)
+def test_a_chain_in_a_sixth_of_its_memory_ends_with_a_report(
+    device, chains, tmp_path_factory, tmp_path, capsys
+) -> None:
+    """Updates, scoring and evaluation go on in halves; none leaves behind what the next one needs."""
+    from stand_in import room_for
+
+    chain("float32", chains, tmp_path_factory)
+    gc.collect()
+    with room_for(PEAKS["float32"] // 6):
+        path = write_recipe(tmp_path, model=TINY["model"] | MODELS["float32"])
+        run = run_recipe(load_recipe(path, [f"output_dir={tmp_path / 'run'}"]))
+    said = "".join(capsys.readouterr())
+    for work in ("the update of sft", "the update of reward", "the update", "reading and sampling"):
+        assert f"memory ran out in {work}, over " in said
+    assert json.loads((run / "report.json").read_text())["estimates"]
 
 
 def launched(run: Path) -> subprocess.Popen:

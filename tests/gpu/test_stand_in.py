@@ -5,6 +5,7 @@ import copy
 import gc
 import os
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -236,16 +237,14 @@ def taken(work: Any, room: int | None = None) -> tuple[int, Any]:
     return torch.cuda.max_memory_allocated() - before, found
 
 
-def test_scoring_that_does_not_fit_is_done_in_halves_that_do(
-    device, wide_base, wide_reward, tmp_path, capsys
-) -> None:
+def test_scoring_that_does_not_fit_is_done_in_halves_that_do(device, wide_base, wide_reward, tmp_path, capsys) -> None:
     found: list[tuple[int, Any]] = []
     for number, share in enumerate((None, 0.7, 1.01)):  # the last: no more than the halves take
         made = trainer(wide_base, wide_reward, tmp_path / str(number), total_episodes=8, response_length=64)
         fixed_responses(made, [[5 + (7 * row + i) % 200 for i in range(64)] for row in range(8)])
         rows = list(made.train_dataset)[:8]
         capsys.readouterr()
-        found.append(taken(lambda: made._rollout(rows), share and int(share * found[-1][0])))
+        found.append(taken(partial(made._rollout, rows), share and int(share * found[-1][0])))
         assert "".join(capsys.readouterr()).count("memory ran out in scoring") == (share is not None)
     assert found[1][0] < 0.7 * found[0][0]
     (whole,), *others = (batches for _, batches in found)
@@ -267,7 +266,7 @@ def test_sampling_that_does_not_fit_is_done_in_halves_that_do(
         )
         prompts = [row["prompt"] for row in made.train_dataset][:8]
         capsys.readouterr()
-        found.append(taken(lambda: made._generate(prompts), share and int(share * found[-1][0])))
+        found.append(taken(partial(made._generate, prompts), share and int(share * found[-1][0])))
         assert "".join(capsys.readouterr()).count("memory ran out in sampling") == (share is not None)
     assert found[1][0] < 0.7 * found[0][0]
     for _, (asked, replies, *_) in found:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from llm_rlhf.models import roles
 from llm_rlhf.ppo.rollout import MicroBatch
 from llm_rlhf.ppo.scores import ScoreMoments
-from llm_rlhf.ppo.trainer import PPOTrainer
+from llm_rlhf.ppo.trainer import OVER_TOKENS, PPOTrainer
 
 ASKED = Dataset.from_list([{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(4)])
 
@@ -214,6 +214,40 @@ def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, rew
     assert expected.keys() <= found.keys()
     for name, number in expected.items():
         assert found[name] == pytest.approx(float(number), abs=1e-5), name  # fp32 sums of numbers of order 1
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_are_logged_as_means_over_their_own_tokens(base_folder, reward_folder, tmp_path, eos, every) -> None:
+    """Mini-batches of other numbers of tokens: the first one's ratio is 1, and two together are weighed by tokens."""
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2,
+        total_episodes=8, logging_steps=every, learning_rate=1e-3, shuffle_dataset=False,
+    )  # fmt: skip
+    fixed_responses(trainer, responses_of(eos))
+    known: list[tuple[float, dict[str, float]]] = []
+    finish = trainer.finish_step
+
+    def note_and_finish() -> bool:
+        sums = dict(zip(trainer._step_names, trainer._step_sums.tolist(), strict=True))
+        known.append((sums["tokens"], sums))
+        return finish()
+
+    trainer.finish_step = note_and_finish
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "policy/ratio" in row]
+    assert "tokens" not in rows[0]
+    assert len(known) == 4
+    assert known[0][0] != known[1][0]
+    assert known[0][0] + known[1][0] == pytest.approx(2)  # shares of the average mini-batch
+    if every == 1:
+        assert rows[0]["policy/ratio"] == 1.0  # nothing has moved yet
+        assert rows[0]["policy/approxkl"] == 0.0
+    for row, start in zip(rows, range(0, 4, every), strict=True):
+        steps = known[start : start + every]
+        for name in OVER_TOKENS:
+            whole = sum(sums[name] for _, sums in steps) / sum(tokens for tokens, _ in steps)
+            assert row[name] == pytest.approx(whole, rel=1e-6, abs=1e-12), name
+    assert rows[-1]["policy/approxkl"] > 0
 
 
 # ---- the update ----------------------------------------------------------------------------------------------------

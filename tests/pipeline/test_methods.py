@@ -1,14 +1,12 @@
 """The whole chain with another method in PPO's place, and what is told of one before anything is trained."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from chain_helpers import TINY, copy
+from chain_helpers import SECTIONS, recipe_of
 from launching import start
 from safetensors.torch import load_file
 
@@ -19,31 +17,9 @@ from llm_rlhf.evaluation.subjects import subject_of
 from llm_rlhf.methods.offline import dpo_rows, kto_rows
 from llm_rlhf.models.encoding import encode_prompt
 from llm_rlhf.pipeline import run_recipe
-from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.run_folder import RunFolder
 from llm_rlhf.runs import splits
 from llm_rlhf.stages import best_of_n, offline, online, ppo
-
-COMMON = {"gradient_checkpointing": False, "learning_rate": 1e-3, "max_steps": 4, "per_device_train_batch_size": 8}
-ONLINE = COMMON | {"num_generations": 4, "max_completion_length": 12}
-SECTIONS: dict[str, dict[str, Any]] = {
-    "grpo": ONLINE | {"beta": 0.05},
-    "rloo": ONLINE,
-    "dpo": COMMON,
-    "kto": COMMON,
-    "best_of_n": COMMON | {"n": 3, "prompts": 12, "response_length": 12, "max_steps": 8},
-}
-
-
-def recipe_of(finished: Path, folder: Path, method: str, *overrides: str, **section: Any) -> Any:
-    """A copy of the finished chain without PPO, and the recipe that goes on from it by another method."""
-    folder.mkdir(exist_ok=True)
-    run = copy(finished, folder)
-    for name in ("ppo", "evaluate"):
-        shutil.rmtree(run / name)
-    tree = {key: value for key, value in TINY.items() if key != "ppo"} | {method: SECTIONS[method] | section}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    return load_recipe(folder / "tiny.yaml", [f"output_dir={run}", *overrides])
 
 
 @pytest.mark.slow
