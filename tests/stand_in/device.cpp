@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/histc.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -143,6 +144,12 @@ static Tensor empty_strided_here(IntArrayRef size, IntArrayRef stride, ScalarTyp
   return at::detail::empty_strided_generic(size, stride, &memory, DispatchKeySet(DispatchKey::CUDA), dtype);
 }
 
+static Tensor from_cpu(const Tensor& x) {
+  Tensor made = empty_strided_here(x.sizes(), x.strides(), x.scalar_type());
+  on_cpu(made).copy_(x);
+  return made;
+}
+
 // A view of a tensor from here, as the CPU's view of the same tensor lies.
 static Tensor view_like(const Tensor& x, const Tensor& cpu) {
   auto made = at::detail::make_tensor<TensorImpl>(TensorImpl::VIEW, Storage(x.storage()), x.key_set(), x.dtype());
@@ -208,9 +215,7 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
     for (size_t i = 0; i < cpu_.size(); ++i)
       if (x.storage().data() != nullptr && x.storage().data() == cpu_[i].storage().data())
         return lying_in(Storage(here_[i].storage()), DispatchKeySet(DispatchKey::CUDA), x);
-    Tensor made = empty_strided_here(x.sizes(), x.strides(), x.scalar_type());
-    on_cpu(made).copy_(x);
-    return made;
+    return from_cpu(x);
   }
 
  private:
@@ -346,6 +351,12 @@ static Tensor& addmm_in_out(const Tensor& x, const Tensor& a, const Tensor& b, S
   return at::addmm_out(out, x.to(dtype), a.to(dtype), b.to(dtype), beta, alpha);
 }
 
+// Of whole numbers too, as mixtures of experts count their tokens.
+static Tensor histc(const Tensor& x, int64_t bins, const Scalar& least, const Scalar& greatest) {
+  count("launch aten::histc");
+  return from_cpu(at::histc(on_cpu(x).to(ScalarType::Float), bins, least, greatest).to(x.scalar_type()));
+}
+
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
@@ -362,6 +373,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Storage", &set_storage);
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("is_pinned", &is_pinned);
+  m.impl("histc", &histc);
   m.impl("_fused_sdp_choice", &plain_attention);
   m.impl("mm.dtype", &mm_in);
   m.impl("mm.dtype_out", &mm_in_out);
