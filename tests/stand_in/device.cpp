@@ -381,6 +381,12 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("addmm.dtype_out", &addmm_in_out);
 }
 
+// bitsandbytes' kernels for the CPU, too: those that it has for any device take a hundred times as long.
+TORCH_LIBRARY_IMPL(bitsandbytes, CUDA, m) {
+  for (const char* name : {"quantize_blockwise", "dequantize_blockwise", "quantize_4bit", "dequantize_4bit", "int8_linear_matmul"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+}
+
 // ---- for Python ----------------------------------------------------------------------------------------------------
 
 extern "C" {

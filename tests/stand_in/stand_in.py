@@ -2,9 +2,9 @@
 
 What runs on it takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
 meet, as they may not on a GPU, it raises; what is launched and where the CPU would wait is counted. What it cannot
-show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what autograd
-traces), the memory that an allocator keeps. bitsandbytes computes by its kernels in torch's operations. Random numbers
-of both devices are the CPU generator's. Like a GPU it is hidden by an empty CUDA_VISIBLE_DEVICES.
+show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what dynamo
+traces), the memory that an allocator keeps. bitsandbytes computes by its kernels for CPUs. Random numbers of both
+devices are the CPU generator's. Like a GPU it is hidden by an empty CUDA_VISIBLE_DEVICES.
 
 It takes Linux, g++ and a torch that is built for CPUs alone.
 """
@@ -136,7 +136,7 @@ def _say_so(torch: Any) -> None:
     compile_by = torch.compile
 
     def compile_without_kernels(*args: Any, backend: Any = None, mode: Any = None, **options: Any) -> Any:
-        return compile_by(*args, backend="aot_eager" if backend in (None, "inductor") else backend, **options)
+        return compile_by(*args, backend="eager" if backend in (None, "inductor") else backend, **options)
 
     torch.compile = compile_without_kernels
 
