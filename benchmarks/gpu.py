@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --minutes 60       # further down the list
     python benchmarks/gpu.py --only 0.5B/bf16/shared 0.5B/bf16/trl-full
     python benchmarks/gpu.py --set num_mini_batches=2               # our rows with other settings of PPOConfig
-    python benchmarks/gpu.py --tiny             # the same code on a CPU: does it run?
+    python benchmarks/gpu.py --tiny             # the same code on a CPU: does it run? --tiny cuda: on a GPU
 
 128 prompts of 256 tokens, 256 new tokens each, 2 PPO epochs, micro-batches of 16; in bfloat16 and on an NF4 base. The
 rows are measured in the order of `PLAN`, the most telling first, each in a fresh process with a time-out, until the

@@ -1,6 +1,6 @@
-"""Does the quickstart's gain carry over? Its recipe on many seeds and on two sets of CPU kernels, each run in one row.
+"""Does the quickstart's gain carry over? Its recipe on many seeds and on several sets of CPU kernels, each run in one row.
 
-    python benchmarks/quickstart.py                        # seeds 0 to 9 on two kernels: about an hour and a half
+    python benchmarks/quickstart.py                        # seeds 0 to 9 on three kernels: about an hour
     python benchmarks/quickstart.py --seeds 0-1 --kernels default --development world.preferences=6000
 
 A run on other kernels parts from its twin by the order of adding up alone, within the first steps; so it stands for the
@@ -63,7 +63,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seeds_of, default=list(range(10)), help="0-9, or 0,3,5")
-    parser.add_argument("--kernels", type=lambda text: text.split(","), default=["", "default"],
+    parser.add_argument("--kernels", type=lambda text: text.split(","), default=["", "avx2", "default"],
                         help="values of ATEN_CPU_CAPABILITY, an empty one for the machine's own")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each uses one core")
     parser.add_argument("--folder", type=Path, default=Path("runs/quickstart-benchmark"))
