@@ -1,4 +1,4 @@
-"""Does the quickstart's gain carry over? Its recipe on many seeds and on several sets of CPU kernels, each run in one row.
+"""Does the quickstart's gain carry over? Its recipe on many seeds and several sets of CPU kernels, each run in one row.
 
     python benchmarks/quickstart.py                        # seeds 0 to 9 on three kernels: about an hour
     python benchmarks/quickstart.py --seeds 0-1 --kernels default --development world.preferences=6000
