@@ -1,10 +1,13 @@
 """Predicted peaks of memory against measured ones, on a CPU: `llm-rlhf plan` beside `llm-rlhf run`, stage by stage.
 
     python benchmarks/plan.py FOLDER [CASE ...]
+    python benchmarks/plan.py --stand-in FOLDER [CASE ...]    # on a stand-in for a GPU: the tensors that it holds
 
 Each is a command of its own, started afresh, and a stage's peak is what the system says its process held at most
 (VmHWM, Linux). The models have random weights and the rows are noise: only sizes matter. "beside tensors" is what was
 measured less the tensors that were predicted: what plan/machine.py predicts as the process alone.
+On the stand-in (tests/stand_in) a run goes the way of a GPU's: bfloat16, merged weights, reading in pieces. TRL's head
+computes there on tensors of the CPU, as Triton's kernels take no memory of the device.
 Prints a line for each stage, and a table in Markdown at the end; FOLDER keeps models, rows and runs, and what was
 measured there is not measured again.
 """
@@ -33,6 +36,23 @@ def keep():
 atexit.register(keep)
 runpy.run_module("llm_rlhf", run_name="__main__", alter_sys=True)
 """  # llm-rlhf, leaving in a file what its process held at most, in KiB
+ON_STAND_IN = """
+import atexit, pathlib, runpy, sys, torch
+from trl.kernels import chunked_logprob
+target = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: target.write_text(str(torch.cuda.max_memory_allocated() // 1024)))
+def on_cpu(x):
+    return torch.ops.stand_in.on_cpu(x) if isinstance(x, torch.Tensor) and x.is_cuda else x
+def in_place(fold):
+    return lambda *args, **how: fold(*map(on_cpu, args), **{name: on_cpu(x) for name, x in how.items()})
+for name in ("_forward_tile", "_backward_tile"):
+    setattr(chunked_logprob, name, in_place(getattr(chunked_logprob, name)))
+runpy.run_module("llm_rlhf", run_name="__main__", alter_sys=True)
+"""  # the same of the device that stands in for a GPU
+STAND_IN = {
+    "LLM_RLHF_TEST_DEVICE": "stand-in",
+    "PYTHONPATH": str(Path(__file__).parents[1] / "tests" / "stand_in"),
+}
 LLAMA = {
     "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
     "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 32000, "tie_word_embeddings": True,
@@ -84,7 +104,9 @@ def brevity(completions: list[Any], **columns: Any) -> list[float]:
     return [-float(len(str(completion))) for completion in completions]
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, names: list[str], on_stand_in: bool) -> None:
+    if on_stand_in:
+        os.environ.update(STAND_IN)
     rows = _rows(folder / "pairs.jsonl")
     table = []
     for name in names or CASES:
@@ -129,7 +151,8 @@ def _command(kept: Path, *arguments: str) -> str:
     """What the command prints, started afresh as from a shell."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    call = [sys.executable, "-c", COMMAND, str(kept), *arguments]
+    command = ON_STAND_IN if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in" else COMMAND
+    call = [sys.executable, "-c", command, str(kept), *arguments]
     done = subprocess.run(call, env=os.environ | here, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         kept.unlink(missing_ok=True)
@@ -172,4 +195,5 @@ def _rows(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    asked = [argument for argument in sys.argv[1:] if argument != "--stand-in"]
+    main(Path(asked[0]), asked[1:], on_stand_in="--stand-in" in sys.argv)

@@ -55,10 +55,21 @@ class Blueprint:
         return int(max(self.config.get_text_config().vocab_size, self.tokens))
 
 
+class _WithoutData(FakeTensorMode):
+    """FakeTensorMode, which is one for all its tensors, also for those that are copied.
+
+    torch copies it with a tensor, and so the weak references that it keeps: each is given back by both, the second time
+    into memory that is others' by then.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_WithoutData":
+        return self
+
+
 @contextlib.contextmanager
 def without_data() -> Iterator[None]:
     """While it lasts, tensors are made without data."""
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    with _WithoutData(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -1,5 +1,6 @@
 """The count of what is alive: by hand, and the same on tensors with data and on those without."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -238,3 +239,12 @@ def test_more_rows_and_tokens_take_more_and_checkpointing_takes_less() -> None:
 
     assert peak(2, 40) < peak(4, 40) < peak(4, 80)
     assert peak(4, 80, gradient_checkpointing=True) < peak(4, 80)
+
+
+def test_a_copy_of_a_tensor_without_data_is_of_the_same_mode() -> None:
+    """torch copies a tensor's mode with it, and gives what both refer to back twice, which ended plans in crashes."""
+    with without_data():
+        tensor = torch.empty(3, device="meta")
+        copied = copy.deepcopy(torch.nn.ModuleList([torch.nn.Linear(2, 3, device="meta")]))
+        assert copy.deepcopy(tensor).fake_mode is tensor.fake_mode
+        assert copied[0].weight.fake_mode is tensor.fake_mode

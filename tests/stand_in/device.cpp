@@ -9,9 +9,13 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/histc.h>
 #include <ATen/ops/mm.h>
+#include <ATen/SDPBackend.h>
+#include <ATen/native/transformers/attention.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
@@ -39,8 +43,9 @@ static bool seen() {
   return which == nullptr || *which != '\0';
 }
 
-static std::mutex counting;
-static std::map<std::string, int64_t> counts;
+// Never taken down, as tensors of Python's last modules may outlive what is.
+static auto& counting = *new std::mutex;
+static auto& counts = *new std::map<std::string, int64_t>;
 static void (*told)(const char*) = nullptr;  // of all but launches, where it happens
 
 static void count(const std::string& what) {
@@ -77,7 +82,7 @@ struct Memory final : public Allocator {
   DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
-static Memory memory;
+static auto& memory = *new Memory;
 
 // ---- the device: one, with one stream, whose work has always ended -------------------------------------------------
 
@@ -92,7 +97,7 @@ struct Guard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
 };
-static Guard guard;
+static auto& guard = *new Guard;
 
 namespace at {
 struct CUDAHooks final : public CUDAHooksInterface {
@@ -328,10 +333,52 @@ static Tensor& set_tensor(Tensor& x, const Tensor& y) {
 
 static bool is_pinned(const Tensor&, std::optional<Device>) { return false; }
 
-// Attention in torch's own operations: its fused kernels for CUDA have no twins on the CPU.
-static int64_t plain_attention(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool,
-                               std::optional<double>, bool) {
-  return 0;
+// Attention: a GPU's two fused kernels are the CPU's one. What that one cannot do is left to torch's own operations.
+static int64_t attention_by(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                            double dropout, bool, std::optional<double>, bool grouped) {
+  if (dropout > 0 || q.size(-1) != v.size(-1)) return static_cast<int64_t>(at::SDPBackend::math);
+  if (!mask && q.scalar_type() != ScalarType::Float) return static_cast<int64_t>(at::SDPBackend::flash_attention);
+  return static_cast<int64_t>(grouped ? at::SDPBackend::math : at::SDPBackend::efficient_attention);
+}
+
+static Tensor nothing() { return empty_strided_here({0}, {1}, ScalarType::Long); }
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool, double, bool causal,
+    std::optional<double> scale) {
+  count("launch aten::_scaled_dot_product_efficient_attention");
+  auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+      on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal, mask ? std::optional<Tensor>(on_cpu(*mask)) : std::nullopt, scale);
+  return {from_cpu(out), from_cpu(sums), nothing(), nothing()};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
+    const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask, const Tensor& out,
+    const Tensor& sums, const Tensor&, const Tensor&, double, std::array<bool, 4>, bool causal,
+    std::optional<double> scale) {
+  count("launch aten::_scaled_dot_product_efficient_attention_backward");
+  auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal,
+      mask.defined() ? std::optional<Tensor>(on_cpu(mask)) : std::nullopt, scale);
+  return {from_cpu(dq), from_cpu(dk), from_cpu(dv), Tensor()};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt, Tensor, Tensor, Tensor> flash(
+    const Tensor& q, const Tensor& k, const Tensor& v, double, bool causal, bool, std::optional<double> scale) {
+  count("launch aten::_scaled_dot_product_flash_attention");
+  auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal,
+                                                                     std::nullopt, scale);
+  return {from_cpu(out), from_cpu(sums), nothing(), nothing(), q.size(2), k.size(2), nothing(), nothing(), nothing()};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> flash_backward(
+    const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& sums,
+    const Tensor&, const Tensor&, SymInt, SymInt, double, bool causal, const Tensor&, const Tensor&,
+    std::optional<double> scale) {
+  count("launch aten::_scaled_dot_product_flash_attention_backward");
+  auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal, std::nullopt, scale);
+  return {from_cpu(dq), from_cpu(dk), from_cpu(dv)};
 }
 
 // Products of bfloat16 matrices in float32, which CUDA has and the CPU has not.
@@ -357,9 +404,16 @@ static Tensor histc(const Tensor& x, int64_t bins, const Scalar& least, const Sc
   return from_cpu(at::histc(on_cpu(x).to(ScalarType::Float), bins, least, greatest).to(x.scalar_type()));
 }
 
-TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+// The operators, for as long as the process is.
+static torch::Library& library(const char* name, std::optional<DispatchKey> key) {
+  const auto kind = key ? torch::Library::IMPL : torch::Library::DEF;
+  return *new torch::Library(kind, name, key, __FILE__, __LINE__);
+}
 
-TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+static void register_operators() {
+  const auto by_cpu = [] { return torch::CppFunction::makeFromBoxedFunction<&fallback>(); };
+  library("_", DispatchKey::CUDA).fallback(by_cpu());
+  auto& m = library("aten", DispatchKey::CUDA);
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("as_strided", &as_strided);
@@ -374,25 +428,32 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("is_pinned", &is_pinned);
   m.impl("histc", &histc);
-  m.impl("_fused_sdp_choice", &plain_attention);
+  m.impl("_scaled_dot_product_efficient_attention", &efficient);
+  m.impl("_scaled_dot_product_efficient_attention_backward", &efficient_backward);
+  m.impl("_scaled_dot_product_flash_attention", &flash);
+  m.impl("_scaled_dot_product_flash_attention_backward", &flash_backward);
   m.impl("mm.dtype", &mm_in);
   m.impl("mm.dtype_out", &mm_in_out);
   m.impl("addmm.dtype", &addmm_in);
   m.impl("addmm.dtype_out", &addmm_in_out);
-}
-
-// bitsandbytes' kernels for the CPU, too: those that it has for any device take a hundred times as long.
-TORCH_LIBRARY_IMPL(bitsandbytes, CUDA, m) {
-  for (const char* name : {"quantize_blockwise", "dequantize_blockwise", "quantize_4bit", "dequantize_4bit", "int8_linear_matmul"})
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  // bitsandbytes' kernels for the CPU, too: those that it has for any device take many times as long.
+  auto& quantised = library("bitsandbytes", DispatchKey::CUDA);
+  for (const char* name :
+       {"quantize_blockwise", "dequantize_blockwise", "quantize_4bit", "dequantize_4bit", "int8_linear_matmul"})
+    quantised.impl(name, by_cpu());
+  // torch.ops.stand_in.on_cpu(x): for what has a kernel of its own on a GPU, to compute in place.
+  library("stand_in", std::nullopt).def("on_cpu(Tensor x) -> Tensor");
+  library("stand_in", DispatchKey::CUDA).impl("on_cpu", &on_cpu);
 }
 
 // ---- for Python ----------------------------------------------------------------------------------------------------
 
 extern "C" {
 void install() {
+  register_operators();
   impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)].store(&guard);
   SetAllocator(DeviceType::CUDA, &memory);
+  at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&attention_by);
 }
 
 int64_t held_bytes() { return held; }
