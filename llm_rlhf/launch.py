@@ -32,8 +32,8 @@ def uses_deepspeed() -> bool:
 
 
 def is_true(variable: str) -> bool:
-    """Whether an environment variable of accelerate's is set, and to no kind of false."""
-    return os.environ.get(variable, "").lower() in ("true", "1", "yes")
+    """Whether an environment variable of accelerate's is set to what it takes for true."""
+    return os.environ.get(variable, "").lower() in ("y", "yes", "t", "true", "on", "1")
 
 
 def has_accelerator() -> bool:

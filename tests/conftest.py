@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of subprocesses: as many processes as cores run at once
-STAND_IN = str(Path(__file__).parent / "stand_in")
+STAND_IN, NO_STAND_IN = str(Path(__file__).parent / "stand_in"), None
 if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
     sys.path.insert(0, STAND_IN)
     import stand_in
 
-    if stand_in.missing() is None:
+    NO_STAND_IN = stand_in.missing()
+    if NO_STAND_IN is None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STAND_IN, os.environ.get("PYTHONPATH"))))
+        for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):  # which would hide it
+            os.environ.pop(name, None)
         stand_in.install()  # in processes that tests start, sitecustomize.py does
     else:
         os.environ["LLM_RLHF_TEST_DEVICE"] = "cpu"
@@ -42,6 +45,10 @@ import pytest  # noqa: E402
 import llm_rlhf  # noqa: E402, F401 - telemetry off before TRL is imported
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+def pytest_report_header() -> str | None:
+    return f"No stand-in for a GPU, tests run on the CPU: {NO_STAND_IN}" if NO_STAND_IN else None
 
 
 def pytest_collection_finish() -> None:

@@ -386,7 +386,8 @@ class PPOTrainer(WatchedEvaluation):
         policy_sum, value_sum = (policy.loss * mask).sum(), (value.loss * mask).sum()
         loss = (policy_sum * (0.0 if warming_up else 1.0) + self.args.vf_coef * value_sum) * share
         if demonstrations is not None:
-            ptx = -now["ptx_logprobs"].sum() * self.accelerator.num_processes / demonstrations.tokens_per_mini_batch
+            ptx_sum = -now["ptx_logprobs"].sum()
+            ptx = ptx_sum * self.accelerator.num_processes / demonstrations.tokens_per_mini_batch
             loss = loss + (0.0 if warming_up else self.args.ptx_coef) * ptx
         check_loss(loss.detach(), self)
         with torch.no_grad():
@@ -400,39 +401,35 @@ class PPOTrainer(WatchedEvaluation):
                 "val/clipfrac": value.clipped,
                 "tokens": mask,
             }
-            sums = torch.stack([(x * mask).sum().float() for x in numbers.values()]) * share
+            named = {name: (x * mask).sum() for name, x in numbers.items()}
             if demonstrations is not None:
-                numbers["loss/ptx"] = ptx
-                sums = torch.cat([sums, ptx.detach().float().reshape(1)])
+                named |= {"loss/ptx": ptx_sum, "ptx_tokens": demonstrations.mask.sum()}
+            sums = torch.stack([x.detach().float() for x in named.values()])
             self._step_sums = sums if self._step_sums is None else self._step_sums + sums
-            self._step_names = list(numbers)
+            self._step_names = list(named)
         return loss
 
     def finish_step(self) -> bool:
-        """Log the optimizer step's means over counted tokens, over all processes; whether the guard skips the step.
-
-        Sums are over the mini-batch's own tokens, divided by the rollout's tokens per mini-batch; `log` divides their
-        means by that of the tokens.
-        """
+        """Keep the optimizer step's sums over tokens, of all processes, for `log`; whether the guard skips the step."""
         if self._step_sums is None:
             return self.guard.rest_is_skipped
-        means = dict(
-            zip(self._step_names, self.accelerator.reduce(self._step_sums, reduction="mean").tolist(), strict=True)
-        )
+        found = self.accelerator.reduce(self._step_sums, reduction="sum").tolist()
+        sums = dict(zip(self._step_names, found, strict=True))
         self._step_sums = None
-        share = max(means["tokens"], 1e-8)  # this mini-batch's tokens over those of the average one
-        skipped = self.guard.skips(means["policy/ratio"] / share, means["policy/approxkl"] / share)
-        for name, mean in {**means, "policy/skipped": float(skipped)}.items():
-            self._metrics["train"][name].append(mean)
+        tokens = sums["tokens"] or 1.0
+        skipped = self.guard.skips(sums["policy/ratio"] / tokens, sums["policy/approxkl"] / tokens)
+        for name, number in {**sums, "policy/skipped": float(skipped)}.items():
+            self._metrics["train"][name].append(number)
         return skipped
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The parent's, which averages over optimizer steps: of one step or several, means over all their tokens."""
         kept = self._metrics["train"]
-        if self.model.training and (shares := kept.pop("tokens", None)):
-            average = max(sum(shares) / len(shares), 1e-8)
-            for name in OVER_TOKENS:
-                kept[name] = [mean / average for mean in kept[name]]
+        for names, counted in ((OVER_TOKENS, "tokens"), (("loss/ptx",), "ptx_tokens")):
+            if self.model.training and (counts := kept.pop(counted, None)):
+                tokens = sum(counts) or 1.0
+                for name in names:
+                    kept[name] = [sum(kept[name]) / tokens]
         super().log(logs, start_time)
 
 

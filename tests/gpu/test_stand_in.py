@@ -8,10 +8,13 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ppo_helpers import fixed_responses, make_trainer
 from transformers import AutoModelForCausalLM, TrainerCallback
+
+from llm_rlhf import RewardModel
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("LLM_RLHF_TEST_DEVICE") != "stand-in", reason="these are of the stand-in, which other runs have not"
@@ -32,6 +35,7 @@ N = torch.arange(4)
         lambda x: torch.where(x > 0, x, N),
         lambda x: torch.nn.functional.embedding(N, x.float().view(2, 2)),
         lambda x: N[x],
+        lambda x: x.index_put_((x > 1,), N[2:]),
         lambda x: x.float() @ N.float(),
     ],
 )
@@ -73,6 +77,20 @@ def test_half_precision_and_products_in_float32(device) -> None:
     assert torch.equal(wide.cpu(), a.bfloat16().float() @ b.bfloat16().float())
 
 
+def test_it_draws_by_a_generator_of_its_own(device) -> None:
+    torch.manual_seed(3)
+    first = torch.rand(3, device=device)
+    torch.manual_seed(3)
+    torch.rand(5)  # of the CPU, which moves the CPU's alone
+    state = torch.cuda.get_rng_state_all()
+    assert len(state) == 1
+    assert torch.equal(torch.rand(3, device=device), first)
+    second = torch.rand(3, device=device)
+    assert not torch.equal(second, first)
+    torch.cuda.set_rng_state_all(state)
+    assert torch.equal(torch.rand(3, device=device), first)
+
+
 def test_its_memory_is_what_its_tensors_hold(device) -> None:
     before = torch.cuda.memory_allocated()
     x = torch.empty(1000, device=device)
@@ -109,10 +127,16 @@ def test_it_counts_launches_and_sees_where_the_cpu_waits(device) -> None:
         assert x.sum().item() > 0
         assert x.tolist()
         x.to("cpu", non_blocking=True)
-    assert sorted((what.split(",")[0], times) for what, times in found.items()) == [
-        ("wait: a number", 1), ("wait: a number", 1), ("wait: copy to the CPU", 1),
+        assert len(x[x > 0]) == 3
+        torch.tensor([1.0], device=device)
+        with waits() as inner:
+            assert torch.equal(x, x)
+        x.requires_grad_().sum().backward()
+    assert sorted(what.split(",")[0] for what in found.elements()) == [
+        "wait: a number", "wait: a number", "wait: aten::nonzero", "wait: copy to the CPU", "wait: copy to the device",
     ]  # fmt: skip
     assert all("test_stand_in.py" in what for what in found)
+    assert [what.split(",")[0] for what in inner] == ["wait: aten::equal"]
     launched = counts()
     assert (launched["launch aten::exp"], launched["launch aten::add"]) == (1, 1)
     assert not counts()
@@ -273,3 +297,16 @@ def test_sampling_that_does_not_fit_is_done_in_halves_that_do(
         assert asked == found[0][1][0]
         assert len(replies) == 8
         assert all(0 < len(ids) <= 64 for ids in replies)
+
+
+def test_a_reward_model_by_itself_scores_what_does_not_fit_in_halves(device, wide_reward) -> None:
+    model = RewardModel.from_pretrained(wide_reward, device=device)
+    talks = [
+        [{"role": "user", "content": f"{i} " + "why " * 8}, {"role": "assistant", "content": "so " * (8 + i)}]
+        for i in range(12)
+    ]
+    need, whole = taken(partial(model.score, talks))
+    less, halves = taken(partial(model.score, talks), int(0.7 * need))
+    assert less <= 0.7 * need
+    # Rows padded to other widths.
+    np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-5)

@@ -33,7 +33,8 @@ def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
 
 def logged(trainer: PPOTrainer) -> dict[str, float]:
     """The newest number of every training metric."""
-    return {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    found = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return found | {name: found[name] / found["tokens"] for name in OVER_TOKENS if "tokens" in found}
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -216,37 +217,42 @@ def test_every_number_logged_of_an_update_is_what_its_name_says(base_folder, rew
         assert found[name] == pytest.approx(float(number), abs=1e-5), name  # fp32 sums of numbers of order 1
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, 2, 4])
 def test_steps_are_logged_as_means_over_their_own_tokens(base_folder, reward_folder, tmp_path, eos, every) -> None:
-    """Mini-batches of other numbers of tokens: the first one's ratio is 1, and two together are weighed by tokens."""
+    """Mini-batches and rollouts of other numbers of tokens: the first ratio is 1; several steps weigh by tokens."""
+    told = [{"input_ids": [*range(40, 43 + i)], "assistant_masks": [0] + [1] * (2 + i)} for i in range(11)]
     trainer = make_trainer(
-        base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2,
-        total_episodes=8, logging_steps=every, learning_rate=1e-3, shuffle_dataset=False,
+        base_folder, tmp_path, reward_folder, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=1,
+        total_episodes=16, logging_steps=every, learning_rate=1e-3, shuffle_dataset=False,
+        ptx_dataset=Dataset.from_list(told), ptx_coef=0.5,
     )  # fmt: skip
-    fixed_responses(trainer, responses_of(eos))
-    known: list[tuple[float, dict[str, float]]] = []
-    finish = trainer.finish_step
+    known: list[dict[str, float]] = []
+    finish, prepare = trainer.finish_step, trainer._rollout
+
+    def roll_out(inputs: Any) -> Any:
+        rows = responses_of(eos)
+        fixed_responses(trainer, rows if known else [row * 3 for row in rows])
+        return prepare(inputs)
 
     def note_and_finish() -> bool:
-        sums = dict(zip(trainer._step_names, trainer._step_sums.tolist(), strict=True))
-        known.append((sums["tokens"], sums))
+        known.append(dict(zip(trainer._step_names, trainer._step_sums.tolist(), strict=True)))
         return finish()
 
-    trainer.finish_step = note_and_finish
+    trainer._rollout, trainer.finish_step = roll_out, note_and_finish
     trainer.train()
     rows = [row for row in trainer.state.log_history if "policy/ratio" in row]
-    assert "tokens" not in rows[0]
-    assert len(known) == 4
-    assert known[0][0] != known[1][0]
-    assert known[0][0] + known[1][0] == pytest.approx(2)  # shares of the average mini-batch
+    assert not {"tokens", "ptx_tokens"} & rows[0].keys()
+    assert len({sums["tokens"] for sums in known}) == len(known) == 4
+    assert len({sums["ptx_tokens"] for sums in known}) > 1
     if every == 1:
         assert rows[0]["policy/ratio"] == 1.0  # nothing has moved yet
         assert rows[0]["policy/approxkl"] == 0.0
     for row, start in zip(rows, range(0, 4, every), strict=True):
         steps = known[start : start + every]
-        for name in OVER_TOKENS:
-            whole = sum(sums[name] for _, sums in steps) / sum(tokens for tokens, _ in steps)
-            assert row[name] == pytest.approx(whole, rel=1e-6, abs=1e-12), name
+        for names, counted in ((OVER_TOKENS, "tokens"), (["loss/ptx"], "ptx_tokens")):
+            for name in names:
+                mean = sum(sums[name] for sums in steps) / sum(sums[counted] for sums in steps)
+                assert row[name] == pytest.approx(mean, rel=1e-6, abs=1e-12), name
     assert rows[-1]["policy/approxkl"] > 0
 
 

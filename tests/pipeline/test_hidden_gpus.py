@@ -28,7 +28,10 @@ def test_who_sees_a_gpu(device, seen) -> None:
     assert done.stdout.strip("\n") == seen, done.stderr
 
 
-@pytest.mark.parametrize(("asked", "seen"), [("true", ""), ("True", ""), ("1", ""), ("False", "3"), (None, "3")])
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [("true", ""), ("True", ""), ("on", ""), ("t", ""), ("y", ""), ("1", ""), ("False", "3"), (None, "3")],
+)
 def test_a_run_for_cpus_sees_no_gpu(asked, seen) -> None:
     """`accelerate launch --cpu` says so by a variable that accelerate reads, and torch and PEFT do not."""
     told = {n: v for n, v in os.environ.items() if n != "ACCELERATE_USE_CPU"} | {"CUDA_VISIBLE_DEVICES": "3"}

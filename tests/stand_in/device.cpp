@@ -26,6 +26,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -99,6 +100,9 @@ struct Guard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
 };
 static auto& guard = *new Guard;
 
+// What random numbers of the device are drawn by, where nothing is said: a generator of its own.
+static auto& draws = *new at::Generator(at::detail::createCPUGenerator());
+
 namespace at {
 struct CUDAHooks final : public CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
@@ -115,7 +119,7 @@ struct CUDAHooks final : public CUDAHooksInterface {
   Allocator* getPinnedMemoryAllocator() const override { return GetCPUAllocator(); }
   Allocator* getCUDADeviceAllocator() const override { return &memory; }
   Device getDeviceFromPtr(void*) const override { return HERE; }
-  const Generator& getDefaultGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
+  const Generator& getDefaultGenerator(DeviceIndex) const override { return draws; }
   Generator getNewGenerator(DeviceIndex) const override { return at::detail::createCPUGenerator(); }
   void deviceSynchronize(DeviceIndex) const override {}
 };
@@ -174,16 +178,11 @@ static void grow(const Tensor& x, size_t bytes) {
 
 // ---- every operation but those below: the CPU's kernel -------------------------------------------------------------
 
-static bool takes_brackets(const std::string& name) {
-  return name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_" ||
-         name == "aten::index_put" || name == "aten::_unsafe_index";
-}
-
 class Twins {  // tensors from here, and those of the CPU on the same memory
  public:
-  Tensor of(const Tensor& x) {
+  Tensor of(const Tensor& x, bool in_brackets = false) {
     if (!is_here(x)) {
-      if (x.defined()) strangers_.push_back(x);
+      if (x.defined()) (in_brackets ? indices_ : strangers_).push_back(x);
       first_is_here_ = first_is_here_ && !here_.empty();
       return x;
     }
@@ -192,12 +191,12 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
     return cpu_.back();
   }
 
-  // What of the CPU may be among tensors of a GPU: a single number, and what stands in a tensor's brackets.
+  // What of the CPU may be among tensors of a GPU: a single number, and what stands in the brackets of a tensor from here.
   void check(const std::string& name) const {
-    for (const Tensor& x : strangers_) {
-      TORCH_CHECK(here_.empty() || x.dim() == 0 || (first_is_here_ && takes_brackets(name)), "Expected all tensors to be on the same device: ", name,
-                  " got one of the CPU, of size ", x.sizes(), ", among those of cuda:0");
-      if (x.dim() > 0) count("copy to the device");
+    for (const Tensor& x : strangers_) refuse(name, x, here_.empty() || x.dim() == 0);
+    for (const Tensor& x : indices_) {
+      refuse(name, x, first_is_here_);
+      count("wait: copy to the device");
     }
   }
 
@@ -224,9 +223,22 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
   }
 
  private:
-  std::vector<Tensor> here_, cpu_, strangers_;
+  static void refuse(const std::string& name, const Tensor& x, bool allowed) {
+    TORCH_CHECK(allowed, "Expected all tensors to be on the same device: ", name, " got one of the CPU, of size ", x.sizes(),
+                ", among those of cuda:0");
+  }
+
+  std::vector<Tensor> here_, cpu_, strangers_, indices_;
   bool first_is_here_ = true;
 };
+
+// Those whose result's size, or number, a GPU has to tell before the CPU can go on.
+static bool waits_for(const std::string& name) {
+  static const auto& names = *new std::set<std::string>{
+      "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::unique_dim", "aten::bincount",
+      "aten::unique_consecutive", "aten::repeat_interleave", "aten::multinomial", "aten::is_nonzero"};
+  return names.count(name) > 0;
+}
 
 static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
@@ -244,13 +256,16 @@ static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
     } else if (value.isOptionalTensorList()) {
       List<std::optional<Tensor>> list;
       for (const auto& x : value.toOptionalTensorVector())
-        list.push_back(x ? std::optional<Tensor>(twins.of(*x)) : std::nullopt);
+        list.push_back(x ? std::optional<Tensor>(twins.of(*x, true)) : std::nullopt);
       value = list;
     } else if (value.isDevice() && value.toDevice().is_cuda()) {
       value = CPU;
+    } else if (value.isNone() && schema.arguments()[i - first].name() == "generator") {
+      value = draws;
     }
   }
   twins.check(schema.name());
+  if (waits_for(schema.name())) count("wait: " + schema.name());
   op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
   twins.take_sizes();
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
@@ -296,7 +311,7 @@ static Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (!is_here(to)) {
     count(non_blocking ? "copy to the CPU" : "wait: copy to the CPU");
   } else {
-    count(is_here(from) ? "launch aten::copy_" : "copy to the device");
+    count(is_here(from) ? "launch aten::copy_" : non_blocking ? "copy to the device" : "wait: copy to the device");
   }
   on_cpu(to).copy_(on_cpu(from));
   return to;
@@ -442,7 +457,9 @@ static void register_operators() {
        {"quantize_blockwise", "dequantize_blockwise", "quantize_4bit", "dequantize_4bit", "int8_linear_matmul"})
     quantised.impl(name, by_cpu());
   // torch.ops.stand_in.on_cpu(x): for what has a kernel of its own on a GPU, to compute in place.
-  library("stand_in", std::nullopt).def("on_cpu(Tensor x) -> Tensor");
+  auto& own = library("stand_in", std::nullopt);
+  own.def("on_cpu(Tensor x) -> Tensor");
+  own.def("draw_by(Generator? generator) -> ()", [](std::optional<at::Generator> generator) { draws = *generator; });
   library("stand_in", DispatchKey::CUDA).impl("on_cpu", &on_cpu);
 }
 

@@ -3,12 +3,15 @@
 What runs on it takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
 meet, as they may not on a GPU, it raises; what is launched and where the CPU would wait is counted. What it cannot
 show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what dynamo
-traces), the memory that an allocator keeps. bitsandbytes computes by its kernels for CPUs. Random numbers of both
-devices are the CPU generator's. Like a GPU it is hidden by an empty CUDA_VISIBLE_DEVICES.
+traces), the memory that an allocator keeps, several GPUs. bitsandbytes computes by its kernels for CPUs. Its default
+generator is one of its own; others, of whatever device, are the CPU's. Storages cannot be made on it by themselves, so
+that `copy.deepcopy` of its tensors and `torch.load` onto it are refused. Like a GPU it is hidden by an empty
+CUDA_VISIBLE_DEVICES.
 
 It takes Linux, g++ and a torch that is built for CPUs alone.
 """
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -18,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 import types
 from collections import Counter
@@ -31,16 +35,25 @@ MEMORY = 8 << 30  # bytes that the device has
 ROOM = 1 << 20  # characters that the counts of a call take at most
 TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _device: Any = None  # the library, once it is loaded
+_callbacks: list[Any] = []  # of `waits`, the innermost last
 
 
 def missing() -> str | None:
-    """Why there can be none here; None: there can."""
+    """Why there can be none here; None: there can, and its library is built."""
     if sys.platform != "linux":
         return "it is made for Linux"
     if shutil.which("g++") is None:
         return "g++ is not installed"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
     if next((_torch() / "lib").glob("libtorch_cuda*"), None) or next((_torch() / "lib").glob("libtorch_hip*"), None):
         return "this torch is built for GPUs"
+    try:
+        _library()
+    except subprocess.CalledProcessError as error:
+        return f"g++ cannot compile it: {error.stderr.strip()[-500:]}"
+    except OSError as error:
+        return f"it cannot be built: {error}"
     return None
 
 
@@ -54,16 +67,14 @@ def _torch() -> Path:
 def _library() -> Path:
     """device.cpp for the installed torch, compiled where that has not been done."""
     source, torch = HERE / "device.cpp", _torch()
-    known = hashlib.sha256(source.read_bytes() + str(torch).encode() + importlib.metadata.version("torch").encode())
-    library = BUILT / f"{known.hexdigest()[:16]}.so"
+    command = ["g++", "-shared", "-fPIC", "-std=c++20", "-O1", f"-I{torch / 'include'}", str(source)]
+    linked = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
+    made_of = [source.read_text(encoding="utf-8"), importlib.metadata.version("torch"), *command, *linked]
+    library = BUILT / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
     if not library.exists():
         BUILT.mkdir(parents=True, exist_ok=True)
         own = library.with_suffix(f".{os.getpid()}")  # several processes may make it at once
-        subprocess.run(
-            ["g++", "-shared", "-fPIC", "-std=c++20", "-O1", f"-I{torch / 'include'}", source, "-o", own,
-             f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"],
-            check=True,
-        )  # fmt: skip
+        subprocess.run([*command, "-o", str(own), *linked], check=True, capture_output=True, text=True)
         own.replace(library)
     return library
 
@@ -103,6 +114,8 @@ def install() -> None:
     _device.install()
     _device.set_room(MEMORY)
     _say_so(torch)
+    # Let the thread that went backward end its last work: one that asks for Python while this ends would abort.
+    atexit.register(time.sleep, 0.1)
 
 
 def _say_so(torch: Any) -> None:
@@ -116,8 +129,10 @@ def _say_so(torch: Any) -> None:
     }  # fmt: skip
     for name, value in said.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    for name in ("init", "_lazy_init", "set_device", "empty_cache", "ipc_collect", "synchronize", "manual_seed_all"):
+    for name in ("init", "_lazy_init", "set_device", "empty_cache", "ipc_collect", "synchronize"):
         setattr(torch.cuda, name, _nothing)
+    torch.accelerator.empty_cache = lambda: None  # each a function of its own, as dynamo knows them by what they are
+    torch.accelerator.synchronize = lambda *_: None
     for name in ("memory_allocated", "memory_reserved"):
         setattr(torch.cuda, name, lambda *_: _device.held_bytes())
     for name in ("max_memory_allocated", "max_memory_reserved"):
@@ -125,10 +140,12 @@ def _say_so(torch: Any) -> None:
     for name in ("Stream", "Event", "device", "stream", "current_stream", "default_stream"):
         setattr(torch.cuda, name, _Always)
     torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    torch.cuda.device_count = lambda: int(torch.cuda.is_available())
+    torch.cuda.device_count = torch.cuda.random.device_count = lambda: int(torch.cuda.is_available())
     torch.cuda.mem_get_info = lambda *_: (MEMORY - _device.held_bytes(), MEMORY)
     torch.cuda.reset_peak_memory_stats = lambda *_: _device.forget_most()
-    torch.cuda.default_generators = (torch.default_generator,)
+    draws = torch.Generator().manual_seed(0)
+    torch.ops.stand_in.draw_by(draws)
+    torch.cuda.default_generators = (draws,)
     torch.Tensor.pin_memory = lambda self, *_: self
     for name in ("getDevice", "setDevice", "exchangeDevice", "maybeExchangeDevice", "getCurrentRawStream"):
         setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
@@ -167,12 +184,15 @@ def waits() -> Iterator[Counter[str]]:
 
     def note(what: bytes) -> None:
         if what.startswith(b"wait"):
-            last = traceback.extract_stack()[-2]  # behind this function
-            found[f"{what.decode()}, {'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"] += 1
+            called = traceback.extract_stack()[:-1]  # behind this function; none in the thread that goes backward
+            where = f"{'/'.join(Path(called[-1].filename).parts[-2:])}:{called[-1].lineno}" if called else "backward"
+            found[f"{what.decode()}, {where}"] += 1
 
     callback = TOLD(note)
+    _callbacks.append(callback)
     _device.tell(callback)
     try:
         yield found
     finally:
-        _device.tell(TOLD())
+        _callbacks.remove(callback)
+        _device.tell(_callbacks[-1] if _callbacks else TOLD())
