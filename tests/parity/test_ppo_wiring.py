@@ -227,12 +227,15 @@ def test_steps_are_logged_as_means_over_their_own_tokens(base_folder, reward_fol
         ptx_dataset=Dataset.from_list(told), ptx_coef=0.5,
     )  # fmt: skip
     known: list[dict[str, float]] = []
+    made: list[MicroBatch] = []
     finish, prepare = trainer.finish_step, trainer._rollout
 
     def roll_out(inputs: Any) -> Any:
         rows = responses_of(eos)
         fixed_responses(trainer, rows if known else [row * 3 for row in rows])
-        return prepare(inputs)
+        batches = prepare(inputs)
+        made.extend(batches)
+        return batches
 
     def note_and_finish() -> bool:
         known.append(dict(zip(trainer._step_names, trainer._step_sums.tolist(), strict=True)))
@@ -244,6 +247,8 @@ def test_steps_are_logged_as_means_over_their_own_tokens(base_folder, reward_fol
     assert not {"tokens", "ptx_tokens"} & rows[0].keys()
     assert len({sums["tokens"] for sums in known}) == len(known) == 4
     assert len({sums["ptx_tokens"] for sums in known}) > 1
+    assert [sums["tokens"] for sums in known] == [batch.response_mask.sum() for batch in made]
+    assert [sums["ptx_tokens"] for sums in known] == [batch.demonstrations.mask.sum() for batch in made]
     if every == 1:
         assert rows[0]["policy/ratio"] == 1.0  # nothing has moved yet
         assert rows[0]["policy/approxkl"] == 0.0
