@@ -188,7 +188,10 @@ def _list_item(items: list[Any], name: str, override: str) -> Any:
 def unknown_key(prefix: str, key: Any, value: Any, known: list[str]) -> str:
     name = key if isinstance(key, str) else shown(key)
     full = bounded(f"{prefix}{name}", LONGEST_SHOWN)
-    return f"Recipe key '{full}' (set to {shown(value)}) is unknown.{nearest(name, known, prefix)}"
+    inside = [part for part in value if part in known] if isinstance(value, dict) else []  # `run.seed` for `seed`
+    misspelt = difflib.get_close_matches(name[:LONGEST_SHOWN], known, n=1, cutoff=0.8)
+    meant = f" Did you mean '{prefix}{inside[0]}'?" if inside and not misspelt else nearest(name, known, prefix)
+    return f"Recipe key '{full}' (set to {shown(value)}) is unknown.{meant}"
 
 
 def unknown_choice(key: str, value: str, known: list[str]) -> str:

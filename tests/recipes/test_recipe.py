@@ -75,6 +75,8 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("ppo.kl_coeff=1", r"'ppo.kl_coeff' .*unknown.*Did you mean 'ppo.kl_coef'"),
         ("modell.base=x", r"'modell'.*unknown.*Did you mean 'model'"),
         ("model.lora.rank=4", r"'model.lora.rank'.*unknown"),
+        ("run.seed=1", r"'run' .*unknown.*Did you mean 'seed'"),
+        ("modell.seed=1", r"'modell'.*unknown.*Did you mean 'model'"),
         ("sft.learning_rat=1", r"Did you mean 'sft.learning_rate'"),
         ("ppo.kl_coef=high", r"'ppo.kl_coef' is 'high' \(str\); it must be of type float"),
         ("seed=1.5", r"'seed' is 1.5 \(float\); it must be of type int"),

@@ -38,12 +38,6 @@ static const Device CPU(DeviceType::CPU);
 
 // ---- what is counted -----------------------------------------------------------------------------------------------
 
-// Hidden by CUDA_VISIBLE_DEVICES as a GPU would be.
-static bool seen() {
-  const char* which = std::getenv("CUDA_VISIBLE_DEVICES");
-  return which == nullptr || *which != '\0';
-}
-
 // Never taken down, as tensors of Python's last modules may outlive what is.
 static auto& counting = *new std::mutex;
 static auto& counts = *new std::map<std::string, int64_t>;
@@ -86,6 +80,12 @@ struct Memory final : public Allocator {
 static auto& memory = *new Memory;
 
 // ---- the device: one, with one stream, whose work has always ended -------------------------------------------------
+
+// Hidden by CUDA_VISIBLE_DEVICES as a GPU would be.
+static bool seen() {
+  const char* which = std::getenv("CUDA_VISIBLE_DEVICES");
+  return which == nullptr || *which != '\0';
+}
 
 struct Guard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   static Stream stream() { return Stream(Stream::DEFAULT, HERE); }
