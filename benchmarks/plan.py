@@ -12,6 +12,7 @@ Prints a line for each stage, and a table in Markdown at the end; FOLDER keeps m
 measured there is not measured again.
 """
 
+import argparse
 import json
 import os
 import random
@@ -195,5 +196,9 @@ def _rows(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    asked = [argument for argument in sys.argv[1:] if argument != "--stand-in"]
-    main(Path(asked[0]), asked[1:], on_stand_in="--stand-in" in sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stand-in", action="store_true", help="on a stand-in for a GPU")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of: {', '.join(CASES)} (default: all)")
+    options = parser.parse_args()
+    main(options.folder, options.cases, options.stand_in)

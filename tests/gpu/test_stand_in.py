@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("LLM_RLHF_TEST_DEVICE") != "stand-in", reason="these are of the stand-in, which other runs have not"
 )
 if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
-    from stand_in import counts, room_for, waits
+    from stand_in import room_for, waits
 
 N = torch.arange(4)
 
@@ -117,8 +117,7 @@ def test_its_memory_runs_out(device) -> None:
         assert (x + 1).numel() == 1000
 
 
-def test_it_counts_launches_and_sees_where_the_cpu_waits(device) -> None:
-    counts()
+def test_it_tells_where_the_cpu_waits(device) -> None:
     with waits() as found:
         x = torch.ones(3, device=device)
         x = x.exp() + 1
@@ -133,13 +132,10 @@ def test_it_counts_launches_and_sees_where_the_cpu_waits(device) -> None:
             assert torch.equal(x, x)
         x.requires_grad_().sum().backward()
     assert sorted(what.split(",")[0] for what in found.elements()) == [
-        "wait: a number", "wait: a number", "wait: aten::nonzero", "wait: copy to the CPU", "wait: copy to the device",
+        "a copy to the CPU", "a copy to the device", "a number", "a number", "aten::nonzero",
     ]  # fmt: skip
     assert all("test_stand_in.py" in what for what in found)
-    assert [what.split(",")[0] for what in inner] == ["wait: aten::equal"]
-    launched = counts()
-    assert (launched["launch aten::exp"], launched["launch aten::add"]) == (1, 1)
-    assert not counts()
+    assert [what.split(",")[0] for what in inner] == ["aten::equal"]
 
 
 # ---- PPO -----------------------------------------------------------------------------------------------------------
@@ -160,19 +156,13 @@ def test_a_compiled_step_of_decoding_waits_for_nothing(device, wide_base, wide_r
             with waits() as seen:
                 made._generate([row["prompt"] for row in made.train_dataset])
         found.append(sum(seen.values()))
-    assert 0 < found[1] - found[0] <= 3
+    assert 0 < found[1] - found[0] <= 3  # asked once more: how many are left, once or twice, and whether to stop
 
 
 def test_an_update_waits_three_times_a_micro_batch_at_most(device, wide_base, wide_reward, tmp_path) -> None:
     """transformers asks twice whether its mask hides anything; and the loss must be finite before it is learned of."""
-    made = trainer(
-        wide_base,
-        wide_reward,
-        tmp_path,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
-        total_episodes=16,
-    )
+    how = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "total_episodes": 16}
+    made = trainer(wide_base, wide_reward, tmp_path, **how)
     found: list[Counter[str]] = []
     step = made._compute_loss
 
@@ -239,7 +229,7 @@ def test_an_update_that_does_not_fit_is_made_in_halves_that_do(
 
     whole, tokens = update("whole")
     halves, _ = update("halves", tokens=tokens // 2)
-    assert halves.most < 0.7 * whole.most
+    assert halves.most < 0.7 * whole.most  # half, and what does not grow with rows
     capsys.readouterr()
     found, _ = update("found", room=int(1.01 * halves.most))
     said = "".join(capsys.readouterr())
@@ -270,7 +260,7 @@ def test_scoring_that_does_not_fit_is_done_in_halves_that_do(device, wide_base, 
         capsys.readouterr()
         found.append(taken(partial(made._rollout, rows), share and int(share * found[-1][0])))
         assert "".join(capsys.readouterr()).count("memory ran out in scoring") == (share is not None)
-    assert found[1][0] < 0.7 * found[0][0]
+    assert found[1][0] < 0.7 * found[0][0]  # which was the room
     (whole,), *others = (batches for _, batches in found)
     for (batch,) in others:
         for name in ("old_logprobs", "old_values", "raw_scores", "advantages"):
@@ -292,7 +282,7 @@ def test_sampling_that_does_not_fit_is_done_in_halves_that_do(
         capsys.readouterr()
         found.append(taken(partial(made._generate, prompts), share and int(share * found[-1][0])))
         assert "".join(capsys.readouterr()).count("memory ran out in sampling") == (share is not None)
-    assert found[1][0] < 0.7 * found[0][0]
+    assert found[1][0] < 0.7 * found[0][0]  # which was the room
     for _, (asked, replies, *_) in found:
         assert asked == found[0][1][0]
         assert len(replies) == 8
@@ -308,5 +298,5 @@ def test_a_reward_model_by_itself_scores_what_does_not_fit_in_halves(device, wid
     need, whole = taken(partial(model.score, talks))
     less, halves = taken(partial(model.score, talks), int(0.7 * need))
     assert less <= 0.7 * need
-    # Rows padded to other widths.
+    # Rows padded to other widths: float32's last bits, two layers on.
     np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-5)

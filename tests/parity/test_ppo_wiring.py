@@ -257,7 +257,7 @@ def test_steps_are_logged_as_means_over_their_own_tokens(base_folder, reward_fol
         for names, counted in ((OVER_TOKENS, "tokens"), (["loss/ptx"], "ptx_tokens")):
             for name in names:
                 mean = sum(sums[name] for sums in steps) / sum(sums[counted] for sums in steps)
-                assert row[name] == pytest.approx(mean, rel=1e-6, abs=1e-12), name
+                assert row[name] == pytest.approx(mean, rel=1e-6, abs=1e-12), name  # the same few numbers' quotient
     assert rows[-1]["policy/approxkl"] > 0
 
 

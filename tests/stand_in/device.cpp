@@ -1,6 +1,6 @@
 // A CUDA device for a torch that has none. Its memory is the CPU's and its kernels are the CPU's, but its tensors say
 // "cuda:0", and what may not meet on a GPU does not meet here: a tensor of the CPU among those of the device is refused.
-// It counts what is launched, what is copied, and where the CPU would wait for the device.
+// It tells where the CPU would wait for the device.
 //
 // torch's own kernels for CUDA are not in such a build, so that this one's fallback gets every operation that is left
 // once torch has taken it apart: it hands the CPU's kernel tensors on the same memory.
@@ -23,8 +23,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -36,17 +34,13 @@ using at::Tensor;
 static const Device HERE(DeviceType::CUDA, 0);
 static const Device CPU(DeviceType::CPU);
 
-// ---- what is counted -----------------------------------------------------------------------------------------------
+// ---- what is told ------------------------------------------------------------------------------------------------
 
-// Never taken down, as tensors of Python's last modules may outlive what is.
-static auto& counting = *new std::mutex;
-static auto& counts = *new std::map<std::string, int64_t>;
-static void (*told)(const char*) = nullptr;  // of all but launches, where it happens
+static void (*told)(const char*) = nullptr;
 
-static void count(const std::string& what) {
-  if (told != nullptr && what.rfind("launch", 0) != 0) told(what.c_str());
-  std::lock_guard<std::mutex> lock(counting);
-  ++counts[what];
+// The CPU would wait here until the device has done all that it was asked for.
+static void wait_for(const std::string& what) {
+  if (told != nullptr) told(what.c_str());
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
@@ -77,7 +71,7 @@ struct Memory final : public Allocator {
   DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
-static auto& memory = *new Memory;
+static auto& memory = *new Memory;  // never taken down: tensors of Python's last modules may outlive what is
 
 // ---- the device: one, with one stream, whose work has always ended -------------------------------------------------
 
@@ -196,7 +190,7 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
     for (const Tensor& x : strangers_) refuse(name, x, here_.empty() || x.dim() == 0);
     for (const Tensor& x : indices_) {
       refuse(name, x, first_is_here_);
-      count("wait: copy to the device");
+      wait_for("a copy to the device");
     }
   }
 
@@ -233,27 +227,32 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
 };
 
 // Those whose result's size, or number, a GPU has to tell before the CPU can go on.
-static bool waits_for(const std::string& name) {
+static bool is_awaited(const std::string& name) {
   static const auto& names = *new std::set<std::string>{
       "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::unique_dim", "aten::bincount",
       "aten::unique_consecutive", "aten::repeat_interleave", "aten::multinomial", "aten::is_nonzero"};
   return names.count(name) > 0;
 }
 
+// Puts another tensor in the place of each that a value holds, by itself or in a list.
+template <typename Other>
+static void exchange(IValue& value, const Other& other) {
+  if (value.isTensor()) {
+    value = other(value.toTensor());
+  } else if (value.isTensorList()) {
+    List<Tensor> list;
+    for (const Tensor& x : value.toTensorVector()) list.push_back(other(x));
+    value = list;
+  }
+}
+
 static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto first = stack->size() - schema.arguments().size();
   Twins twins;
-  count("launch " + schema.name());
   for (size_t i = first; i < stack->size(); ++i) {
     IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = twins.of(value.toTensor());
-    } else if (value.isTensorList()) {
-      List<Tensor> list;
-      for (const Tensor& x : value.toTensorVector()) list.push_back(twins.of(x));
-      value = list;
-    } else if (value.isOptionalTensorList()) {
+    if (value.isOptionalTensorList()) {
       List<std::optional<Tensor>> list;
       for (const auto& x : value.toOptionalTensorVector())
         list.push_back(x ? std::optional<Tensor>(twins.of(*x, true)) : std::nullopt);
@@ -262,22 +261,16 @@ static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
       value = CPU;
     } else if (value.isNone() && schema.arguments()[i - first].name() == "generator") {
       value = draws;
+    } else {
+      exchange(value, [&](const Tensor& x) { return twins.of(x); });
     }
   }
   twins.check(schema.name());
-  if (waits_for(schema.name())) count("wait: " + schema.name());
+  if (is_awaited(schema.name())) wait_for(schema.name());
   op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
   twins.take_sizes();
-  for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
-    IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = twins.back(value.toTensor());
-    } else if (value.isTensorList()) {
-      List<Tensor> list;
-      for (const Tensor& x : value.toTensorVector()) list.push_back(twins.back(x));
-      value = list;
-    }
-  }
+  for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i)
+    exchange((*stack)[i], [&](const Tensor& x) { return twins.back(x); });
 }
 
 // ---- what makes tensors, looks at their memory in another way, or leaves the device --------------------------------
@@ -308,17 +301,13 @@ static Tensor unfold(const Tensor& x, int64_t dimension, int64_t size, int64_t s
 }
 
 static Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
-  if (!is_here(to)) {
-    count(non_blocking ? "copy to the CPU" : "wait: copy to the CPU");
-  } else {
-    count(is_here(from) ? "launch aten::copy_" : non_blocking ? "copy to the device" : "wait: copy to the device");
-  }
+  if (!non_blocking && is_here(to) != is_here(from)) wait_for(is_here(to) ? "a copy to the device" : "a copy to the CPU");
   on_cpu(to).copy_(on_cpu(from));
   return to;
 }
 
 static Scalar number(const Tensor& x) {
-  count("wait: a number");
+  wait_for("a number");
   return on_cpu(x).item();
 }
 
@@ -361,7 +350,6 @@ static Tensor nothing() { return empty_strided_here({0}, {1}, ScalarType::Long);
 static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool, double, bool causal,
     std::optional<double> scale) {
-  count("launch aten::_scaled_dot_product_efficient_attention");
   auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
       on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal, mask ? std::optional<Tensor>(on_cpu(*mask)) : std::nullopt, scale);
   return {from_cpu(out), from_cpu(sums), nothing(), nothing()};
@@ -371,7 +359,6 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
     const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask, const Tensor& out,
     const Tensor& sums, const Tensor&, const Tensor&, double, std::array<bool, 4>, bool causal,
     std::optional<double> scale) {
-  count("launch aten::_scaled_dot_product_efficient_attention_backward");
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal,
       mask.defined() ? std::optional<Tensor>(on_cpu(mask)) : std::nullopt, scale);
@@ -380,7 +367,6 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt, Tensor, Tensor, Tensor> flash(
     const Tensor& q, const Tensor& k, const Tensor& v, double, bool causal, bool, std::optional<double> scale) {
-  count("launch aten::_scaled_dot_product_flash_attention");
   auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal,
                                                                      std::nullopt, scale);
   return {from_cpu(out), from_cpu(sums), nothing(), nothing(), q.size(2), k.size(2), nothing(), nothing(), nothing()};
@@ -390,7 +376,6 @@ static std::tuple<Tensor, Tensor, Tensor> flash_backward(
     const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& sums,
     const Tensor&, const Tensor&, SymInt, SymInt, double, bool causal, const Tensor&, const Tensor&,
     std::optional<double> scale) {
-  count("launch aten::_scaled_dot_product_flash_attention_backward");
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal, std::nullopt, scale);
   return {from_cpu(dq), from_cpu(dk), from_cpu(dv)};
@@ -415,7 +400,6 @@ static Tensor& addmm_in_out(const Tensor& x, const Tensor& a, const Tensor& b, S
 
 // Of whole numbers too, as mixtures of experts count their tokens.
 static Tensor histc(const Tensor& x, int64_t bins, const Scalar& least, const Scalar& greatest) {
-  count("launch aten::histc");
   return from_cpu(at::histc(on_cpu(x).to(ScalarType::Float), bins, least, greatest).to(x.scalar_type()));
 }
 
@@ -478,16 +462,4 @@ int64_t most_bytes() { return most; }
 void set_room(int64_t bytes) { room = bytes; }
 void forget_most() { most = held.load(); }
 void tell(void (*callback)(const char*)) { told = callback; }
-
-// "what\ttimes\n" of each since the last time; nothing is written where `room` is too small. Returns the length.
-int64_t take_counts(char* into, int64_t room) {
-  std::lock_guard<std::mutex> lock(counting);
-  std::string said;
-  for (const auto& [what, times] : counts) said += what + "\t" + std::to_string(times) + "\n";
-  const auto length = static_cast<int64_t>(said.size());
-  if (length >= room) return length;
-  std::memcpy(into, said.c_str(), said.size() + 1);
-  counts.clear();
-  return length;
-}
 }

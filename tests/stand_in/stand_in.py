@@ -1,7 +1,7 @@
 """A CUDA device where there is none, for tests: `stand_in.install()` before torch is imported.
 
 What runs on it takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
-meet, as they may not on a GPU, it raises; what is launched and where the CPU would wait is counted. What it cannot
+meet, as they may not on a GPU, it raises; it tells where the CPU would wait for the device. What it cannot
 show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what dynamo
 traces), the memory that an allocator keeps, several GPUs. bitsandbytes computes by its kernels for CPUs. Its default
 generator is one of its own; others, of whatever device, are the CPU's. Storages cannot be made on it by themselves, so
@@ -32,7 +32,6 @@ from typing import Any
 HERE = Path(__file__).parent
 BUILT = HERE.parents[1] / "build" / "stand-in"
 MEMORY = 8 << 30  # bytes that the device has
-ROOM = 1 << 20  # characters that the counts of a call take at most
 TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _device: Any = None  # the library, once it is loaded
 _callbacks: list[Any] = []  # of `waits`, the innermost last
@@ -103,9 +102,8 @@ def install() -> None:
         return
     assert "torch" not in sys.modules, "torch has looked for devices already"
     _device = ctypes.CDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
-    for name in ("held_bytes", "most_bytes", "take_counts"):
+    for name in ("held_bytes", "most_bytes"):
         getattr(_device, name).restype = ctypes.c_int64
-    _device.take_counts.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     _device.set_room.argtypes = [ctypes.c_int64]
 
     import bitsandbytes  # noqa: F401 - before torch says that it has CUDA: its kernels for that are not in such a build
@@ -158,15 +156,6 @@ def _say_so(torch: Any) -> None:
     torch.compile = compile_without_kernels
 
 
-def counts() -> Counter[str]:
-    """What the device was asked for since the last call: "launch NAME", "copy to ...", "wait: ..."."""
-    said = ctypes.create_string_buffer(ROOM)
-    assert _device.take_counts(said, ROOM) < ROOM
-    return Counter(
-        {what: int(times) for what, times in (line.split("\t") for line in said.value.decode().splitlines())}
-    )
-
-
 @contextlib.contextmanager
 def room_for(size: int) -> Iterator[None]:
     """The device has so many bytes until the block ends; what needs more fails as on a GPU."""
@@ -183,10 +172,9 @@ def waits() -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
 
     def note(what: bytes) -> None:
-        if what.startswith(b"wait"):
-            called = traceback.extract_stack()[:-1]  # behind this function; none in the thread that goes backward
-            where = f"{'/'.join(Path(called[-1].filename).parts[-2:])}:{called[-1].lineno}" if called else "backward"
-            found[f"{what.decode()}, {where}"] += 1
+        called = traceback.extract_stack()[:-1]  # behind this function; none in the thread that goes backward
+        where = f"{'/'.join(Path(called[-1].filename).parts[-2:])}:{called[-1].lineno}" if called else "backward"
+        found[f"{what.decode()}, {where}"] += 1
 
     callback = TOLD(note)
     _callbacks.append(callback)
