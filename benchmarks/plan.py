@@ -201,4 +201,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of: {', '.join(CASES)} (default: all)")
     options = parser.parse_args()
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     main(options.folder, options.cases, options.stand_in)

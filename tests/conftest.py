@@ -47,6 +47,12 @@ import llm_rlhf  # noqa: E402, F401 - telemetry off before TRL is imported
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+def pytest_configure() -> None:
+    device = os.environ.get("LLM_RLHF_TEST_DEVICE", "cpu")
+    if device not in ("cpu", "cuda", "stand-in"):
+        raise pytest.UsageError(f"LLM_RLHF_TEST_DEVICE is {device!r}; it must be cpu, cuda or stand-in.")
+
+
 def pytest_report_header() -> str | None:
     return f"No stand-in for a GPU, tests run on the CPU: {NO_STAND_IN}" if NO_STAND_IN else None
 
