@@ -199,8 +199,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stand-in", action="store_true", help="on a stand-in for a GPU")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of: {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "cases", nargs="*", default=[], metavar="CASE", help=f"one of: {', '.join(CASES)} (default: all)"
+    )
     options = parser.parse_args()
     if unknown := set(options.cases) - CASES.keys():
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {'; '.join(CASES)}")
     main(options.folder, options.cases, options.stand_in)
