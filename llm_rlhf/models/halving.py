@@ -5,9 +5,10 @@ gradient and loss are the whole one's up to rounding. What a trainer logs beside
 dropout draws other numbers. Losses that are not such a sum are not taken apart: an error then says what to lower.
 
 Private methods of TRL's trainers that are overridden, guarded by tests/methods/test_methods_contract.py:
-`_prepare_inputs`.
+`_prepare_inputs`, `_get_per_token_logps_and_entropies`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -195,6 +196,7 @@ class HalvesRollouts(HalvesBatches):
     _step: int
     _buffered_inputs: Any
     _made = -1  # the step whose inputs were handed out last
+    _scoring: Portion
 
     def made_ready(self) -> bool:
         return self._made == self._step
@@ -207,3 +209,28 @@ class HalvesRollouts(HalvesBatches):
         if self.model.training:
             self._made = self._step
         return found
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: Any = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The parent's; what a rollout reads, which is all that asks for no entropy, in parts that fit."""
+        read = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
+        if compute_entropy:
+            found: tuple[Tensor, Tensor | None, Tensor | None] = read(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+            return found
+        rows, width = input_ids.shape
+
+        def read_part(part: Sequence[int]) -> Tensor:
+            logprobs: Tensor = read(model, input_ids[part], attention_mask[part], logits_to_keep, **kwargs)[0]
+            return logprobs
+
+        return torch.cat(self._scoring.run(read_part, range(rows), width, most=batch_size)), None, None

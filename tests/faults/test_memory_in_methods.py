@@ -162,6 +162,29 @@ def test_fault_35_of_several_processes_the_message_says_why_none_goes_on(
         trainer._check(failed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_fault_35_what_a_rollout_reads_is_read_in_halves(kind, base_folder, reward_folder, tmp_path, capsys) -> None:
+    """Scores, and log-probabilities of the policy and of the reference; the update has all the memory it wants."""
+    gradients = []
+    for limit in (None, 2):
+        trainer = started(kind, base_folder, reward_folder, tmp_path / str(limit), per_device_train_batch_size=4)
+        gradients.append(Gradients(trainer))
+        trainer.add_callback(gradients[-1])
+        tried = [] if limit is None else small_device(trainer, limit, "scoring")
+        trainer.train()
+    assert tried.count(4) == 1  # from then on it knows
+    assert set(tried) == {2, 4}
+    said = capsys.readouterr().out
+    assert f"memory ran out in scoring for {kind}, over 4 rows of" in said
+    assert "in the update" not in said
+    assert len(gradients[0].seen) == len(gradients[1].seen) == 2
+    for whole, halved in zip(gradients[0].seen, gradients[1].seen, strict=True):
+        for name, gradient in whole.items():
+            # Products of half as many rows add up in another order; the second step starts from what these gave.
+            torch.testing.assert_close(halved[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def limited(loop: Any, rows: int) -> Any:
     def decode(self: Any, model: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(input_ids) > rows:

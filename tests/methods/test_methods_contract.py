@@ -19,6 +19,7 @@ ONLINE = {
     "_get_train_sampler": ["self", "dataset"],
     "_prepare_inputs": ["self", "generation_batch"],
 }
+READING = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 OF_TRAINER = {  # also what llm_rlhf/stopping.py calls
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
@@ -34,6 +35,12 @@ def test_what_the_online_trainers_override_has_the_signature_it_had(own, parent)
     single_turn = list(inspect.signature(parent._generate_single_turn).parameters)  # passed on as they come
     assert single_turn[:4] == ["self", "prompt_ids", "images", "multimodal_fields"]
     assert own._generate_single_turn is not parent._generate_single_turn
+    assert list(inspect.signature(parent._get_per_token_logps_and_entropies).parameters)[:7] == READING
+    assert own._get_per_token_logps_and_entropies is not parent._get_per_token_logps_and_entropies
+    reads = inspect.getsource(parent._generate_and_score_completions)  # a rollout; it asks for log-probabilities alone
+    assert reads.count("self._get_per_token_logps_and_entropies(") == reads.count("_logps, _, _ = ") == 3
+    assert "compute_entropy" not in reads
+    assert "compute_entropy=True" in inspect.getsource(parent._compute_loss)
     assert "self.eos_token_ids = " in inspect.getsource(parent.__init__)
     source = inspect.getsource(parent._generate_and_score_completions) + inspect.getsource(parent._generate)
     for called in ("self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
