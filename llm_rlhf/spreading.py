@@ -1,8 +1,8 @@
 """What a launch that spreads weights over processes cannot do right, told by its environment before models are loaded.
 
 `accelerate launch` tells its processes by environment variables what its configuration says. FSDP2 spreads the weights
-of the model in training, in the stages `sft`, `reward` and `ppo`, which end as one process does
-(tests/parity/test_processes.py, tests/pipeline/test_fsdp.py). Under DeepSpeed's ZeRO-2 `sft` and `reward` do
+of the model in training, in every stage that trains, which ends as without it (tests/parity/test_processes.py,
+tests/pipeline/test_fsdp.py). Under DeepSpeed's ZeRO-2 `sft` and `reward` do
 (tests/pipeline/test_zero.py); by its sources the rest goes wrong:
 
 - Its engine casts a model to its compute type in place, heads in float32 and all, and steps within the backward pass,
@@ -18,7 +18,7 @@ from typing import Any
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import has_accelerator, is_true, uses_deepspeed, uses_fsdp
-from llm_rlhf.recipe.sections import METHODS, Recipe, stage_options
+from llm_rlhf.recipe.sections import METHODS, ONLINE, Recipe, stage_options
 from llm_rlhf.user_code import FUNCTION
 
 DDP = "recipes/accelerate/ddp.yaml"
@@ -76,28 +76,23 @@ def _check_fsdp_recipe(recipe: Recipe, configs: Mapping[str, Any]) -> None:
                 f"Recipe key '{stage}.use_liger_kernel' is true, but Liger's kernels have never been run on weights "
                 "that FSDP has spread; remove it."
             )
-        if stage in METHODS and stage != "ppo":
-            raise RecipeError(
-                f"Recipe section '{stage}' under FSDP has never been run; launch with {DDP} (quantise a base that is "
-                "large: model.quantization), or take ppo."
-            )
         if config.save_strategy != "no":
             raise RecipeError(
                 f"Recipe key '{stage}.save_strategy' is {config.save_strategy.value!r}, but a checkpoint cannot be "
                 "read back into weights that FSDP has spread; remove it."
             )
-    if "ppo" in configs:
-        _check_fsdp_ppo(recipe, configs["ppo"])
+    for stage in configs.keys() & set(ONLINE):
+        _check_fsdp_sampling(recipe, stage, configs[stage])
 
 
-def _check_fsdp_ppo(recipe: Recipe, config: Any) -> None:
+def _check_fsdp_sampling(recipe: Recipe, stage: str, config: Any) -> None:
     for key in ("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged"):
         if getattr(config, key, False):
             raise RecipeError(
-                f"Recipe key 'ppo.{key}' is true, but how an engine gets weights that FSDP has spread over processes "
-                f"has never been run; remove it, or launch with {DDP}."
+                f"Recipe key '{stage}.{key}' is true, but how an engine gets weights that FSDP has spread over "
+                f"processes has never been run; remove it, or launch with {DDP}."
             )
-    named = [name for name in stage_options(recipe, "ppo").reward_funcs if not FUNCTION.match(name)]
+    named = [name for name in stage_options(recipe, stage).reward_funcs if not FUNCTION.match(name)]
     if recipe.reward is not None and stage_options(recipe, "reward").model is not None:
         named.append(stage_options(recipe, "reward").model)
     if named:

@@ -32,7 +32,7 @@ from llm_rlhf.models.encoding import encode_prompts
 from llm_rlhf.models.halving import HalvesRollouts
 from llm_rlhf.models.inference import ids_to_score, reply_of, right_padded
 from llm_rlhf.models.memory import Portion
-from llm_rlhf.models.roles import add_reward_role, role_scores
+from llm_rlhf.models.roles import add_reward_role, answer_scores, role_scores
 from llm_rlhf.ppo.guards import check_scores, check_some_scored, neutral_where_silent, told_of_silent
 from llm_rlhf.ppo.preparation import SeededSampler
 from llm_rlhf.ppo.sampling import own_sampler
@@ -41,6 +41,7 @@ from llm_rlhf.ppo.soundness import turn_off_noise
 from llm_rlhf.recipe.loading import steps_per_rollout
 from llm_rlhf.recipe.sections import OnlineOptions
 from llm_rlhf.stopping import stop_if_asked
+from llm_rlhf.training import is_sharded
 
 
 class ScoredReplies(HalvesRollouts, TrainedAdapter):
@@ -89,12 +90,14 @@ class ScoredReplies(HalvesRollouts, TrainedAdapter):
         self.reward_func_names, self.reward_weights = ["score"], torch.ones(1)  # what `_calculate_rewards` returns
         for name, folder in adapters.items():
             add_reward_role(self.model, folder, name)
-        turn_off_noise(self.model.get_base_model())  # TRL samples and scores in training mode
         base = self.model.get_base_model()
+        answer_scores(base)
+        turn_off_noise(base)  # TRL samples and scores in training mode
         # TRL has no importance weights for what another sampler drew, but for vLLM
         self._sampler = own_sampler(self.args, self.accelerator, base, POLICY, may_round=False)
-        self._sampling = Portion(f"sampling for {self.stage_name}", self._pieces.lower)
-        self._scoring = Portion(f"scoring for {self.stage_name}", self._pieces.lower)
+        alone = not is_sharded(self.accelerator)  # else every process must make as many forwards
+        self._sampling = Portion(f"sampling for {self.stage_name}", self._pieces.lower, halves=alone)
+        self._scoring = Portion(f"scoring for {self.stage_name}", self._pieces.lower, halves=alone)
         self.add_callback(_BetweenRollouts())
 
     @property

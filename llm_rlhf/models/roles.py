@@ -170,6 +170,19 @@ def role_scores(model: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: 
         return _score(base, name, input_ids_BT, attention_mask_BT)
 
 
+def answer_scores(model: Any) -> None:
+    """Teach a causal language model to score by its own forward, `model(..., scored_by="reward")` (`role_scores`)."""
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, scored_by: str | None = None, **kwargs: Any) -> Any:
+        if scored_by is None:
+            return plain(*args, **kwargs)
+        return _score(self, scored_by, kwargs["input_ids"], kwargs["attention_mask"])
+
+    model.forward = types.MethodType(forward, model)
+
+
 def _score(base: Any, name: str, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     hidden_BTH = hidden_states(base, input_ids_BT, attention_mask_BT)
     last_B = (attention_mask_BT * torch.arange(attention_mask_BT.size(1), device=hidden_BTH.device)).argmax(1)
@@ -201,11 +214,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         plain_head = _tiled_head(model, 1.0) if tiled else _fused_head(model, _fused_without_temperature(model))
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
-    def forward(
-        self: Any, *args: Any, response_mask: Tensor | None = None, scored_by: str | None = None, **kwargs: Any
-    ) -> Any:
-        if scored_by is not None:
-            return _score(self, scored_by, kwargs["input_ids"], kwargs["attention_mask"])
+    def forward(self: Any, *args: Any, response_mask: Tensor | None = None, **kwargs: Any) -> Any:
         if response_mask is None:
             return fused_forward(*args, **kwargs)
         return _policy_and_value(
@@ -219,6 +228,7 @@ def add_role_forward(model: Any, temperature: float = 1.0) -> None:
         )
 
     model.forward = types.MethodType(forward, model)
+    answer_scores(model)
 
 
 def _policy_and_value(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain_helpers import TINY, write_recipe
+from chain_helpers import SECTIONS, TINY, write_recipe
 from fsdp_on_cpus import FSDP2
 
 from llm_rlhf import spreading
@@ -69,12 +69,19 @@ def test_what_works_under_fsdp_is_not_refused(tmp_path, launched) -> None:
     check_spreading(recipe, configs)
 
 
-def test_other_methods_are_refused_under_fsdp(tmp_path, launched) -> None:
+@pytest.mark.parametrize("method", SECTIONS)
+def test_other_methods_are_not_refused_under_fsdp(tmp_path, launched, method) -> None:
     launched(FSDP2)
-    said = refusal(tmp_path, only=("dpo",), ppo=None, dpo={"max_steps": 1})
-    assert said.startswith(
-        "Recipe section 'dpo' under FSDP has never been run; launch with recipes/accelerate/ddp.yaml"
-    )
+    recipe = load_recipe(write_recipe(tmp_path, ppo=None, **{method: SECTIONS[method]}))
+    check_spreading(recipe, {method: trainer_config(recipe, method, tmp_path / method)})
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_reward_model_of_its_own_is_refused_where_replies_are_scored_under_fsdp(tmp_path, launched, method) -> None:
+    launched(FSDP2)
+    section = SECTIONS[method] | {"reward_funcs": ["org/judge"]}
+    said = refusal(tmp_path, only=(method,), ppo=None, **{method: section})
+    assert said.startswith("The reward model 'org/judge' is one of its own")
 
 
 def test_fsdp_that_accelerate_would_pass_over_is_refused_before_anything_is_made(tmp_path, monkeypatch) -> None:
