@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import io
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.launch import processes
@@ -54,9 +55,10 @@ def load_tokenizer(path: str | Path, section: ModelSection, beside: Path | None 
         raise RecipeError(
             f"The tokenizer of {path} has no EOS token; a chat model must be able to stop. Set one in it."
         )
-    complete_tokenizer(tokenizer, beside or path)
+    _give_template(tokenizer, beside or path)
     _settle_template(tokenizer, beside or path, section)
     _end_turns_with_eos(tokenizer, beside or path)
+    _give_pad_token(tokenizer, beside or path, stops_of_files(path, section.trusts_base))
     return tokenizer
 
 
@@ -126,13 +128,30 @@ def tokens_beside(adapter: Path | None) -> tuple[Path | None, Path | None]:
     return None, template if template.is_file() else None
 
 
-def complete_tokenizer(tokenizer: Any, path: str | Path) -> None:
-    """Give a base tokenizer what it lacks, said aloud: a chat template, and a pad token that is not its EOS."""
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-        announce(f"The tokenizer of {path} has no chat template; it gets the plain 'Human: / Assistant:' one.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        _add_pad_token(tokenizer, path)
+def complete_tokenizer(tokenizer: Any, path: str | Path, stops: Collection[int] = ()) -> None:
+    """Give a base tokenizer what it lacks, said aloud: a chat template, and a pad token that ends no reply.
+
+    Args:
+        stops: tokens that end replies of the model, beside the tokenizer's EOS.
+    """
+    _give_template(tokenizer, path)
+    _give_pad_token(tokenizer, path, stops)
+
+
+def stops_of_files(path: str | Path, trusted: bool = False) -> list[int]:
+    """Tokens that end a reply by a model's own files, as a model that is loaded from them has it; none without files.
+
+    Args:
+        trusted: whether code that comes with the model may run.
+    """
+    try:
+        named = GenerationConfig.from_pretrained(path)
+    except OSError:
+        try:
+            named = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, trust_remote_code=trusted))
+        except loading_raises(trusted):
+            return []
+    return _ids(named.eos_token_id)
 
 
 def load_causal_lm(path: str | Path, section: ModelSection, tokenizer: Any, quantized: bool = True) -> Any:
@@ -288,9 +307,11 @@ def make_room_for(tokenizer: Any, model: Any) -> None:
 
 def stop_token_ids(tokenizer: Any, model: Any) -> list[int]:
     """Every token that ends a reply: the tokenizer's EOS first, then what the model's generation config names."""
-    named = model.generation_config.eos_token_id
-    named = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *named]))
+    return list(dict.fromkeys([tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)]))
+
+
+def _ids(named: int | list[int] | None) -> list[int]:
+    return [] if named is None else [named] if isinstance(named, int) else list(named)
 
 
 def context_limit(section: ModelSection, model_config: Any) -> int:
@@ -363,16 +384,32 @@ def _end_turns_with_eos(tokenizer: Any, path: str | Path) -> None:
         tokenizer.eos_token = found[0]
 
 
-def _add_pad_token(tokenizer: Any, path: str | Path) -> None:
+def _give_template(tokenizer: Any, path: str | Path) -> None:
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        announce(f"The tokenizer of {path} has no chat template; it gets the plain 'Human: / Assistant:' one.")
+
+
+def _give_pad_token(tokenizer: Any, path: str | Path, stops: Collection[int]) -> None:
+    """Where it pads with what ends a reply, stopping could not be told from padding."""
+    ends = {tokenizer.eos_token_id, *stops}
+    if tokenizer.pad_token_id is None:
+        why = "is missing"
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        why = "is the same as its EOS"
+    elif tokenizer.pad_token_id in ends:
+        why = f"({tokenizer.pad_token!r}) also ends replies by the model's own files"
+    else:
+        return
     vocabulary = tokenizer.get_vocab()
-    free = next((t for t in _RESERVED_PADS if t in vocabulary and vocabulary[t] != tokenizer.eos_token_id), None)
-    why = "is the same as its EOS" if tokenizer.pad_token_id is not None else "is missing"
+    free = next((t for t in _RESERVED_PADS if t in vocabulary and vocabulary[t] not in ends), None)
     if free is not None:
         tokenizer.pad_token = free
         announce(f"The pad token of {path} {why}; the reserved token {free!r} pads.")
-    else:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        announce(f"The pad token of {path} {why}; '<|pad|>' is added as token {tokenizer.pad_token_id}.")
+        return
+    added = next(t for t in ("<|pad|>", *(f"<|pad_{n}|>" for n in range(len(ends)))) if t not in vocabulary)
+    tokenizer.add_special_tokens({"pad_token": added})
+    announce(f"The pad token of {path} {why}; {added!r} is added as token {tokenizer.pad_token_id}.")
 
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:

@@ -36,7 +36,7 @@ from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
 from llm_rlhf.models.architecture import embedding_rows, hidden_width
-from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for
+from llm_rlhf.models.base import adapters_in_float32, complete_tokenizer, make_room_for, stop_token_ids, stops_of_files
 from llm_rlhf.models.freed_memory import keep_freed_memory
 from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
@@ -159,7 +159,8 @@ class PPOTrainer(WatchedEvaluation):
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
         if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
             tokenizer = kwargs["processing_class"]
-            complete_tokenizer(tokenizer, tokenizer.name_or_path or "the model")
+            stops = stops_of_files(path, args.trust_remote_code) if path is model else stop_token_ids(tokenizer, model)
+            complete_tokenizer(tokenizer, tokenizer.name_or_path or "the model", stops)
             tokenizer.chat_template = with_arguments(tokenizer.get_chat_template(), args.chat_template_kwargs or {})
             check_reads_alike(tokenizer, named.values(), args.trust_remote_code)
         check_lengths(train_dataset, kwargs["eval_dataset"], kwargs.get("processing_class"), model, args)
@@ -179,7 +180,7 @@ class PPOTrainer(WatchedEvaluation):
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(turn_off_noise(reference), evaluation_mode=True)
-        self._check_pad_token()
+        self._make_room_for_pad()
         self._add_roles(adapters, named, given)
         self._settle_model(find_unused=not_said)
         compute_in_own_types(self)
@@ -211,13 +212,8 @@ class PPOTrainer(WatchedEvaluation):
 
     # ---- the roles ---------------------------------------------------------------------------------------------
 
-    def _check_pad_token(self) -> None:
-        """It must not stop a response, and both models must have room for it."""
-        if self._tokenizer.pad_token_id in self.eos_token_ids:
-            raise ValueError(
-                f"The pad token ({self._tokenizer.pad_token!r}) is also a stop token, so that stopping could not be "
-                "told from padding; give the tokenizer a pad token of its own."
-            )
+    def _make_room_for_pad(self) -> None:
+        """Both models must have room for the pad token."""
         for causal_lm in (self.base_model(), self.ref_model and self.accelerator.unwrap_model(self.ref_model)):
             # Only for a pad token that was added: other new tokens are the caller's to make room for.
             if causal_lm and self._tokenizer.pad_token_id >= embedding_rows(causal_lm):

@@ -1,5 +1,7 @@
 """One encoding of conversations for every stage."""
 
+import json
+
 import pytest
 
 from llm_rlhf.errors import RecipeError
@@ -95,6 +97,23 @@ def test_a_base_tokenizer_gets_template_and_pad_and_it_is_said(tokenizer, tmp_pa
 def test_a_pad_token_that_is_eos_is_replaced(tokenizer, tmp_path) -> None:
     loaded = load_tokenizer(save(tokenizer, tmp_path, pad_token="<|eos|>"), ModelSection())
     assert loaded.pad_token_id != loaded.eos_token_id
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_a_pad_token_that_ends_replies_by_the_models_files_is_replaced(tokenizer, tmp_path, capsys, file) -> None:
+    """Qwen2.5-Instruct pads with the second of the tokens that its generation config lets a reply end with."""
+    folder = save(tokenizer, tmp_path, pad_token="<|user|>")
+    named = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|user|>")]
+    (folder / file).write_text(json.dumps({"model_type": "llama", "eos_token_id": named}))
+    loaded = load_tokenizer(folder, ModelSection())
+    assert loaded.pad_token == "<|pad|>"
+    assert "('<|user|>') also ends replies by the model's own files; the reserved token" in capsys.readouterr().out
+
+
+def test_a_pad_token_that_ends_the_templates_turn_is_replaced(tokenizer, tmp_path) -> None:
+    template = tokenizer.chat_template.replace("eos_token }}", "'<|system|>' }}")
+    loaded = load_tokenizer(save(tokenizer, tmp_path, chat_template=template, pad_token="<|system|>"), ModelSection())
+    assert (loaded.eos_token, loaded.pad_token) == ("<|system|>", "<|pad|>")
 
 
 def test_the_token_that_ends_a_turn_becomes_eos(tokenizer, tmp_path, capsys) -> None:

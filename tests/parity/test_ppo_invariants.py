@@ -182,12 +182,19 @@ def test_invariant_05_a_pad_token_that_is_eos_is_replaced(base_folder, reward_fo
     assert len(trainer.processing_class) == trainer.base_model().get_input_embeddings().num_embeddings
 
 
-def test_invariant_05_a_pad_token_that_stops_is_refused(base_folder, reward_folder, tmp_path) -> None:
+@pytest.mark.parametrize("given", ["folder", "model"])
+def test_invariant_05_a_pad_token_that_stops_is_replaced(base_folder, reward_folder, tmp_path, given) -> None:
+    """As Qwen2.5-Instruct ships: its pad is not its EOS, but its generation config names both as ends of a reply."""
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    pad = AutoTokenizer.from_pretrained(base_folder).pad_token_id
-    model.generation_config.eos_token_id = [pad, model.config.eos_token_id]
-    with pytest.raises(ValueError, match=r"pad token .* also a stop token"):
-        make_trainer(base_folder, tmp_path, reward_folder, model=model)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    pad = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = [model.config.eos_token_id, pad]
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    more = {"model": AutoModelForCausalLM.from_pretrained(tmp_path / "base")} if given == "model" else {}
+    trainer = make_trainer(tmp_path / "base", tmp_path, reward_folder, **more)
+    assert trainer.eos_token_ids == [model.config.eos_token_id, pad]
+    assert trainer.processing_class.pad_token_id not in trainer.eos_token_ids
 
 
 def test_invariant_06_learned_positions_do_not_see_left_padding(tmp_path, tokenizer, base_folder) -> None:
