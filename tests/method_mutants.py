@@ -15,7 +15,7 @@ OF_METHODS = [
     ("cut_off_loses", "a reply that stopped pays the penalty", "methods/online.py",
      "self.missing_eos_penalty * ~stopped", "self.missing_eos_penalty * stopped", ONLINE),
     ("one_score_whatever_dropout", "dropout is on while replies are scored", "methods/online.py",
-     "        turn_off_noise(self.model.get_base_model())", "        pass", ONLINE),
+     "        turn_off_noise(base)", "        pass", ONLINE),
     ("score_that_ppo_gives", "functions weigh nothing", "methods/online.py",
      "functions_BF = self._by_functions(inputs, prompts, texts, ids)", "pass", ONLINE),
     ("sections_temperature", "replies are sampled at temperature 1", "models/sampler.py",

@@ -104,8 +104,8 @@ class PPOConfig(RLOOConfig):
     adaptive_kl_horizon: int = field(
         default=NOT_SET,
         metadata={
-            "help": "Responses over which kl_coef adapts. Default: a twentieth of the run's, at most 10,000, so that a "
-            "short run can move it too (by a factor of 50 at most)."
+            "help": "Responses over which kl_coef adapts; a rollout's at least. Default: a twentieth of the run's, at "
+            "most 10,000, so that a short run can move it too (by a factor of 50 at most)."
         },
     )
     kl_limit: float | None = field(
@@ -361,10 +361,11 @@ class PPOConfig(RLOOConfig):
 
     def _default_horizon(self) -> int:
         """Ziegler et al. used 10,000 responses for runs of millions; with it kl_coef of a run of 4,000 moves by 8 %."""
+        rollout = int(self.generation_batch_size)
         if self.max_steps <= 0:
-            return 10_000
-        responses = self.max_steps // self.steps_per_rollout * int(self.generation_batch_size)
-        return min(10_000, max(1, responses // 20))
+            return max(10_000, rollout)
+        responses = self.max_steps // self.steps_per_rollout * rollout
+        return max(min(10_000, responses // 20), rollout)
 
     def _pair(self, name: str, parent: str, default: Any) -> Any:
         ours, theirs = getattr(self, name), getattr(self, parent)
@@ -470,6 +471,13 @@ class PPOConfig(RLOOConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be over 0.")
+        if self.adaptive_kl_target is not None and self.adaptive_kl_horizon < (
+            rollout := int(self.generation_batch_size)
+        ):
+            raise ValueError(
+                f"adaptive_kl_horizon is {self.adaptive_kl_horizon}, but kl_coef is steered once a rollout, which has "
+                f"{rollout} responses; set it to {rollout} at least, as kl_coef could go below 0."
+            )
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")

@@ -103,6 +103,24 @@ def test_the_adaptive_kl_moves_in_a_short_run_too(tmp_path) -> None:
     assert long.adaptive_kl_horizon == 10_000
 
 
+@pytest.mark.parametrize("rollouts", [1, 2, 5, 40])
+def test_however_short_the_run_the_adaptive_kl_stays_a_penalty(tmp_path, rollouts) -> None:
+    """A KL of 0, as that of every first rollout, is far below any target: a fifth less at most."""
+    args = config(tmp_path, adaptive_kl_target=6.0, total_episodes=64 * rollouts, per_device_train_batch_size=64)
+    controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+    controller.update(0.0, 64)
+    assert controller.value == pytest.approx(args.kl_coef * (1 - 0.2 * min(1, 20 / rollouts)))
+
+
+def test_a_horizon_shorter_than_a_rollout_is_refused(tmp_path) -> None:
+    with pytest.raises(
+        ValueError, match=r"adaptive_kl_horizon is 63, .* a rollout, which has 64 responses; set it to 64"
+    ):
+        config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=63, per_device_train_batch_size=64)
+    config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=64, per_device_train_batch_size=64)
+    config(tmp_path, adaptive_kl_horizon=63, per_device_train_batch_size=64)  # which steers nothing
+
+
 def test_the_start_is_evaluated_where_training_is(tmp_path) -> None:
     assert config(tmp_path, eval_rollouts=1, per_device_train_batch_size=64).eval_on_start
     assert not config(tmp_path, per_device_train_batch_size=64).eval_on_start
