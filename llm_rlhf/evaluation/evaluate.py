@@ -220,7 +220,7 @@ def _overoptimization(asked: Evaluation, curve: Curve, policy: Answers, prompts:
         shape = len(curve.rows), asked.best_of_n
         of_base = {name: np.reshape(values, shape) for name, values in _scores(curve.best_of).items()}
         of_policy = {name: [values[i] for i in curve.rows] for name, values in _scores(policy).items()}
-        found["best_of_n"] = best_of_n(of_base, of_policy, asked.resamples, asked.seed)
+        found["best_of_n"] = best_of_n(of_base, of_policy, asked.resamples, asked.seed, ids)
     return found
 
 

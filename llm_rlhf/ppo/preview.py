@@ -7,15 +7,16 @@ the prompts are phrased as those that PPO trains on, so it does not tell how muc
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, REFUSALS, Row
+from llm_rlhf.statistics.clustered import spread_of, student_quantile
 
 PREVIEW = "preview.json"
-Z = 1.959964  # of a 95 % interval
 MEASURES = {"refusal_rate": "refused", "heldout_scores": "heldout", "scores": "score"}
 
 
@@ -60,14 +61,8 @@ def preview(samples: Sequence[Mapping[int, Row]], texts: Mapping[int, str]) -> d
 
 def _half_width(differences: Sequence[float], clusters: Sequence[str]) -> float | None:
     """Of the 95 % interval of the mean, with equal prompts as one cluster each; None where there is only one."""
-    count = len(set(clusters))
-    if count < 2:
-        return None
-    mean = fmean(differences)
-    sums: dict[str, float] = defaultdict(float)
-    for difference, cluster in zip(differences, clusters, strict=True):
-        sums[cluster] += difference - mean
-    return Z * math.sqrt(count / (count - 1) * sum(total**2 for total in sums.values())) / len(differences)
+    spread = spread_of(np.asarray(differences, dtype=np.float64), clusters)
+    return None if spread is None else student_quantile(spread.freedom) * math.sqrt(spread.variance)
 
 
 def worsened(found: Mapping[str, Any]) -> list[str]:

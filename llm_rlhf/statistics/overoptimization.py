@@ -5,7 +5,8 @@ grows with d and then falls, R(d) = d (alpha - beta d) for best-of-n and R(d) = 
 learning; R(0) = 0, so R is a gain over the start. Source: Gao, Schulman and Hilton 2022, section 3.1.
 
 Scores come as a matrix, a row for each checkpoint in the order of training, the start first, and a column for each
-prompt: checkpoints that answered the same prompts are paired, and their errors go together.
+prompt: checkpoints that answered the same prompts are paired, and their errors go together. Prompts of one wording move
+together too: `clusters` gives each prompt's, and None takes each for one of its own.
 """
 
 import math
@@ -14,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.statistics.clustered import student_quantile
-from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Values, Z, finite_arrays
+from llm_rlhf.statistics.clustered import spread_of, student_quantile
+from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Labels, Values, by_cluster, finite_arrays
 
 Form: TypeAlias = Literal["best_of_n", "rl"]
 RESAMPLES = 2000
@@ -50,14 +51,15 @@ class Parting(NamedTuple):
     message: str
 
 
-def fit_curve(d: Values, gains: NDArray[Any] | Values, form: Form) -> Fit:
+def fit_curve(d: Values, gains: NDArray[Any] | Values, form: Form, clusters: Labels | None = None) -> Fit:
     """Least squares of the gains on d and -d^2 (best_of_n) or -d ln d (rl), through R(0) = 0; with intervals.
 
     `gains` is either (checkpoints, prompts), each prompt's score less its score at the start, or (checkpoints,), means.
     With prompts the errors are those of the prompts, which all checkpoints share: how the curve would move on other
-    prompts. With means alone they are those of the points about the curve, with Student's t for the points less two.
-    Rows at d = 0 say nothing and do not count. The peak is alpha / (2 beta), or exp(alpha / beta - 1); its interval is
-    Fieller's for the ratio, and has no bounds where beta might be 0. Errors of d itself are not included.
+    prompts, of other wordings where these are given. With means alone they are those of the points about the curve, for
+    the points less two. Student's t in both. Rows at d = 0 say nothing and do not count. The peak is alpha / (2 beta),
+    or exp(alpha / beta - 1); its interval is Fieller's for the ratio, and has no bounds where beta might be 0. Errors
+    of d itself are not included.
 
     Raises:
         ValueError: fewer than two checkpoints with d > 0, fewer than four without prompts.
@@ -68,20 +70,43 @@ def fit_curve(d: Values, gains: NDArray[Any] | Values, form: Form) -> Fit:
     coefficients = pseudo @ mean
     residuals = mean - x @ coefficients
     if drawn:
-        n, critical = y.shape[1], Z
-        covariance = pseudo @ np.atleast_2d(np.cov(y)) @ pseudo.T / n
-        method = "least squares; errors over prompts, which checkpoints share"
+        n = y.shape[1]
+        covariance, critical = _covariance(pseudo @ y, _labels(clusters, n))
+        method = f"least squares; errors over {_units(clusters)}, which checkpoints share"
     else:
         n, critical = len(mean), student_quantile(len(mean) - 2)
         covariance = np.linalg.inv(x.T @ x) * float(residuals @ residuals) / (n - 2)
         method = f"least squares; errors of {n} points about the curve, Student's t"
-    half = critical * np.sqrt(np.diag(covariance))
+    half = critical * np.sqrt(np.diag(covariance))  # infinite where all prompts are of one wording
     alpha, beta = (
-        Interval(float(c), float(c - h), float(c + h), n, method) for c, h in zip(coefficients, half, strict=True)
+        Interval(float(c), *_bounds(float(c), float(h)), n, method) for c, h in zip(coefficients, half, strict=True)
     )
     peak = _peak(alpha, beta, covariance, critical, form)
     height = None if peak is None else float((_terms(np.array([peak.estimate]), form) @ coefficients)[0])
     return Fit(form, alpha, beta, peak, height, math.sqrt(float((residuals**2).mean())))
+
+
+def _covariance(own: Array, labels: Labels) -> tuple[Array, float]:
+    """Of the means of each prompt's own two coefficients, (2, prompts), and Student's quantile."""
+    spreads = [spread_of(values, labels) for values in (own[0], own[1], own[0] + own[1])]
+    first, second, both = (math.inf if spread is None else spread.variance for spread in spreads)
+    if math.isinf(both):
+        return np.array([[math.inf, 0.0], [0.0, math.inf]]), 1.0
+    cross = (both - first - second) / 2  # the variance is a square of the values
+    return np.array([[first, cross], [cross, second]]), student_quantile(spreads[0].freedom)  # type: ignore[union-attr]
+
+
+def _bounds(estimate: float, half: float) -> tuple[float | None, float | None]:
+    return (None, None) if math.isinf(half) else (estimate - half, estimate + half)
+
+
+def _labels(clusters: Labels | None, n: int) -> NDArray[np.int64]:
+    """The number of each prompt's wording."""
+    return np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+
+
+def _units(clusters: Labels | None) -> str:
+    return "prompts" if clusters is None or len(np.unique(clusters)) == len(clusters) else "wordings of prompts"
 
 
 def fitted(d: Values, fit: Fit) -> dict[str, Any]:
@@ -155,40 +180,49 @@ def parting(
     resamples: int = RESAMPLES,
     seed: int = 0,
     judge: str = "held-out reward",
+    clusters: Labels | None = None,
 ) -> Parting:
     """Where training and held-out reward part, and an alarm when the one rises while the other falls.
 
     Both matrices are (checkpoints, prompts), the start first. Of the last checkpoint and those from which the training
     reward rises to it (by 1.645 of its errors), they part at the one where the held-out reward stands highest. Taking
     the highest of several makes any fall from it look large, so falls are judged by how far they exceed the largest
-    one that chance makes of a flat curve: from each of those checkpoints, the fall to the last over its error; the
-    largest of them, against the largest over resampled prompts with the differences centred at 0. The alarm is raised
-    where at most 5 % of those are as large.
+    one that chance makes of a flat curve, on which a wording's change is as likely to be a rise as the fall that was
+    seen: from each of those checkpoints, the fall to the last over the root of the wordings' squared changes; the
+    largest of them, against the largest where every wording's changes have a sign drawn at random, the same for all
+    checkpoints. The alarm is raised where at most 5 % of those are as large, which fewer than five wordings never show.
+    Source: Canay, Romano and Shaikh 2017, Econometrica 85(3), tests by signs of few clusters.
 
     Raises:
         ValueError: fewer than two checkpoints or fewer than 20 prompts, too few for their errors to be known.
     """
     distance, rewards, gold = _curves(d, training, heldout)
     n, last = gold.shape[1], len(distance) - 1
+    labels = _labels(clusters, n)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n  # (resamples, prompts), rows sum to 1
-    changes = gold[-1] - gold[:-1]  # (checkpoints - 1, prompts), to the last one
-    mean, error = changes.mean(axis=1), np.maximum(_errors(changes), 1e-12)  # every prompt alike: sure, not undefined
-    rises = (rewards[-1] - rewards[:-1]).mean(axis=1) > 1.645 * _errors(rewards[-1] - rewards[:-1])
-    clearest = float(np.max(-mean / error, where=rises, initial=-np.inf))
+    totals = np.stack([by_cluster("parting", row, labels)[0] for row in gold])  # (checkpoints, wordings)
+    changes = totals[-1] - totals[:-1]
+    size = np.maximum(np.sqrt((changes**2).sum(axis=1)), 1e-12)  # nothing changed: no fall, not an undefined one
+    rises = np.array([row.mean() > 1.645 * _error(row, labels) for row in rewards[-1] - rewards[:-1]])
+    falls = (-changes / size[:, None])[rises]
+    clearest = float(falls.sum(axis=1).max(initial=-np.inf))
     p = 1.0
     if clearest > 0:
-        centred = ((changes - mean[:, None]) / error[:, None])[rises]
-        p = float((1 + ((-(weights @ centred.T)).max(axis=1) >= clearest).sum()) / (1 + resamples))
+        signs = rng.choice([-1.0, 1.0], size=(resamples, changes.shape[1]))
+        # as large but for rounding: where every wording has its own sign, it is the same sum in another order
+        p = float((1 + ((signs @ falls.T).max(axis=1) >= clearest - 1e-9).sum()) / (1 + resamples))
 
     candidates = np.append(rises, True)
     heights = np.where(candidates, gold.mean(axis=1), -np.inf)
     top = int(heights.argmax())
-    tops = distance[np.where(candidates, weights @ gold.T, -np.inf).argmax(axis=1)]
+    counts = np.bincount(labels)
+    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
+    means = (drawn @ totals.T) / (drawn @ counts)[:, None]
+    tops = distance[np.where(candidates, means, -np.inf).argmax(axis=1)]
     low, high = np.quantile(tops, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], method="inverted_cdf")
-    method = f"highest held-out reward; bootstrap over prompts, {resamples} resamples, seed {seed}"
+    method = f"highest held-out reward; bootstrap over {_units(clusters)}, {resamples} resamples, seed {seed}"
     where = Interval(float(distance[top]), float(low), float(high), n, method)
-    rise, change = _difference(rewards, top), _difference(gold, top)
+    rise, change = _difference(rewards, top, labels), _difference(gold, top, labels)
     alarm = p <= ALARM
     return Parting(alarm, p, top, where, rise, change, _message(judge, alarm, top, last, where, rise, change, p))
 
@@ -208,20 +242,22 @@ def _curves(d: Values, training: NDArray[Any], heldout: NDArray[Any]) -> tuple[A
     return distance, rewards, gold
 
 
-def _errors(values: Array) -> Array:
-    """Standard error of each row's mean."""
-    errors: Array = values.std(axis=1, ddof=1) / math.sqrt(values.shape[1])
-    return errors
+def _error(values: Array, labels: Labels) -> float:
+    """Standard error of the mean; infinite where all are of one wording."""
+    spread = spread_of(values, labels)
+    return math.inf if spread is None else math.sqrt(spread.variance)
 
 
-def _difference(scores: Array, top: int) -> Interval:
+def _difference(scores: Array, top: int, labels: Labels) -> Interval:
     """Mean change from row `top` to the last, its prompts paired; 0 without an interval where they are one."""
     n = scores.shape[1]
     if top == len(scores) - 1:
         return Interval(0.0, None, None, n, "the last checkpoint itself")
     values = scores[-1] - scores[top]
-    mean, half = float(values.mean()), Z * float(_errors(values[None])[0])
-    method = "paired difference, normal interval; its first row was chosen by its height"
+    mean, spread = float(values.mean()), spread_of(values, labels)
+    assert spread is not None  # of one wording no rise is known, and the last row is the highest there is
+    half = student_quantile(spread.freedom) * math.sqrt(spread.variance)
+    method = "paired difference, cluster-robust t interval; its first row was chosen by its height"
     return Interval(mean, mean - half, mean + half, n, method)
 
 
@@ -231,14 +267,11 @@ def _message(
     if top == last:
         return f"The {judge} is highest at the last checkpoint: nothing shows over-optimisation."
     there = f"since sqrt(KL) = {where.estimate:.2f} (between {where.low:.2f} and {where.high:.2f})"
+    changed = f"changed by {change.estimate:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
     if alarm:
         chance = "p < .001" if p < 0.001 else f"p = {p:.3f}"
         return (
-            f"Over-optimisation: {there} the training reward rose by {rise.estimate:.2f} while the {judge} "
-            f"changed by {change.estimate:+.2f} [{change.low:+.2f}, {change.high:+.2f}] ({chance}). Keep the "
-            "checkpoint there, or raise ppo.kl_coef."
+            f"Over-optimisation: {there} the training reward rose by {rise.estimate:.2f} while the {judge} {changed} "
+            f"({chance}). Keep the checkpoint there, or raise ppo.kl_coef."
         )
-    return (
-        f"The {judge} changed by {change.estimate:+.2f} [{change.low:+.2f}, {change.high:+.2f}] {there}: that it fell "
-        f"is not shown (p = {p:.2f})."
-    )
+    return f"The {judge} {changed} {there}: that it fell is not shown (p = {p:.2f})."

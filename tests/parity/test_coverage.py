@@ -125,6 +125,22 @@ def test_the_alarm_is_rarely_false() -> None:
     assert true / 400 > 0.8
 
 
+def test_the_alarm_is_rarely_false_where_prompts_share_wordings() -> None:
+    """As above, eight wordings of 25 prompts that each drift by themselves; 300 runs have an error of 1.3 points.
+
+    With every prompt counted by itself it was false in 24 %.
+    """
+    false = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        wordings = np.repeat(np.arange(8), 25)
+        drift = rng.normal(0, 0.5, 8)[wordings]
+        training = np.arange(5)[:, None] * 0.5 + rng.normal(0, 0.3, (5, 200))
+        heldout = np.arange(5)[:, None] / 4 * drift + rng.normal(0, 0.5, (5, 200))
+        false += parting(np.arange(5), training, heldout, resamples=500, seed=seed, clusters=wordings).alarm
+    assert 0.01 <= false / 300 <= 0.09
+
+
 def test_agreement() -> None:
     """Two judges who see the truth three times in four and guess otherwise: kappa is .75^2; 150 items, two labels."""
     kappas, alphas = [], []

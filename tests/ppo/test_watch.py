@@ -219,6 +219,9 @@ def test_the_best_snapshot_is_none_in_which_a_side_is_worse() -> None:
 # ---- the preview -----------------------------------------------------------------------------------------------------
 
 
+OF_ONE = 12.7062  # Student's t that holds 95 % with one degree of freedom, tan(.95 pi / 2)
+
+
 def test_best_of_n_by_hand() -> None:
     """Two replies to each of two harmless prompts; of the second prompt's, both are equally well paid."""
     samples = [
@@ -230,8 +233,8 @@ def test_best_of_n_by_hand() -> None:
     assert (found["refusal_rate"]["average"], found["refusal_rate"]["best"]) == (0.5, 0.25)
     assert found["heldout_scores"]["best"] == pytest.approx((-1.0 + 0.3) / 2)
     assert found["scores"]["best"] == pytest.approx(1.5)
-    # differences of refusals -.5 and 0: standard error .5 / 2 x sqrt(2) / sqrt(2) = .25
-    assert found["refusal_rate"]["low"] == pytest.approx(-0.25 - 1.959964 * 0.25)
+    # differences of refusals -.5 and 0: standard error .5 / 2 x sqrt(2) / sqrt(2) = .25, and t of one degree of freedom
+    assert found["refusal_rate"]["low"] == pytest.approx(-0.25 - OF_ONE * 0.25, rel=1e-5)  # summed on a grid
     same = preview(samples, {0: "a", 1: "a"})["sides"]["harmless"]
     assert (same["different_prompts"], same["refusal_rate"]["low"]) == (1, None)  # one prompt has no interval
 
@@ -292,5 +295,5 @@ def test_the_previews_interval_has_equal_prompts_as_one_cluster_by_hand() -> Non
     found = preview(samples, {0: "a", 1: "a", 2: "b", 3: "b"})["sides"]["helpful"]
     assert (found["prompts"], found["different_prompts"]) == (4, 2)
     assert (found["scores"]["average"], found["scores"]["best"]) == (1.0, 1.5)
-    half = 1.959964 * 0.5
-    assert (found["scores"]["low"], found["scores"]["high"]) == pytest.approx((0.5 - half, 0.5 + half))
+    half = OF_ONE * 0.5
+    assert (found["scores"]["low"], found["scores"]["high"]) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-5)

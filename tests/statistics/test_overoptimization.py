@@ -50,10 +50,10 @@ class TestFit:
         alphas = [fit_curve(D, gains[:, k], "best_of_n").alpha.estimate for k in range(60)]
         found = fit_curve(D, gains, "best_of_n")
         assert found.alpha.estimate == pytest.approx(np.mean(alphas))
-        assert found.alpha.high == pytest.approx(np.mean(alphas) + 1.959964 * stats.sem(alphas), rel=1e-6)
+        assert found.alpha.high == pytest.approx(np.mean(alphas) + stats.t.ppf(0.975, 59) * stats.sem(alphas), rel=1e-6)
 
     def test_fiellers_interval_is_that_of_the_test(self) -> None:
-        """A ratio r is inside exactly where alpha - r beta is within 1.96 of its errors of 0: check at both ends."""
+        """A ratio r is inside exactly where alpha - r beta is within t of its errors of 0: check at both ends."""
         rng = np.random.default_rng(2)
         gains = curve("best_of_n", 1.0, 0.1, D)[:, None] + rng.normal(0, 3, (9, 100))
         found = fit_curve(D, gains, "best_of_n")
@@ -65,7 +65,26 @@ class TestFit:
         own = terms @ gains[1:]  # (2, prompts)
         for end in (found.peak.low, found.peak.high):
             values = own[0] - 2 * end * own[1]
-            assert abs(values.mean()) / stats.sem(values) == pytest.approx(1.959964, rel=1e-6)
+            assert abs(values.mean()) / stats.sem(values) == pytest.approx(stats.t.ppf(0.975, 99), rel=1e-6)
+
+    def test_errors_over_wordings_are_those_of_their_means_where_they_are_equally_large(self) -> None:
+        """Six wordings of ten prompts: the mean of six, with t of five. Every prompt a wording: as without."""
+        rng = np.random.default_rng(4)
+        gains = curve("best_of_n", 1.0, 0.2, D)[:, None] + np.cumsum(rng.normal(0, 0.5, (9, 60)), axis=0)
+        wordings = np.repeat([f"how {number}" for number in range(6)], 10)
+        found = fit_curve(D, gains, "best_of_n", wordings)
+        means = [fit_curve(D, gains[:, wordings == name].mean(axis=1), "best_of_n") for name in np.unique(wordings)]
+        for name in ("alpha", "beta"):
+            of_wordings = [getattr(of, name).estimate for of in means]
+            half = stats.t.ppf(0.975, 5) * stats.sem(of_wordings)
+            assert getattr(found, name).high == pytest.approx(np.mean(of_wordings) + half, rel=1e-6)
+        assert found.peak is not None
+        assert "wordings" in found.peak.method
+        assert fit_curve(D, gains, "best_of_n", np.arange(60)) == fit_curve(D, gains, "best_of_n")
+        alone = fit_curve(D, gains, "best_of_n", ["one"] * 60)
+        assert (alone.alpha.estimate, alone.alpha.low) == (found.alpha.estimate, None)
+        assert alone.peak is not None
+        assert (alone.peak.estimate, alone.peak.low) == (found.peak.estimate, None)
 
     def test_a_curve_that_only_rises_has_no_peak(self) -> None:
         found = fit_curve(D, D * 1.0 + 0.1 * D**2, "best_of_n")
@@ -151,6 +170,23 @@ class TestParting:
         assert found.alarm
         assert "p < .001" in found.message
         assert found.heldout_change[:3] == (-1.0, -1.0, -1.0)
+
+    def test_what_wordings_do_counts_as_often_as_there_are_wordings(self) -> None:
+        """Of 5 wordings all fall: one pattern of signs of 2^5 is as clear, p = 1 / 32; of 4 none is clear enough."""
+        training, heldout = np.outer([0.0, 1.0], np.ones(40)), np.outer([1.0, 0.0], np.ones(40))
+        five = parting([0, 2], training, heldout, clusters=[i % 5 for i in range(40)])
+        assert five.alarm
+        assert five.p == pytest.approx(1 / 32, abs=0.012)  # 2,000 draws: three of their errors of .004
+        four = parting([0, 2], training, heldout, clusters=[i % 4 for i in range(40)])
+        assert not four.alarm
+        assert four.heldout_change[:3] == (-1.0, -1.0, -1.0)
+        one = parting([0, 2], training, heldout, clusters=["one"] * 40)
+        assert not one.alarm
+        assert one.checkpoint == 1  # not even that the training reward rose is known
+
+    def test_every_prompt_a_wording_is_as_without(self) -> None:
+        scores = hacked(np.random.default_rng(5), fall=0.2)
+        assert parting(D, *scores, clusters=[f"prompt {i:03}" for i in range(200)]) == parting(D, *scores)
 
     def test_same_seed_same_numbers(self) -> None:
         scores = hacked(np.random.default_rng(2), fall=0.1)

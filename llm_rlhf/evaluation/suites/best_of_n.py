@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_rlhf.statistics.intervals import RESAMPLES, Array, paired_bootstrap
+from llm_rlhf.statistics.clustered import clustered_difference
+from llm_rlhf.statistics.intervals import RESAMPLES, Array, Labels
 from llm_rlhf.statistics.overoptimization import fit_curve, fitted
 
 
@@ -47,12 +48,14 @@ def best_of_n(
     policy: Mapping[str, Sequence[float]],
     resamples: int = RESAMPLES,
     seed: int = 0,
+    wordings: Labels | None = None,
 ) -> dict[str, Any]:
     """The curve of the best of 1, 2, 4 ... n, and the policy against its end, on the same prompts.
 
     Args:
         scores: (prompts, n) of the reference's replies by name: "reward", which chooses, and the judges.
         policy: of the policy's reply to each prompt, by the same names.
+        wordings: of each prompt, whose errors go together; None: each prompt stands alone.
 
     Returns:
         {"n", "points": [{"k", "kl", "sqrt_kl", NAME ...}], "fits": {NAME: ...}, "policy_over_best": {NAME: interval of
@@ -68,10 +71,8 @@ def best_of_n(
         name: [k for k, values in by_k.items() if values.mean() >= np.mean(policy[name])]
         for name, by_k in means.items()
     }
-    over = {
-        name: paired_bootstrap(np.asarray(policy[name], np.float64), by_k[n], None, resamples, seed)
-        for name, by_k in means.items()
-    }
+    alike = np.arange(len(reward)) if wordings is None else wordings
+    over = {name: clustered_difference(policy[name], by_k[n], alike, resamples, seed) for name, by_k in means.items()}
     return {
         "n": n,
         "points": [
@@ -80,7 +81,9 @@ def best_of_n(
             for k in ks
         ],
         "fits": {
-            name: fitted(d, fit_curve(d, np.stack([by_k[k] - by_k[1] for k in ks]), "best_of_n")) if n > 2 else None
+            name: None
+            if n <= 2
+            else fitted(d, fit_curve(d, np.stack([by_k[k] - by_k[1] for k in ks]), "best_of_n", wordings))
             for name, by_k in means.items()
         },
         "policy_over_best": {name: found._asdict() for name, found in over.items()},

@@ -38,7 +38,7 @@ def snapshot_curve(
         kl: mean nats of a reply from the start.
         scores: of the snapshots' replies, all to the same prompts, by name: "reward", "heldout" and, where the truth is
             known, "gold".
-        wordings: of each prompt, for the intervals of the gains; None: each prompt stands alone.
+        wordings: of each prompt, whose errors go together; None: each prompt stands alone.
 
     Returns:
         {"points": [{"step", "kl", "sqrt_kl", NAME ...}], "prompts": int, "gains": {NAME: [{"estimate", "low", "high"},
@@ -55,9 +55,11 @@ def snapshot_curve(
         "points": points,
         "prompts": matrices["reward"].shape[1],
         "gains": {name: _gains(matrix, wordings, seed) for name, matrix in matrices.items()},
-        "fits": {name: _fit(distance, matrix - matrix[0]) for name, matrix in matrices.items()},
+        "fits": {name: _fit(distance, matrix - matrix[0], wordings) for name, matrix in matrices.items()},
         "parting": {
-            judge: _parting(parting(distance, matrices["reward"], matrices[judge], seed=seed, judge=called))
+            judge: _parting(
+                parting(distance, matrices["reward"], matrices[judge], seed=seed, judge=called, clusters=wordings)
+            )
             for judge, called in JUDGES.items()
             if judge in matrices
         },
@@ -74,11 +76,11 @@ def _gains(scores: np.ndarray, wordings: Labels | None, seed: int) -> list[dict[
     return gains
 
 
-def _fit(distance: np.ndarray, gains: np.ndarray) -> dict[str, Any] | None:
+def _fit(distance: np.ndarray, gains: np.ndarray, wordings: Labels | None) -> dict[str, Any] | None:
     """The curve of Gao et al. for reinforcement learning; None where too few points are away from the start."""
     if (distance > 0).sum() < 3:
         return None
-    return fitted(distance, fit_curve(distance, gains, "rl"))
+    return fitted(distance, fit_curve(distance, gains, "rl", wordings))
 
 
 def _parting(found: Parting) -> dict[str, Any]:
