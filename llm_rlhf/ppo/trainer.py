@@ -28,7 +28,7 @@ import torch
 from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
 from peft import set_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
@@ -41,7 +41,7 @@ from llm_rlhf.models.freed_memory import keep_freed_memory
 from llm_rlhf.models.liger import add_liger
 from llm_rlhf.models.memory import Portion, make_room, ran_out, token_budget
 from llm_rlhf.models.products import multiply_faster
-from llm_rlhf.models.roles import HELDOUT, add_reward_role, add_role_forward, add_value_role, scalar_head
+from llm_rlhf.models.roles import HELDOUT, VALUE, add_reward_role, add_role_forward, add_value_role, scalar_head
 from llm_rlhf.models.template_settings import with_arguments
 from llm_rlhf.ppo import objectives
 from llm_rlhf.ppo.alarms import ALARMS, TrainingAlarms
@@ -208,6 +208,7 @@ class PPOTrainer(WatchedEvaluation):
         self._steps: list[list[int]] = []  # micro-batches of each step of this epoch, by number
         self._step_sums: Tensor | None = None
         self.step_inputs: list[MicroBatch] = []  # of the optimizer step that is being made
+        self.warming_up = False  # whether that step is of a rollout from which the value function alone learns
         set_seed(args.seed, device_specific=True)  # what is sampled does not depend on which roles were loaded
 
     # ---- the roles ---------------------------------------------------------------------------------------------
@@ -369,7 +370,7 @@ class PPOTrainer(WatchedEvaluation):
     def _micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
         """Sum of a micro-batch's token losses over the rollout's counted tokens per mini-batch."""
         mask, demonstrations = batch.response_mask, batch.demonstrations
-        warming_up = self.rollouts_done < self.args.value_warmup_rollouts
+        self.warming_up = warming_up = self.rollouts_done < self.args.value_warmup_rollouts
         now = model(**batch.model_inputs(), with_entropy=False, detach_value=warming_up)
         policy, ratio = objectives.policy_loss(
             now["logprobs"], batch.old_logprobs, batch.advantages, self.args.cliprange, batch.importance
@@ -405,6 +406,15 @@ class PPOTrainer(WatchedEvaluation):
             self._step_names = list(named)
         return loss
 
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Those that train and are not the value function's."""
+        adapter = f".{VALUE}." if self.args.value == "adapter" else None
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and ".value_head." not in f".{name}" and not (adapter and adapter in name)
+        ]
+
     def finish_step(self) -> bool:
         """Keep the optimizer step's sums over tokens, of all processes, for `log`; whether the guard skips the step."""
         if self._step_sums is None:
@@ -430,12 +440,17 @@ class PPOTrainer(WatchedEvaluation):
 
 
 class _GuardCallback(TrainerCallback):
-    """Ends the optimizer step: logs it, and takes the gradients away where the guard skips it."""
+    """Ends the optimizer step: logs it, and takes away the gradients that are not to be stepped by.
+
+    Those are all where the guard skips the step, and the policy's while the value function warms up: by a gradient of
+    zeros AdamW would decay weights, and count steps by which it trusts moments that have seen nothing.
+    """
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.finish_step():
-            for parameter in self.trainer.model.parameters():
-                parameter.grad = None  # AdamW passes over it: no momentum, no decay
+        trainer = self.trainer
+        skipped = trainer.finish_step()
+        for parameter in trainer.model.parameters() if skipped else trainer.policy_parameters() * trainer.warming_up:
+            parameter.grad = None  # AdamW passes over it: no momentum, no decay

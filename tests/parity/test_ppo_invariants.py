@@ -682,8 +682,9 @@ def test_invariant_13_shared_value_starts_at_zero(base_folder, reward_folder, tm
 @both_values
 def test_invariant_13_in_the_critics_warm_up_the_policy_stays(base_folder, reward_folder, tmp_path, value) -> None:
     trainer = make_trainer(
-        base_folder, tmp_path, reward_folder, value=value, value_warmup_rollouts=1, total_episodes=8, num_ppo_epochs=2
-    )
+        base_folder, tmp_path, reward_folder, value=value, value_warmup_rollouts=1, total_episodes=8, num_ppo_epochs=2,
+        weight_decay=0.1,
+    )  # fmt: skip
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     after = dict(trainer.model.named_parameters())
@@ -700,6 +701,26 @@ def test_invariant_13_after_the_warm_up_the_policy_learns(base_folder, reward_fo
     trainer.train()
     after = dict(trainer.model.named_parameters())
     assert all(not torch.equal(p, after[n]) for n, p in before.items())
+    taken = {n: int(trainer.optimizer.state[p]["step"]) for n, p in after.items() if p.requires_grad}
+    (of_policy,) = {steps for n, steps in taken.items() if ".default." in n}
+    assert (
+        0 < 2 * of_policy == taken["base_model.model.value_head.weight"]
+    )  # half of the rollouts are the value's alone
+
+
+def longer(completions: list, **kwargs) -> list[float]:
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def test_invariant_13_a_whole_model_stays_in_the_critics_warm_up(base_folder, tmp_path) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, None, lora=False, reward_funcs=[longer], value_warmup_rollouts=1, total_episodes=8,
+        weight_decay=0.1, perturb=False,
+    )  # fmt: skip
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert {n for n, p in before.items() if not torch.equal(p, after[n])} == {"value_head.weight", "value_head.bias"}
 
 
 @pytest.mark.slow
