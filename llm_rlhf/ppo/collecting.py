@@ -132,13 +132,24 @@ class CollectedRollouts(GeneratedResponses):
         kl_coef = self.kl_controller.value
         demonstrations = self._demonstrations(scored) if training else None
         batches = finish_rollout(scored, paid, self.args, kl_coef, self._total, demonstrations)
-        metrics = rollout_statistics(batches, kl_coef, self._total)
+        counted = batches if training else [rows_of(batch, slice(self._dealt(len(inputs)))) for batch in batches]
+        metrics = rollout_statistics(counted, kl_coef, self._total)
         self._record(prompts, responses, scores, torch.cat([b.sequence_kl for b in batches]))
         if training:
             self._after_rollout(metrics)
         else:
             self._eval_parts.append(metrics)
         return batches
+
+    def _dealt(self, rows: int) -> int:
+        """How many of this process's rows of an evaluation's batch are its own, the others being there to fill it up.
+
+        accelerate fills the last batches of several processes with rows from the beginning, which have been counted.
+        """
+        dealing = self.accelerator.gradient_state
+        if not dealing.end_of_dataloader or dealing.remainder <= 0:
+            return rows
+        return min(max(dealing.remainder - self.accelerator.process_index * rows, 0), rows)
 
     def _read(
         self, inputs: list[dict[str, Any]], prompt_ids: Any, response_ids: Any, responses: list[Any]

@@ -4,6 +4,7 @@ import math
 import os
 import time
 
+import ddp_evaluation
 import ddp_gradients
 import ddp_without_gradient
 import launching
@@ -80,6 +81,14 @@ def test_invariant_14_processes_do_not_share_their_random_numbers(shared) -> Non
 def test_two_processes_do_not_wait_for_gradients_that_never_come(base_folder, tmp_path) -> None:
     said = Launch(ddp_without_gradient.main, (base_folder, tmp_path), 2, tmp_path / "said").finish()
     assert "note: 4 parameters get no gradient and stay as they are" in said
+
+
+def test_an_evaluation_counts_every_prompt_once(base_folder, tmp_path) -> None:
+    """Scores of 1 to 9 have a mean of 5; seven of the sixteen rows that two processes are dealt fill up."""
+    Launch(ddp_evaluation.main, (base_folder, tmp_path), 2, tmp_path / "said").finish()
+    for found in (ddp_evaluation.measure(base_folder, tmp_path), torch.load(tmp_path / "evaluation.pt")):
+        assert found["eval_objective/scores"] == pytest.approx(5)
+        assert found["eval_overall/scores"] == pytest.approx(5)
 
 
 def second_fails() -> None:

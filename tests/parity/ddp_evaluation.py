@@ -1,0 +1,37 @@
+"""An evaluation of nine prompts kept back, in batches of four, by as many processes as there are.
+
+test_processes.py calls it in its own process, and in two forked ones, whose second batches have one row of nine and seven that fill up.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from ppo_helpers import make_trainer
+
+from llm_rlhf.launch import processes
+
+KEPT_BACK = 9
+
+
+def length_asked(prompts: list[Any], **kwargs: Any) -> list[float]:
+    """A score that is the prompt's own, whatever is sampled."""
+    return [float(len(prompt[0]["content"])) for prompt in prompts]
+
+
+def measure(base: Path, scratch: Path) -> dict[str, float]:
+    """What the evaluation found."""
+    rows = [{"prompt": [{"role": "user", "content": "p" * (i + 1)}]} for i in range(KEPT_BACK)]
+    trainer = make_trainer(
+        base, scratch / str(processes().num_processes), None, reward_funcs=[length_asked], perturb=False,
+        eval_dataset=Dataset.from_list(rows), eval_rollouts=1, per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+    )  # fmt: skip
+    return {name: value for name, value in trainer.evaluate().items() if "scores" in name}
+
+
+def main(base: Path, scratch: Path) -> None:
+    found = measure(base, scratch)
+    if processes().is_main_process:
+        torch.save(found, scratch / "evaluation.pt")
