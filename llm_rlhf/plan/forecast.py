@@ -219,7 +219,8 @@ class _Stage:
         merges = not config.use_vllm and config.merge_for_sampling is not False
         merged = self._merged(simulation, rounds=True) if merges else 0
         tokens = config.micro_batch_tokens or self._budget(simulation)
-        rows = B if tokens is None else max(1, min(B, tokens // (P + R)))
+        imitated = 0 if self.lists.demonstrations is None else min(self.lists.demonstrations.longest, self.context)
+        rows = B if tokens is None else max(1, min(B, tokens // (P + R + imitated)))
         compiled = compiles(config, "cpu" if self.on_cpu else "cuda")
         if not config.use_vllm:
             length = fixed_length(P, R) if compiled else 0
@@ -241,7 +242,6 @@ class _Stage:
         self._train(simulation, prompts.rows)
         if engine and config.vllm_enable_sleep_mode:
             sample_by_engine(simulation, engine)
-        imitated = 0 if self.lists.demonstrations is None else min(self.lists.demonstrations.longest, self.context)
         steps.update_policy(simulation, rows, P, R, config.cliprange, imitated)
         self._keep(simulation)
         self._leave_policy(simulation)

@@ -62,6 +62,7 @@ class CollectedRollouts(GeneratedResponses):
     _heard_ids: list[list[int]] | None  # its prompts and replies as reward models read them; None: as sampled
     _micro_batch_tokens: int | None  # that a micro-batch holds at most; None: it has a fixed number of rows
     _told_of_silent = False  # that some responses have no score
+    _longest_demonstration: int  # of those that are learned beside the rollout, in tokens; 0: none are
     _scoring: Portion  # what goes through the model at once while a rollout is scored
     _steps: list[list[int]]  # micro-batches of each step of this epoch, by number
     _eval_parts: list[dict[str, float]]  # statistics of an evaluation's rollouts
@@ -99,6 +100,7 @@ class CollectedRollouts(GeneratedResponses):
                 self.args.num_mini_batches,
                 self.args.gradient_accumulation_steps,
                 self._micro_batch_tokens,
+                self._longest_demonstration,
             )
             together = [rows for step in steps for rows in step]
             numbers = iter(range(len(together)))

@@ -185,10 +185,10 @@ class PPOConfig(RLOOConfig):
     micro_batch_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens of one forward, padding counted: rows of like length are put together up to it. Then "
-            "per_device_train_batch_size is a process's share of a mini-batch, and gradient_accumulation_steps is 1. "
-            "None: micro-batches of per_device_train_batch_size rows; on CUDA, where gradient_accumulation_steps is 1, "
-            "as many tokens as half of the free memory holds, 16,384 at most."
+            "help": "Most tokens of one forward, padding and demonstrations counted: rows of like length are put "
+            "together up to it. Then per_device_train_batch_size is a process's share of a mini-batch, and "
+            "gradient_accumulation_steps is 1. None: micro-batches of per_device_train_batch_size rows; on CUDA, where "
+            "gradient_accumulation_steps is 1, as many tokens as half of the free memory holds, 16,384 at most."
         },
     )
     old_logprobs: Literal["rescored", "rollout"] = field(

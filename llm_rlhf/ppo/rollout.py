@@ -102,7 +102,12 @@ class MicroBatch(ScoredRows):
 
 
 def micro_batch_rows(
-    prompt_lengths: list[int], response_lengths: list[int], mini_batches: int, micro_batches: int, tokens: int | None
+    prompt_lengths: list[int],
+    response_lengths: list[int],
+    mini_batches: int,
+    micro_batches: int,
+    tokens: int | None,
+    beside: int = 0,
 ) -> list[list[list[int]]]:
     """Which rows of a rollout go through the model together: micro-batches of rows, for each step of the first epoch.
 
@@ -112,7 +117,8 @@ def micro_batch_rows(
     Args:
         mini_batches, micro_batches: steps are mini_batches x micro_batches, of one micro-batch of equal size each;
         tokens: or, where given, mini_batches, of as many micro-batches as hold at most so many tokens, padding counted
-            (a longer row goes alone).
+            (a longer row goes alone);
+        beside: tokens that each row brings with it: those of the longest demonstration, where some are learned.
     """
     lengths = [p + r for p, r in zip(prompt_lengths, response_lengths, strict=True)]
     if len(lengths) % (mini_batches * micro_batches):
@@ -129,7 +135,7 @@ def micro_batch_rows(
         parts: list[list[int]] = []
         for row in by_length:
             joined = [*parts[-1], row] if parts else [row]
-            width = max(prompt_lengths[i] for i in joined) + max(response_lengths[i] for i in joined)
+            width = max(prompt_lengths[i] for i in joined) + max(response_lengths[i] for i in joined) + beside
             if parts and len(joined) * width <= tokens:
                 parts[-1] = joined
             else:

@@ -187,6 +187,8 @@ class PPOTrainer(WatchedEvaluation):
         keep_freed_memory(self.accelerator.device.type)
         self.samples_file = Path(samples_file) if samples_file is not None else None
         self.ptx_dataset = ptx_dataset
+        imitated = ptx_dataset["input_ids"] if args.ptx_coef and ptx_dataset is not None else []
+        self._longest_demonstration = max(map(len, imitated), default=0)
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.score_moments = ScoreMoments(objectives_of(train_dataset, args.score_normalization_by))
         check_distribution(self.accelerator.distributed_type, args)

@@ -1,6 +1,7 @@
 """An evaluation of nine prompts kept back, in batches of four, by as many processes as there are.
 
-test_processes.py calls it in its own process, and in two forked ones, whose second batches have one row of nine and seven that fill up.
+test_processes.py calls it in its own process, and in two forked ones, whose second batches have one row of the nine
+and seven that fill up.
 """
 
 from pathlib import Path

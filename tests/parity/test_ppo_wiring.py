@@ -370,6 +370,17 @@ def test_demonstrations_are_drawn_anew_for_each_micro_batch(base_folder, reward_
     assert len(set(drawn)) > 1  # two of forty, four times
 
 
+def test_a_token_budget_counts_the_demonstrations_too(base_folder, reward_folder, tmp_path) -> None:
+    trainer = make_trainer(
+        base_folder, tmp_path, reward_folder, ptx_coef=0.5, ptx_dataset=DEMONSTRATIONS, micro_batch_tokens=80
+    )
+    batches = rollout(trainer)
+    assert max(len(batch.rows) for batch in batches) > 1
+    for batch in batches:
+        demonstrated = batch.demonstrations.input_ids.numel()
+        assert batch.input_ids.numel() + demonstrated <= 80 or len(batch.rows) == 1
+
+
 def test_demonstrations_are_not_learned_in_the_value_warm_up(base_folder, reward_folder, tmp_path, eos) -> None:
     trainer = make_trainer(
         base_folder, tmp_path, reward_folder, ptx_coef=0.5, ptx_dataset=DEMONSTRATIONS, value_warmup_rollouts=1

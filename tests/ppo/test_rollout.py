@@ -32,6 +32,12 @@ def test_a_token_budget_counts_the_padding() -> None:
     assert micro_batch_rows(PROMPTS, RESPONSES, 2, 1, 12) == [[[0, 2], [3, 1]], [[5], [4], [7, 6]]]
 
 
+def test_a_token_budget_counts_what_each_row_brings_with_it() -> None:
+    """Four tokens beside each: rows 0, 2 make 2 x (6 + 4) = 20, and 3, 1 make 2 x (4 + 4) = 16; 5, 4 make 2 x 15."""
+    assert micro_batch_rows(PROMPTS, RESPONSES, 2, 1, 20, beside=4) == [[[0, 2], [3, 1]], [[5], [4], [7, 6]]]
+    assert micro_batch_rows(PROMPTS, RESPONSES, 2, 1, 19, beside=4) == [[[0], [2, 3], [1]], [[5], [4], [7, 6]]]
+
+
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="8 responses does not split into 3"):
         micro_batch_rows(PROMPTS, RESPONSES, 3, 1, None)
