@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import TrainerCallback
+
 from llm_rlhf.errors import RecipeError, RunError, RunFolderError, first_line, of_disk, shown
 from llm_rlhf.finite import check_weights
 from llm_rlhf.json_lines import lines_of, parse_json
@@ -36,6 +38,13 @@ class Found(NamedTuple):
     @property
     def step(self) -> int:
         return step_of(self.path)
+
+
+class LogsAtCheckpoints(TrainerCallback):
+    """A checkpoint between two log lines would lose what the second is to average over."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
 
 
 class SealedCheckpoints:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from llm_rlhf.data.checks import prompt_share
@@ -21,7 +20,7 @@ from llm_rlhf.data.rows import Prompt
 from llm_rlhf.json_lines import read_json_lines
 from llm_rlhf.launch import processes
 from llm_rlhf.models.base import announce
-from llm_rlhf.models.inference import Reply, ReplyCache, ids_to_score, sample_replies, score_ids
+from llm_rlhf.models.inference import Reply, ReplyCache, ids_to_score, in_batches, sample_replies, score_ids
 from llm_rlhf.ppo.guards import check_scores, check_some_scored
 from llm_rlhf.ppo.scores import THOUGHT, ScoreSources
 from llm_rlhf.recipe.sections import BestOfNOptions
@@ -120,18 +119,26 @@ class Sources(ScoreSources):
             name: torch.from_numpy(score_ids(model, name, heard, tokenizer.pad_token_id, batch_size))
             for name in self.adapters
         }
-        columns: list[Any] = [None]
-        if processes().is_main_process:  # a function may cost money, or answer otherwise the second time
-            columns = [[self._of_function(function, prompts, replies) for function in self.functions]]
-        broadcast_object_list(columns)
-        functions_BF = torch.from_numpy(np.array(columns[0], dtype=np.float32).reshape(-1, len(replies)).T.copy())
+        columns = [self._shared_out(function, prompts, replies) for function in self.functions]
+        functions_BF = torch.from_numpy(np.array(columns, dtype=np.float32).reshape(-1, len(replies)).T.copy())
         return self.of_batch(by_adapter, functions_BF).raw
+
+    def _shared_out(self, function: Any, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[float]:
+        """What a function or a model says of every reply: each process asks it of as many, each reply once."""
+
+        def ask(parts: Sequence[Sequence[int]]) -> list[list[float]]:
+            return [self._of_function(function, [prompts[i] for i in p], [replies[i] for i in p]) for p in parts]
+
+        share = max(1, -(-len(replies) // processes().num_processes))
+        shares = [range(start, min(start + share, len(replies))) for start in range(0, len(replies), share)]
+        return [score for found in in_batches(shares, ask, 1, len) for score in found]
 
     def _of_function(self, function: Any, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[float]:
         if isinstance(function, str):
             said = [(prompt.messages, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
             model = RewardModel.from_pretrained(function, **self.loading)
-            return model.scores_each(said, finished=[reply.stopped for reply in replies])[:, 0].tolist()
+            shown = processes().is_main_process
+            return model.scores_each(said, progress=shown, finished=[r.stopped for r in replies])[:, 0].tolist()
         known: dict[str, Any] = {
             "prompts": [prompt.messages for prompt in prompts],
             "completions": [[{"role": "assistant", "content": reply.text}] for reply in replies],

@@ -9,7 +9,6 @@ from typing import Any
 
 from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import TrainerCallback
 
 from llm_rlhf import checkpoints, stopping
 from llm_rlhf.finite import BATCHES, FiniteSteps, check_weights
@@ -27,13 +26,6 @@ from llm_rlhf.training import (
     is_sharded,
     whole_weights,
 )
-
-
-class _LogsAtCheckpoints(TrainerCallback):
-    """A checkpoint between two log lines would lose what the second is to average over."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= control.should_save
 
 
 class TrainedAdapter(FiniteSteps, checkpoints.SealedCheckpoints):
@@ -90,7 +82,7 @@ def train_adapter(trainer: Any, run: RunFolder, stage: str, shown: dict[str, str
     compute_in_own_types(trainer)
     keep_freed_memory(trainer.accelerator.device.type)
     folder = Path(trainer.args.output_dir)
-    trainer.add_callback(_LogsAtCheckpoints())
+    trainer.add_callback(checkpoints.LogsAtCheckpoints())
     attach_log(trainer, StageLog(stage, folder, shown, run.followers))
     run.computed = how_computed(trainer)
     found = checkpoints.to_resume(folder, stage, run.allow_partial_resume, is_sharded(trainer.accelerator))

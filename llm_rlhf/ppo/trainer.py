@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_rlhf import checkpoints
 from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.finite import FiniteGradients, check_loss
 from llm_rlhf.models.adapters import POLICY
@@ -196,6 +197,7 @@ class PPOTrainer(WatchedEvaluation):
         self.alarms = TrainingAlarms(Path(args.output_dir) / ALARMS, args.value_alarm, args.entropy_alarm)
         self.add_callback(FiniteGradients(self))
         self.add_callback(_GuardCallback(self))
+        self.add_callback(checkpoints.LogsAtCheckpoints())
         self.snapshots: Snapshots | None = None
         if self.eval_dataset is not None:
             self.snapshots = Snapshots(Path(args.output_dir), self.save_policy, self.watch)

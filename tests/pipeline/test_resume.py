@@ -115,7 +115,7 @@ def train(base: Path, reward: Path, folder: Path, resume: bool = False) -> PPOTr
     trainer = make_trainer(
         base, folder, reward, per_device_train_batch_size=2, num_mini_batches=2, num_ppo_epochs=2, total_episodes=16,
         save_strategy="steps", save_rollouts=1, adaptive_kl_target=0.05, adaptive_kl_horizon=100,
-        score_normalization="whiten", ptx_coef=0.1, ptx_dataset=DEMONSTRATIONS,
+        score_normalization="whiten", ptx_coef=0.1, ptx_dataset=DEMONSTRATIONS, logging_steps=100,
     )  # fmt: skip
     trainer.samples_file = folder / "samples.jsonl"
     trainer.train(resume_from_checkpoint=resume)
@@ -130,6 +130,12 @@ def test_a_resumed_trainer_ends_with_the_same_bits(base_folder, reward_folder, t
     resumed = train(base_folder, reward_folder, tmp_path / "resumed", resume=True)
     samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("whole", "resumed")]
     assert samples[0] == samples[1]
+    logged = [
+        [{name: of for name, of in line.items() if "time" not in name} for line in trainer.state.log_history]
+        for trainer in (whole, resumed)
+    ]
+    assert [line["step"] for line in logged[0]] == [4, 8, 12, 16, 16]  # at checkpoints, long before `logging_steps`
+    assert logged[1][:4] == logged[0][:4]
     assert resumed.kl_controller.value == whole.kl_controller.value != whole.args.kl_coef
     assert resumed.score_moments.state_dict() == whole.score_moments.state_dict()
     expected = dict(whole.model.named_parameters())
