@@ -41,7 +41,7 @@ OF_RECOVERY = [
     ("reward_models_go_on", "the length's weight begins anew", "stages/reward.py",
      'self.length_weight = state["length_weight"]', "pass", STAGES),
     ("reward_models_go_on", "a checkpoint between two log lines loses what the second is to average over",
-     "models/adapter_training.py", "control.should_log |= control.should_save", "pass", STAGES),
+     "checkpoints.py", "control.should_log |= control.should_save", "pass", STAGES),
     ("goes_on", "what was said of the whole training is said twice", "checkpoints.py",
      " or SUMMARY in known", "", STAGES),
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from llm_rlhf.statistics.intervals import (
     Values,
     bootstrap,
     finite_arrays,
+    numbered,
     outcomes,
     paired_bootstrap,
 )
@@ -109,7 +110,7 @@ def over_rules(
         "coin": np.zeros_like(lengths),
     }
     right = outcomes(chosen, rejected)
-    prompts = np.array([repr(pair.prompt) for pair in pairs])
+    prompts = numbered(repr(pair.prompt) for pair in pairs)
     objectives = np.array([pair.objective for pair in pairs])
     estimates = []
     for split in ("helpful", "harmless", "all"):

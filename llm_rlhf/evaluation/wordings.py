@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llm_rlhf.data.near_duplicates import near_pairs
 from llm_rlhf.data.rows import Prompt
+from llm_rlhf.statistics.intervals import numbered
 
 PHRASING = "phrasing"  # the key of `Prompt.facts` that names the template of the last user turn
 
@@ -19,17 +20,17 @@ class Wordings:
     """
 
     def __init__(self, prompts: Sequence[Prompt], in_order: bool = False) -> None:
-        self._prompts = np.array([f"{i:09d}" if in_order else repr(p.messages) for i, p in enumerate(prompts)])
-        self._wordings = wordings(prompts)
+        own = np.arange(len(prompts)) if in_order else numbered(repr(prompt.messages) for prompt in prompts)
+        self._prompts, self._wordings = own, numbered(wordings(prompts))
 
-    def of(self, rows: Sequence[int] | NDArray[np.intp] | None = None) -> NDArray[np.str_]:
-        """A label a row, equal where wordings are; one a prompt where no two rows share a wording."""
+    def of(self, rows: Sequence[int] | NDArray[np.intp] | None = None) -> NDArray[np.intp]:
+        """A number a row, equal where wordings are; one a prompt where no two rows share a wording."""
         chosen = np.arange(len(self._prompts)) if rows is None else np.asarray(rows, dtype=np.intp)
         found = self._wordings[chosen]
         return self._prompts[chosen] if len(np.unique(found)) == len(found) else found
 
 
-def wordings(prompts: Sequence[Prompt]) -> NDArray[np.str_]:
+def wordings(prompts: Sequence[Prompt]) -> list[str]:
     """A name a prompt: its phrasing, or the first of the prompts that it is near to, through others if need be.
 
     Near are texts of a similarity of .8 (data/near_duplicates.py), all turns together; equal conversations always are.
@@ -37,12 +38,10 @@ def wordings(prompts: Sequence[Prompt]) -> NDArray[np.str_]:
     texts = ["\n".join(message["content"] for message in prompt.messages) for prompt in prompts]
     free = [text for prompt, text in zip(prompts, texts, strict=True) if PHRASING not in prompt.facts]
     near = _near(list(dict.fromkeys(free)))
-    return np.array(
-        [
-            f"phrasing {prompt.facts[PHRASING]}" if PHRASING in prompt.facts else f"like {near[text]}"
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-    )
+    return [
+        f"phrasing {prompt.facts[PHRASING]}" if PHRASING in prompt.facts else f"like {near[text]}"
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
 
 
 def _near(texts: list[str]) -> dict[str, str]:

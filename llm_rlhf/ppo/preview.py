@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, REFUSALS, Row
 from llm_rlhf.statistics.clustered import spread_of, student_quantile
+from llm_rlhf.statistics.intervals import numbered
 
 PREVIEW = "preview.json"
 MEASURES = {"refusal_rate": "refused", "heldout_scores": "heldout", "scores": "score"}
@@ -61,7 +62,7 @@ def preview(samples: Sequence[Mapping[int, Row]], texts: Mapping[int, str]) -> d
 
 def _half_width(differences: Sequence[float], clusters: Sequence[str]) -> float | None:
     """Of the 95 % interval of the mean, with equal prompts as one cluster each; None where there is only one."""
-    spread = spread_of(np.asarray(differences, dtype=np.float64), clusters)
+    spread = spread_of(np.asarray(differences, dtype=np.float64), numbered(clusters))
     return None if spread is None else student_quantile(spread.freedom) * math.sqrt(spread.variance)
 
 

@@ -60,7 +60,7 @@ from llm_rlhf.reward.trainer import PairTrainer, encode_pairs, starting_weight
 from llm_rlhf.run_folder import RunFolder, write_json
 from llm_rlhf.runs import splits, starting_model
 from llm_rlhf.statistics.calibration import calibrate
-from llm_rlhf.statistics.intervals import Estimate
+from llm_rlhf.statistics.intervals import Estimate, numbered
 from llm_rlhf.training import constructing, read_metrics
 
 RESUMES = True  # this stage goes on from what an interrupted launch left in its folder
@@ -223,7 +223,7 @@ def _measure(
         ([len(reply.reply_ids) for reply in encoded[0]], [len(reply.reply_ids) for reply in encoded[1]]),
     )
     write_json(folder / "accuracy.json", found)
-    prompts = [repr(pair.prompt) for pair in pairs]
+    prompts = numbered(repr(pair.prompt) for pair in pairs)
     for name, (chosen, rejected) in scores.items():  # as trained: the reward model's may be weighted
         if np.any(chosen != rejected):
             known = found["calibration"].get(name)
@@ -245,7 +245,7 @@ def _refusal_checks(recipe: Recipe, normal: dict[str, Normalisation], samples: S
     checks = []
     for objective in OBJECTIVES:
         rows = samples.rows_of(objective)
-        refused, prompts = [samples.refused[i] for i in rows], [repr(samples.prompts[i].messages) for i in rows]
+        refused, prompts = [samples.refused[i] for i in rows], numbered(repr(samples.prompts[i].messages) for i in rows)
         if rows:
             checks += [refusal_check(name, objective, of[rows], refused, prompts) for name, of in scores.items()]
     return checks or [

@@ -1,6 +1,7 @@
 """What is said of reward models on held-out pairs: by hand, and with a length bias planted."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -131,3 +132,16 @@ def test_openings_of_refusals(reply: str, refused: bool) -> None:
 def test_the_refusal_baseline_says_how_many_pairs_it_decides() -> None:
     (entry,) = [e for e in baseline_estimates(FOUR) if (e.name, e.split) == ("unrefused_reply_accuracy", "all")]
     assert "1 pairs in which exactly one opens with a refusal" in entry.method
+
+
+def test_one_very_long_prompt_takes_its_own_room_and_no_more() -> None:
+    """As labels in an array of text each of 60 pairs would take 400 kB, in every one of a dozen arrays."""
+    pairs = [pair(f"question {i} " + "x" * 100_000 * (i == 0), f"good {i}", f"bad {i}") for i in range(60)]
+    scores = np.random.default_rng(0).normal(size=(2, 60))
+    tracemalloc.start()
+    try:
+        reward_report(pairs, {"reward": (scores[0] + 0.3, scores[1])})
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 12_000_000  # half of a single such array; resamples take 2 to 8 MB

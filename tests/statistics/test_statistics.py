@@ -19,6 +19,7 @@ from llm_rlhf.statistics.intervals import (
     detectable_difference,
     detectable_from_interval,
     mcnemar,
+    numbered,
     outcomes,
     paired_bootstrap,
     paired_proportions,
@@ -394,3 +395,8 @@ class TestAnyStatistic:
         none = bootstrap(lambda weights: np.where(weights[:, 0] == 1, 1.0, np.nan), 10)
         assert none.low is None
         assert "too few rows" in none.method
+
+
+def test_labels_are_numbered_as_they_are_ordered() -> None:
+    labels = ["b", "a", "c", "a"]
+    assert numbered(labels).tolist() == [1, 0, 2, 0] == np.unique(labels, return_inverse=True)[1].tolist()

@@ -17,7 +17,7 @@ from llm_rlhf.statistics.clustered import (
     clustered_proportion,
     clustered_share,
 )
-from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval, Labels, Values, outcomes
+from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval, Labels, Values, numbered, outcomes
 from llm_rlhf.statistics.length_control import LengthsDoNotOverlapError, length_controlled_win_rate
 
 OBJECTIVES = ("helpful", "harmless")
@@ -83,7 +83,7 @@ def compare(
     for who, answers in ((reference, start), (subject, policy)):
         stopped = [float(stop) for stop in answers.stopped]
         estimates.append(clustered_proportion(stopped, wordings.of()).named("eos_rate", who))
-        estimates += _health(answers, who, np.array([repr(prompt.messages) for prompt in prompts]), seed)
+        estimates += _health(answers, who, numbered(repr(prompt.messages) for prompt in prompts), seed)
     return estimates
 
 

@@ -18,6 +18,7 @@ from llm_rlhf.statistics.intervals import (
     Estimate,
     Interval,
     accuracy,
+    numbered,
     outcomes,
     paired_bootstrap,
     paired_proportions,
@@ -63,7 +64,7 @@ def hhh_estimates(
     """
     subject, reference = names
     lengths = np.array([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=np.float64)
-    prompts = np.array([repr(pair.prompt) for pair in pairs])
+    prompts = numbered(repr(pair.prompt) for pair in pairs)
     objectives = dict.fromkeys(pair.objective for pair in pairs if pair.objective != "overall")
     measured = [
         (name, who, values)

@@ -15,7 +15,7 @@ from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Conversation, Preference
 from llm_rlhf.models.encoding import encode_reply
 from llm_rlhf.models.inference import given_logprobs
-from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Interval, Labels, bootstrap
+from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Interval, Labels, bootstrap, numbered
 
 
 class Losses(NamedTuple):
@@ -61,7 +61,7 @@ def perplexity_estimates(
         names: of the policy and of its reference; both must have the same tokens.
     """
     subject, reference = names
-    clusters = np.array([repr(row.prompt) for row in rows])
+    clusters = numbered(repr(row.prompt) for row in rows)
     counts = np.array([len(ids) for ids in losses[subject].tokens], dtype=np.float64)
     assert losses[subject].tokens == losses[reference].tokens, "perplexities over other tokens do not compare"
     estimates = []

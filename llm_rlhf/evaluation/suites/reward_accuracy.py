@@ -10,7 +10,7 @@ from llm_rlhf.data.rows import Preference
 from llm_rlhf.evaluation.reward_checks import CALLED, over_rules, refusals_of
 from llm_rlhf.statistics.association import pearson
 from llm_rlhf.statistics.calibration import calibrate, ensemble_agreement
-from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Values, accuracy
+from llm_rlhf.statistics.intervals import RESAMPLES, Array, Estimate, Values, accuracy, numbered
 
 OBJECTIVES = ("helpful", "harmless")
 
@@ -88,7 +88,7 @@ def reward_report(
     if not pairs:
         raise ValueError("There are no held-out pairs to measure a reward model on.")
     by_name = {name: _two_arrays(name, both, len(pairs)) for name, both in scores.items()}
-    prompts = np.array([repr(pair.prompt) for pair in pairs])
+    prompts = numbered(repr(pair.prompt) for pair in pairs)
     sizes = _lengths(pairs) if lengths is None else np.stack(_two_arrays("lengths", lengths, len(pairs)), axis=1)
     refuses = refusals_of(pairs)
     report: dict[str, Any] = {
@@ -173,7 +173,7 @@ def _length_correlations(
     name: str, pairs: Sequence[Preference], sizes: Array, chosen: Array, rejected: Array
 ) -> list[Estimate]:
     """None where scores or lengths are all equal: there is nothing to correlate."""
-    prompts = np.array([repr(pair.prompt) for pair in pairs])
+    prompts = numbered(repr(pair.prompt) for pair in pairs)
     shared = prompts if len(set(prompts.tolist())) < len(prompts) else None
     gap, margin = sizes[:, 0] - sizes[:, 1], chosen - rejected
     every, scores = np.concatenate([sizes[:, 0], sizes[:, 1]]), np.concatenate([chosen, rejected])
@@ -201,7 +201,7 @@ def _lengths(pairs: Sequence[Preference]) -> Array:
 
 def _clusters(pairs: Sequence[Preference], rows: Sequence[int]) -> np.ndarray[Any, Any] | None:
     """The prompt of each row, where several rows share one."""
-    prompts = np.array([repr(pairs[i].prompt) for i in rows])
+    prompts = numbered(repr(pairs[i].prompt) for i in rows)
     return prompts if len(set(prompts.tolist())) < len(rows) else None
 
 

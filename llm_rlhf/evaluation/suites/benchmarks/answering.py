@@ -22,7 +22,7 @@ from llm_rlhf.statistics.clustered import (
     clustered_proportion,
     clustered_share,
 )
-from llm_rlhf.statistics.intervals import Array, Estimate, Interval
+from llm_rlhf.statistics.intervals import Array, Estimate, Interval, numbered
 
 
 class Read(NamedTuple):
@@ -83,8 +83,8 @@ def splits_of(suite: str, rows: Sequence[Choices]) -> dict[str, tuple[list[int],
 
 
 def _clusters(rows: Sequence[Choices]) -> np.ndarray:
-    families = np.array([row.family for row in rows])
-    return families if len(np.unique(families)) > 1 else np.array([repr(row.prompt) for row in rows])
+    families = numbered(row.family for row in rows)
+    return families if len(np.unique(families)) > 1 else numbered(repr(row.prompt) for row in rows)
 
 
 def answering(

@@ -15,7 +15,7 @@ from llm_rlhf.data.checks import BadRow, check_text
 from llm_rlhf.data.rows import Origin, Preference
 from llm_rlhf.evaluation.suites.benchmarks.rows import Choices, Row, asked, replies_of
 from llm_rlhf.statistics.clustered import clustered_mean, clustered_proportion, clustered_share
-from llm_rlhf.statistics.intervals import Array, Interval, bootstrap, wilson_bounds
+from llm_rlhf.statistics.intervals import Array, Interval, bootstrap, numbered, wilson_bounds
 
 TIES = "ties"  # RewardBench 2's subset with several right replies, by any case
 STYLES = 3  # of RM-Bench: concise, detailed, detailed with Markdown; the later, the fancier
@@ -100,7 +100,7 @@ def best_of_four(
     found: list[Scored] = []
     means: dict[str, Array] = {}
     if single:
-        prompts = np.array([rows[i].family for i in single])
+        prompts = numbered(rows[i].family for i in single)
         found.append(Scored(name, suite, _share(right, prompts, resamples, seed), float(guess.mean())))
         for subset in dict.fromkeys(subsets.tolist()):
             at = subsets == subset
@@ -166,7 +166,7 @@ def style_matrix(
     values = {f"{suite}_{part}": wins[:, mask].mean(axis=1) for part, mask in zip(PARTS, masks, strict=True)}
     values[f"{suite}_average"] = wins.mean(axis=(1, 2))
     domains = np.array([row.category for row in rows])
-    prompts = np.array([row.family for row in rows])
+    prompts = numbered(row.family for row in rows)
     nested = [[domain.partition("-")[0], domain] for domain in domains.tolist()]
     found = []
     for name, of_rows in values.items():
