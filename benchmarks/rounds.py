@@ -1,7 +1,8 @@
 """Rounds of feedback on the gold world: does the true score rise from round to round, and does choosing pay?
 
 From 1,500 pairs, three rounds; between two rounds simulated people label so many of the policy's answers through the
-feedback page. Two arms at equal budget: `mixed`, the default, and `random`. Round 1 of a seed is the same in both.
+feedback page. Two arms at equal budget: `mixed`, and `random`, which is the default since. Round 1 of a seed is the
+same in both.
 
     python benchmarks/rounds.py --folder runs/rounds                    # an hour or more on a free core; goes on
     python benchmarks/rounds.py --folder runs/rounds --report           # what is there, as benchmarks/ROUNDS.md

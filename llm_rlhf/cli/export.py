@@ -2,7 +2,7 @@
 
 import json
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,10 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Whole weights, also where an adapter would do.")] = False,
     to: Annotated[str | None, typer.Option("--to", metavar="FOLDER", help="Else exports/NAME.")] = None,
     push: Annotated[
-        str | None, typer.Option("--push", metavar="ID", help="Upload it to the hub, as a private model OWNER/NAME.")
+        str | None,
+        typer.Option(
+            "--push", metavar="ID", help="Upload it to the hub as OWNER/NAME, which is made private where it is new."
+        ),
     ] = None,
     despite_gate: Annotated[
         bool, typer.Option("--despite-gate", help="Push it also where it does not pass the gate of its run.")
@@ -45,7 +48,8 @@ def export(
         if not speaks_for_all():
             return
         if as_json:
-            found = {"folder": str(made.folder), "kind": made.kind, "notes": made.notes, "url": made.url}
+            found: dict[str, Any] = {"folder": str(made.folder), "kind": made.kind, "notes": made.notes}
+            found |= {"url": made.url, "private": made.private}
             difference = None if made.difference is None else made.difference._asdict()
             print(json.dumps(found | {"difference": difference}, ensure_ascii=False))
             return
@@ -53,7 +57,7 @@ def export(
         print(f"as trained and as exported: {compared}")
         print(f"\n{made.kind.capitalize()}: {made.folder} (its README.md says how to load it)")
         if made.url is not None:
-            print(f"On the hub, private: {made.url}")
+            print(f"On the hub, {'private' if made.private else 'PUBLIC, as it was'}: {made.url}")
         tell(after_export(made.folder))
 
 

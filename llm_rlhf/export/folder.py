@@ -42,6 +42,7 @@ class Exported:
     notes: list[str]  # what a user must know of how it was made
     difference: Difference | None = None  # from the policy as it was trained; None where no replies are kept
     url: str | None = None  # on the hub
+    private: bool | None = None  # whether it is so there
 
 
 def export(
@@ -75,7 +76,7 @@ def export(
     notes = [] if why is None else [f"Whole weights are written: {why}."]
     made = make(source, "model" if merge or why else "adapter", folder, push or folder.name, notes, say)
     if push is not None:
-        made.url = pushing.push(folder, push)
+        made.url, made.private = pushing.push(folder, push)
     return made
 
 

@@ -45,8 +45,10 @@ def _check_gate(source: Source) -> None:
                                   f"Mend it, or {otherwise}."]))  # fmt: skip
 
 
-def push(folder: Path, repo: str) -> str:
-    """Upload a folder; its address. A repository that is made for it is private: making it public is a decision.
+def push(folder: Path, repo: str) -> tuple[str, bool]:
+    """Upload a folder; its address, and whether it is private.
+
+    A repository that is made for it is: making it public is a decision. One that is there already stays as it is.
 
     Raises:
         RunError: where the hub refuses it; the folder is there all the same.
@@ -54,10 +56,11 @@ def push(folder: Path, repo: str) -> str:
     api = HfApi()
     try:
         address = str(api.create_repo(repo, private=True, exist_ok=True))
+        private = bool(api.model_info(repo).private)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of llm-rlhf")
     except Exception as error:  # of the HTTP library that the hub's client uses, which has changed before
         raise RunError(
             f"The export is at {folder}, but the hub did not take it ({first_line(error)}). Try again: "
             f"hf upload {repo} {folder}"
         ) from None
-    return address
+    return address, private

@@ -18,7 +18,7 @@ def check_can_serve(host: str, port: int) -> None:
     """RecipeError where packages are missing or the port is taken, before anything is loaded."""
     if not is_serve_available():
         raise RecipeError(
-            "Serving takes fastapi, uvicorn and openai, which are not all installed: pip install 'llm-rlhf[serve]'."
+            "Serving takes openai beside fastapi and uvicorn, which are not all there: pip install 'llm-rlhf[serve]'."
         )
     try:
         with socket.create_server((host, port)):

@@ -1,12 +1,14 @@
 """The hub gets a whole export or nothing, and is asked who we are before anything is written."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from planted_runs import bad_run
 
+from llm_rlhf.cli.main import app
 from llm_rlhf.errors import RecipeError, RunError
 from llm_rlhf.export.folder import export
 from llm_rlhf.run_folder import write_json
@@ -27,6 +29,7 @@ def asked(monkeypatch) -> list:
     monkeypatch.setattr(HfApi, "whoami", lambda _self: {"name": "me"})
     monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr(HfApi, "model_info", lambda _self, repo: SimpleNamespace(private=repo != "me/open"))
     return calls
 
 
@@ -37,6 +40,14 @@ def test_a_private_repository_gets_the_folder(hub, make_run, tmp_path, asked) ->
     assert asked[1][:2] == ("upload", "me/hh")
     assert {"adapter_model.safetensors", "README.md", "tokenizer.json", "generation_config.json"} <= set(asked[1][2])
     assert 'name = "me/hh"' in (made.folder / "README.md").read_text()
+    assert made.private is True
+
+
+def test_a_repository_that_is_public_stays_so_and_that_is_said(hub, make_run, tmp_path, asked, capsys) -> None:
+    """`create_repo` leaves one that is there as it is, whatever it is asked for."""
+    command = ["export", str(make_run()), "--to", str(tmp_path / "out"), "--push", "me/open", "--despite-gate"]
+    app(command, standalone_mode=False)
+    assert "On the hub, PUBLIC, as it was: https://huggingface.co/me/open" in capsys.readouterr().out
 
 
 def test_who_is_not_logged_in_is_told_before_anything_is_written(hub, make_run, tmp_path, monkeypatch) -> None:

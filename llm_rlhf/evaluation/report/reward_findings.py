@@ -14,7 +14,7 @@ def pays_against(known: Known) -> list[Step]:
             "pays_against",
             f"The training reward pays against the {side} side: of {foreseen['n']} replies of the start it likes the "
             "worse ones best.",
-            f"Give it more {side} pairs ({known.rows('preferences')}), or set reward.objectives: separate.",
+            f"Give it more {side} pairs ({known.rows('preferences')}), or raise ppo.kl_coef.",
         )
         for side in (worsened(foreseen) if foreseen else [])
     ]
