@@ -51,11 +51,15 @@ def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSe
     section, how = copy(section), {"weight": recipe.feedback.weight, "leaks": recipe.feedback.leaks}
     for name, (file, form) in COLLECTED.items():
         if wanted[name] and card["files"][file]["rows"]:
-            source = read_section(Source, {"source": str(folder / file), "format": form, **how}, "")
+            more = {"imitate": False} if name == "preferences" else {}  # a policy's own replies, cut ones among them
+            source = read_section(Source, {"source": str(folder / file), "format": form, **how, **more}, "")
             setattr(section, name, [*getattr(section, name), source])
     if not section.preferences:  # nothing for a list to take `from: preferences`
         for name in SOURCE_LISTS:
             setattr(section, name, [source for source in getattr(section, name) if source.from_ is None])
+    elif not any(source.imitate for source in section.preferences):
+        own = [source for source in section.demonstrations if source.from_ is None]
+        section.demonstrations = own or section.demonstrations  # which then says what is missing
     return section
 
 

@@ -26,6 +26,7 @@ from llm_rlhf.recipe.sections import Source
 BEYOND_LIMIT = "beyond the source's limit"
 DUPLICATE_PROMPT = "duplicate prompt"
 UNBALANCED = "left out to balance positions"
+NOT_IMITATED = "of a source whose replies are not imitated"
 
 Row = TypeVar("Row", Preference, Rating, Demonstration, Prompt)
 
@@ -155,17 +156,25 @@ def _account(loaded: Loaded[Any], table: Table, source: Source) -> None:
 def _reuse(preferences: Rows[Preference], convert: Callable[[Preference], Any], source: Source) -> Loaded[Any]:
     """The preference rows as others; those that cannot serve are set aside."""
     loaded: Loaded[Any] = Loaded(rows=preferences.seen_as(convert, source), read=len(preferences))
-    if convert is demonstration_of:
+    imitated = np.ones(len(preferences), bool)
+    if convert is demonstration_of and preferences:
+        imitated = np.concatenate([np.full(len(part.lines), part.source.imitate) for part in preferences.parts])
         imitable = preferences.column("imitable").astype(bool)
         for pair in preferences.select(~imitable):
             try:
                 demonstration_of(pair)
             except BadRow as bad:
                 loaded.set_aside.append(SetAside(pair.origin, bad.reason, bad.detail))
-        loaded.rows = loaded.rows.select(imitable)
+        loaded.rows, imitated = loaded.rows.select(imitable), imitated[imitable]
     loaded.used = loaded.made = len(loaded.rows)
     if not loaded.made:
         raise nothing_left("data.preferences", loaded.read, loaded.set_aside)
+    if not imitated.any():
+        raise DataError(
+            "No pair of data.preferences is one to imitate (imitate: false; nor are people's comparisons of a policy's "
+            "own replies); name data.demonstrations, or leave out what takes them: sft, ppo.ptx_coef."
+        )
+    loaded.leave_out(imitated, NOT_IMITATED)
     return loaded
 
 

@@ -278,7 +278,7 @@ class OnTheBase:
     ) -> None:
         self.model, self.tokenizer, self.adapters = model, tokenizer, adapters
         self.max_length, self.batch_size = max_length, batch_size
-        rows = [encode_prompt(tokenizer, prompt.messages) for prompt in checked]
+        rows = [encode_prompt(tokenizer, prompt.messages)[-max_length:] for prompt in checked]
         pad = tokenizer.pad_token_id
         self.moved: float | None = max(check_batch_invariance(model, name, rows, pad, exact) for name in adapters)
 

@@ -246,3 +246,22 @@ def test_a_folder_is_read_like_a_hub_dataset(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     loaded = load_preferences([Source(source=str(tmp_path / "pairs"), data_dir="part")])
     assert [prompt_of(row) for row in loaded.rows] == [ASK]
+
+
+def test_pairs_that_are_not_to_be_imitated_are_no_demonstrations(tmp_path) -> None:
+    """They are pairs, and prompts, as the others; the account says how many were left out."""
+    mine = write(
+        tmp_path / "mine.jsonl", *({"prompt": f"one {i}?", "chosen": f"good {i}", "rejected": "no"} for i in range(3))
+    )
+    theirs = write(
+        tmp_path / "theirs.jsonl", *({"prompt": f"two {i}?", "chosen": "cut o", "rejected": "no"} for i in range(2))
+    )
+    sources = [Source(source=mine), Source(source=theirs, imitate=False)]
+    pairs = load_preferences(sources)
+    again = [Source(from_="preferences")]
+    found = load_demonstrations(again, pairs.rows)
+    assert [row.messages[-1]["content"] for row in found.rows] == ["good 0", "good 1", "good 2"]
+    assert found.left_out == {"of a source whose replies are not imitated": 2}
+    assert (found.read, found.made, len(load_prompts(again, pairs.rows).rows)) == (5, 5, 5)
+    with pytest.raises(DataError, match=r"No pair of data.preferences is one to imitate .*name data.demonstrations"):
+        load_demonstrations(again, load_preferences(sources[1:]).rows)

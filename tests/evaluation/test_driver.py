@@ -600,3 +600,14 @@ def test_adapters_of_more_than_lora_are_asked_beside_others(asked, adapter, base
         assert cold.answers[OWN]["begin"].texts == expected[second]
         warm = measure(replace(asked, policy=policy, start=start, output=output, resamples=100))
         assert all(np.isfinite(warm.answers[OWN]["tuned"].sequence_kl))
+
+
+def test_the_check_of_scores_reads_no_more_of_a_prompt_than_the_model_takes(tokenizer, monkeypatch) -> None:
+    """Of a prompt of thousands of tokens its end, as of any that is cut: who asks for scores has fitted the rows."""
+    seen: list[list[list[int]]] = []
+    monkeypatch.setattr("llm_rlhf.evaluation.rewards.check_batch_invariance", lambda *args: seen.append(args[2]) or 0.0)
+    prompts = [Prompt([{"role": "user", "content": "x" * n}], "helpful", Origin("here", n)) for n in (5, 5000)]
+    OnTheBase(None, tokenizer, ["joint"], 64, 8, prompts, exact=True)
+    short, long = seen[0]
+    assert len(short) < len(long) == 64
+    assert long == encode_prompt(tokenizer, prompts[1].messages)[-64:]

@@ -108,6 +108,28 @@ def collected(own: Recipe, tmp_path: Path) -> RunFolder:
     return run
 
 
+def test_what_people_chose_of_a_policys_answers_is_no_demonstration(store: Database, tmp_path: Path) -> None:
+    """`from: preferences`, the default, takes the chosen replies of the recipe's own pairs, and what people wrote."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "chosen": f"It is {i}.", "rejected": "No."}) + "\n"
+                             for i in range(8)))  # fmt: skip
+    data = {"preferences": [{"source": str(pairs)}]}
+    changes = {"world": None, "data": data, "model": {"base": str(shipped_base())}, "reward": SHORT}
+    own = recipe(tmp_path, **changes)
+    run = RunFolder(tmp_path / "run")
+    run_recipe(own, only="collect")
+    splits, _ = read_data(own, run)
+    imitated = {row.messages[-1]["content"] for row in splits.demonstrations}
+    assert "In the barn." in imitated
+    assert "Berries." not in imitated
+    assert "Berries." in {pair.chosen for pair in splits.reward_pairs}
+    few = {"evaluation_share": 0.4, "heldout_share": 0.0}
+    alone = recipe(tmp_path, **changes | {"data": few, "output_dir": str(tmp_path / "alone")})
+    run_recipe(alone, only="collect")
+    found = read_data(alone, RunFolder(tmp_path / "alone"))[0].demonstrations
+    assert [row.messages[-1]["content"] for row in found] == ["In the barn."]
+
+
 def test_the_weight_is_of_the_collected_rows_alone(store: Database, tmp_path: Path) -> None:
     own = recipe(tmp_path, feedback={"store": str(tmp_path / "store.db"), "weight": 3})
     splits, _ = read_data(own, collected(own, tmp_path))
