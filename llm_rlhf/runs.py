@@ -57,7 +57,7 @@ def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSe
     if not section.preferences:  # nothing for a list to take `from: preferences`
         for name in SOURCE_LISTS:
             setattr(section, name, [source for source in getattr(section, name) if source.from_ is None])
-    elif not any(source.imitate for source in section.preferences):
+    elif all(source.imitate is False for source in section.preferences):
         own = [source for source in section.demonstrations if source.from_ is None]
         section.demonstrations = own or section.demonstrations  # which then says what is missing
     return section

@@ -158,7 +158,9 @@ def _reuse(preferences: Rows[Preference], convert: Callable[[Preference], Any], 
     loaded: Loaded[Any] = Loaded(rows=preferences.seen_as(convert, source), read=len(preferences))
     imitated = np.ones(len(preferences), bool)
     if convert is demonstration_of and preferences:
-        imitated = np.concatenate([np.full(len(part.lines), part.source.imitate) for part in preferences.parts])
+        imitated = np.concatenate(
+            [np.full(len(part.lines), part.source.imitate is not False) for part in preferences.parts]
+        )
         imitable = preferences.column("imitable").astype(bool)
         for pair in preferences.select(~imitable):
             try:

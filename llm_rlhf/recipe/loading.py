@@ -20,6 +20,7 @@ from typing import Any
 from llm_rlhf.errors import RecipeError, shown
 from llm_rlhf.launch import WAITS, has_accelerator, on_one_gpu, processes, speaks_for_all, uses_deepspeed, uses_fsdp
 from llm_rlhf.recipe.checks import check_reward, check_scores, check_together
+from llm_rlhf.recipe.limits import check_training
 from llm_rlhf.recipe.names import check_folder, check_name
 from llm_rlhf.recipe.sections import (
     METHODS,
@@ -275,6 +276,7 @@ def _check_trainer_sections(recipe: Recipe) -> None:
             if key not in known:
                 raise RecipeError(unknown_key(f"{stage}.", key, value, known))
             section[key] = typed(hints[key], value, f"{stage}.{key}")
+        check_training(stage, section)
         try:
             _begin_processes(recipe)
             config = trainer_config(recipe, stage, recipe.folder / stage)

@@ -127,9 +127,8 @@ class Source:
     # in training: under 1 the share of rows kept, over 1 how often a row comes, both by hash; 0, of pairs: evaluation
     # alone has its share of them
     weight: float = 1.0
-    imitate: bool = (
-        True  # of pairs: whether their chosen replies are demonstrations where these are `from: preferences`
-    )
+    # of pairs: false, and their chosen replies are no demonstrations where these are `from: preferences`
+    imitate: bool | None = field(default=None, metadata={"silent": True})
     # as `data.leaks`, for its rows alone; None: as that says
     leaks: Literal["error", "remove", "allow"] | None = field(default=None, metadata={"silent": True})
 

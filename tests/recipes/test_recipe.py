@@ -1,5 +1,6 @@
 """Recipes: overrides, types, unknown keys and contradictions, all before anything is loaded."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -322,3 +323,28 @@ def test_no_is_a_word_where_a_key_has_it(recipe, tmp_path) -> None:
         recipe(None, "sft.save_strategy=yes")
     with pytest.raises(RecipeError, match=r"'sft.run_name' is False \(bool\)"):
         recipe(None, "sft.run_name=no")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("sft: {per_device_train_batch_size: 0}", "'sft.per_device_train_batch_size' is 0; it must be at least 1"),
+        ("sft: {gradient_accumulation_steps: -1}", "'sft.gradient_accumulation_steps' is -1; it must be at least 1"),
+        ("sft: {num_train_epochs: 0}", "'sft.num_train_epochs' is 0.0; it must be over 0. A stage whose section"),
+        ("reward: {num_train_epochs: -1}", "'reward.num_train_epochs' is -1.0; it must be over 0"),
+        ("sft: {max_steps: 0}", "'sft.max_steps' is 0; it must be at least 1, or -1"),
+        ("sft: {dataloader_num_workers: -1}", "'sft.dataloader_num_workers' is -1; it must be at least 0"),
+        ("ppo: {num_mini_batches: 0}", "'ppo.num_mini_batches' is 0; it must be at least 1"),
+        ("ppo: {num_ppo_epochs: 0}", "'ppo.num_ppo_epochs' is 0; it must be at least 1"),
+        ("ppo: {total_episodes: 0}", "'ppo.total_episodes' is 0; it must be at least 1"),
+    ],
+)
+def test_what_would_train_nothing_or_end_in_a_traceback_is_refused(tmp_path, section, said) -> None:
+    path = tmp_path / "r.yaml"
+    rest = [] if section.startswith("ppo") else ["ppo: {per_device_train_batch_size: 8}"]
+    own = [line for line in ("sft: {}", "reward: {}") if not section.startswith(line[:3])]
+    path.write_text("\n".join(["name: r", "world: {}", section, *own, *rest]))
+    with pytest.raises(RecipeError, match=re.escape(f"Recipe key {said}")):
+        load_recipe(path)
+    path.write_text("\n".join(["name: r", "world: {}", "sft: {max_steps: -1}", "reward: {}", "ppo: {}"]))
+    load_recipe(path)  # -1 is transformers' own word for none
