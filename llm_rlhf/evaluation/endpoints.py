@@ -20,21 +20,23 @@ import hashlib
 import json
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from accelerate.utils import gather_object
 
 from llm_rlhf.data.rows import Conversation
-from llm_rlhf.errors import RecipeError
+from llm_rlhf.errors import RecipeError, first_line
 from llm_rlhf.evaluation.chat_wire import Answer, EndpointError, PassingError, Token, Wire, joined, read_answer
 from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import processes
-from llm_rlhf.progress import bar
+from llm_rlhf.progress import bar, tell
 
 LONGEST_RETRY_AFTER = 120.0  # seconds a server may ask us to wait; beyond it the request has failed
 LONGEST_BACK_OFF = 30.0  # seconds
@@ -61,6 +63,22 @@ class _Request(NamedTuple):
     temperature: float | None
     seed: int | None
     top_logprobs: int
+
+
+def tell_of_silence(url: str, key: str) -> None:
+    """A note where nobody answers at a URL yet: a server may be meant to start when the GPU is free again.
+
+    Args:
+        url: where it is none, nothing is looked for.
+        key: of the recipe, as the note calls it.
+    """
+    place = urlsplit(url)
+    if place.scheme not in ("http", "https") or place.hostname is None or not processes().is_main_process:
+        return
+    try:
+        socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), 5).close()
+    except OSError as error:
+        tell(f"  note: nobody answers at {place.netloc} yet ({first_line(error)}); '{key}' asks at the run's end.")
 
 
 class Endpoint:

@@ -12,8 +12,8 @@ from llm_rlhf.data.splits import seen_in_training
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.answers import rows_digest
-from llm_rlhf.evaluation.endpoints import Endpoint
-from llm_rlhf.evaluation.judges.naming import check_judge
+from llm_rlhf.evaluation.endpoints import Endpoint, tell_of_silence
+from llm_rlhf.evaluation.judges.naming import check_judge, find_judge
 from llm_rlhf.evaluation.request import Both, Evaluation, check_names
 from llm_rlhf.evaluation.subjects import Subject, is_named, subject_of
 from llm_rlhf.evaluation.suites.benchmarks.answering import fit_choices
@@ -216,6 +216,8 @@ def check_section(recipe: Recipe) -> None:
         load_pairs(section.pairs, "Recipe key 'evaluate.pairs'")
     if section.judge is not None:
         check_judge(section.judge, section.judge_key_variable, "Recipe key 'evaluate.judge':")
+        find_judge(section.judge, "Recipe key 'evaluate.judge':")
+        tell_of_silence(section.judge, "evaluate.judge")
     reference = reference_of(recipe)
     if reference is None:
         return
@@ -224,3 +226,4 @@ def check_section(recipe: Recipe) -> None:
         find_config(reference.base, reference.model, "Recipe key 'evaluate.reference':")
     elif reference.served is not None:
         Endpoint(reference.url, reference.served, section.reference_key_variable)
+        tell_of_silence(reference.url, "evaluate.reference")

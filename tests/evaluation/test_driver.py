@@ -180,7 +180,7 @@ def recipe_of(tmp_path):
     return lambda *overrides: load_recipe(path, [f"output_dir={tmp_path / 'run'}", *overrides])
 
 
-def test_a_section_is_looked_through_before_anything_runs(recipe_of, base_folder, tmp_path) -> None:
+def test_a_section_is_looked_through_before_anything_runs(recipe_of, base_folder, tmp_path, capsys) -> None:
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"Recipe key 'evaluate.pairs': no pair is left of 1 rows|is not recognised"):
         check_section(recipe_of(f"evaluate.pairs=[{{source: {tmp_path / 'pairs.jsonl'}}}]"))
@@ -194,6 +194,12 @@ def test_a_section_is_looked_through_before_anything_runs(recipe_of, base_folder
         with pytest.raises(RecipeError, match=words):
             check_section(recipe_of(f"evaluate.reference={reference}"))
     check_section(recipe_of("evaluate.reference='http://localhost:1/v1#m'", "evaluate.judge='http://localhost:1/v1#j'"))
+    said = capsys.readouterr().out  # a server may be started later, but whoever forgot it learns so now
+    assert said.count("note: nobody answers at localhost:1 yet") == 2
+    assert "'evaluate.judge' asks" in said
+    assert "'evaluate.reference' asks" in said
+    with pytest.raises(RecipeError, match=r"'evaluate.judge': 'local:nomodel': the model 'nomodel' is no folder here"):
+        check_section(recipe_of("evaluate.judge=local:nomodel"))
     check_section(recipe_of(f"evaluate.reference={base_folder}"))
 
 

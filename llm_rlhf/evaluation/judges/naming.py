@@ -31,6 +31,7 @@ from llm_rlhf.evaluation.judges import (
 from llm_rlhf.evaluation.judges.remote import EndpointJudge
 from llm_rlhf.evaluation.suites.gains import OBJECTIVES, win_estimates
 from llm_rlhf.evaluation.wordings import Wordings
+from llm_rlhf.models.finding import check_there
 from llm_rlhf.recipe.sections import ModelSection, verdict_file
 from llm_rlhf.statistics.intervals import RESAMPLES, Estimate
 
@@ -54,6 +55,13 @@ def check_judge(text: str, key_variable: str | None = None, what: str = "The jud
         Endpoint(found[3], found[4], key_variable)
 
 
+def find_judge(text: str, what: str = "The judge") -> None:
+    """RecipeError where the model of a local judge is neither here nor on the hub, which is asked once."""
+    found = SPELLED.fullmatch(text)
+    if found is not None and found[1] == "local":
+        check_there(found[2], f"{what} {text!r}: the model")
+
+
 def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None = None, batch_size: int = 8) -> Judge:
     """The judge that `text` names; see the top of this module.
 
@@ -66,6 +74,7 @@ def judge_of(text: str, how: ModelSection, cache: Path, key_variable: str | None
         RecipeError: where it names none.
     """
     check_judge(text, key_variable)
+    find_judge(text)
     found = SPELLED.fullmatch(text)
     assert found is not None
     kind, name, url, served = found.groups()
