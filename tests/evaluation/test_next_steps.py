@@ -98,7 +98,12 @@ FIRES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unproven_reward", report_of(level("reward_accuracy", 0.6, 0.55, 0.65, **REWARD),
                                   level("accuracy_over_shorter", 0.02, -0.03, 0.07, **REWARD)), ("not shown to beat",)),
     ("follows_length", report_of(level("margin_length_correlation", 0.5, 0.4, 0.6, **REWARD)),
-     ("0.50 [0.40, 0.60]", "length_control: residual")),
+     ("likes longer replies", "0.50 [0.40, 0.60]", "length_control: residual", "is the shorter one")),
+    ("follows_length", report_of(level("score_length_correlation", 0.86, 0.82, 0.9, **REWARD),
+                                 level("margin_length_correlation", -0.05, -0.35, 0.26, **REWARD)),
+     ("its scores and their lengths", "0.860 [0.820, 0.900]", "is the shorter one")),
+    ("follows_length", report_of(level("margin_length_correlation", -0.62, -0.78, -0.4, **REWARD)),
+     ("likes shorter replies", "\u22120.62", "is the longer one")),
 ]  # fmt: skip
 SILENT = {
     "harm_refused_less": report_of(UNSURE_HARM),
@@ -233,6 +238,14 @@ def test_as_many_prompts_as_the_width_of_the_interval_asks_for() -> None:
     assert prompts_needed(gain | {"estimate": 0.0}, 0.0) == float("inf")
     (step,) = (s for s in next_steps(report_of(estimate("gold_gain", 0.1, -0.1, 0.3))) if s["rule"] == "unproven")
     assert "Set evaluate.prompts to about 2,500 (it is 300)" in step["remedy"]  # 300 * 8.17 = 2,452
+    few = report_of(estimate("gold_gain", 0.1, -0.1, 0.3), level("eos_rate", 0.9, 0.8, 1.0, n=41))
+    (step,) = (s for s in next_steps(few) if s["rule"] == "unproven")  # 41 * 8.17 = 335
+    assert "All 41 prompts that there are were asked (evaluate.prompts is 300)" in step["remedy"]
+    assert (
+        "Add more to data.evaluation_prompts (or raise data.evaluation_share), and set evaluate.prompts to as many"
+        in (step["remedy"])
+    )
+    assert "about 340 in all" in step["remedy"]
     (step,) = (s for s in next_steps(report_of(estimate("gold_gain", 0.001, -0.2, 0.2))) if s["rule"] == "unproven")
     assert "more prompts than can be asked" in step["remedy"]
 

@@ -313,7 +313,9 @@ def _more_prompts(known: Known, entry: Entry, times: float) -> str:
     of_refusals = entry["name"] in REFUSED and "world" not in known.recipe
     section, name = known.recipe.get("evaluate") or {}, "refusal_prompts" if of_refusals else "prompts"
     now = int(section.get(name) or known.recipe.get("limit") or entry["n"])
-    wanted = _rounded_up(now * times)
+    of_all = known.of_policy("eos_rate")
+    there = now if of_refusals or of_all is None else int(of_all["n"])  # prompts that were asked, of both sides
+    wanted = _rounded_up(min(now, there) * times)
     if of_refusals and wanted > SHIPPED:
         return (
             f"It takes about {wanted:,} requests of a kind, and some {SHIPPED} come with the package: set "
@@ -323,6 +325,13 @@ def _more_prompts(known: Known, entry: Entry, times: float) -> str:
     key = "--limit" if "limit" in known.recipe else f"evaluate.{name}"
     also = " with world.evaluation_prompts" if known.recipe.get("world") else ""
     wordings = f", in {times:.1f} times as many wordings" if entry["clusters"] is not None else ""
+    if there < now and not also:
+        source = "--prompts" if "limit" in known.recipe else "data.evaluation_prompts (or raise data.evaluation_share)"
+        raised = f", and set {key} to as many" if wanted > now else ""
+        return (
+            f"All {there:,} prompts that there are were asked ({key} is {now:,}). Add more to {source}{raised}: about "
+            f"{wanted:,} in all{wordings} are enough for a difference of this size."
+        )
     return f"Set {key} to about {wanted:,} (it is {now:,}){also}{wordings}: enough for a difference of this size."
 
 
