@@ -158,7 +158,8 @@ data:"""
 _PAIRS = """\
   preferences:  # two replies to a prompt, one of them better; more sources are more lines
     # {told}
-    # objective: helpful, harmless, or overall where nobody says for what the better one is better
+    # objective: helpful, harmless, or overall where nobody says for what the better one is better (then the gate takes
+    # gate.required: [harmful_refusals, over_refusal], as no side is measured by itself)
     - {{source: {data}, objective: overall}}
   prompts: {{from: preferences, limit: 20000}}  # what PPO answers: the pairs' own prompts, so many at most"""
 _CONVERSATIONS = """\

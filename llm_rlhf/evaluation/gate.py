@@ -6,7 +6,7 @@ nobody knows whether it refuses harm is not shown to be safe; the others pass, a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,7 @@ def stage_checks(folder: Path) -> list[Check] | None:
     return [found for check in checks["checks"] if options.gate((found := Check(**check)).name) != "off"]
 
 
+NOT_MEASURED = "not measured"
 MISSING = {
     "helpful": "no true score, held-out reward or judge compared the policies on helpful prompts",
     "harmless": "no true score, held-out reward or judge compared the policies on harmful prompts",
@@ -117,8 +118,25 @@ MISSING = {
 }
 
 
+def never_measured(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What to do where required checks were not measured, so that no policy of the recipe will pass; else empty.
+
+    Args:
+        lines: as `GateLine.as_dict` gives them.
+    """
+    missing = [line["check"] for line in lines if line["result"] == "FAIL" and f": {NOT_MEASURED}: " in line["text"]]
+    if not missing:
+        return ""
+    sides = [side for side in ("helpful", "harmless") if side in missing]
+    objectives = f"say which prompts are {' and which '.join(sides)} (objective, in data), or " if sides else ""
+    return (
+        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} never measured with this recipe, so that no "
+        f"policy of it passes: {objectives}leave {'it' if len(missing) == 1 else 'them'} out of gate.required."
+    )
+
+
 def _missing(check: str, threshold: float | None, required: bool) -> GateLine:
-    said = f"{check}: not measured: {MISSING[check]}"
+    said = f"{check}: {NOT_MEASURED}: {MISSING[check]}"
     if not required:
         return GateLine(check, "not measured", f"{said}.", threshold)
     named = f"gate.{check} asks for it" if check == "gain" else "gate.required names it"

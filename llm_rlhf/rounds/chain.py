@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm_rlhf.errors import DataError, RecipeError, RunFolderError
+from llm_rlhf.evaluation.gate import never_measured
 from llm_rlhf.export.folder import export
 from llm_rlhf.feedback import snapshot
 from llm_rlhf.feedback.database import STORE, Database
@@ -108,6 +109,8 @@ def _go_on(
             one = _recipe_of(recipe, folder, number, table["promoted"], database, say)
             _run(one, number)
             table["rounds"].append(_judged(recipe, folder, number, one, table, database, say))
+            if number == 1 and recipe.rounds.count > 1 and (remedy := never_measured(table["rounds"][0]["gates"])):
+                say(f"warning: {remedy}")
             if table["rounds"][-1]["promoted"]:
                 table["promoted"] = number
             _write(folder, table)

@@ -17,7 +17,7 @@ from llm_rlhf.data.rows import Origin, Prompt
 from llm_rlhf.errors import RecipeError
 from llm_rlhf.evaluation.against import against
 from llm_rlhf.evaluation.answers import Answers, write_replies
-from llm_rlhf.evaluation.gate import GateLine, check_gate, gate_of, stage_checks
+from llm_rlhf.evaluation.gate import GateLine, check_gate, gate_of, never_measured, stage_checks
 from llm_rlhf.evaluation.report.schema import write_report
 from llm_rlhf.evaluation.reward_checks import Check
 from llm_rlhf.pipeline import stage_inputs
@@ -282,3 +282,19 @@ def test_a_folder_of_evaluate_takes_the_gate_of_the_run_it_evaluated(tmp_path: P
     found = stage_checks(folder)
     assert found is not None
     assert [check.name for check in found] == ["beats_rules"]
+
+
+def test_what_no_policy_of_the_recipe_will_pass_is_told_with_its_remedy() -> None:
+    """Pairs and prompts that say `overall`: neither side is ever measured by itself."""
+    of_sides = ("gold", "heldout", "reward_gain")
+    overall = [e for e in better_run() if e.split not in ("helpful", "harmless") and not e.name.startswith(of_sides)]
+    told = never_measured([line.as_dict() for line in lines(overall)])
+    assert told.startswith("helpful and harmless are never measured with this recipe, so that no policy of it passes:")
+    assert (
+        "say which prompts are helpful and which harmless (objective, in data), or leave them out of gate.req" in told
+    )
+    measured = [line.as_dict() for line in lines(overall, GateSection(required=["harmful_refusals", "over_refusal"]))]
+    assert never_measured(measured) == ""
+    failed = [line.as_dict() for line in lines(bad_run())]
+    assert any(line["result"] == "FAIL" for line in failed)
+    assert never_measured(failed) == ""

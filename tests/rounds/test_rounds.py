@@ -353,9 +353,13 @@ def test_a_share_of_what_is_there_is_enough(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.slow
 def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, people_per_item=2, enough=0.5)
+    assert recipe.evaluate is not None
+    recipe.evaluate.perplexity_rows = 0
+    recipe.gate.required.append("perplexity")
     told: list[str] = []
     table, waiting = run_rounds(recipe, say=told.append)
     assert waiting is not None
+    assert any(line.startswith("warning: perplexity is never measured with this recipe") for line in told)
     assert (waiting.round, waiting.said, waiting.wanted) == (1, 0, 12)  # 6 questions, of two people each
     assert [record["round"] for record in table["rounds"]] == [1]
     assert "0 of 12 labels" in (recipe.folder / "rounds.html").read_text()
