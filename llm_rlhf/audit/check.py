@@ -32,6 +32,9 @@ EVALUATION = ("evaluation_pairs", "evaluation_prompts")
 AnyRow = Preference | Rating | Demonstration | Prompt
 
 
+MODELS_CONTEXT, CONTEXT_LESS = "the model's context", "the context less "  # limits that no key sets by itself
+
+
 @dataclass
 class Lengths:
     """Tokens of some rows of a list as one stage takes them, against its limit."""
@@ -151,7 +154,7 @@ class Tokens:
         self.sample = sample
         self.limit_name, self.limit = "--max-length", limit
         if limit is None:
-            self.limit_name, self.limit = "the model's context", _context(section)
+            self.limit_name, self.limit = MODELS_CONTEXT, _context(section)
 
     def measure(self, rows: Sequence[Any], what: str, limit_name: str, limit: int | None) -> Lengths:
         """Lengths as encoded by the stages; rows over the limit are cut by the stages' own functions, and counted."""
@@ -230,11 +233,11 @@ def _recipe_lengths(recipe: Recipe, splits: Any, tokens: Tokens) -> list[Lengths
             longest = trainer_config(recipe, stage, recipe.folder / stage).max_length
             name, limit = f"{stage}.max_length", longest
             if context is not None and (longest is None or context < longest):
-                name, limit = "model.context_length", context
+                name, limit = MODELS_CONTEXT if recipe.model.context_length is None else "model.context_length", context
             found += [tokens.measure(rows, what, name, limit) for what, rows in _nonempty(splits, *lists)]
     if (sampled := sampling(recipe)) and context is not None:
         room = context - sampled[0]
-        name = f"the context less {recipe.method}.{length_key(recipe)}"
+        name = f"{CONTEXT_LESS}{recipe.method}.{length_key(recipe)}"
         found += [tokens.measure(rows, what, name, room) for what, rows in _nonempty(splits, "prompts")]
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_rlhf.audit.check import DataCheck, Lengths
+from llm_rlhf.audit.check import CONTEXT_LESS, MODELS_CONTEXT, DataCheck, Lengths
 from llm_rlhf.audit.counts import Account, Listed
 from llm_rlhf.audit.show import safe
 from llm_rlhf.data.checks import Origin
@@ -132,7 +132,15 @@ def _length_findings(lengths: Lengths) -> list[Finding]:
     if lengths.too_long:
         shares.append(f"{_share(lengths.too_long, lengths.measured)} do not fit at all and are set aside")
     text = f"{lengths.what}: {' and '.join(shares)} at {lengths.limit_name} = {lengths.limit:,}"
-    return [*found, Finding(f"{text}: raise it where memory allows, or accept the cut.")]
+    return [*found, Finding(f"{text}: {_remedy(lengths.limit_name)}, or accept the cut.")]
+
+
+def _remedy(limit_name: str) -> str:
+    if limit_name == MODELS_CONTEXT:
+        return "take a base that reads more"
+    if limit_name.startswith(CONTEXT_LESS):
+        return f"lower {limit_name.removeprefix(CONTEXT_LESS)}"
+    return "raise it where memory allows"
 
 
 def _account_findings(name: str, account: Account, check: DataCheck) -> list[Finding]:

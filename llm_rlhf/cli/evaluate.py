@@ -120,6 +120,7 @@ def evaluate(
         from llm_rlhf.evaluation.suites.benchmarks.registry import BENCHMARKS
         from llm_rlhf.evaluation.suites.own import TAKEN, suite_of
         from llm_rlhf.feedback.judging import store_of, with_verdicts
+        from llm_rlhf.models.finding import check_there
         from llm_rlhf.recipe.checks import check_own_suites
         from llm_rlhf.recipe.loading import recipe_of
         from llm_rlhf.recipe.sections import EvaluateSection, ModelSection, Source
@@ -152,6 +153,8 @@ def evaluate(
             return
         judged = subject_of(policy, defaults)
         if reference is None and judged.run is None:
+            if judged.url is None:
+                check_there(judged.base, "The policy")
             raise RecipeError(f"{policy} is not part of a run; name what it is compared with: --reference POLICY.")
         compared = subject_of(reference, defaults) if reference is not None else start_of(judged)
         default = Path("evaluations") / folder_name((policy, judged), (reference, compared))

@@ -85,7 +85,8 @@ def _kind(name: str) -> str:
 
 def _open_file(path: Path, name: str, small: bool) -> Opened:
     if _kind(name) not in _SUFFIXES:
-        raise DataError(f"{name} is none of {', '.join(_SUFFIXES)}, plain or with .gz; convert or rename it.")
+        recipe = " A recipe is checked by --recipe FILE." if _kind(name) in (".yaml", ".yml") else ""
+        raise DataError(f"{name} is none of {', '.join(_SUFFIXES)}, plain or with .gz; convert or rename it.{recipe}")
     with _clear_errors(name):
         digest = hashlib.sha256(_kind(name).encode())
         with path.open("rb") as file:

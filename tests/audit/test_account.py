@@ -1,6 +1,8 @@
 """The counts of `data check`, worked by hand on a few rows."""
 
-from llm_rlhf.audit.check import DataCheck
+import pytest
+
+from llm_rlhf.audit.check import DataCheck, Lengths
 from llm_rlhf.audit.counts import Account, quantiles
 from llm_rlhf.audit.text import findings, render
 from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
@@ -125,3 +127,17 @@ def test_nothing_left_would_stop_a_run() -> None:
     (finding,) = findings(DataCheck(["x"], reading={"preferences": reading}))
     assert finding.stops
     assert "!! Nothing is left of preferences." in render(DataCheck(["x"], reading={"preferences": reading}))
+
+
+@pytest.mark.parametrize(
+    ("limit_name", "remedy"),
+    [
+        ("model.context_length", "raise it where memory allows, or accept the cut."),
+        ("the model's context", "take a base that reads more, or accept the cut."),  # raising a key would be refused
+        ("the context less ppo.response_length", "lower ppo.response_length, or accept the cut."),
+    ],
+)
+def test_what_does_not_fit_is_answered_by_what_can_be_changed(limit_name: str, remedy: str) -> None:
+    lengths = Lengths("pairs", limit_name, 512, 10, 10, {"median": 9, "p95": 600, "max": 700}, too_long=1)
+    (found,) = findings(DataCheck(["pairs.jsonl"], lengths=[lengths]))
+    assert found.text.endswith(f"set aside at {limit_name} = 512: {remedy}")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from llm_rlhf.cli.main import app
 from llm_rlhf.reward.model import RewardModel
+from llm_rlhf.world.base_model import shipped_base
 
 WORDS = (
     "why",
@@ -187,7 +188,8 @@ def test_an_endpoint_is_judged_by_an_endpoint(base_folder, prompts_file, task_fi
     ("arguments", "message"),
     [
         (["evaluate", "./nowhere"], "There is no policy at"),
-        (["evaluate", "some/model"], "not part of a run; name what it is compared with"),
+        (["evaluate", "some/model"], "The policy 'some/model' is no folder here and not in the hub's cache"),
+        (["evaluate", str(shipped_base())], "not part of a run; name what it is compared with"),
         (["evaluate", "a=some/model", "--reference", "a=other/model"], "both called 'a'"),
         (["evaluate", "a", "--reference", "b", "--own", "x=file.jsonl"], "is not of the form NAME=SOURCE"),
         (
