@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.completion import policies
-from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, say_error, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, say_error, told_in_one_message
 from llm_rlhf.cli.next_steps import after_chat, tell
 from llm_rlhf.cli.options import Dtype, KeyVariable, Quantization, TrustRemoteCode
 
@@ -57,7 +57,6 @@ def chat(
     options = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "response_length": response_length,
                "seed": seed}  # fmt: skip
     with told_in_one_message("interrupted before the first question."):
-        quiet_warnings()
         from llm_rlhf.errors import RecipeError
 
         if only not in (None, "policy", "start"):

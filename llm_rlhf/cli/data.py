@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.completion import recipes
-from llm_rlhf.cli.exits import quiet_warnings, said_aside, told_in_one_message
+from llm_rlhf.cli.exits import said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_check, after_show, tell
 from llm_rlhf.cli.options import columns_of
 
@@ -198,7 +198,6 @@ class _Reading:
         self.names = names
 
     def __enter__(self) -> None:
-        quiet_warnings()
         if not sys.stderr.isatty():  # no bars in a log
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

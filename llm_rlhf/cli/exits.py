@@ -35,6 +35,7 @@ def told_in_one_message(
     Args:
         interrupted: what is said where Ctrl-C or SIGTERM ended the command.
     """
+    quiet_warnings()
     try:
         with interruption.listening():
             try:

@@ -57,7 +57,6 @@ def serve(
     Two people, with a link each: llm-rlhf feedback serve runs/hh --name Ada --name Grace
     """
     with told_in_one_message("interrupted before anybody came."):
-        from llm_rlhf.cli.exits import quiet_warnings
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.web import serving
         from llm_rlhf.feedback.web.app import create_app
@@ -66,7 +65,6 @@ def serve(
         from llm_rlhf.interruption import Terminated
 
         access = Access(host, _public(public_url))
-        quiet_warnings()
         database = Database.of(store)
         listener = serving.bind(host, port)  # a port that is taken is told before a model is loaded
         address = serving.address_of(access, listener.getsockname()[1])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.completion import policies
-from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, told_in_one_message
 
 
 def monitor(
@@ -53,7 +53,6 @@ def monitor(
     What people should look at, on the feedback page: llm-rlhf monitor log.jsonl --policy runs/hh --to-queue runs/hh
     """
     with told_in_one_message("interrupted before anything was written."):
-        quiet_warnings()
         quiet_libraries()
         from rich.console import Console
 

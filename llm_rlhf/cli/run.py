@@ -9,7 +9,7 @@ import typer
 
 from llm_rlhf.cli.completion import recipes
 from llm_rlhf.cli.console import outlive
-from llm_rlhf.cli.exits import quiet_libraries, quiet_warnings, said_aside, show, told_in_one_message
+from llm_rlhf.cli.exits import quiet_libraries, said_aside, show, told_in_one_message
 from llm_rlhf.cli.next_steps import after_rounds, after_run, tell
 
 
@@ -39,7 +39,6 @@ def run(
         raise typer.BadParameter("--only and --from exclude each other; --from redoes the stage and all later ones.")
     outlive()
     with told_in_one_message():
-        quiet_warnings()
         from llm_rlhf.recipe.loading import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())  # first: to import all that runs it takes seconds
