@@ -127,7 +127,7 @@ FAULTS = [
           "masked_moments([e.advantages for e in estimates], masks, total)",
           "masked_moments([e.advantages for e in estimates], masks)", PROCESSES),
     Fault("critics_warm_up", "in the critic's warm-up the policy is stepped by zeros", "ppo/trainer.py",
-          "else trainer.policy_parameters() * trainer.warming_up:", "else []:"),
+          "trainer.policy_parameters() if trainer.warming_up else []", "[]"),
     Fault("invariant_13", "the value is not clipped", "ppo/objectives.py",
           "clipped = (near_old - returns_BR) ** 2", "clipped = unclipped"),
     Fault("invariant_13", "half is forgotten", "ppo/objectives.py",

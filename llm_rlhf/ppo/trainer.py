@@ -455,6 +455,9 @@ class _GuardCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        skipped = trainer.finish_step()
-        for parameter in trainer.model.parameters() if skipped else trainer.policy_parameters() * trainer.warming_up:
+        if trainer.finish_step():
+            without = list(trainer.model.parameters())
+        else:
+            without = trainer.policy_parameters() if trainer.warming_up else []
+        for parameter in without:
             parameter.grad = None  # AdamW passes over it: no momentum, no decay

@@ -88,7 +88,7 @@ def by_method(runs, tmp_path_factory) -> dict[str, dict[str, Path]]:
     """By every other method, from the SFT and reward model of one process: runs under DDP and under FSDP2."""
     more = {
         "gradient_checkpointing": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
+        "logging_steps": 1, "max_steps": 2,
     }  # fmt: skip
     found: dict[str, dict[str, Path]] = {}
     for name in ("ddp", "fsdp2"):
