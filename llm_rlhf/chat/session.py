@@ -114,7 +114,8 @@ class Session:
         if any(heard.interrupted and not heard.text.strip() for heard in answers.values()):
             self.screen.say("Stopped before anything was said; the question is taken back.")
             return
-        self.talk.heard(asked, {side: heard.turn for side, heard in answers.items()})
+        cut = [side for side, heard in answers.items() if not heard.stopped]
+        self.talk.heard(asked, {side: heard.turn for side, heard in answers.items()}, cut)
 
     def _lines(self) -> Iterator[str]:
         """What is typed or piped in, messages of several lines in one piece."""

@@ -5,7 +5,7 @@ own replies, until somebody takes the better one: then both go on from there.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ class Exchange:
     asked: str
     replies: dict[str, Message]
     taken: str | None = None  # the side that somebody found better
+    cut: frozenset[str] = frozenset()  # sides whose reply did not come to its end
 
 
 @dataclass
@@ -45,9 +46,9 @@ class Talk:
         """What each side is to answer next."""
         return {side: [*self.history(side), _user(asked)] for side in self.sides}
 
-    def heard(self, asked: str, replies: Mapping[str, Message]) -> None:
-        """Add an exchange."""
-        self.exchanges.append(Exchange(asked, dict(replies)))
+    def heard(self, asked: str, replies: Mapping[str, Message], cut: Iterable[str] = ()) -> None:
+        """Add an exchange; `cut`: the sides whose reply did not come to its end."""
+        self.exchanges.append(Exchange(asked, dict(replies), cut=frozenset(cut)))
 
     def take(self, side: str) -> bool:
         """Go on from this side's conversation on both sides.
@@ -85,14 +86,17 @@ class Talk:
         return found
 
     def comparisons(self) -> list[dict[str, Any]]:
-        """A row for each exchange of which somebody said who was better, where both answered the same."""
+        """A row for each exchange of which somebody said who was better, where both answered the same to the end.
+
+        Of replies that break off a reward model would learn that good ones do.
+        """
         rows = []
         for number, exchange in enumerate(self.exchanges):
             if exchange.taken is None or not self._compared(number):
                 continue
             (other,) = (side for side in self.sides if side != exchange.taken)
             chosen, rejected = (exchange.replies[side]["content"] for side in (exchange.taken, other))
-            if chosen.strip() and rejected.strip() and chosen != rejected:
+            if not exchange.cut and chosen.strip() and rejected.strip() and chosen != rejected:
                 prompt = [*self.history(exchange.taken, number), _user(exchange.asked)]
                 rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         return rows
@@ -107,10 +111,10 @@ class Talk:
             DataError: where there is nothing to write, a file is there already, or it cannot be written.
         """
         pairs = path.with_stem(f"{path.stem}-pairs")
-        rows = {path: [{"messages": turns} for turns in self.conversations()], pairs: self.comparisons()}
+        rows = {path: self._demonstrations(), pairs: self.comparisons()}
         written = {file: found for file, found in rows.items() if found}
         if not written:
-            raise DataError("Nothing has been said that could be saved.")
+            raise DataError("Nothing has been said to its end, so that there is nothing to save.")
         if taken := [file for file in written if file.exists()]:
             raise DataError(f"{taken[0]} is there already; name another file.")
         if path.suffix != ".jsonl":
@@ -121,6 +125,16 @@ class Talk:
         except (OSError, UnicodeEncodeError) as error:
             raise DataError(f"{path} cannot be written: {error}") from None
         return [(file, len(found)) for file, found in written.items()]
+
+    def _demonstrations(self) -> list[dict[str, Any]]:
+        """The conversations as rows; a reply that was cut is context and not imitated, or its end would be taught."""
+        cut = [id(exchange.replies[side]) for exchange in self.exchanges for side in exchange.cut]
+        rows: list[dict[str, Any]] = []
+        for turns in self.conversations():
+            whole = [turn["role"] == "assistant" and id(turn) not in cut for turn in turns]
+            if any(whole):
+                rows.append({"messages": [turn | {"weight": 0} if id(turn) in cut else turn for turn in turns]})
+        return rows
 
     def _compared(self, number: int) -> bool:
         """Whether all sides answered one and the same conversation in this exchange."""

@@ -81,6 +81,29 @@ def test_saved_files_are_read_by_data_check(talk, tmp_path) -> None:
         assert found["lists"][kind]["rows"] == rows
 
 
+def test_a_reply_that_was_cut_is_saved_as_context_and_compared_with_none(talk, tmp_path) -> None:
+    talk.take("policy")
+    talk.heard("two?", {"start": said("s2"), "policy": said("p2 br")}, cut=["policy"])
+    talk.take("start")
+    talk.heard("three?", {"start": said("s3"), "policy": said("p3")})
+    talk.save(tmp_path / "talk.jsonl")
+    start, policy = (json.loads(line)["messages"] for line in (tmp_path / "talk.jsonl").read_text().splitlines())
+    assert not any("weight" in turn for turn in start)
+    assert [turn["content"] for turn in policy][-1] == "p3"
+    rows = [json.loads(line)["chosen"] for line in (tmp_path / "talk-pairs.jsonl").read_text().splitlines()]
+    assert rows == ["p1"]  # of the second exchange one side broke off
+    alone = Talk(["policy"])
+    alone.heard("one?", {"policy": said("p1")})
+    alone.heard("two?", {"policy": said("p2 br")}, cut=["policy"])
+    alone.save(tmp_path / "alone.jsonl")
+    (row,) = (json.loads(line)["messages"] for line in (tmp_path / "alone.jsonl").read_text().splitlines())
+    assert [turn.get("weight") for turn in row] == [None, None, None, 0]
+    broken = Talk(["policy"])
+    broken.heard("one?", {"policy": said("p1 br")}, cut=["policy"])
+    with pytest.raises(DataError, match="Nothing has been said to its end"):
+        broken.save(tmp_path / "broken.jsonl")
+
+
 def test_nothing_is_written_over_or_under_another_name(talk, tmp_path) -> None:
     with pytest.raises(DataError, match=r"JSON lines; call it .*talk\.jsonl"):
         talk.save(tmp_path / "talk.txt")
