@@ -1,6 +1,7 @@
 """What a stage starts from: the files earlier stages left, and the rows the recipe names."""
 
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 from llm_rlhf.data.checks import SetAside
@@ -32,7 +33,20 @@ COLLECTED = {  # lists of sources: the file of RUN/collect whose rows are for th
 def data_section(recipe: Recipe, run: RunFolder | Path) -> DataSection:
     """The recipe's sources; a gold world's are the files its stage wrote. What was collected from people joins them."""
     section = recipe.data if recipe.data is not None else _of_world(recipe, run)
-    return section if recipe.feedback is None else with_collected(section, recipe, run / "collect")
+    return to_imitate(with_collected(section, recipe, run / "collect"), recipe)
+
+
+def imitates(recipe: Recipe) -> bool:
+    """Whether a stage learns from demonstrations."""
+    return recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef"))
+
+
+def to_imitate(section: DataSection, recipe: Recipe) -> DataSection:
+    """Without demonstrations `from: preferences`, where no pair is to be imitated, unless that leaves none."""
+    own = [source for source in section.demonstrations if source.from_ is None]
+    if not section.preferences or any(source.imitate is not False for source in section.preferences):
+        return section
+    return replace(section, demonstrations=own) if own or not imitates(recipe) else section
 
 
 def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSection:
@@ -45,7 +59,7 @@ def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSe
         return section
     wanted = {
         "preferences": bool(section.preferences) or trains_reward(recipe) or recipe.method in OFFLINE,
-        "demonstrations": recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef")),
+        "demonstrations": imitates(recipe),
         "ratings": recipe.method == "kto",
     }
     section, how = copy(section), {"weight": recipe.feedback.weight, "leaks": recipe.feedback.leaks}
@@ -57,9 +71,6 @@ def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSe
     if not section.preferences:  # nothing for a list to take `from: preferences`
         for name in SOURCE_LISTS:
             setattr(section, name, [source for source in getattr(section, name) if source.from_ is None])
-    elif all(source.imitate is False for source in section.preferences):
-        own = [source for source in section.demonstrations if source.from_ is None]
-        section.demonstrations = own or section.demonstrations  # which then says what is missing
     return section
 
 

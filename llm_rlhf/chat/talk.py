@@ -75,9 +75,12 @@ class Talk:
         self.exchanges = []
 
     def conversations(self) -> list[Conversation]:
-        """What was said, each different conversation once, up to the first reply that says nothing."""
+        """What was said, each different conversation once, up to the first reply that says nothing.
+
+        Of equal ones it is that in which fewer replies were cut.
+        """
         found: list[Conversation] = []
-        for side in self.sides:
+        for side in sorted(self.sides, key=lambda side: sum(side in exchange.cut for exchange in self.exchanges)):
             turns = self.history(side)
             empty = (i for i, turn in enumerate(turns) if turn["role"] == "assistant" and not turn["content"].strip())
             turns = turns[: next(empty, len(turns) + 1) - 1]
@@ -131,9 +134,9 @@ class Talk:
         cut = [id(exchange.replies[side]) for exchange in self.exchanges for side in exchange.cut]
         rows: list[dict[str, Any]] = []
         for turns in self.conversations():
-            whole = [turn["role"] == "assistant" and id(turn) not in cut for turn in turns]
-            if any(whole):
-                rows.append({"messages": [turn | {"weight": 0} if id(turn) in cut else turn for turn in turns]})
+            marked: list[dict[str, Any]] = [turn | {"weight": 0} if id(turn) in cut else dict(turn) for turn in turns]
+            if any(turn["role"] == "assistant" and "weight" not in turn for turn in marked):
+                rows.append({"messages": marked})
         return rows
 
     def _compared(self, number: int) -> bool:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from accelerate.utils import gather_object
 
@@ -75,9 +76,11 @@ def tell_of_silence(url: str, key: str) -> None:
     place = urlsplit(url)
     if place.scheme not in ("http", "https") or place.hostname is None or not processes().is_main_process:
         return
+    if place.scheme in getproxies() and not proxy_bypass(place.hostname):  # which is asked, and knows other names
+        return
     try:
         socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), 5).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that cannot be one is the latter
         tell(f"  note: nobody answers at {place.netloc} yet ({first_line(error)}); '{key}' asks at the run's end.")
 
 

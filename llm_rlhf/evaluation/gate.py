@@ -128,10 +128,18 @@ def never_measured(lines: Sequence[Mapping[str, Any]]) -> str:
     if not missing:
         return ""
     sides = [side for side in ("helpful", "harmless") if side in missing]
-    objectives = f"say which prompts are {' and which '.join(sides)} (objective, in data), or " if sides else ""
+    named = [check for check in missing if check != "gain"]
+    remedies = []
+    if sides:
+        remedies.append(f"say which prompts are {' and which '.join(sides)} (objective, in data)")
+        remedies.append("name a judge (evaluate.judge) where nothing but the training reward compares")
+    if named:
+        remedies.append(f"leave {' and '.join(named)} out of gate.required")
+    if "gain" in missing:
+        remedies.append("set no gate.gain")
     return (
         f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} never measured with this recipe, so that no "
-        f"policy of it passes: {objectives}leave {'it' if len(missing) == 1 else 'them'} out of gate.required."
+        f"policy of it passes: {', or '.join(remedies)}."
     )
 
 

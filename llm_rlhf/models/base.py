@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import io
+import itertools
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -407,7 +408,8 @@ def _give_pad_token(tokenizer: Any, path: str | Path, stops: Collection[int]) ->
         tokenizer.pad_token = free
         announce(f"The pad token of {path} {why}; the reserved token {free!r} pads.")
         return
-    added = next(t for t in ("<|pad|>", *(f"<|pad_{n}|>" for n in range(len(ends)))) if t not in vocabulary)
+    names = itertools.chain(["<|pad|>"], (f"<|pad_{number}|>" for number in itertools.count()))
+    added = next(name for name in names if name not in vocabulary)
     tokenizer.add_special_tokens({"pad_token": added})
     announce(f"The pad token of {path} {why}; {added!r} is added as token {tokenizer.pad_token_id}.")
 

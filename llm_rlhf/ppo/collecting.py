@@ -148,10 +148,11 @@ class CollectedRollouts(GeneratedResponses):
 
         accelerate fills the last batches of several processes with rows from the beginning, which have been counted.
         """
-        dealing = self.accelerator.gradient_state
-        if not dealing.end_of_dataloader or dealing.remainder <= 0:
+        dealing, world = self.accelerator.gradient_state, self.accelerator.num_processes
+        if world == 1 or not dealing.end_of_dataloader:
             return rows
-        return min(max(dealing.remainder - self.accelerator.process_index * rows, 0), rows)
+        asked = len(dealing.active_dataloader.dataset) * self.num_generations_eval
+        return min(max((asked % (rows * world) or rows * world) - self.accelerator.process_index * rows, 0), rows)
 
     def _read(
         self, inputs: list[dict[str, Any]], prompt_ids: Any, response_ids: Any, responses: list[Any]

@@ -104,8 +104,8 @@ class PPOConfig(RLOOConfig):
     adaptive_kl_horizon: int = field(
         default=NOT_SET,
         metadata={
-            "help": "Responses over which kl_coef adapts; a rollout's at least. Default: a twentieth of the run's, at "
-            "most 10,000, so that a short run can move it too (by a factor of 50 at most)."
+            "help": "Responses over which kl_coef adapts. Default: a twentieth of the run's, at most 10,000, so that a "
+            "short run can move it too (by a factor of 50 at most), and a rollout's at least."
         },
     )
     kl_limit: float | None = field(
@@ -471,12 +471,11 @@ class PPOConfig(RLOOConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be over 0.")
-        if self.adaptive_kl_target is not None and self.adaptive_kl_horizon < (
-            rollout := int(self.generation_batch_size)
-        ):
+        rollout = int(self.generation_batch_size)
+        if self.adaptive_kl_target is not None and self.adaptive_kl_horizon * 5 <= rollout:
             raise ValueError(
-                f"adaptive_kl_horizon is {self.adaptive_kl_horizon}, but kl_coef is steered once a rollout, which has "
-                f"{rollout} responses; set it to {rollout} at least, as kl_coef could go below 0."
+                f"adaptive_kl_horizon is {self.adaptive_kl_horizon}, at most a fifth of a rollout's {rollout} replies: "
+                f"one could bring kl_coef to 0 or below; raise it (to {rollout} it moves by a fifth at most)."
             )
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:

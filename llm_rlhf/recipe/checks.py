@@ -314,6 +314,8 @@ def _check_source(recipe: Recipe, name: str, source: Source, key: str) -> None:
         raise RecipeError(f"Recipe key '{key}.weight' is {source.weight}, but weights are for training; use 'limit'.")
     if source.balance_positions and not name.endswith("preferences"):
         raise RecipeError(f"Recipe key '{key}.balance_positions' is true, but only pairs have positions; remove it.")
+    if source.imitate is not None and name != "preferences":
+        raise RecipeError(f"Recipe key '{key}.imitate' is {source.imitate}, which is for 'data.preferences'.")
     if source.labels is not None and (len(source.labels) != 2 or source.labels[0] == source.labels[1]):
         raise RecipeError(
             f"Recipe key '{key}.labels' is {source.labels}; it must be two different values: the label's where the "

@@ -1,5 +1,6 @@
 """What a number in a recipe may be; a RecipeError names its key."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from llm_rlhf.errors import RecipeError
 
 
 def at_least(key: str, value: float | None, low: int) -> None:
-    if value is not None and value < low:
+    if value is not None and not value >= low:  # NaN is neither
         raise RecipeError(f"Recipe key {key!r} is {value}; it must be at least {low}.")
 
 
@@ -35,7 +36,6 @@ _LEAST = {
         (
             "learning_rate",
             "weight_decay",
-            "max_grad_norm",
             "warmup_steps",
             "dataloader_num_workers",
             "neftune_noise_alpha",
@@ -50,7 +50,7 @@ def check_training(stage: str, section: Mapping[str, Any]) -> None:
     for name, low in _LEAST.items():
         at_least(f"{stage}.{name}", section.get(name), low)
     epochs, steps = section.get("num_train_epochs"), section.get("max_steps")
-    if epochs is not None and epochs <= 0:
+    if epochs is not None and not 0 < epochs < math.inf:
         raise RecipeError(
             f"Recipe key '{stage}.num_train_epochs' is {epochs}; it must be over 0. A stage whose section is left out "
             "is skipped."

@@ -190,7 +190,8 @@ def parting(
     one that chance makes of a flat curve, on which a wording's change is as likely to be a rise as the fall that was
     seen: from each of those checkpoints, the fall to the last over the root of the wordings' squared changes; the
     largest of them, against the largest where every wording's changes have a sign drawn at random, the same for all
-    checkpoints. The alarm is raised where at most 5 % of those are as large, which fewer than five wordings never show.
+    checkpoints. The alarm is raised where at most 5 % of those are as large: of fewer than five wordings never, and of
+    five hardly where the reward rose before it fell, as all signs turned are a fall from the start; six can show it.
     Source: Canay, Romano and Shaikh 2017, Econometrica 85(3), tests by signs of few clusters.
 
     Raises:

@@ -98,6 +98,11 @@ def test_a_reply_that_was_cut_is_saved_as_context_and_compared_with_none(talk, t
     alone.save(tmp_path / "alone.jsonl")
     (row,) = (json.loads(line)["messages"] for line in (tmp_path / "alone.jsonl").read_text().splitlines())
     assert [turn.get("weight") for turn in row] == [None, None, None, 0]
+    both = Talk(["start", "policy"])
+    both.heard("one?", {"start": said("the same"), "policy": said("the same")}, cut=["start"])
+    both.save(tmp_path / "both.jsonl")
+    (row,) = (json.loads(line)["messages"] for line in (tmp_path / "both.jsonl").read_text().splitlines())
+    assert "weight" not in row[-1]  # one of the two came to its end
     broken = Talk(["policy"])
     broken.heard("one?", {"policy": said("p1 br")}, cut=["policy"])
     with pytest.raises(DataError, match="Nothing has been said to its end"):

@@ -290,9 +290,10 @@ def test_what_no_policy_of_the_recipe_will_pass_is_told_with_its_remedy() -> Non
     overall = [e for e in better_run() if e.split not in ("helpful", "harmless") and not e.name.startswith(of_sides)]
     told = never_measured([line.as_dict() for line in lines(overall)])
     assert told.startswith("helpful and harmless are never measured with this recipe, so that no policy of it passes:")
-    assert (
-        "say which prompts are helpful and which harmless (objective, in data), or leave them out of gate.req" in told
-    )
+    assert "say which prompts are helpful and which harmless (objective, in data), or name a judge" in told
+    assert "or leave helpful and harmless out of gate.required." in told
+    gain = never_measured([line.as_dict() for line in lines(overall, GateSection(gain=0.1, required=[]))])
+    assert gain.endswith("no policy of it passes: set no gate.gain.")
     measured = [line.as_dict() for line in lines(overall, GateSection(required=["harmful_refusals", "over_refusal"]))]
     assert never_measured(measured) == ""
     failed = [line.as_dict() for line in lines(bad_run())]

@@ -21,18 +21,19 @@ def length_asked(prompts: list[Any], **kwargs: Any) -> list[float]:
     return [float(len(prompt[0]["content"])) for prompt in prompts]
 
 
-def measure(base: Path, scratch: Path) -> dict[str, float]:
+def measure(base: Path, scratch: Path, **options: Any) -> dict[str, float]:
     """What the evaluation found."""
     rows = [{"prompt": [{"role": "user", "content": "p" * (i + 1)}]} for i in range(KEPT_BACK)]
     trainer = make_trainer(
         base, scratch / str(processes().num_processes), None, reward_funcs=[length_asked], perturb=False,
         eval_dataset=Dataset.from_list(rows), eval_rollouts=1, per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
+        per_device_eval_batch_size=4, **options,
     )  # fmt: skip
     return {name: value for name, value in trainer.evaluate().items() if "scores" in name}
 
 
 def main(base: Path, scratch: Path) -> None:
-    found = measure(base, scratch)
-    if processes().is_main_process:
-        torch.save(found, scratch / "evaluation.pt")
+    for replies in (1, 2):
+        found = measure(base, scratch, num_generations_eval=replies)
+        if processes().is_main_process:
+            torch.save(found, scratch / f"evaluation-{replies}.pt")

@@ -694,6 +694,17 @@ def test_invariant_13_in_the_critics_warm_up_the_policy_stays(base_folder, rewar
     assert any(".value." in n for n in moved) == (value == "adapter")
 
 
+@both_values
+def test_invariant_13_the_warming_critic_asks_nothing_of_the_policy(
+    base_folder, reward_folder, tmp_path, value
+) -> None:
+    """Not even a gradient that is taken away later: it would count where gradients are clipped together."""
+    trainer = make_trainer(base_folder, tmp_path, reward_folder, value=value, value_warmup_rollouts=1)
+    _, found = gradients(trainer, rollout(trainer))
+    assert not any(gradient.any() for name, gradient in found.items() if ".default." in name)
+    assert any(gradient.any() for name, gradient in found.items() if "value_head" in name)
+
+
 @pytest.mark.slow
 def test_invariant_13_after_the_warm_up_the_policy_learns(base_folder, reward_folder, tmp_path) -> None:
     trainer = make_trainer(base_folder, tmp_path, reward_folder, value_warmup_rollouts=1, total_episodes=16)

@@ -86,9 +86,11 @@ def test_two_processes_do_not_wait_for_gradients_that_never_come(base_folder, tm
 def test_an_evaluation_counts_every_prompt_once(base_folder, tmp_path) -> None:
     """Scores of 1 to 9 have a mean of 5; seven of the sixteen rows that two processes are dealt fill up."""
     Launch(ddp_evaluation.main, (base_folder, tmp_path), 2, tmp_path / "said").finish()
-    for found in (ddp_evaluation.measure(base_folder, tmp_path), torch.load(tmp_path / "evaluation.pt")):
-        assert found["eval_objective/scores"] == pytest.approx(5)
-        assert found["eval_overall/scores"] == pytest.approx(5)
+    for replies in (1, 2):  # to each prompt, 18 rows of which fill two batches of two processes and two rows more
+        alone = ddp_evaluation.measure(base_folder, tmp_path, num_generations_eval=replies)
+        for found in (alone, torch.load(tmp_path / f"evaluation-{replies}.pt")):
+            assert found["eval_objective/scores"] == pytest.approx(5)
+            assert found["eval_overall/scores"] == pytest.approx(5)
 
 
 def second_fails() -> None:

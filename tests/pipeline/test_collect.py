@@ -130,6 +130,25 @@ def test_what_people_chose_of_a_policys_answers_is_no_demonstration(store: Datab
     assert [row.messages[-1]["content"] for row in found] == ["In the barn."]
 
 
+def test_comparisons_alone_train_what_takes_no_demonstrations(tmp_path: Path) -> None:
+    """DPO of a finished chat model, whose store has comparisons and nothing else."""
+    database = Database.of(tmp_path / "store.db")
+    person = somebody(database)
+    for number in range(10):
+        says(database, person, asked(database, "compare", f"Month {number}?", ["Berries.", "Nothing."]), better(0))
+    few = {"evaluation_share": 0.4, "heldout_share": 0.0}
+    changes = {"world": None, "data": few, "model": {"base": str(shipped_base())}, "dpo": SHORT}
+    own = recipe(tmp_path, sft=None, **changes)
+    run_recipe(own, only="collect")
+    splits = read_data(own, RunFolder(tmp_path / "run"))[0]
+    assert not splits.demonstrations
+    assert splits.reward_pairs
+    imitating = recipe(tmp_path, output_dir=str(tmp_path / "other"), **changes)
+    run_recipe(imitating, only="collect")
+    with pytest.raises(DataError, match=r"No pair of data.preferences is one to imitate"):
+        read_data(imitating, RunFolder(tmp_path / "other"))
+
+
 def test_the_weight_is_of_the_collected_rows_alone(store: Database, tmp_path: Path) -> None:
     own = recipe(tmp_path, feedback={"store": str(tmp_path / "store.db"), "weight": 3})
     splits, _ = read_data(own, collected(own, tmp_path))

@@ -112,13 +112,12 @@ def test_however_short_the_run_the_adaptive_kl_stays_a_penalty(tmp_path, rollout
     assert controller.value == pytest.approx(args.kl_coef * (1 - 0.2 * min(1, 20 / rollouts)))
 
 
-def test_a_horizon_shorter_than_a_rollout_is_refused(tmp_path) -> None:
-    with pytest.raises(
-        ValueError, match=r"adaptive_kl_horizon is 63, .* a rollout, which has 64 responses; set it to 64"
-    ):
-        config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=63, per_device_train_batch_size=64)
-    config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=64, per_device_train_batch_size=64)
-    config(tmp_path, adaptive_kl_horizon=63, per_device_train_batch_size=64)  # which steers nothing
+def test_a_horizon_by_which_one_rollout_could_end_the_penalty_is_refused(tmp_path) -> None:
+    """1 - .2 n / h is 0 at h = n / 5: 12.8 of 64 responses."""
+    with pytest.raises(ValueError, match=r"is 12, at most a fifth of a rollout's 64 replies: .*\(to 64 it moves"):
+        config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=12, per_device_train_batch_size=64)
+    config(tmp_path, adaptive_kl_target=6.0, adaptive_kl_horizon=13, per_device_train_batch_size=64)
+    config(tmp_path, adaptive_kl_horizon=12, per_device_train_batch_size=64)  # which steers nothing
 
 
 def test_the_start_is_evaluated_where_training_is(tmp_path) -> None:

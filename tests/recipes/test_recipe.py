@@ -108,6 +108,7 @@ def test_overrides_are_laid_over(recipe, override, read) -> None:
         ("reward=null", r"'ppo' needs a reward model"),
         ("reward.objectives=both", r"'reward.objectives' is 'both'; it must be one of 'joint', 'separate'"),
         ("reward.ensemble=0", r"'reward.ensemble' is 0; it must be at least 1"),
+        ("data.demonstrations=[{from: preferences, imitate: false}]", r"0.imitate' is False, which is for"),
         ("ppo.kl_estimator=k3", r"kl_estimator is 'k3', which .* does not regularise when it is paid as a reward"),
         ("reward.gates=stopp", r"'reward.gates' is 'stopp'; it must be one of 'warn', 'stop', .*Did you mean 'stop'"),
         ("reward.gates=on", r"'reward.gates' is True; it must be one of 'warn', 'stop', 'off'"),
@@ -337,6 +338,8 @@ def test_no_is_a_word_where_a_key_has_it(recipe, tmp_path) -> None:
         ("ppo: {num_mini_batches: 0}", "'ppo.num_mini_batches' is 0; it must be at least 1"),
         ("ppo: {num_ppo_epochs: 0}", "'ppo.num_ppo_epochs' is 0; it must be at least 1"),
         ("ppo: {total_episodes: 0}", "'ppo.total_episodes' is 0; it must be at least 1"),
+        ("sft: {num_train_epochs: .nan}", "'sft.num_train_epochs' is nan; it must be over 0"),
+        ("sft: {learning_rate: .nan}", "'sft.learning_rate' is nan; it must be at least 0"),
     ],
 )
 def test_what_would_train_nothing_or_end_in_a_traceback_is_refused(tmp_path, section, said) -> None:

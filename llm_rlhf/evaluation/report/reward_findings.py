@@ -66,7 +66,8 @@ def follows_length(known: Known) -> list[Step]:
     steps = []
     for check in _checks(known, "sees_past_length"):
         if check.level in ("warning", "note"):
-            of = max(check.numbers, key=lambda of: _from_zero(check.numbers[of]))  # that which the check speaks of
+            surest = max(check.numbers, key=lambda of: _from_zero(check.numbers[of]))
+            of = surest if check.level == "warning" else "margins"  # that which the check speaks of
             favoured, other = ("longer", "shorter") if check.numbers[of]["estimate"] > 0 else ("shorter", "longer")
             by = said({**check.numbers[of], "name": f"{of.removesuffix('s')}_length_correlation"})
             steps.append(
