@@ -36,7 +36,7 @@ def data_section(recipe: Recipe, run: RunFolder | Path) -> DataSection:
     return to_imitate(with_collected(section, recipe, run / "collect"), recipe)
 
 
-def imitates(recipe: Recipe) -> bool:
+def takes_demonstrations(recipe: Recipe) -> bool:
     """Whether a stage learns from demonstrations."""
     return recipe.sft is not None or bool((recipe.ppo or {}).get("ptx_coef"))
 
@@ -46,7 +46,7 @@ def to_imitate(section: DataSection, recipe: Recipe) -> DataSection:
     own = [source for source in section.demonstrations if source.from_ is None]
     if not section.preferences or any(source.imitate is not False for source in section.preferences):
         return section
-    return replace(section, demonstrations=own) if own or not imitates(recipe) else section
+    return replace(section, demonstrations=own) if own or not takes_demonstrations(recipe) else section
 
 
 def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSection:
@@ -59,7 +59,7 @@ def with_collected(section: DataSection, recipe: Recipe, folder: Path) -> DataSe
         return section
     wanted = {
         "preferences": bool(section.preferences) or trains_reward(recipe) or recipe.method in OFFLINE,
-        "demonstrations": imitates(recipe),
+        "demonstrations": takes_demonstrations(recipe),
         "ratings": recipe.method == "kto",
     }
     section, how = copy(section), {"weight": recipe.feedback.weight, "leaks": recipe.feedback.leaks}

@@ -39,6 +39,7 @@ class GateLine:
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
+    measured: bool = True
 
     @property
     def passed(self) -> bool:
@@ -105,7 +106,6 @@ def stage_checks(folder: Path) -> list[Check] | None:
     return [found for check in checks["checks"] if options.gate((found := Check(**check)).name) != "off"]
 
 
-NOT_MEASURED = "not measured"
 MISSING = {
     "helpful": "no true score, held-out reward or judge compared the policies on helpful prompts",
     "harmless": "no true score, held-out reward or judge compared the policies on harmful prompts",
@@ -124,7 +124,9 @@ def never_measured(lines: Sequence[Mapping[str, Any]]) -> str:
     Args:
         lines: as `GateLine.as_dict` gives them.
     """
-    missing = [line["check"] for line in lines if line["result"] == "FAIL" and f": {NOT_MEASURED}: " in line["text"]]
+    missing = [
+        line["check"] for line in lines if line["result"] == "FAIL" and not line.get("measured", True)
+    ]  # older tables do not say
     if not missing:
         return ""
     sides = [side for side in ("helpful", "harmless") if side in missing]
@@ -144,11 +146,11 @@ def never_measured(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _missing(check: str, threshold: float | None, required: bool) -> GateLine:
-    said = f"{check}: {NOT_MEASURED}: {MISSING[check]}"
+    said = f"{check}: not measured: {MISSING[check]}"
     if not required:
-        return GateLine(check, "not measured", f"{said}.", threshold)
+        return GateLine(check, "not measured", f"{said}.", threshold, measured=False)
     named = f"gate.{check} asks for it" if check == "gain" else "gate.required names it"
-    return GateLine(check, "FAIL", f"{said}, and {named}.", threshold)
+    return GateLine(check, "FAIL", f"{said}, and {named}.", threshold, measured=False)
 
 
 def _judged(check: str, entry: Entry, threshold: float, passed: bool, rule: str) -> GateLine:

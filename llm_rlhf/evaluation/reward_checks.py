@@ -70,6 +70,7 @@ class Check:
     level: Level
     text: str  # what to tell; of a check that was passed, the merit
     numbers: dict[str, Any] = field(default_factory=dict)  # what it rests on
+    about: str = ""  # which of them the text speaks of, where that is one of several
 
     def as_dict(self) -> dict[str, Any]:
         """The fields under their own names, ready for JSON."""
@@ -203,8 +204,8 @@ def _sees_past_length(subject: str, margin: Estimate | None, score: Estimate | N
         of: {"estimate": e.estimate, "low": e.low, "high": e.high, "n": e.n} for of, e in known.items() if e is not None
     }
 
-    def check(level: Level, text: str) -> Check:
-        return Check("sees_past_length", subject, "all", level, text, numbers)
+    def check(level: Level, text: str, about: str) -> Check:
+        return Check("sees_past_length", subject, "all", level, text, numbers, about)
 
     told = {
         "margins": "its preferences and the differences of length",
@@ -219,6 +220,7 @@ def _sees_past_length(subject: str, margin: Estimate | None, score: Estimate | N
             f"{sentence(called)} is a ruler: {said}. Length explains {strongest.estimate**2:.0%} of what it says, and "
             f"PPO will make replies {favours}. Set reward.length_control: residual, or add pairs in which length and "
             "quality part.",
+            of,
         )
     if margin is not None and _surely(margin) > LENGTHY:
         favours = "longer" if margin.estimate > 0 else "shorter"
@@ -226,8 +228,9 @@ def _sees_past_length(subject: str, margin: Estimate | None, score: Estimate | N
             "note",
             f"{sentence(called)} follows length: {told['margins']} correlate by {margin.estimate:.2f}"
             f"{interval(margin)}. If {favours} is not better here, set reward.length_control: residual.",
+            "margins",
         )
-    return check("passed", f"{sentence(called)} sees more than length: {said}.")
+    return check("passed", f"{sentence(called)} sees more than length: {said}.", of)
 
 
 def _surely(correlation: Estimate) -> float:

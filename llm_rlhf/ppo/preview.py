@@ -6,7 +6,6 @@ picture: the best of n is no further than log n - (n - 1) / n nats from the star
 the prompts are phrased as those that PPO trains on, so it does not tell how much of it holds in other words.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.ppo.watch import LEAST_PROMPTS, REFUSALS, Row
-from llm_rlhf.statistics.clustered import spread_of, student_quantile
+from llm_rlhf.statistics.clustered import spread_of
 from llm_rlhf.statistics.intervals import numbered
 
 PREVIEW = "preview.json"
@@ -63,7 +62,7 @@ def preview(samples: Sequence[Mapping[int, Row]], texts: Mapping[int, str]) -> d
 def _half_width(differences: Sequence[float], clusters: Sequence[str]) -> float | None:
     """Of the 95 % interval of the mean, with equal prompts as one cluster each; None where there is only one."""
     spread = spread_of(np.asarray(differences, dtype=np.float64), numbered(clusters))
-    return None if spread is None else student_quantile(spread.freedom) * math.sqrt(spread.variance)
+    return None if spread is None else spread.half_width
 
 
 def worsened(found: Mapping[str, Any]) -> list[str]:

@@ -127,7 +127,8 @@ def _gain_gate(estimates: list[Entry]) -> GateLine:
     """Some gain, however small, by the best judge that training never saw, unless `gate.gain` asks for more."""
     entry = first_found(estimates, [one for one in OVERALL if one[0] != OWN_JUDGE])
     if entry is None:
-        return GateLine("gain", "FAIL", "gain: not measured: no judge that training never saw compared the two.", 0.0)
+        text = "gain: not measured: no judge that training never saw compared the two."
+        return GateLine("gain", "FAIL", text, 0.0, measured=False)
     text = (
         f"gain: {within(measure_of(entry['name']).label)} {value_text(entry)} {interval_text(entry)}; it must be shown."
     )

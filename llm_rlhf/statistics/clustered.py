@@ -50,6 +50,11 @@ class Spread(NamedTuple):
     freedom: float  # degrees of freedom of that variance
     clusters: int
 
+    @property
+    def half_width(self) -> float:
+        """Of the mean's interval, by Student's t."""
+        return student_quantile(self.freedom) * math.sqrt(self.variance)
+
 
 class Effective(NamedTuple):
     """The rows of a proportion that clusters leave."""
@@ -211,7 +216,7 @@ def _t_interval(values: Array, clusters: Labels, what: str) -> Interval:
     estimate, spread = float(values.mean()), spread_of(values, clusters)
     if spread is None:
         return _alone(estimate, len(values), what)
-    half = student_quantile(spread.freedom) * math.sqrt(spread.variance)
+    half = spread.half_width
     method = f"{what}, cluster-robust t interval over {_words(spread)}"
     return Interval(estimate, estimate - half, estimate + half, len(values), method, spread.clusters)
 

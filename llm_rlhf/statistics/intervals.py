@@ -317,7 +317,7 @@ def _bootstrap(caller: str, values: Array, clusters: Labels | None, resamples: i
     return Interval(estimate, float(low), float(high), units, method)
 
 
-def numbered(labels: Iterable[str]) -> NDArray[np.intp]:
+def numbered(labels: Iterable[Any]) -> NDArray[np.intp]:
     """A number for each label, in the order that the labels themselves have: as clusters the same, and no longer.
 
     An array of texts takes four bytes times its longest one for every row: one prompt of 100,000 characters makes a

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_rlhf.statistics.clustered import spread_of, student_quantile
-from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Labels, Values, by_cluster, finite_arrays
+from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Labels, Values, by_cluster, finite_arrays, numbered
 
 Form: TypeAlias = Literal["best_of_n", "rl"]
 RESAMPLES = 2000
@@ -100,9 +100,9 @@ def _bounds(estimate: float, half: float) -> tuple[float | None, float | None]:
     return (None, None) if math.isinf(half) else (estimate - half, estimate + half)
 
 
-def _labels(clusters: Labels | None, n: int) -> NDArray[np.int64]:
+def _labels(clusters: Labels | None, n: int) -> NDArray[np.intp]:
     """The number of each prompt's wording."""
-    return np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    return np.arange(n) if clusters is None else numbered(clusters)
 
 
 def _units(clusters: Labels | None) -> str:
@@ -257,7 +257,7 @@ def _difference(scores: Array, top: int, labels: Labels) -> Interval:
     values = scores[-1] - scores[top]
     mean, spread = float(values.mean()), spread_of(values, labels)
     assert spread is not None  # of one wording no rise is known, and the last row is the highest there is
-    half = student_quantile(spread.freedom) * math.sqrt(spread.variance)
+    half = spread.half_width
     method = "paired difference, cluster-robust t interval; its first row was chosen by its height"
     return Interval(mean, mean - half, mean + half, n, method)
 

@@ -19,12 +19,22 @@ Three choices, each made for how its intervals cover (`docs/statistics.md` has t
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_rlhf.statistics.intervals import LEVEL, Array, Interval, Labels, Values, Z, bootstrap_share, finite_arrays
+from llm_rlhf.statistics.intervals import (
+    LEVEL,
+    Array,
+    Interval,
+    Labels,
+    Values,
+    Z,
+    bootstrap_share,
+    finite_arrays,
+    numbered,
+)
 
 ELO = 400 / math.log(10)  # points a logit: 173.7
 RESAMPLES = 1000
@@ -136,7 +146,7 @@ def _graph(
         second=codes % len(players),
         pair=pair,
         outcome=np.where(one == low, scores, 1 - scores),
-        cluster=_numbered(prompts),
+        cluster=numbered(prompts),
         ties=np.zeros(len(codes)),
     )
     _check_connected(graph, finite=prior_ties == 0)
@@ -145,12 +155,6 @@ def _graph(
     inverse[np.ix_(others, others)] = np.linalg.inv(_laplacian(graph, games[:, None])[0])
     i, j = graph.first, graph.second
     return graph._replace(ties=prior_ties * games * (inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]))
-
-
-def _numbered(labels: Labels | range) -> Index:
-    """0, 1, ... for each different label in order of appearance; an array of long prompts would fill the memory."""
-    seen: dict[Any, int] = {}
-    return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.intp)
 
 
 def _check_connected(graph: _Graph, finite: bool) -> None:

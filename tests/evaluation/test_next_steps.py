@@ -101,7 +101,7 @@ FIRES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
      ("likes longer replies", "0.50 [0.40, 0.60]", "length_control: residual", "is the shorter one")),
     ("follows_length", report_of(level("score_length_correlation", 0.86, 0.82, 0.9, **REWARD),
                                  level("margin_length_correlation", -0.05, -0.35, 0.26, **REWARD)),
-     ("its scores and their lengths", "0.860 [0.820, 0.900]", "is the shorter one")),
+     ("its scores and lengths", "0.860 [0.820, 0.900]", "is the shorter one")),
     ("follows_length", report_of(level("score_length_correlation", -0.55, -0.65, -0.45, **REWARD),
                                  level("margin_length_correlation", 0.45, 0.35, 0.55, **REWARD)),
      ("likes longer replies: its margins", "is the shorter one")),

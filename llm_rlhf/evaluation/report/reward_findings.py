@@ -1,7 +1,5 @@
 """What a report's numbers say against the reward model, each fault with the recipe key that answers it."""
 
-from typing import Any
-
 from llm_rlhf.evaluation.report.findings import Known, Step, said
 from llm_rlhf.evaluation.reward_checks import OVER, RULES, Check, pair_checks
 from llm_rlhf.ppo.preview import worsened
@@ -16,7 +14,7 @@ def pays_against(known: Known) -> list[Step]:
             "pays_against",
             f"The training reward pays against the {side} side: of {foreseen['n']} replies of the start it likes the "
             "worse ones best.",
-            f"Give it more {side} pairs ({known.rows('preferences')}), or raise ppo.kl_coef.",
+            f"Give it more {side} pairs ({known.rows('preferences')}), or {known.hold}.",
         )
         for side in (worsened(foreseen) if foreseen else [])
     ]
@@ -66,21 +64,14 @@ def follows_length(known: Known) -> list[Step]:
     steps = []
     for check in _checks(known, "sees_past_length"):
         if check.level in ("warning", "note"):
-            surest = max(check.numbers, key=lambda of: _from_zero(check.numbers[of]))
-            of = surest if check.level == "warning" else "margins"  # that which the check speaks of
-            favoured, other = ("longer", "shorter") if check.numbers[of]["estimate"] > 0 else ("shorter", "longer")
-            by = said({**check.numbers[of], "name": f"{of.removesuffix('s')}_length_correlation"})
+            found = check.numbers[check.about]
+            favoured, other = ("longer", "shorter") if found["estimate"] > 0 else ("shorter", "longer")
+            by = said({**found, "name": f"{check.about.removesuffix('s')}_length_correlation"})
             steps.append(
                 Step(
                     "follows_length",
-                    f"The reward model likes {favoured} replies: its {of} and their lengths correlate by {by}.",
+                    f"The reward model likes {favoured} replies: its {check.about} and lengths correlate by {by}.",
                     f"Set reward.length_control: residual, or add pairs whose better reply is the {other} one.",
                 )
             )
     return steps
-
-
-def _from_zero(numbers: dict[str, Any]) -> float:
-    """How far from 0 an interval surely is, whatever the sign; 0 where it covers 0 or is not there."""
-    low, high = numbers["low"], numbers["high"]
-    return 0.0 if low is None or high is None else max(low, -high, 0.0)
