@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--columns", nargs="+", choices=ALL, default=list(COLUMNS))
     parser.add_argument("--tiny", action="store_true", help="a model and prompts that take seconds")
+    parser.add_argument("--raw", type=Path, help="a file for the raw numbers, which a whole run writes to results.json")
     options = parser.parse_args()
     started = time.monotonic()
     shapes = TINY if options.tiny else SHAPES
@@ -66,9 +67,11 @@ def main() -> None:
                 times = ", ".join(f"{r['column']} {seconds(r):.2f} s" for r in done)
                 print(f"[{time.monotonic() - started:4.0f} s] pair {pair + 1}, {name}: {times}", flush=True)
     raw = {"provenance": provenance(records), "parameters": parameters, "imports_mib": imports_mib(), "runs": records}
-    text = report(raw)
+    text = report(raw, options.raw.name if options.raw else "results.json")
     print(text)
-    if not options.tiny and options.pairs >= 5 and options.columns == list(COLUMNS):  # anything less is only shown
+    if options.raw:
+        options.raw.write_text(json.dumps(raw, indent=1) + "\n")
+    elif not options.tiny and options.pairs >= 5 and options.columns == list(COLUMNS):  # anything less is only shown
         (HERE / "results.json").write_text(json.dumps(raw, indent=1) + "\n")
         (HERE / "RESULTS.md").write_text(text)
 
@@ -77,7 +80,7 @@ def seconds(record: Record) -> float:
     return float(sum(record["seconds"].values()))
 
 
-def report(raw: Record) -> str:
+def report(raw: Record, raw_name: str) -> str:
     lines = ["# PPO on CPUs, against TRL 1.12", "", *provenance_lines(raw["provenance"]), ""]
     if "tiny" in raw["parameters"]:
         lines += ["**A tiny model and short prompts, to show that the code runs. The numbers mean nothing.**", ""]
@@ -88,7 +91,7 @@ def report(raw: Record) -> str:
         "tokens generated, optimizer steps, LoRA parameters of the policy. Seconds of one iteration, medians; "
         "FLOPs are counted on a quarter of the prompts, times four. Memory is the process's peak resident set; in "
         "brackets less what the imports take alone, "
-        f"{ours:.0f} MiB for llm-rlhf and {theirs:.0f} MiB for TRL. Raw numbers: results.json.",
+        f"{ours:.0f} MiB for llm-rlhf and {theirs:.0f} MiB for TRL. Raw numbers: {raw_name}.",
         "",
     ]
     for shape, count in raw["parameters"].items():
