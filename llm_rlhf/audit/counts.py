@@ -63,6 +63,7 @@ class Account:
     one_refuses: int = 0
     soft_labels: int = 0  # confidence under 1
     with_margin: int = 0
+    cut: int = 0  # replies that did not end by themselves, of pairs and ratings
     personal: dict[str, Listed] = field(default_factory=dict)  # kind: rows with something that looks like it
     openings: dict[str, Origin] = field(default_factory=dict)  # distinct first user turns: where each stands first
     near: Listed = field(default_factory=Listed)  # openings nearly the same as another one
@@ -82,6 +83,8 @@ class Account:
             self.objectives[row.objective] += 1
         if isinstance(row, Preference):
             self._count_balance(row)
+        if isinstance(row, Rating):
+            self.cut += not row.stopped
         self._suspect(
             row.origin, [*(text for turn in prompt for key, text in turn.items() if key != "role"), *replies.values()]
         )
@@ -103,6 +106,7 @@ class Account:
     def _count_balance(self, row: Preference) -> None:
         self.soft_labels += row.confidence < 1
         self.with_margin += row.margin is not None
+        self.cut += sum(not stopped for _, stopped in row.sides)
         if row.position is not None:
             self.with_position += 1
             self.first_is_chosen += row.position == 1
@@ -152,6 +156,7 @@ class Account:
             "chosen_refuses": [self.refusal_is_chosen, self.one_refuses],
             "soft_labels": self.soft_labels,
             "with_margin": self.with_margin,
+            "cut": self.cut,
             "personal": {kind: found.as_dict() for kind, found in sorted(self.personal.items())},
         }
 

@@ -153,8 +153,8 @@ def _encoded(row: Preference | Demonstration | Prompt, tokenizer: Any, colour: b
         text = _sequence(f"{len(ids):,} tokens of prompt", tokenizer, ids, ["context"] * len(ids), colour)
         return text + _marked("generation starts here", "trained", colour)
     shown = []
-    for name, reply in (("chosen", row.chosen), ("rejected", row.rejected)):
-        encoded = encode_reply(tokenizer, row.prompt, reply)
+    for name, (reply, stopped) in zip(("chosen", "rejected"), row.sides, strict=True):
+        encoded = encode_reply(tokenizer, row.prompt, reply).as_said(stopped)
         of_prompt, of_reply = len(encoded.prompt_ids), len(encoded.reply_ids)
         parts = ["context"] * (of_prompt + of_reply - 1) + ["score"]
         title = f"{name}: {of_prompt:,} tokens of prompt and {of_reply:,} of reply"
@@ -211,6 +211,9 @@ def _described(row: Preference | Demonstration | Prompt) -> str:
         notes += [f"margin {row.margin:g}"] if row.margin is not None else []
         notes += [f"label {row.confidence:g}"] if row.confidence < 1 else []
         notes += [f"chosen stood at {row.position}"] if row.position is not None else []
+        notes += [
+            f"{name} was cut" for name, (_, end) in zip(("chosen", "rejected"), row.sides, strict=True) if not end
+        ]
     return " · ".join(notes)
 
 

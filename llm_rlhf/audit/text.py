@@ -271,6 +271,8 @@ def _account(name: str, account: Account, check: DataCheck) -> list[str]:
             rows.append(
                 ("labels", "", f"{account.with_margin:,} with a margin, {account.soft_labels:,} with a probability")
             )
+    if account.cut:
+        rows.append(("cut replies", f"{account.cut:,}", "read without an end, as they ran into their length"))
     for kind, listed in sorted(account.personal.items()):
         rows.append(_listed(kind + "?", listed))
     return [f"In {name}", *_table(rows), ""]

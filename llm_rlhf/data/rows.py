@@ -36,6 +36,13 @@ class Preference:
     margin: float | None = None  # by how much `chosen` is better, in units of the reward; None where unknown
     confidence: float = 1.0  # probability that `chosen` is the better reply, over 1/2; under 1 where the label is soft
     position: int | None = None  # where `chosen` stood among the row's replies, from 1; None where columns name it
+    chosen_stopped: bool = True  # it ended by itself; False: it was cut at its length, and is read without an end
+    rejected_stopped: bool = True
+
+    @property
+    def sides(self) -> tuple[tuple[str, bool], tuple[str, bool]]:
+        """Chosen and rejected, each with whether it ended by itself."""
+        return (self.chosen, self.chosen_stopped), (self.rejected, self.rejected_stopped)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Rating:
     good: bool
     objective: str  # as in Preference
     origin: Origin
+    stopped: bool = True  # as in Preference
 
 
 @dataclass(frozen=True)

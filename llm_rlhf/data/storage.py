@@ -19,8 +19,8 @@ import numpy as np
 
 from llm_rlhf.data.checks import key_of, normalised_prompt, opening, prompt_of
 from llm_rlhf.data.files import Opened
+from llm_rlhf.data.formats.conversations import why_not_imitated
 from llm_rlhf.data.formats.parsing import Entry, parse
-from llm_rlhf.data.formats.transcripts import stray_marker
 from llm_rlhf.data.formats.trees import Kind
 from llm_rlhf.data.rows import Demonstration, Origin, Preference, Prompt, Rating
 from llm_rlhf.recipe.sections import Source
@@ -106,8 +106,12 @@ def _line(entry: Entry) -> dict[str, Any]:
         return line | dict.fromkeys((*KEYS, "position"), 0) | {"imitable": False}
     fields = {field.name: getattr(entry.made, field.name) for field in dataclasses.fields(entry.made)}
     del fields["origin"]
-    if not fields.get("context"):  # empty in most rows, and the key of a row must not change with it
+    # Of most rows nothing is to be said by these, and the key of a row must not change with them.
+    if not fields.get("context"):
         fields.pop("context", None)
+    for name in ("chosen_stopped", "rejected_stopped", "stopped"):
+        if fields.get(name):
+            del fields[name]
     line["value"] = json.dumps(fields, ensure_ascii=False, default=str)
     prompt = prompt_of(entry.made)
     reply: Any = entry.made.chosen if isinstance(entry.made, Preference) else ""
@@ -115,7 +119,7 @@ def _line(entry: Entry) -> dict[str, Any]:
         last = entry.made.messages[-1]
         reply = last if "reasoning_content" in last else last["content"]
     return line | {
-        "imitable": not isinstance(entry.made, Preference) or stray_marker(entry.made.chosen) is None,
+        "imitable": not isinstance(entry.made, Preference) or why_not_imitated(entry.made) is None,
         "position": fields.get("position") or 0,
         "opening": key_of(normalised_prompt(opening(prompt)), "split"),
         "prompt": key_of(normalised_prompt(prompt), "limit"),

@@ -223,7 +223,7 @@ class ByItself:
         return self._scores([[(prompt.messages, text, end)] for prompt, text, end in rows])
 
     def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
-        return self._scores([[(pair.prompt, reply, True) for reply in (pair.chosen, pair.rejected)] for pair in pairs])
+        return self._scores([[(pair.prompt, *side) for side in pair.sides] for pair in pairs])
 
     def _scores(self, groups: Sequence[list[Row]]) -> np.ndarray:
         """The score of every row by each member, (rows, K); the processes of a launch share the groups out.
@@ -287,9 +287,10 @@ class OnTheBase:
         return self._scores(ids_to_score(self.tokenizer, [prompt.messages for prompt in prompts], answers.replies))
 
     def of_pairs(self, pairs: Sequence[Preference]) -> np.ndarray:
-        both = [(pair.prompt, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)]
-        prompts, replies = [prompt for prompt, _ in both], [reply for _, reply in both]
-        return self._scores([row.ids for row in encode_replies(self.tokenizer, prompts, replies)])
+        both = [(pair.prompt, *side) for pair in pairs for side in pair.sides]
+        prompts, replies = [prompt for prompt, _, _ in both], [reply for _, reply, _ in both]
+        encoded = encode_replies(self.tokenizer, prompts, replies)
+        return self._scores([row.as_said(end).ids for row, (_, _, end) in zip(encoded, both, strict=True)])
 
     def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
         pad = self.tokenizer.pad_token_id

@@ -37,8 +37,8 @@ def check_shape(question: Any) -> None:
     prompt, answers = question.prompt, question.answers
     whole = isinstance(prompt, list) and all(_has_texts(turn, "role", "content") for turn in prompt)
     _check(whole, "prompt", prompt, "messages, each with a role and a content that are texts")
-    whole = isinstance(answers, list) and all(_has_texts(answer, "text") for answer in answers)
-    _check(whole, "answers", answers, "a list of objects, each with a text")
+    whole = isinstance(answers, list) and all(_has_texts(answer, "text") and _says_ends(answer) for answer in answers)
+    _check(whole, "answers", answers, "a list of objects, each with a text; stopped and complete are true or false")
     _check(
         _is_one_of(question.objective, OBJECTIVES), "objective", question.objective, "one of " + ", ".join(OBJECTIVES)
     )
@@ -67,6 +67,10 @@ def _check(holds: bool, name: str, value: Any, rule: str) -> None:
 
 def _has_texts(value: Any, *names: str) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+
+
+def _says_ends(answer: dict[str, Any]) -> bool:
+    return all(isinstance(answer.get(name, True), bool) for name in ("stopped", "complete"))
 
 
 def _is_one_of(value: Any, known: tuple[str, ...]) -> bool:

@@ -96,7 +96,7 @@ def _add_pair(made: TrainingRows, asked: Asked, first: int, second: int) -> None
     sign = 1 if share > 0.5 else -1
     margins = [vote.margin for vote in votes if vote.margin is not None]
     chosen, rejected = (first, second) if sign > 0 else (second, first)
-    good, bad = (item.answers[place]["text"] for place in (chosen, rejected))
+    good, bad = (item.answers[place] for place in (chosen, rejected))
     margin = max(0.0, sign * sum(margins) / len(margins)) if margins else None
     row = _pair(item, good, bad, [vote.said for vote in votes], max(share, 1 - share), margin)
     made.rows["preferences.jsonl"].append(row)
@@ -132,13 +132,15 @@ def _add_verdicts(made: TrainingRows, asked: Asked, first: int, second: int, vot
 def _add_corrections(made: TrainingRows, asked: Asked) -> None:
     for said in asked.said:
         _add_demonstration(made, asked.item, said)
-        corrected = asked.item.answers[said.value["better"]]["text"]
-        if corrected == said.value["text"]:
+        corrected = asked.item.answers[said.value["better"]]
+        if corrected["text"] == said.value["text"]:
             made.left_out["corrections that changed nothing"] += 1
         elif not _are_whole(asked.item, said.value["better"]):
             made.left_out[HALF] += 1
         else:
-            made.rows["preferences.jsonl"].append(_pair(asked.item, said.value["text"], corrected, [said], 1.0, None))
+            made.rows["preferences.jsonl"].append(
+                _pair(asked.item, {"text": said.value["text"]}, corrected, [said], 1.0, None)
+            )
 
 
 def _add_demonstration(made: TrainingRows, item: Item, said: Said) -> None:
@@ -183,6 +185,7 @@ def _add_ratings(made: TrainingRows, asked: Sequence[Asked]) -> None:
                     {
                         "prompt": one.item.prompt,
                         "completion": _reply(one.item.answers[0]["text"]),
+                        **_stopped("stopped", one.item.answers[0]),
                         "label": rated.points > 0.5,
                         "objective": objective,
                         "provenance": _provenance(one.item, one.said),
@@ -195,7 +198,7 @@ def _add_ratings(made: TrainingRows, asked: Sequence[Asked]) -> None:
         if best.points == worst.points:
             made.left_out["replies rated alike"] += len(replies) > 1
             continue
-        good, bad = (one.item.answers[0]["text"] for one in (best, worst))
+        good, bad = (one.item.answers[0] for one in (best, worst))
         margin = best.points - worst.points if kind == "rate" else None
         row = _pair(best.item, good, bad, [*best.said, *worst.said], 1.0, margin)
         row["objective"], row["provenance"]["items"] = objective, [best.item.id, worst.item.id]
@@ -213,18 +216,30 @@ def _rated(asked: Asked) -> Iterator[tuple[str, _Rated]]:
 
 
 def _pair(
-    item: Item, chosen: str, rejected: str, said: Sequence[Said], confidence: float, margin: float | None
+    item: Item,
+    chosen: dict[str, Any],
+    rejected: dict[str, Any],
+    said: Sequence[Said],
+    confidence: float,
+    margin: float | None,
 ) -> dict[str, Any]:
     """A row of format `preference`; replies as messages, so that no text is taken for a transcript."""
     return {
         "prompt": item.prompt,
-        "chosen": _reply(chosen),
-        "rejected": _reply(rejected),
+        "chosen": _reply(chosen["text"]),
+        "rejected": _reply(rejected["text"]),
+        **_stopped("chosen_stopped", chosen),
+        **_stopped("rejected_stopped", rejected),
         "objective": item.objective,
         "confidence": round(confidence, 6),
         **({} if margin is None else {"margin": round(margin, 6)}),
         "provenance": _provenance(item, said),
     }
+
+
+def _stopped(column: str, answer: dict[str, Any]) -> dict[str, bool]:
+    """What a row says of a reply that was cut at its length; nothing of one that ended by itself."""
+    return {} if answer.get("stopped", True) else {column: False}
 
 
 def _reply(text: str) -> list[dict[str, str]]:

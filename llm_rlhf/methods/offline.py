@@ -15,7 +15,7 @@ from trl import DPOTrainer, KTOTrainer
 
 from llm_rlhf.data.rows import Conversation, Preference, Rating
 from llm_rlhf.models.adapter_training import TrainedAdapter
-from llm_rlhf.models.encoding import encode_whole_replies
+from llm_rlhf.models.encoding import Encoded, encode_whole_replies
 from llm_rlhf.models.halving import HalvesBatches, HalvesPairs
 
 Rows = list[dict[str, Any]]
@@ -54,24 +54,33 @@ class Said(NamedTuple):
 
     prompt: Conversation
     text: str
+    stopped: bool  # as in Preference
     good: bool
 
 
 def replies_of(pairs: Sequence[Preference]) -> list[Said]:
     """Both replies of every pair, the chosen one first."""
-    return [Said(pair.prompt, *side) for pair in pairs for side in ((pair.chosen, True), (pair.rejected, False))]
+    return [Said(p.prompt, *side, good) for p in pairs for side, good in zip(p.sides, (True, False), strict=True)]
 
 
 def not_in_pairs(ratings: Sequence[Rating], pairs: Sequence[Preference]) -> list[Rating]:
     """The ratings but for those that a pair holds already: one file may serve both lists."""
     known = {repr(said) for said in replies_of(pairs)}
-    return [row for row in ratings if repr(Said(row.prompt, row.reply, row.good)) not in known]
+    return [row for row in ratings if repr(_rated(row)) not in known]
+
+
+def _rated(row: Rating) -> Said:
+    return Said(row.prompt, row.reply, row.stopped, row.good)
+
+
+def _encoded(tokenizer: Any, replies: Sequence[Said]) -> list[Encoded]:
+    encoded = encode_whole_replies(tokenizer, [said.prompt for said in replies], [said.text for said in replies])
+    return [ids.as_said(said.stopped) for ids, said in zip(encoded, replies, strict=True)]
 
 
 def dpo_rows(tokenizer: Any, pairs: Sequence[Preference]) -> Rows:
     """What DPOTrainer's collator takes; `length` is what `train_sampling_strategy: group_by_length` goes by."""
-    replies = replies_of(pairs)
-    encoded = encode_whole_replies(tokenizer, [said.prompt for said in replies], [said.text for said in replies])
+    encoded = _encoded(tokenizer, replies_of(pairs))
     return [
         {
             "prompt_ids": chosen.prompt_ids,
@@ -100,8 +109,8 @@ def kto_rows(
         batch_size: of all processes together, so that their number changes nothing; the last batch may be smaller.
         estimates_kl: whether the loss does (`kto`), or not (`apo_zero_unpaired`).
     """
-    replies = replies_of(pairs) + [Said(row.prompt, row.reply, row.good) for row in ratings]
-    encoded = encode_whole_replies(tokenizer, [said.prompt for said in replies], [said.text for said in replies])
+    replies = replies_of(pairs) + [_rated(row) for row in ratings]
+    encoded = _encoded(tokenizer, replies)
     rows: Rows = [
         {"prompt_ids": ids.prompt_ids, "completion_ids": ids.reply_ids, "label": said.good, "length": len(ids.ids)}
         for ids, said in zip(encoded, replies, strict=True)

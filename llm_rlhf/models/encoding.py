@@ -22,6 +22,10 @@ class Encoded(NamedTuple):
     def ids(self) -> list[int]:
         return self.prompt_ids + self.reply_ids
 
+    def as_said(self, stopped: bool) -> "Encoded":
+        """Without the stop token where the reply did not stop by itself: cut at its length, it has none."""
+        return self if stopped else self._replace(reply_ids=self.reply_ids[:-1])
+
 
 def encode_prompt(tokenizer: Any, prompt: Conversation) -> list[int]:
     """Token ids up to where the assistant's reply begins."""

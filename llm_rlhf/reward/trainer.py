@@ -23,13 +23,10 @@ CONFIDENCE, LENGTH = "confidence", "length_feature"  # ours
 
 def encode_pairs(tokenizer: Any, pairs: list[Preference], options: RewardOptions) -> list[dict[str, Any]]:
     """The trainer's rows. A column is there where some pair needs it: 0 is the margin of a pair that has none."""
-    rows: list[dict[str, Any]] = [
-        {
-            "chosen_ids": encode_reply(tokenizer, pair.prompt, pair.chosen).ids,
-            "rejected_ids": encode_reply(tokenizer, pair.prompt, pair.rejected).ids,
-        }
-        for pair in pairs
-    ]
+    rows = list[dict[str, Any]]()
+    for pair in pairs:
+        chosen, rejected = (encode_reply(tokenizer, pair.prompt, text).as_said(end).ids for text, end in pair.sides)
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
     for row in rows:  # by which `train_sampling_strategy: group_by_length` puts rows of like length together
         row["length"] = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     if any(pair.margin is not None for pair in pairs):

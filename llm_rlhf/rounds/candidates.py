@@ -205,13 +205,15 @@ def _scores(reader: Reader, candidates: Sequence[Candidate]) -> list[np.ndarray]
     """Of each candidate, (answers, M of this role). Answers are read in pairs; an odd one stands with itself."""
     rows: list[Preference] = []
     for candidate in candidates:
-        texts = [answer["text"] for answer in candidate.answers]
-        texts += texts[-1:] * (len(texts) % 2)
+        answers = candidate.answers + candidate.answers[-1:] * (len(candidate.answers) % 2)
         prompt = candidate.prompt
         rows += [
-            Preference(prompt.messages, one, other, prompt.objective, prompt.origin)
-            for one, other in zip(texts[::2], texts[1::2], strict=True)
-        ]
+            Preference(
+                prompt.messages, one["text"], other["text"], prompt.objective, prompt.origin,
+                chosen_stopped=one["stopped"], rejected_stopped=other["stopped"],
+            )
+            for one, other in zip(answers[::2], answers[1::2], strict=True)
+        ]  # fmt: skip
     each = reader.of_pairs(rows)
     found, start = [], 0
     for candidate in candidates:

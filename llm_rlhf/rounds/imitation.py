@@ -29,6 +29,7 @@ from llm_rlhf.evaluation.rewards import Rewards
 from llm_rlhf.evaluation.subjects import start_of, subject_of
 from llm_rlhf.models.base import context_limit
 from llm_rlhf.models.fitting import Fitted, fit_prompts
+from llm_rlhf.models.inference import Reply
 from llm_rlhf.pipeline import STAGES
 from llm_rlhf.recipe.loading import recipe_of
 from llm_rlhf.recipe.sections import DataSection, Recipe
@@ -84,7 +85,7 @@ def write_imitation_pairs(
     lines = [
         json.dumps(row, ensure_ascii=False)
         for prompt, reply in zip(fitting, sampled, strict=True)
-        if (row := pair_of(prompt, written.get(str(prompt.messages)), reply.text)) is not None
+        if (row := pair_of(prompt, written.get(str(prompt.messages)), reply)) is not None
     ]
     if not lines:
         raise DataError(f"No demonstration of {run} makes a pair with what {policy.name} says to its prompt.")
@@ -121,14 +122,15 @@ def foreseen(found: Splits, data: DataSection) -> Splits:
     return found
 
 
-def pair_of(prompt: Prompt, demonstration: tuple[Prompt, str] | None, said: str) -> dict[str, Any] | None:
+def pair_of(prompt: Prompt, demonstration: tuple[Prompt, str] | None, said: Reply) -> dict[str, Any] | None:
     """The row of a pair; None where both say the same, one says nothing, or the prompt had to be cut."""
     written = "" if demonstration is None else demonstration[1].strip()
-    if not written or not said.strip() or said.strip() == written:
+    if not written or not said.text.strip() or said.text.strip() == written:
         return None
     return {
         "prompt": prompt.messages,
         "chosen": [{"role": "assistant", "content": written}],
-        "rejected": [{"role": "assistant", "content": said.strip()}],
+        "rejected": [{"role": "assistant", "content": said.text.strip()}],
+        **({} if said.stopped else {"rejected_stopped": False}),
         "objective": prompt.objective,
     }

@@ -209,7 +209,8 @@ def _measure(
     Returns what `reward_report` found, in the main process; None in the others.
     """
     options = stage_options(recipe, "reward")
-    encoded = [[encode_reply(tokenizer, p.prompt, reply) for p, reply in rows] for rows in _sides(pairs)]
+    sides = [[(pair.prompt, *pair.sides[i]) for pair in pairs] for i in (0, 1)]
+    encoded = [[encode_reply(tokenizer, prompt, text).as_said(end) for prompt, text, end in side] for side in sides]
     rows = [[reply.ids for reply in side] for side in encoded]
     scores = {name: [score_ids(model, name, side, tokenizer.pad_token_id) for side in rows] for name in normal}
     if not run_folder.state.is_main_process:

@@ -5,7 +5,7 @@ import pytest
 from llm_rlhf.audit.check import DataCheck, Lengths
 from llm_rlhf.audit.counts import Account, quantiles
 from llm_rlhf.audit.text import findings, render
-from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt
+from llm_rlhf.data.rows import Conversation, Demonstration, Origin, Preference, Prompt, Rating
 
 
 def user(text: str) -> Conversation:
@@ -58,6 +58,13 @@ def test_balance() -> None:
     assert (account.longer_is_chosen, account.of_different_length) == (4, 5)
     assert (account.refusal_is_chosen, account.one_refuses) == (1, 2)
     assert (account.soft_labels, account.with_margin) == (1, 1)
+    assert account.cut == 0
+
+
+def test_replies_that_were_cut_are_counted() -> None:
+    pairs = [pair(1, "a", "b", "c", chosen_stopped=False, rejected_stopped=False), pair(2, "a", "d", "e")]
+    ratings = [Rating(user("a"), "f", True, "helpful", Origin("r", n), stopped=n == 1) for n in (1, 2)]
+    assert account_of([*pairs, *ratings]).cut == 3
 
 
 def test_turns_lengths_and_objectives_of_each_kind() -> None:

@@ -43,6 +43,17 @@ def test_a_pair_may_state_how_probable_it_is() -> None:
         assert reason({**row, "confidence": wrong}, "preference") == "confidence is no probability"
 
 
+def test_a_row_may_say_that_a_reply_was_cut() -> None:
+    texts = {"prompt": "Key?", "chosen": "Mat", "rejected": "Hat"}
+    transcripts = hh(f"{ASK_TEXT}\n\nAssistant: Mat", f"{ASK_TEXT}\n\nAssistant: Hat")
+    for form, row in (("preference", texts), ("hh", transcripts)):
+        for value in (False, "false", 0):
+            raw = RawRow(Origin("here", 1), {**row, "rejected_stopped": value, "chosen_stopped": None})
+            assert to_preference(raw, form, "overall").sides == (("Mat", True), ("Hat", False))
+        for wrong in ("perhaps", 3, [False, True]):
+            assert reason({**row, "chosen_stopped": wrong}, form) == "wrong type"
+
+
 # --- HH transcripts
 
 

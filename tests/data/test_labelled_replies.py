@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts
+from llm_rlhf.data.sources import Loaded, load_demonstrations, load_preferences, load_prompts, load_ratings
 from llm_rlhf.data.storage import Rows
 from llm_rlhf.errors import DataError
 from llm_rlhf.recipe.sections import Source
@@ -123,6 +123,22 @@ def test_balanced_positions_keep_as_many_of_each_and_count_the_rest(tmp_path: Pa
 
 
 # --- thumbs
+
+
+def test_a_thumb_may_say_that_its_reply_was_cut(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Key?", "completion": "Mat", "label": True, "stopped": True},
+        {"prompt": "Key?", "completion": "Hat", "label": False, "stopped": False},
+    ]
+    path = tmp_path / "thumbs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_preferences([Source(source=str(path))])
+    assert [pair.sides for pair in loaded.rows] == [(("Mat", True), ("Hat", False))]
+    assert not loaded.unread
+    assert [(row.reply, row.stopped) for row in load_ratings([Source(source=str(path))]).rows] == [
+        ("Mat", True),
+        ("Hat", False),
+    ]
 
 
 def test_thumbs_make_pairs_where_one_prompt_has_both(tmp_path: Path) -> None:

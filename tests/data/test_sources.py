@@ -111,6 +111,31 @@ def test_a_reply_that_speaks_for_the_user_is_no_demonstration(tmp_path: Path) ->
     assert loaded.counts()["set_aside"] == {"chosen reply writes a role marker": 1}
 
 
+def test_a_reply_that_was_cut_is_no_demonstration_and_loses_nothing_else(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "chosen": [GOOD], "rejected": [BAD]}
+    other = {**row, "prompt": [{"role": "user", "content": "And the door?"}]}
+    path = write(tmp_path / "pairs.jsonl", {**row, "chosen_stopped": False}, {**other, "rejected_stopped": False})
+    pairs = load_preferences([Source(source=path)])
+    assert [pair.sides for pair in pairs.rows] == [
+        ((GOOD["content"], False), (BAD["content"], True)),
+        ((GOOD["content"], True), (BAD["content"], False)),
+    ]
+    assert not pairs.unread
+    for loaded in (
+        load_demonstrations([Source(from_="preferences")], pairs.rows),
+        load_demonstrations([Source(source=path)], []),
+    ):
+        assert [found.messages[:-1] for found in loaded.rows] == [other["prompt"]]
+        assert loaded.counts()["set_aside"] == {"chosen reply was cut at its length": 1}
+    write(tmp_path / "whole.jsonl", {**row, "chosen_stopped": True}, other)
+    write(tmp_path / "plain.jsonl", row, other)
+    keys = [
+        load_preferences([Source(source=str(tmp_path / f"{n}.jsonl"))]).rows.column("content")
+        for n in ("whole", "plain")
+    ]
+    assert list(keys[0]) == list(keys[1])  # by which rows are told apart, and shuffled
+
+
 def test_prompts_of_every_shape_and_once_only(tmp_path: Path) -> None:
     facts = {"entity": 3}
     files = [

@@ -150,8 +150,9 @@ def test_a_file_that_lists_the_answers_otherwise_means_the_same_answers(tmp_path
 
 
 def test_files_that_data_check_knows_become_questions(tmp_path: Path) -> None:
+    pair = {"prompt": "Name a river.", "chosen": "The Danube.", "rejected": "The A", "rejected_stopped": False}
     files = {
-        "pairs.jsonl": {"prompt": "Name a river.", "chosen": "The Danube.", "rejected": "The Alps.", "margin": 2},
+        "pairs.jsonl": {**pair, "margin": 2},
         "prompts.jsonl": {"prompt": "Name a lake."},
         "thumbs.jsonl": {"prompt": "Name a hill.", "completion": "K2.", "label": False},
         "shown.jsonl": {"prompt": "Name a sea.", "completion": "The North Sea."},
@@ -167,6 +168,9 @@ def test_files_that_data_check_knows_become_questions(tmp_path: Path) -> None:
             ("compare", 2), ("demonstrate", 0), ("thumb", 1), ("rate", 1)
         ]  # fmt: skip
         assert items[0].facts["file_margin"] == 2
+        assert {answer["text"]: answer.get("stopped", True) for answer in items[0].answers} == {
+            "The Danube.": True, "The A": False,
+        }  # fmt: skip
         assert [label.value for label in session.scalars(select(Label))] == [{"good": False}]
     assert bring_in(store, tmp_path / "pairs.jsonl", kind="annotate").questions == 2
     with pytest.raises(DataError, match=r"shows two replies, and .*prompts.jsonl, row 1 has 0"):

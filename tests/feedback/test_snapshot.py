@@ -102,6 +102,36 @@ def test_answers_that_had_not_come_whole_are_in_no_pair_and_counted(database: Da
     assert card["left_out"]["rows"] == {"pairs of answers that had not come whole": 3}  # one, and two of the correction
 
 
+def test_a_reply_that_was_cut_is_trained_on_as_it_was_sampled(database: Database, tmp_path: Path) -> None:
+    """The second answer ran into its length; what a person wrote ends by itself."""
+    person = somebody(database)
+    for kind, value in (
+        ("compare", better(0)), ("correct", {"better": 1, "text": "The Danube."}), ("rank", {"ranks": [2, 1]}),
+    ):  # fmt: skip
+        _cut(database, asked(database, kind, "Name a river.", ["The Alps.", "The Da"]), person, value)
+    _cut(database, asked(database, "thumb", "Name a river.", ["The Da"]), person, {"good": True})
+    card, rows = taken(database, tmp_path / "to")
+    found = load_preferences([Source(source=str(tmp_path / "to" / "preferences.jsonl"))])
+    assert [pair.sides for pair in found.rows] == [
+        (("The Alps.", True), ("The Da", False)),
+        (("The Da", False), ("The Alps.", True)),
+        (("The Danube.", True), ("The Da", False)),
+        (("The Da", False), ("The Alps.", True)),
+    ]
+    assert not found.unread
+    (rated,) = load_ratings([Source(source=str(tmp_path / "to" / "ratings.jsonl"))]).rows
+    assert (rated.reply, rated.stopped) == ("The Da", False)
+    assert len(rows["verdicts.jsonl"]) == 3
+    assert not card["left_out"]["rows"]
+
+
+def _cut(database: Database, item: int, person: int, value: dict[str, Any]) -> None:
+    says(database, person, item, value)
+    with database.write() as session:
+        found = session.get_one(Item, item)
+        found.answers = [*found.answers[:-1], {**found.answers[-1], "stopped": False}]
+
+
 def test_only_labels_that_count_are_taken(database: Database, tmp_path: Path) -> None:
     item = asked(database, "compare", "Name a river.", ["Danube", "Alps"])
     steady, gone, silent = somebody(database), somebody(database), somebody(database, consents=False)

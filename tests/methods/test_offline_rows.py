@@ -1,5 +1,6 @@
 """What DPO and KTO train on: the project's own token ids, whatever the template does."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from template_helpers import stand_in
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, KTOConfig
 
-from llm_rlhf.data.rows import Origin, Preference
-from llm_rlhf.methods.offline import PairDPOTrainer, ReplyKTOTrainer, dpo_rows, kto_rows
+from llm_rlhf.data.rows import Origin, Preference, Rating
+from llm_rlhf.methods.offline import PairDPOTrainer, ReplyKTOTrainer, dpo_rows, kto_rows, not_in_pairs
 from llm_rlhf.models.encoding import encode_prompt, encode_replies, encode_turn, encode_whole_replies
 from llm_rlhf.models.fitting import Fitted, fit_preferences
 
@@ -44,6 +45,21 @@ def test_the_thought_counts_towards_the_length_of_what_a_policy_learns_and_not_o
     shorter = fit_preferences(tokenizer, PAIRS[1:], Fitted(said - 1, "pairs"), encode_whole_replies)
     assert [pair.prompt for pair in shorter] != [LATER]  # it lost its oldest turns, or was set aside
     assert [pair.prompt for pair in fit_preferences(tokenizer, PAIRS[1:], Fitted(judged, "pairs"))] == [LATER]
+
+
+def test_nobody_learns_to_end_where_a_reply_was_cut(tokenizer) -> None:
+    """The pairs of `numbered`, one of them with both replies cut, and two ratings, one cut."""
+    whole, cut = numbered(2)[0], replace(numbered(2)[1], chosen_stopped=False, rejected_stopped=False)
+    ends = [[row[f"{side}_ids"][-1] == tokenizer.eos_token_id for side in ("chosen", "rejected")]
+            for row in dpo_rows(tokenizer, [whole, cut])]  # fmt: skip
+    assert ends == [[True, True], [False, False]]
+    ratings = [Rating(ASKED, f"so {i}", True, "helpful", Origin("here", i), stopped=i == 0) for i in range(2)]
+    rows = kto_rows(tokenizer, [whole, cut], ratings, batch_size=6, seed=0, estimates_kl=False)
+    said = {tokenizer.decode(row["completion_ids"], skip_special_tokens=True).strip():
+            row["completion_ids"][-1] == tokenizer.eos_token_id for row in rows}  # fmt: skip
+    assert said == {"yes 0": True, "no 0": True, "yes 1": False, "no 1": False, "so 0": True, "so 1": False}
+    of_pair = Rating(ASKED, "yes 1", True, "helpful", Origin("here", 1), stopped=False)
+    assert not_in_pairs([of_pair, *ratings], [whole, cut]) == ratings  # the pair has it, cut as it is
 
 
 def numbered(count: int) -> list[Preference]:

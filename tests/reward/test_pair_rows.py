@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from llm_rlhf.data.rows import Origin, Preference
+from llm_rlhf.models.encoding import encode_prompt
+from llm_rlhf.models.inference import ids_to_score, reply_of
 from llm_rlhf.recipe.sections import RewardOptions
 from llm_rlhf.reward.loading import CALIBRATION, Loading, local_adapter, read_temperature, write_calibration
 from llm_rlhf.reward.model import RewardModel
@@ -27,6 +29,18 @@ def test_a_column_is_there_where_some_pair_needs_it(tokenizer) -> None:
     assert plain["length"] == 7
     rows = encode_pairs(tokenizer, [pair("a", "b", margin=1.5), pair("a", "b", confidence=0.75)], RewardOptions())
     assert [(row["margin"], row["confidence"]) for row in rows] == [(1.5, 1.0), (0.0, 0.75)]
+
+
+def test_a_reply_that_was_cut_is_read_as_ppo_reads_what_it_sampled(tokenizer) -> None:
+    """Up to its last token, with no end behind it."""
+    prompt, end = pair("", "").prompt, tokenizer.eos_token_id
+    (row,) = encode_pairs(tokenizer, [pair("yes", "n", chosen_stopped=False)], RewardOptions())
+    sampled = tokenizer("yes", add_special_tokens=False)["input_ids"]
+    cut = reply_of(tokenizer, encode_prompt(tokenizer, prompt), sampled, [end])
+    assert not cut.stopped
+    assert ids_to_score(tokenizer, [prompt], [cut]) == [row["chosen_ids"]]
+    assert row["chosen_ids"][-1] != end == row["rejected_ids"][-1]
+    assert row["length"] == 6
 
 
 def test_the_weight_of_length_starts_where_length_explains_the_labels(tokenizer) -> None:

@@ -12,6 +12,7 @@ from llm_rlhf.data.rows import Demonstration, Origin, Prompt
 from llm_rlhf.data.splits import load_splits
 from llm_rlhf.errors import DataError, RecipeError
 from llm_rlhf.json_lines import read_json_lines
+from llm_rlhf.models.inference import Reply
 from llm_rlhf.plan.forecast import Forecast
 from llm_rlhf.recipe.loading import load_recipe
 from llm_rlhf.recipe.sections import DataSection, Recipe, Source
@@ -45,15 +46,21 @@ def test_those_of_evaluation_are_left_out() -> None:
 
 def test_a_pair_by_hand() -> None:
     prompt = Prompt([{"role": "user", "content": "what is it?"}], "overall", Origin("f", 1))
-    assert pair_of(prompt, (prompt, " a fox. "), "an owl.\n") == {
+    row = {
         "prompt": prompt.messages,
         "chosen": [{"role": "assistant", "content": "a fox."}],
         "rejected": [{"role": "assistant", "content": "an owl."}],
         "objective": "overall",
     }
-    assert pair_of(prompt, (prompt, "a fox."), " a fox.") is None
-    assert pair_of(prompt, (prompt, "a fox."), " ") is None
-    assert pair_of(prompt, None, "an owl.") is None
+    assert pair_of(prompt, (prompt, " a fox. "), _said("an owl.\n")) == row
+    assert pair_of(prompt, (prompt, "a fox."), _said("an owl.", stopped=False)) == {**row, "rejected_stopped": False}
+    assert pair_of(prompt, (prompt, "a fox."), _said(" a fox.")) is None
+    assert pair_of(prompt, (prompt, "a fox."), _said(" ")) is None
+    assert pair_of(prompt, None, _said("an owl.")) is None
+
+
+def _said(text: str, stopped: bool = True) -> Reply:
+    return Reply([], [], text, stopped)
 
 
 def _recipe(folder: Path, **changes: Any) -> Recipe:
@@ -140,7 +147,7 @@ def test_what_will_be_imitated_is_planned_as_it_will_be_divided(tmp_path: Path, 
     before, _ = load_splits(data)
     planned = foreseen(before, data)
     known = demonstrated(before.demonstrations, 0.1 if own else 0.0)
-    made = write("made.jsonl", [pair_of(prompt, (prompt, reply), "no") for prompt, reply in known.values()])
+    made = write("made.jsonl", [pair_of(prompt, (prompt, reply), _said("no")) for prompt, reply in known.values()])
     data.preferences.append(Source(source=made, format="preference"))
     after, _ = load_splits(data)
     for name in ("reward_pairs", "heldout_pairs", "evaluation_pairs"):

@@ -31,8 +31,10 @@ def to_preference(raw: RawRow, form: str, objective: str) -> Preference:
     """A pair from a row of format hh or preference; `objective` is for rows that do not name one."""
     row = row_of(raw)
     prompt, chosen, rejected = hh_pair(row, raw.repairs) if form == "hh" else message_pair(row, raw.repairs)
-    margin, confidence = margin_of(row), confidence_of(row)
-    return Preference(prompt, chosen, rejected, objective_of(row, objective), raw.origin, margin, confidence)
+    return Preference(
+        prompt, chosen, rejected, objective_of(row, objective), raw.origin, margin_of(row), confidence_of(row),
+        chosen_stopped=stopped_of(row, "chosen_stopped"), rejected_stopped=stopped_of(row, "rejected_stopped"),
+    )  # fmt: skip
 
 
 def to_demonstrations(raw: RawRow, form: str) -> list[Demonstration]:
@@ -67,14 +69,23 @@ def to_prompts(raw: RawRow, form: str, objective: str) -> list[Prompt]:
 
 
 def demonstration_of(pair: Preference) -> Demonstration:
-    """The prompt and the chosen reply of a pair.
-
-    A chosen reply with a role marker in it ("... Human: ...") is a BadRow: it may be the better of two, but imitating
-    it would teach the model to speak for the user as well.
-    """
-    if stray := stray_marker(pair.chosen):
-        raise BadRow("chosen reply writes a role marker", extract(pair.chosen[max(0, stray.start() - 30) :]))
+    """The prompt and the chosen reply of a pair, or BadRow (`why_not_imitated`)."""
+    if bad := why_not_imitated(pair):
+        raise bad
     return Demonstration([*pair.prompt, {"role": "assistant", "content": pair.chosen}], pair.origin)
+
+
+def why_not_imitated(pair: Preference) -> BadRow | None:
+    """Why the chosen reply is the better of two and yet none to imitate; None where it is one.
+
+    One with a role marker in it ("... Human: ...") would teach the model to speak for the user as well; one that was
+    cut at its length, to break off.
+    """
+    if not pair.chosen_stopped:
+        return BadRow("chosen reply was cut at its length", extract(pair.chosen[-30:]))
+    if stray := stray_marker(pair.chosen):
+        return BadRow("chosen reply writes a role marker", extract(pair.chosen[max(0, stray.start() - 30) :]))
+    return None
 
 
 def prompt_of_pair(pair: Preference) -> Prompt:
@@ -233,3 +244,12 @@ def confidence_of(row: dict[str, Any]) -> float:
     if number is None or not 0.5 < number <= 1:
         raise BadRow("confidence is no probability", f"{extract(confidence)} is not over 0.5 and at most 1")
     return number
+
+
+def stopped_of(row: dict[str, Any], column: str) -> bool:
+    """Whether a reply ended by itself, by the column that says so; True where the row does not say."""
+    value = row.get(column)
+    stopped = True if value is None else thumb(value)
+    if stopped is None:
+        raise BadRow("wrong type", f"{column} is neither true nor false: {extract(value)}")
+    return stopped

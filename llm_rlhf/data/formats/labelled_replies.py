@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llm_rlhf.data.cells import as_number, thumb
 from llm_rlhf.data.checks import BadRow, check_ends_with_reply, check_prompt, extract, normalised_prompt
 from llm_rlhf.data.formats.columns import completion_column, label_columns, reply_columns
-from llm_rlhf.data.formats.conversations import asked, margin_of, message_pair, objective_of, row_of
+from llm_rlhf.data.formats.conversations import asked, margin_of, message_pair, objective_of, row_of, stopped_of
 from llm_rlhf.data.formats.turns import THOUGHTS_LEFT_OUT, pair_of, reply_of
 from llm_rlhf.data.rows import Preference, Rating, RawRow
 from llm_rlhf.errors import DataError
@@ -221,7 +221,11 @@ def _opposed(up: RawRow, down: RawRow, objective: str) -> Preference:
     prompt = asked(row_of(up), up.repairs)
     good, bad = (reply_of(completion(row_of(raw)), "completion", prompt) for raw in (up, down))
     turns, chosen, rejected = pair_of([*prompt, good], [*prompt, bad], up.repairs)
-    return Preference(turns, chosen, rejected, objective_of(row_of(up), objective), up.origin)
+    stopped, other = (stopped_of(row_of(raw), "stopped") for raw in (up, down))
+    return Preference(
+        turns, chosen, rejected, objective_of(row_of(up), objective), up.origin,
+        chosen_stopped=stopped, rejected_stopped=other,
+    )  # fmt: skip
 
 
 def rating_of(raw: RawRow, objective: str) -> Rating:
@@ -232,7 +236,8 @@ def rating_of(raw: RawRow, objective: str) -> Rating:
     check_ends_with_reply([reply])
     if "reasoning_content" in reply:  # as in pairs, beside which it is trained on
         raw.repairs.add(THOUGHTS_LEFT_OUT)
-    return Rating(prompt, reply["content"], good, objective_of(row, objective), raw.origin)
+    stopped = stopped_of(row, "stopped")
+    return Rating(prompt, reply["content"], good, objective_of(row, objective), raw.origin, stopped)
 
 
 def completion(row: dict[str, Any]) -> Any:

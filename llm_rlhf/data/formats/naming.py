@@ -53,7 +53,7 @@ LISTS = frozenset(("messages", "history", *LABELS, *REPLY_LISTS, *UNSUPPORTED, *
 _NAMES = {
     *PROMPTS, *FURTHER_PROMPTS, *COMPLETIONS, *LABELS, *REPLY_LISTS, *TEXTS, *SCORES, *RANKS, *LISTS, *ALIASES,
     *(name for shape in SHAPES for name in shape.needs), "response_1", "response_2", "objective", "margin",
-    "confidence",
+    "confidence", "chosen_stopped", "rejected_stopped", "stopped",
     "helpfulness", "context", "message_id", "parent_id", "role",
 }  # fmt: skip
 

@@ -114,16 +114,17 @@ class Format(NamedTuple):
     reads: Callable[[dict[str, Any]], Iterable[str]]
 
 
+_PAIR = ("chosen", "rejected", "margin", "confidence", "chosen_stopped", "rejected_stopped")
 FORMATS = {
     "hh": Format(
         "chosen and rejected, each a whole transcript that starts with 'Human:'",
         _is_hh,
-        lambda row: ("chosen", "rejected", "margin", "confidence"),
+        lambda row: _PAIR,
     ),
     "preference": Format(
         "chosen and rejected as messages, or as text with a prompt",
         _is_preference,
-        lambda row: (*_asks(row), "chosen", "rejected", "margin", "confidence"),
+        lambda row: (*_asks(row), *_PAIR),
     ),
     "comparison": Format(
         "two replies (output_1, output_2; response_a, response_b; ...) and a label that says which is better",
@@ -143,7 +144,7 @@ FORMATS = {
     "feedback": Format(
         "prompt, completion and a label: thumbs up or down",
         lambda row: _is_feedback(row) and not _is_scored(row),
-        lambda row: (*_asks(row), *_present_completion(row), "label"),
+        lambda row: (*_asks(row), *_present_completion(row), "label", "stopped"),
     ),
     "tree": Format(
         "messages with replies and ranks (Open-Assistant), nested or one message a row with parent_id",

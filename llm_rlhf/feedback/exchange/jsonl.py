@@ -9,7 +9,7 @@ import codecs
 import datetime
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,10 @@ def _loaded(source: Source) -> tuple[str, Loaded[Any]]:
 
 
 def _thumb(row: Rating, who: str) -> Entry:
-    return Entry(Question("thumb", row.prompt, _answers([row.reply]), **_about(row)), [Told(who, {"good": row.good})])
+    return Entry(
+        Question("thumb", row.prompt, _answers([(row.reply, row.stopped)]), **_about(row)),
+        [Told(who, {"good": row.good})],
+    )
 
 
 def _told(label: dict[str, Any]) -> Told:
@@ -116,7 +119,7 @@ def _questions(row: Any, kind: str) -> Iterator[Question]:
     if kind == "demonstrate":
         yield Question(kind, prompt, [], **_about(row))
     elif kind in ("compare", "correct") and len(replies) == 2:
-        if replies[0] != replies[1]:
+        if replies[0][0] != replies[1][0]:
             yield Question(kind, prompt, _answers(replies), facts=facts, **_about(row))
     elif kind in ("rate", "annotate", "correct") and replies:
         for reply in replies:
@@ -129,14 +132,14 @@ def _questions(row: Any, kind: str) -> Iterator[Question]:
         )
 
 
-def _parts(row: Any) -> tuple[list[dict[str, str]], list[str], dict[str, Any]]:
+def _parts(row: Any) -> tuple[list[dict[str, str]], list[tuple[str, bool]], dict[str, Any]]:
     if isinstance(row, Preference):
         said = {"file_prefers": 0, "file_margin": row.margin, "file_confidence": row.confidence}
-        return row.prompt, [row.chosen, row.rejected], {name: of for name, of in said.items() if of is not None}
+        return row.prompt, list(row.sides), {name: of for name, of in said.items() if of is not None}
     if isinstance(row, Rating):
-        return row.prompt, [row.reply], {"file_says_good": row.good}
+        return row.prompt, [(row.reply, row.stopped)], {"file_says_good": row.good}
     if isinstance(row, Demonstration):
-        return row.messages[:-1], [row.messages[-1]["content"]], {}
+        return row.messages[:-1], [(row.messages[-1]["content"], True)], {}
     assert isinstance(row, Prompt)
     return row.messages, [], row.facts
 
@@ -145,21 +148,21 @@ def _about(row: Any) -> dict[str, Any]:
     return {"objective": getattr(row, "objective", "overall")}
 
 
-def _answers(texts: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"text": text, "source": None} for text in texts]
+def _answers(replies: Iterable[tuple[str, bool]]) -> list[dict[str, Any]]:
+    return [{"text": text, "source": None} | ({} if stopped else {"stopped": False}) for text, stopped in replies]
 
 
 def _rankings(rows: Sequence[Any]) -> list[Entry]:
     """A question for each prompt, with all replies to it that its pairs have."""
-    together: dict[str, tuple[Any, dict[str, None]]] = {}
+    together: dict[str, tuple[Any, dict[str, bool]]] = {}
     for row in rows:
         if not isinstance(row, Preference):
             raise DataError(
                 f"A task of kind rank shows several replies, and {row.origin} has no two. Name another kind."
             )
-        _, texts = together.setdefault(normalised_prompt(row.prompt), (row, {}))
-        texts.update(dict.fromkeys((row.chosen, row.rejected)))
+        _, replies = together.setdefault(normalised_prompt(row.prompt), (row, {}))
+        replies.update(row.sides)
     return [
-        Entry(Question("rank", row.prompt, _answers(list(texts)[:MOST_ANSWERS]), **_about(row)))
-        for row, texts in together.values()
+        Entry(Question("rank", row.prompt, _answers(list(replies.items())[:MOST_ANSWERS]), **_about(row)))
+        for row, replies in together.values()
     ]
