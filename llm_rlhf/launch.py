@@ -1,6 +1,7 @@
 """The processes of a launch, on accelerators or on plain CPUs."""
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -128,6 +129,12 @@ def blind_processes(folder: Path) -> list[str]:
     return [told.removesuffix(": blind") for told in found if told.endswith(": blind")]
 
 
+# Words of gloo, NCCL and torch's stores, in small letters. Other errors of theirs (a tensor of the wrong size, two
+# processes on one GPU) are not that somebody is gone.
+_SPEAKS, _LATE = re.compile("gloo|nccl|by peer"), re.compile("timed out|timeout")
+_GONE = re.compile("by peer|broken pipe|socket closed|remote process|remote peer")
+
+
 def lost_others(error: Exception) -> str:
     """Why a process could not wait for the others of its launch any more, as an error tells it; empty for any other."""
     import torch
@@ -135,6 +142,9 @@ def lost_others(error: Exception) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
         return ""
     text = str(error).lower()
-    if isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text or "by peer" in text:
-        return "did not answer in time" if "timed out" in text or "timeout" in text else "has ended"
-    return ""
+    ways = torch.distributed.DistNetworkError, torch.distributed.DistStoreError
+    if not isinstance(error, (*ways, torch.distributed.DistBackendError)) and not _SPEAKS.search(text):
+        return ""
+    if _LATE.search(text):
+        return "did not answer in time"
+    return "has ended" if isinstance(error, ways) or _GONE.search(text) else ""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from chain_helpers import copy, write_recipe
 from launching import Launch, start
@@ -91,6 +92,26 @@ def test_an_error_that_only_looks_like_one_of_the_launch_stays_what_it_is(monkey
     assert lost_others(RuntimeError("[gloo] Timed out waiting 1800000ms for recv")) == "did not answer in time"
     assert lost_others(RuntimeError("shapes do not match")) == ""
     assert lost_others(ValueError("NCCL")) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (torch.distributed.DistBackendError("NCCL error in: a.cpp:1, invalid usage: Duplicate GPU detected"), ""),
+        (torch.distributed.DistBackendError("NCCL error in: a.cpp:1, unhandled cuda error"), ""),
+        (RuntimeError("ProcessGroupGloo::allgather: invalid tensor size at index 0 (expected (32, 1), got (32))"), ""),
+        (torch.distributed.DistBackendError("NCCL error in: a.cpp:1, remote process exited or there was a network"),
+         "has ended"),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted: ncclRemoteError: a remote process exiting"),
+         "has ended"),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), "has ended"),
+        (torch.distributed.DistStoreError("wait timeout after 1800000ms, keys: /0"), "did not answer in time"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:9] writev [127.0.0.1]: Broken pipe"), "has ended"),
+    ],
+)  # fmt: skip
+def test_what_the_libraries_refuse_is_not_taken_for_somebody_who_is_gone(monkeypatch, error, how) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert lost_others(error) == how
 
 
 def _says(of_one_alone: bool) -> None:

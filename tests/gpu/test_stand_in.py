@@ -4,8 +4,11 @@ import contextlib
 import copy
 import gc
 import os
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 if os.environ.get("LLM_RLHF_TEST_DEVICE") == "stand-in":
     from stand_in import room_for, waits
 
-N = torch.arange(4)
+HERE, N = Path(__file__).parent, torch.arange(4)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,98 @@ def test_it_tells_where_the_cpu_waits(device) -> None:
     ]  # fmt: skip
     assert all("test_stand_in.py" in what for what in found)
     assert [what.split(",")[0] for what in inner] == ["aten::equal"]
+
+
+def test_a_copy_of_its_tensors_and_what_is_loaded_lie_on_it(device, tmp_path) -> None:
+    x = torch.arange(6.0, device=device)[2:].view(2, 2)
+    again = copy.deepcopy({"x": x, "twice": x})
+    assert again["x"] is again["twice"]
+    again["x"] += 1
+    assert x.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    torch.save({"x": x}, tmp_path / "x.pt")
+    for where in (device, "cpu"):
+        loaded = torch.load(tmp_path / "x.pt", map_location=where)["x"]
+        assert loaded.device.type == torch.device(where).type
+        assert loaded.tolist() == x.tolist()
+    flat = torch.arange(4.0, device=device)
+    flat.untyped_storage().resize_(0)
+    assert flat.untyped_storage().nbytes() == 0
+    flat.untyped_storage().resize_(16)
+    assert flat.fill_(1).tolist() == [1.0] * 4
+
+
+def test_memory_is_pinned_where_it_is_asked_for(device) -> None:
+    x = torch.ones(3)
+    assert not x.is_pinned()
+    assert x.pin_memory().is_pinned()
+    assert torch.empty(2, pin_memory=True).is_pinned()
+    with pytest.raises(RuntimeError, match="pin"):
+        x.to(device).pin_memory()
+
+
+TWO = """
+import threading
+import torch
+
+assert torch.cuda.device_count() == 2
+a, b = (torch.ones(3, device=f"cuda:{i}") for i in range(2))
+assert (a + a).get_device() == 0 and (b * 2).get_device() == 1
+assert torch.zeros_like(b).get_device() == b[1:].get_device() == b.clone().get_device() == 1
+assert torch.arange(3, device="cuda:1").get_device() == 1
+assert torch.nn.functional.scaled_dot_product_attention(*[b.view(1, 1, 3, 1)] * 3).get_device() == 1
+for mix in (lambda: a + b, lambda: torch.cat([a, b]), lambda: a @ b):
+    try:
+        mix()
+    except RuntimeError as error:
+        assert "same device" in str(error)
+    else:
+        raise AssertionError("tensors of two devices met")
+assert a.copy_(b).get_device() == 0 and b.to(a.device).get_device() == 0
+held = [torch.cuda.memory_allocated(i) for i in range(2)]
+more = torch.empty(1000, device="cuda:1")
+assert [torch.cuda.memory_allocated(i) for i in range(2)] == [held[0], held[1] + 4000]
+with torch.cuda.device(1):
+    assert torch.empty(2, device="cuda").get_device() == 1
+assert torch.cuda.current_device() == 0
+torch.cuda.set_device(1)
+assert torch.empty(2, device="cuda").get_device() == 1
+found = []
+threading.Thread(target=lambda: found.append(torch.cuda.current_device())).run()
+thread = threading.Thread(target=lambda: found.append(torch.cuda.current_device()))
+thread.start(); thread.join()
+assert found == [1, 0], found  # as on a GPU a new thread begins with the first
+torch.manual_seed(0)
+first = torch.rand(3, device="cuda:0")
+assert torch.equal(torch.rand(3, device="cuda:1").cpu(), first.cpu())  # each by a generator of its own
+x = torch.ones(2, device="cuda:1", requires_grad=True)
+(x * 3).sum().backward()
+assert x.grad.get_device() == 1 and x.grad.tolist() == [3.0, 3.0]
+for outside in (lambda: torch.empty(1, device="cuda:2"), lambda: torch.cuda.set_device(2)):
+    try:
+        outside()
+    except RuntimeError as error:
+        assert "invalid device" in str(error)
+    else:
+        raise AssertionError("there is no third")
+"""
+
+
+def run(*command: str, **told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *command], env=os.environ | {"STAND_IN_DEVICES": "2"} | told, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_of_two_devices_each_has_its_tensors_memory_and_numbers(device) -> None:
+    run("-c", TWO)
+    run("-c", "import torch; assert torch.cuda.device_count() == 1", CUDA_VISIBLE_DEVICES="1")
+    run("-c", "import torch; assert not torch.cuda.is_available()", CUDA_VISIBLE_DEVICES="")
+
+
+def test_processes_speak_as_by_nccl(device) -> None:
+    run("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(HERE / "speaking.py"))
 
 
 # ---- PPO -----------------------------------------------------------------------------------------------------------

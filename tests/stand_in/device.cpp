@@ -1,6 +1,6 @@
-// A CUDA device for a torch that has none. Its memory is the CPU's and its kernels are the CPU's, but its tensors say
-// "cuda:0", and what may not meet on a GPU does not meet here: a tensor of the CPU among those of the device is refused.
-// It tells where the CPU would wait for the device.
+// CUDA devices for a torch that has none. Their memory is the CPU's and their kernels are the CPU's, but their tensors
+// say "cuda:0", and what may not meet on a GPU does not meet here: tensors of the CPU, or of another device, are refused.
+// They tell where the CPU would wait for them.
 //
 // torch's own kernels for CUDA are not in such a build, so that this one's fallback gets every operation that is left
 // once torch has taken it apart: it hands the CPU's kernel tensors on the same memory.
@@ -18,11 +18,15 @@
 #include <ATen/native/transformers/attention.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -31,8 +35,28 @@
 using namespace c10;
 using at::Tensor;
 
-static const Device HERE(DeviceType::CUDA, 0);
 static const Device CPU(DeviceType::CPU);
+static constexpr int MOST_DEVICES = 8;
+
+static int devices = 1;  // that there are
+static thread_local DeviceIndex current = 0;  // as on a GPU, of each thread by itself, and at first the first
+
+static Device here() { return Device(DeviceType::CUDA, current); }
+
+// What is made until this goes lies on that device; of no index, where it would anyway.
+struct On {
+  explicit On(DeviceIndex index) {
+    TORCH_CHECK(index < devices, "CUDA error: invalid device ordinal");
+    if (index >= 0) current = index;
+  }
+  explicit On(const Tensor& x) : On(x.device().index()) {}
+  explicit On(std::optional<Device> device) : On(device ? device->index() : -1) {}
+  On(const On&) = delete;
+  ~On() { current = before_; }
+
+ private:
+  DeviceIndex before_ = current;
+};
 
 // ---- what is told ------------------------------------------------------------------------------------------------
 
@@ -45,75 +69,124 @@ static void wait_for(const std::string& what) {
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
-static std::atomic<int64_t> held{0}, most{0}, room{0};  // bytes; room: that there are at all
+struct Bytes {
+  std::atomic<int64_t> held{0}, most{0}, room{0};  // room: that there are at all
+};
+static std::array<Bytes, MOST_DEVICES> bytes_of;
 
 struct Block {
   DataPtr data;
   int64_t bytes;
+  DeviceIndex device;
 };
 
 static void release(void* block) {
-  held -= static_cast<Block*>(block)->bytes;
-  delete static_cast<Block*>(block);
+  auto* const found = static_cast<Block*>(block);
+  bytes_of[found->device].held -= found->bytes;
+  delete found;
 }
 
 struct Memory final : public Allocator {
   DataPtr allocate(size_t bytes) override {
+    auto& [held, most, room] = bytes_of[current];
     TORCH_CHECK_WITH(OutOfMemoryError, held + static_cast<int64_t>(bytes) <= room, "CUDA out of memory. Tried to allocate ",
                      bytes, " bytes where ", room - held, " of ", room, " are free.");
-    auto* block = new Block{GetCPUAllocator()->allocate(bytes), static_cast<int64_t>(bytes)};
+    auto* block = new Block{GetCPUAllocator()->allocate(bytes), static_cast<int64_t>(bytes), current};
     const int64_t now = held += block->bytes;
     int64_t before = most;
     while (before < now && !most.compare_exchange_weak(before, now)) {
     }
-    return DataPtr(block->data.get(), block, &release, HERE);
+    return DataPtr(block->data.get(), block, &release, here());
   }
   DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 static auto& memory = *new Memory;  // never taken down: tensors of Python's last modules may outlive what is
 
-// ---- the device: one, with one stream, whose work has always ended -------------------------------------------------
+// The CPU's memory from which a GPU copies while the CPU goes on.
+struct Pinned final : public Allocator {
+  DataPtr allocate(size_t bytes) override {
+    DataPtr found = GetCPUAllocator()->allocate(bytes);
+    void* const data = found.get();
+    auto* const held = new DataPtr(std::move(found));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (data != nullptr) known_.insert(data);
+    return DataPtr(data, held, &Pinned::forget, CPU);
+  }
+  DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+  static bool has(const void* data) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return known_.count(data) > 0;
+  }
 
-// Hidden by CUDA_VISIBLE_DEVICES as a GPU would be.
-static bool seen() {
+ private:
+  static void forget(void* held) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    known_.erase(static_cast<DataPtr*>(held)->get());
+    delete static_cast<DataPtr*>(held);
+  }
+  inline static auto& mutex_ = *new std::mutex;
+  inline static auto& known_ = *new std::set<const void*>;
+};
+static auto& pinned = *new Pinned;
+
+// ---- the devices: each with one stream, whose work has always ended ------------------------------------------------
+
+// Hidden by CUDA_VISIBLE_DEVICES as GPUs would be: all but as many as it names.
+static DeviceIndex seen() {
   const char* which = std::getenv("CUDA_VISIBLE_DEVICES");
-  return which == nullptr || *which != '\0';
+  if (which == nullptr) return devices;
+  if (*which == '\0') return 0;
+  return std::min<int>(devices, 1 + std::count(which, which + std::strlen(which), ','));
 }
 
 struct Guard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
-  static Stream stream() { return Stream(Stream::DEFAULT, HERE); }
-  Device getDevice() const override { return HERE; }
-  Device exchangeDevice(Device) const override { return HERE; }
-  Stream getStream(Device) const noexcept override { return stream(); }
-  Stream getNewStream(Device, int) const override { return stream(); }
-  Stream exchangeStream(Stream) const noexcept override { return stream(); }
+  Device getDevice() const override { return here(); }
+  void setDevice(Device to) const override {
+    TORCH_CHECK(to.index() < devices, "CUDA error: invalid device ordinal");
+    uncheckedSetDevice(to);
+  }
+  void uncheckedSetDevice(Device to) const noexcept override {
+    if (to.index() >= 0) current = to.index();
+  }
+  Device exchangeDevice(Device to) const override {
+    const Device before = here();
+    setDevice(to);
+    return before;
+  }
+  DeviceIndex deviceCount() const noexcept override { return seen(); }
+  Stream getStream(Device device) const noexcept override {
+    return Stream(Stream::DEFAULT, device.has_index() ? device : here());
+  }
+  Stream getNewStream(Device device, int) const override { return getStream(device); }
+  Stream exchangeStream(Stream stream) const noexcept override { return stream; }
   void record(void**, const Stream&, const DeviceIndex, const EventFlag) const override {}
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
 };
 static auto& guard = *new Guard;
 
-// What random numbers of the device are drawn by, where nothing is said: a generator of its own.
-static auto& draws = *new at::Generator(at::detail::createCPUGenerator());
+// What random numbers of a device are drawn by, where nothing is said: a generator of its own.
+static auto& draws = *new std::array<at::Generator, MOST_DEVICES>;
 
 namespace at {
 struct CUDAHooks final : public CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return seen(); }
+  bool isAvailable() const override { return seen() > 0; }
   bool hasCUDA() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
-  DeviceIndex current_device() const override { return 0; }
-  DeviceIndex getCurrentDevice() const override { return 0; }
-  DeviceIndex deviceCount() const override { return seen() ? 1 : 0; }
-  int getNumGPUs() const override { return seen() ? 1 : 0; }
-  bool isPinnedPtr(const void*) const override { return false; }
-  Allocator* getPinnedMemoryAllocator() const override { return GetCPUAllocator(); }
+  DeviceIndex current_device() const override { return current; }
+  DeviceIndex getCurrentDevice() const override { return current; }
+  DeviceIndex deviceCount() const override { return seen(); }
+  int getNumGPUs() const override { return seen(); }
+  bool isPinnedPtr(const void* data) const override { return Pinned::has(data); }
+  Allocator* getPinnedMemoryAllocator() const override { return &pinned; }
   Allocator* getCUDADeviceAllocator() const override { return &memory; }
-  Device getDeviceFromPtr(void*) const override { return HERE; }
-  const Generator& getDefaultGenerator(DeviceIndex) const override { return draws; }
+  Device getDeviceFromPtr(void*) const override { return here(); }
+  const Generator& getDefaultGenerator(DeviceIndex index) const override { return draws[index < 0 ? current : index]; }
   Generator getNewGenerator(DeviceIndex) const override { return at::detail::createCPUGenerator(); }
   void deviceSynchronize(DeviceIndex) const override {}
 };
@@ -147,6 +220,7 @@ static Tensor empty_strided_here(IntArrayRef size, IntArrayRef stride, ScalarTyp
   return at::detail::empty_strided_generic(size, stride, &memory, DispatchKeySet(DispatchKey::CUDA), dtype);
 }
 
+// On the device that is current.
 static Tensor from_cpu(const Tensor& x) {
   Tensor made = empty_strided_here(x.sizes(), x.strides(), x.scalar_type());
   on_cpu(made).copy_(x);
@@ -161,13 +235,18 @@ static Tensor view_like(const Tensor& x, const Tensor& cpu) {
   return made;
 }
 
-static void grow(const Tensor& x, size_t bytes) {
-  if (bytes <= x.storage().nbytes()) return;
+static void resize_storage(const Tensor& x, size_t bytes) {
+  const On on(x);
   auto& storage = const_cast<Storage&>(x.storage());
   DataPtr fresh = memory.allocate(bytes);
-  if (storage.data() != nullptr) std::memcpy(fresh.get(), storage.data(), storage.nbytes());
+  const size_t kept = std::min(bytes, storage.nbytes());
+  if (storage.data() != nullptr && kept > 0) std::memcpy(fresh.get(), storage.data(), kept);
   storage.set_data_ptr_noswap(std::move(fresh));
   storage.set_nbytes(bytes);
+}
+
+static void grow(const Tensor& x, size_t bytes) {
+  if (bytes > x.storage().nbytes()) resize_storage(x, bytes);
 }
 
 // ---- every operation but those below: the CPU's kernel -------------------------------------------------------------
@@ -186,13 +265,18 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
   }
 
   // What of the CPU may be among tensors of a GPU: a single number, and what stands in the brackets of a tensor from here.
+  // Of another device nothing may.
   void check(const std::string& name) const {
+    for (const Tensor& x : here_) refuse(name, x, x.device() == here_.front().device());
     for (const Tensor& x : strangers_) refuse(name, x, here_.empty() || x.dim() == 0);
     for (const Tensor& x : indices_) {
       refuse(name, x, first_is_here_);
       wait_for("a copy to the device");
     }
   }
+
+  // Where they are; -1 of none.
+  DeviceIndex index() const { return here_.empty() ? -1 : here_.front().device().index(); }
 
   // Outputs that the kernel has given another size.
   void take_sizes() const {
@@ -217,9 +301,9 @@ class Twins {  // tensors from here, and those of the CPU on the same memory
   }
 
  private:
-  static void refuse(const std::string& name, const Tensor& x, bool allowed) {
-    TORCH_CHECK(allowed, "Expected all tensors to be on the same device: ", name, " got one of the CPU, of size ", x.sizes(),
-                ", among those of cuda:0");
+  void refuse(const std::string& name, const Tensor& x, bool allowed) const {
+    TORCH_CHECK(allowed, "Expected all tensors to be on the same device: ", name, " got one of ", x.device(), ", of size ",
+                x.sizes(), ", among those of cuda:", index());
   }
 
   std::vector<Tensor> here_, cpu_, strangers_, indices_;
@@ -250,6 +334,8 @@ static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto first = stack->size() - schema.arguments().size();
   Twins twins;
+  DeviceIndex asked = -1;
+  std::vector<size_t> without_generator;
   for (size_t i = first; i < stack->size(); ++i) {
     IValue& value = (*stack)[i];
     if (value.isOptionalTensorList()) {
@@ -258,14 +344,17 @@ static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
         list.push_back(x ? std::optional<Tensor>(twins.of(*x, true)) : std::nullopt);
       value = list;
     } else if (value.isDevice() && value.toDevice().is_cuda()) {
+      asked = value.toDevice().index();
       value = CPU;
     } else if (value.isNone() && schema.arguments()[i - first].name() == "generator") {
-      value = draws;
+      without_generator.push_back(i);
     } else {
       exchange(value, [&](const Tensor& x) { return twins.of(x); });
     }
   }
   twins.check(schema.name());
+  const On on(asked >= 0 ? asked : twins.index());
+  for (size_t i : without_generator) (*stack)[i] = draws[current];
   if (is_awaited(schema.name())) wait_for(schema.name());
   op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
   twins.take_sizes();
@@ -275,14 +364,16 @@ static void fallback(const OperatorHandle& op, torch::jit::Stack* stack) {
 
 // ---- what makes tensors, looks at their memory in another way, or leaves the device --------------------------------
 
-static Tensor empty(SymIntArrayRef size, std::optional<ScalarType> dtype, std::optional<Layout>, std::optional<Device>,
-                    std::optional<bool>, std::optional<MemoryFormat> format) {
+static Tensor empty(SymIntArrayRef size, std::optional<ScalarType> dtype, std::optional<Layout>,
+                    std::optional<Device> device, std::optional<bool>, std::optional<MemoryFormat> format) {
+  const On on(device);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &memory, DispatchKeySet(DispatchKey::CUDA),
                                    dtype_or_default(dtype), format);
 }
 
 static Tensor empty_strided(SymIntArrayRef size, SymIntArrayRef stride, std::optional<ScalarType> dtype,
-                            std::optional<Layout>, std::optional<Device>, std::optional<bool>) {
+                            std::optional<Layout>, std::optional<Device> device, std::optional<bool>) {
+  const On on(device);
   return empty_strided_here(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), dtype_or_default(dtype));
 }
 
@@ -345,11 +436,13 @@ static int64_t attention_by(const Tensor& q, const Tensor& k, const Tensor& v, c
   return static_cast<int64_t>(grouped ? at::SDPBackend::math : at::SDPBackend::efficient_attention);
 }
 
+// On the device that is current.
 static Tensor nothing() { return empty_strided_here({0}, {1}, ScalarType::Long); }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool, double, bool causal,
     std::optional<double> scale) {
+  const On on(q);
   auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
       on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal, mask ? std::optional<Tensor>(on_cpu(*mask)) : std::nullopt, scale);
   return {from_cpu(out), from_cpu(sums), nothing(), nothing()};
@@ -359,6 +452,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
     const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask, const Tensor& out,
     const Tensor& sums, const Tensor&, const Tensor&, double, std::array<bool, 4>, bool causal,
     std::optional<double> scale) {
+  const On on(q);
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal,
       mask.defined() ? std::optional<Tensor>(on_cpu(mask)) : std::nullopt, scale);
@@ -367,6 +461,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt, Tensor, Tensor, Tensor> flash(
     const Tensor& q, const Tensor& k, const Tensor& v, double, bool causal, bool, std::optional<double> scale) {
+  const On on(q);
   auto [out, sums] = at::_scaled_dot_product_flash_attention_for_cpu(on_cpu(q), on_cpu(k), on_cpu(v), 0.0, causal,
                                                                      std::nullopt, scale);
   return {from_cpu(out), from_cpu(sums), nothing(), nothing(), q.size(2), k.size(2), nothing(), nothing(), nothing()};
@@ -376,6 +471,7 @@ static std::tuple<Tensor, Tensor, Tensor> flash_backward(
     const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& sums,
     const Tensor&, const Tensor&, SymInt, SymInt, double, bool causal, const Tensor&, const Tensor&,
     std::optional<double> scale) {
+  const On on(q);
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       on_cpu(gradient), on_cpu(q), on_cpu(k), on_cpu(v), on_cpu(out), on_cpu(sums), 0.0, causal, std::nullopt, scale);
   return {from_cpu(dq), from_cpu(dk), from_cpu(dv)};
@@ -400,6 +496,7 @@ static Tensor& addmm_in_out(const Tensor& x, const Tensor& a, const Tensor& b, S
 
 // Of whole numbers too, as mixtures of experts count their tokens.
 static Tensor histc(const Tensor& x, int64_t bins, const Scalar& least, const Scalar& greatest) {
+  const On on(x);
   return from_cpu(at::histc(on_cpu(x).to(ScalarType::Float), bins, least, greatest).to(x.scalar_type()));
 }
 
@@ -443,23 +540,42 @@ static void register_operators() {
   // torch.ops.stand_in.on_cpu(x): for what has a kernel of its own on a GPU, to compute in place.
   auto& own = library("stand_in", std::nullopt);
   own.def("on_cpu(Tensor x) -> Tensor");
-  own.def("draw_by(Generator? generator) -> ()", [](std::optional<at::Generator> generator) { draws = *generator; });
-  library("stand_in", DispatchKey::CUDA).impl("on_cpu", &on_cpu);
+  own.def("draw_by(Generator? generator, int device) -> ()",
+          [](std::optional<at::Generator> generator, int64_t device) { draws[device] = *generator; });
+  own.def("resize_storage(Tensor x, int bytes) -> ()");
+  auto& here = library("stand_in", DispatchKey::CUDA);
+  here.impl("on_cpu", &on_cpu);
+  here.impl("resize_storage", [](const Tensor& x, int64_t bytes) { resize_storage(x, bytes); });
 }
+
+// ---- what DistributedDataParallel asks of a device -----------------------------------------------------------------
+
+struct Timer final : public c10d::Timer {
+  explicit Timer(Device) {}
+  std::optional<int64_t> measureDifference(Event, Event) override { return std::nullopt; }
+};
 
 // ---- for Python ----------------------------------------------------------------------------------------------------
 
 extern "C" {
-void install() {
+void install(int count) {
+  devices = std::clamp(count, 1, MOST_DEVICES);
+  for (auto& generator : draws) generator = at::detail::createCPUGenerator();
   register_operators();
   impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)].store(&guard);
   SetAllocator(DeviceType::CUDA, &memory);
   at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&attention_by);
+  c10d::TimerRegistry()->Register(DeviceType::CUDA, [](Device device) { return std::make_unique<Timer>(device); });
 }
 
-int64_t held_bytes() { return held; }
-int64_t most_bytes() { return most; }
-void set_room(int64_t bytes) { room = bytes; }
-void forget_most() { most = held.load(); }
+int seen_devices() { return seen(); }
+int current_device() { return current; }
+void set_device(int index) { current = index; }
+int64_t held_bytes(int device) { return bytes_of[device].held; }
+int64_t most_bytes(int device) { return bytes_of[device].most; }
+void forget_most(int device) { bytes_of[device].most = bytes_of[device].held.load(); }
+void set_room(int64_t bytes) {
+  for (auto& of : bytes_of) of.room = bytes;
+}
 void tell(void (*callback)(const char*)) { told = callback; }
 }

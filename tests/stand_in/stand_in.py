@@ -1,12 +1,12 @@
-"""A CUDA device where there is none, for tests: `stand_in.install()` before torch is imported.
+"""CUDA devices where there are none, for tests: `stand_in.install()` before torch is imported.
 
-What runs on it takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
-meet, as they may not on a GPU, it raises; it tells where the CPU would wait for the device. What it cannot
-show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what dynamo
-traces), the memory that an allocator keeps, several GPUs. bitsandbytes computes by its kernels for CPUs. Its default
-generator is one of its own; others, of whatever device, are the CPU's. Storages cannot be made on it by themselves, so
-that `copy.deepcopy` of its tensors and `torch.load` onto it are refused. Like a GPU it is hidden by an empty
-CUDA_VISIBLE_DEVICES.
+What runs on them takes the paths that a GPU's run takes, by the CPU's kernels (device.cpp): where tensors of both
+meet, or of two devices, as they may not on GPUs, it raises; it tells where the CPU would wait for the device. What
+it cannot show: speed, CUDA's own kernels and their rounding, Triton's, recorded graphs (torch.compile stops at what
+dynamo traces), the memory that an allocator keeps, streams. bitsandbytes computes by its kernels for CPUs. A
+device's default generator is one of its own; others, of whatever device, are the CPU's. Like GPUs they are hidden by an
+empty CUDA_VISIBLE_DEVICES. There is one, or as many as $STAND_IN_DEVICES says; between processes
+nccl.py stands in for NCCL.
 
 It takes Linux, g++ and a torch that is built for CPUs alone.
 """
@@ -31,7 +31,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 BUILT = HERE.parents[1] / "build" / "stand-in"
-MEMORY = 8 << 30  # bytes that the device has
+MEMORY = 8 << 30  # bytes that a device has
+DEVICES = "STAND_IN_DEVICES"  # of the environment
 TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _device: Any = None  # the library, once it is loaded
 _callbacks: list[Any] = []  # of `waits`, the innermost last
@@ -96,57 +97,81 @@ def _nothing(*_: Any, **__: Any) -> None: ...
 
 
 def install() -> None:
-    """Make torch say that there is a device, as far as this package and what it stands on ask."""
+    """Make torch say that there are devices, as far as this package and what it stands on ask."""
     global _device
     if _device is not None:
         return
     assert "torch" not in sys.modules, "torch has looked for devices already"
     _device = ctypes.CDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
-    for name in ("held_bytes", "most_bytes"):
+    for name in ("held_bytes", "most_bytes"):  # those of other functions are of C's int
         getattr(_device, name).restype = ctypes.c_int64
     _device.set_room.argtypes = [ctypes.c_int64]
 
     import bitsandbytes  # noqa: F401 - before torch says that it has CUDA: its kernels for that are not in such a build
     import torch
 
-    _device.install()
+    count = int(os.environ.get(DEVICES, "1"))
+    _device.install(count)
     _device.set_room(MEMORY)
-    _say_so(torch)
+    _say_so(torch, count)
     # Let the thread that went backward end its last work: one that asks for Python while this ends would abort.
     atexit.register(time.sleep, 0.1)
 
 
-def _say_so(torch: Any) -> None:
+def _say_so(torch: Any, count: int) -> None:
     properties = types.SimpleNamespace(
         name="stand-in", total_memory=MEMORY, major=9, minor=0, multi_processor_count=1, warp_size=32
     )
     said = {
-        "is_initialized": True, "current_device": 0,
-        "get_device_name": "stand-in", "get_device_properties": properties, "get_device_capability": (9, 0),
+        "is_initialized": True, "get_device_name": "stand-in", "get_device_properties": properties,
+        "get_device_capability": (9, 0),
         "is_bf16_supported": True, "memory_stats": {},
     }  # fmt: skip
     for name, value in said.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    for name in ("init", "_lazy_init", "set_device", "empty_cache", "ipc_collect", "synchronize"):
+    for name in ("init", "_lazy_init", "empty_cache", "ipc_collect", "synchronize"):
         setattr(torch.cuda, name, _nothing)
-    torch.accelerator.empty_cache = lambda: None  # each a function of its own, as dynamo knows them by what they are
+    torch.accelerator.empty_cache = lambda: None  # a function of its own, too (see below)
     torch.accelerator.synchronize = lambda *_: None
+
+    def which(device: Any = None) -> int:
+        index = device if device is None or isinstance(device, int) else torch.device(device).index
+        return _device.current_device() if index is None else index
+
+    def exchange(to: int) -> int:
+        before = _device.current_device()
+        if to >= 0:
+            if to >= _device.seen_devices():
+                raise RuntimeError("CUDA error: invalid device ordinal")
+            _device.set_device(to)
+        return before
+
     for name in ("memory_allocated", "memory_reserved"):
-        setattr(torch.cuda, name, lambda *_: _device.held_bytes())
+        setattr(torch.cuda, name, lambda device=None: _device.held_bytes(which(device)))
     for name in ("max_memory_allocated", "max_memory_reserved"):
-        setattr(torch.cuda, name, lambda *_: _device.most_bytes())
-    for name in ("Stream", "Event", "device", "stream", "current_stream", "default_stream"):
+        setattr(torch.cuda, name, lambda device=None: _device.most_bytes(which(device)))
+    for name in ("Stream", "Event", "stream", "current_stream", "default_stream"):
         setattr(torch.cuda, name, _Always)
-    torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    torch.cuda.device_count = torch.cuda.random.device_count = lambda: int(torch.cuda.is_available())
-    torch.cuda.mem_get_info = lambda *_: (MEMORY - _device.held_bytes(), MEMORY)
-    torch.cuda.reset_peak_memory_stats = lambda *_: _device.forget_most()
-    draws = torch.Generator().manual_seed(0)
-    torch.ops.stand_in.draw_by(draws)
-    torch.cuda.default_generators = (draws,)
-    torch.Tensor.pin_memory = lambda self, *_: self
-    for name in ("getDevice", "setDevice", "exchangeDevice", "maybeExchangeDevice", "getCurrentRawStream"):
-        setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
+    torch.cuda.is_available = lambda: _device.seen_devices() > 0
+    torch.cuda.device_count = torch.cuda.random.device_count = lambda: _device.seen_devices()
+    torch.cuda.current_device = lambda: _device.current_device()
+    torch.cuda.set_device = lambda device: (exchange(which(device)), None)[1]
+    torch.cuda.mem_get_info = lambda device=None: (MEMORY - _device.held_bytes(which(device)), MEMORY)
+    torch.cuda.reset_peak_memory_stats = lambda device=None: _device.forget_most(which(device))
+    torch.cuda.default_generators = tuple(torch.Generator().manual_seed(0) for _ in range(count))
+    for index, draws in enumerate(torch.cuda.default_generators):
+        torch.ops.stand_in.draw_by(draws, index)
+    torch._C._cuda_getDevice = torch.cuda.current_device
+    torch._C._cuda_setDevice = torch.cuda.set_device
+    torch._C._cuda_exchangeDevice = torch._C._cuda_maybeExchangeDevice = exchange
+    torch.cuda._exchange_device = exchange  # each a function of its own, as dynamo knows them by what they are
+    torch.cuda._maybe_exchange_device = lambda to: exchange(to)
+    torch._C._cuda_getCurrentRawStream = lambda *_: 0
+    _make_storages(torch)
+    if torch.distributed.is_available():
+        import nccl
+
+        nccl.install()
 
     compile_by = torch.compile
 
@@ -154,6 +179,28 @@ def _say_so(torch: Any) -> None:
         return compile_by(*args, backend="eager" if backend in (None, "inductor") else backend, **options)
 
     torch.compile = compile_without_kernels
+
+
+def _make_storages(torch: Any) -> None:
+    """By themselves they cannot be made on a device in such a build: those of tensors are taken."""
+    from torch.storage import UntypedStorage
+
+    def bytes_of(storage: Any) -> Any:
+        return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+    def to(self: Any, *, device: Any, non_blocking: bool = False) -> Any:
+        return bytes_of(self).to(device, non_blocking=non_blocking).untyped_storage()
+
+    resize = UntypedStorage.resize_
+
+    def resize_(self: Any, size: int) -> Any:
+        if self.device.type != "cuda":
+            return resize(self, size)
+        torch.ops.stand_in.resize_storage(bytes_of(self), size)
+        return self
+
+    UntypedStorage.to, UntypedStorage.resize_ = to, resize_
+    UntypedStorage.clone = lambda self: bytes_of(self).clone().untyped_storage()  # by which copy.deepcopy goes
 
 
 @contextlib.contextmanager
