@@ -135,6 +135,42 @@ def test_fsdp2_learns_what_ddp_learns(runs, part) -> None:
         torch.testing.assert_close(fsdp2[name], weight, rtol=0, atol=atol, msg=f"{part} {name}")
 
 
+SRUN = """#!/bin/bash
+for node in 0 1; do
+    CUDA_VISIBLE_DEVICES=$node SLURM_NODEID=$node "$@" &
+    started+=($!)
+done
+for process in "${started[@]}"; do wait "$process" || exit 1; done
+"""
+
+
+def test_two_machines_under_slurm(tmp_path) -> None:
+    """The shipped script, with a `srun` that starts both machines here, a device for each."""
+    shutil.copytree(CONFIGURATIONS, tmp_path / "recipes" / "accelerate")
+    configuration = tmp_path / "recipes" / "accelerate" / "two_nodes.yaml"
+    text = configuration.read_text()
+    assert "num_machines: 2\n" in text
+    assert "num_processes: 16\n" in text
+    configuration.write_text(text.replace("num_processes: 16", "num_processes: 2"))
+    (tmp_path / "bin").mkdir()
+    for name, script in {"srun": SRUN, "scontrol": "#!/bin/bash\necho 127.0.0.1; echo elsewhere\n"}.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    told = {
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "SLURM_JOB_NODELIST": "here,elsewhere", "SLURM_JOB_ID": str(os.getpid()), "STAND_IN_DEVICES": "2",
+    }  # fmt: skip
+    recipe, run = write_recipe(tmp_path), tmp_path / "run"
+    changes = [f"output_dir={run}", *(f"{section}=null" for section in ("reward", "ppo", "evaluate"))]
+    script = tmp_path / "recipes" / "accelerate" / "two_nodes.sbatch"
+    done = subprocess.Popen(
+        ["bash", str(script), str(recipe), *changes], cwd=tmp_path, env=os.environ | told, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said_by(done)
+    assert json.loads((run / "manifest.json").read_text())["processes"] == 2
+
+
 def test_a_quantised_base_lies_on_the_device_of_each_process(runs) -> None:
     assert moved(runs["ddp nf4"], "ppo") != 0
 

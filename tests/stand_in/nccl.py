@@ -4,6 +4,7 @@ Gloo carries what they say, on the CPU's tensors of the same memory. What NCCL r
 CPU, tensors that are not contiguous, two processes on one device. What it cannot show: speed, other machines, hangs.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -82,8 +83,9 @@ class ProcessGroupNCCL(dist.ProcessGroup):
         if self._device >= 0:
             raise RuntimeError(f"NCCL: this process spoke from cuda:{self._device}, and now from {x.device}")
         self._device = x.get_device()
-        self._store.set(str(self.rank()), str(self._device))
-        others = [int(self._store.get(str(rank))) for rank in range(self.size())]
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")  # by which each process numbers them anew
+        self._store.set(str(self.rank()), seen.split(",")[self._device] if seen else str(self._device))
+        others = [self._store.get(str(rank)).decode() for rank in range(self.size())]
         if len(set(others)) < len(others):
             raise RuntimeError(f"NCCL: Duplicate GPU detected: the processes are on CUDA devices {others}")
 
