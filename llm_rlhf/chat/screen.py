@@ -18,24 +18,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llm_rlhf.chat.printable import CONTROLS, printable
 from llm_rlhf.chat.voices import Heard
 
 WIDE = 100  # characters of a line from which two sides stand beside each other
 WORD = 20  # characters that a word waits for its end at most before it is written
 FRAME = 1 / 15  # seconds between two pictures of what is being said
 NAMES = {"reward": "reward", "heldout": "held-out"}
-# Control characters, what turns the direction of writing, and halves of surrogate pairs; not line feed and tab.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal but stand there: ESC becomes its picture, and so on."""
-
-    def picture(found: re.Match[str]) -> str:
-        code = ord(found[0])
-        return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
-
-    return _CONTROLS.sub(picture, text.replace("\r\n", "\n"))
 
 
 def told_of(heard: Heard, scores: Mapping[str, float]) -> str:
@@ -148,7 +137,7 @@ class _JsonBoard:
             "turns_cut": heard.cut,
         }  # fmt: skip
         line = json.dumps(row, ensure_ascii=False)
-        print(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line), flush=True)
+        print(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line), flush=True)
 
 
 class Terminal:

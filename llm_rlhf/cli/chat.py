@@ -64,7 +64,8 @@ def chat(
         if no_reward and (reward or heldout):
             raise RecipeError("--no-reward loads no reward model, and one is named; leave out either.")
         quiet_libraries()
-        from llm_rlhf.chat.screen import Json, Lines, Screen, Terminal, printable
+        from llm_rlhf.chat.printable import printable
+        from llm_rlhf.chat.screen import Json, Lines, Screen, Terminal
         from llm_rlhf.chat.session import Session
         from llm_rlhf.chat.voices import load, sides_of
         from llm_rlhf.launch import processes

@@ -117,7 +117,7 @@ def report(
     Runs that lie elsewhere too: llm-rlhf feedback report runs/hh --runs runs --runs /shared/runs
     """
     with told_in_one_message():
-        from llm_rlhf.chat.screen import printable
+        from llm_rlhf.chat.printable import printable
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.quality import quality_of
         from llm_rlhf.feedback.report_text import report_text
@@ -209,7 +209,7 @@ def import_labels(
     agreed to be trained on is for you to know. What is there already is not put in twice.
     """
     with told_in_one_message():
-        from llm_rlhf.chat.screen import printable
+        from llm_rlhf.chat.printable import printable
         from llm_rlhf.cli.options import columns_of
         from llm_rlhf.feedback.database import Database
         from llm_rlhf.feedback.exchange.importing import bring_in

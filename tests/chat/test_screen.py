@@ -8,7 +8,8 @@ import unicodedata
 import pytest
 from rich.console import Console
 
-from llm_rlhf.chat.screen import Json, Lines, Terminal, printable
+from llm_rlhf.chat.printable import printable
+from llm_rlhf.chat.screen import Json, Lines, Terminal
 from llm_rlhf.chat.voices import Heard
 
 ASKED = [{"role": "user", "content": "why?"}]
