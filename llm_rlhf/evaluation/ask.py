@@ -191,8 +191,8 @@ class Base:
         if material.hhh:
             found.hhh[subject.name] = pair_logprobs(self.model, self.tokenizer, role, material.hhh, size)
         if rows := material.demonstrations:
-            texts = [row.prompt for row in rows], [row.chosen for row in rows]
-            found.losses[subject.name] = read_replies(self.model, self.tokenizer, role, *texts, size)
+            texts, ends = ([row.prompt for row in rows], [row.chosen for row in rows]), [r.chosen_stopped for r in rows]
+            found.losses[subject.name] = read_replies(self.model, self.tokenizer, role, *texts, size, ends)
 
     @property
     def computed(self) -> dict[str, set[str]]:

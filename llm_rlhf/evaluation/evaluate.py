@@ -157,7 +157,7 @@ def measure(asked: Evaluation) -> Measured:
         asked_of, of_list = material.prompts[suite.name], found.answers[suite.name]
         scored = {name: score_replies(suite, asked_of, of_list[name].texts) for name in reversed(names)}
         measured.scored[suite.name] = scored
-        measured.estimates += suite_estimates(suite, asked_of, scored, names, asked.resamples, asked.seed)
+        measured.estimates += suite_estimates(suite, asked_of, scored, names)
         measured.own[suite.name] = suite_record(suite, scored)
     of_suites, notes = measure_benchmarks(asked, material, found)
     measured.estimates, measured.notes = measured.estimates + of_suites, measured.notes + notes
@@ -220,7 +220,7 @@ def _overoptimization(asked: Evaluation, curve: Curve, policy: Answers, prompts:
         shape = len(curve.rows), asked.best_of_n
         of_base = {name: np.reshape(values, shape) for name, values in _scores(curve.best_of).items()}
         of_policy = {name: [values[i] for i in curve.rows] for name, values in _scores(policy).items()}
-        found["best_of_n"] = best_of_n(of_base, of_policy, asked.resamples, asked.seed, ids)
+        found["best_of_n"] = best_of_n(of_base, of_policy, ids)
     return found
 
 

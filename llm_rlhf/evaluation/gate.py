@@ -191,8 +191,9 @@ def _kl(estimates: list[Entry], most: float, section: GateSection) -> GateLine:
     entry = find(estimates, "kl", contest(estimates)[0])
     if entry is None:
         return _missing("kl", most, "kl" in section.required)
-    high = entry["estimate"] if entry["high"] is None else entry["high"]
-    return _judged("kl", entry, most, high <= most, f"{most:g} nats at most, by the interval's upper end")
+    high = entry["high"]
+    passed = high is not None and high <= most
+    return _judged("kl", entry, most, passed, f"{most:g} nats at most, by the interval's upper end")
 
 
 def _perplexity(estimates: list[Entry], most: float, section: GateSection) -> GateLine:

@@ -1,7 +1,8 @@
 """Whether a log's replies have drifted from what their policy's report measured, or its prompts: numbers only.
 
 Each measure of each period is held against the report's own number for the policy. With d the difference, s its
-standard error (both intervals' half-widths over 1.96, squared, summed) and m a margin below which nobody need care,
+standard error (of both intervals the distance from the estimate to the end that faces the other, in standard errors,
+squared, summed: MOVER, Zou and Donner 2008, Statistics in Medicine 27) and m a margin below which nobody need care,
 
     p = P(T > (|d| - m) / s) + P(T > (|d| + m) / s),
 
@@ -29,6 +30,7 @@ from llm_rlhf.statistics.clustered import (
     clustered_difference,
     clustered_mean,
     clustered_proportion,
+    student_quantile,
     student_tail,
 )
 from llm_rlhf.statistics.intervals import Interval, Labels, Values, Z
@@ -108,8 +110,11 @@ def held(found: Measured, reference: Reference) -> Test | None:
         return None
     if found.conversations < FEWEST:
         return None
-    error = math.hypot((found.high - found.low) / 2, (reference.high - reference.low) / 2) / Z
     difference, freedom = found.estimate - reference.value, found.conversations - 1
+    own, other = found.estimate - found.low, reference.high - reference.value
+    if difference < 0:
+        own, other = found.high - found.estimate, reference.value - reference.low
+    error = math.hypot(own / _quantile(found.measure, freedom), other / Z)
     return _test(found.period, found.measure, "report", difference, error, reference.margin, freedom)
 
 
@@ -125,10 +130,17 @@ def paired(
     change = clustered_change if measure in SHARES else clustered_difference
     found = change(np.asarray(logged, float), np.asarray(own, float), np.asarray(conversations))
     count = len(np.unique(np.asarray(conversations)))
-    if found.low is None or found.high is None or count < FEWEST:
+    if count < FEWEST:
         return None
-    error = (found.high - found.low) / 2 / Z
+    error = 0.0  # where all differ by the same
+    if found.low is not None and found.high is not None:
+        error = (found.high - found.low) / 2 / _quantile(measure, count - 1)
     return _test(period, measure, "own answers", found.estimate, error, margin, count - 1)
+
+
+def _quantile(measure: str, freedom: int) -> float:
+    """How many standard errors a measure's interval goes to either side of it: of a mean by Student's t."""
+    return Z if measure in SHARES else student_quantile(freedom)
 
 
 def alarms(tests: Sequence[Test], others: dict[tuple[str, str], tuple[Test | None, Test | None]]) -> list[Alarm]:

@@ -92,11 +92,11 @@ def questions(found: Monitored, chosen: Sequence[tuple[int, list[str]]], kind: s
         reply = found.log.replies[i]
         if not reply.text.strip():
             continue
-        answers: list[dict[str, Any]] = [{"text": reply.text, "source": reply.model or "log"}]
-        own = found.own.get(i, ("", {}))[0]
+        answers: list[dict[str, Any]] = [{"text": reply.text, "source": reply.model or "log", **_stopped(reply.ended)}]
+        own, of_own = found.own.get(i, ("", {}))
         asks = kind
         if kind == "compare" and own.strip() and own != reply.text:
-            answers.append({"text": own, "source": "policy"})
+            answers.append({"text": own, "source": "policy", **_stopped(of_own.get("eos_rate"))})
         elif kind == "compare":
             asks = "rate"
         made.append(
@@ -122,10 +122,20 @@ def _known(found: Monitored, i: int) -> dict[str, Any]:
 def thumbs(replies: Sequence[Logged]) -> list[dict[str, Any]]:
     """The replies with a thumb that say something, as rows that `data.ratings` reads: prompt, completion, label."""
     return [
-        {"prompt": reply.prompt, "completion": [{"role": "assistant", "content": reply.text}], "label": reply.thumb}
+        {
+            "prompt": reply.prompt,
+            "completion": [{"role": "assistant", "content": reply.text}],
+            "label": reply.thumb,
+            **_stopped(reply.ended),
+        }
         for reply in replies
         if reply.thumb is not None and reply.text.strip()
     ]
+
+
+def _stopped(ended: float | None) -> dict[str, bool]:
+    """What is said of a reply that was cut at its length; nothing of others, nor where it is not known."""
+    return {"stopped": False} if ended is not None and not ended else {}
 
 
 def write_rows(path: Path, rows: Sequence[Question] | Sequence[dict[str, Any]]) -> int:

@@ -14,7 +14,8 @@ from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.labels import preferred
 from llm_rlhf.feedback.selection import RANDOM
 from llm_rlhf.feedback.tables import Assignment, Item, Label, Person
-from llm_rlhf.statistics.intervals import Interval, bootstrap, bootstrap_mean
+from llm_rlhf.statistics.clustered import student_quantile
+from llm_rlhf.statistics.intervals import Interval, wilson_bounds
 
 
 class Answered(NamedTuple):
@@ -29,18 +30,26 @@ def agreement(answered: list[Answered]) -> dict[str, Interval]:
     """Shares with 95 % intervals: `all`, weighed; `slice`, of the uniform slice alone; neither of fewer than two.
 
     Ties are no part of either: the share is that of pairs of which people prefer one. The weighed one is a ratio of two
-    weighed sums (Hajek 1971), whose intervals resample questions.
+    weighed sums (Hajek 1971). Both have Wilson's interval, with Student's quantile, of as many questions as know as
+    much: of n weights w, (sum w)^2 / sum w^2 (Kish 1965; Korn and Graubard 1998, Survey Methodology 24).
     """
     found = {}
     if len(answered) > 1:
         weights = 1 / np.array([one.propensity for one in answered])
-        agreed = weights * np.array([one.agrees for one in answered])
-        what = "agreement weighed by 1 / propensity"
-        found["all"] = bootstrap(lambda counts: (counts @ agreed) / (counts @ weights), len(answered), what=what)
-    uniform = [one.agrees for one in answered if one.uniform]
+        found["all"] = _share(answered, weights, "agreement weighed by 1 / propensity")
+    uniform = [one for one in answered if one.uniform]
     if len(uniform) > 1:
-        found["slice"] = bootstrap_mean(uniform)
+        found["slice"] = _share(uniform, np.ones(len(uniform)), "agreement")
     return found
+
+
+def _share(answered: list[Answered], weights: np.ndarray, what: str) -> Interval:
+    agreed = np.array([one.agrees for one in answered])
+    share = float(weights @ agreed / weights.sum())
+    rows = float(weights.sum() ** 2 / (weights @ weights))
+    low, high = wilson_bounds(share, rows, student_quantile(len(answered) - 1))
+    method = f"{what}; Wilson score interval, {rows:.1f} effective questions"
+    return Interval(share, low, high, len(answered), method)
 
 
 def answered_of(database: Database, batch: int) -> list[Answered]:

@@ -265,7 +265,3 @@ def _other_checks(recipe: Recipe, found: dict[str, Any], plans: list[AdapterPlan
         coin, floor = label_losses(confidences, [pair.margin or 0.0 for pair in plan.pairs])
         checks.append(plateau_check("reward" if [plan.name] == options.adapters else plan.name, losses, coin, floor))
     return checks + [calibration_check(name, known) for name, known in found["calibration"].items()]
-
-
-def _sides(pairs: list[Preference]) -> tuple[list[tuple[Preference, str]], list[tuple[Preference, str]]]:
-    return [(pair, pair.chosen) for pair in pairs], [(pair, pair.rejected) for pair in pairs]

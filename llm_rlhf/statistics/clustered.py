@@ -7,7 +7,8 @@ s^2 / (1 - n / N), over N^2, with s the sum of a cluster's deviations from the m
 Student's, with the degrees of freedom that match the variance's own spread: G - 1 where clusters are equally large,
 fewer where one outweighs the others.
 
-Where every cluster is one row, each function gives what `statistics` gives for single rows, to the last bit.
+Where every cluster is one row, means have Student's interval over rows (a bootstrap's is too narrow for a few dozen),
+and shares what `intervals` gives for single rows, to the last bit.
 
 Sources: Bell and McCaffrey 2002, Survey Methodology 28 (the variance, "CR2", and its degrees of freedom); Cameron and
 Miller 2015, Journal of Human Resources 50, section VI (why few clusters need them); Korn and Graubard 1998, Survey
@@ -29,11 +30,9 @@ from llm_rlhf.statistics.intervals import (
     Values,
     Z,
     binary_arrays,
-    bootstrap_mean,
     bootstrap_share,
     by_cluster,
     finite_arrays,
-    paired_bootstrap,
     paired_proportions,
     wilson,
     wilson_bounds,
@@ -65,20 +64,24 @@ class Effective(NamedTuple):
     text: str  # both in words
 
 
-def clustered_mean(values: Values, clusters: Labels, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def clustered_mean(values: Values, clusters: Labels) -> Interval:
     """Mean of `values`, in their unit; n counts rows, `clusters` of the result their families (None: single rows)."""
     (x,) = finite_arrays("clustered_mean", values=values)
-    if _single("clustered_mean", x, clusters):
-        return bootstrap_mean(x, clusters, resamples, seed)
-    return _t_interval(x, clusters, "mean")
+    return _t_interval("clustered_mean", x, clusters, "mean")
 
 
-def clustered_difference(a: Values, b: Values, clusters: Labels, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean of a - b in their unit, where a[i] and b[i] answer the same prompt; positive when `a` is higher."""
+def clustered_difference(a: Values, b: Values, clusters: Labels) -> Interval:
+    """Mean of a - b in their unit, where a[i] and b[i] answer the same prompt; positive when `a` is higher.
+
+    No interval where all differences are equal: what is rare and large, a loss on one prompt of thirty, would stand
+    beside an interval of no width.
+    """
     x, y = finite_arrays("clustered_difference", a=a, b=b)
-    if _single("clustered_difference", x, clusters):
-        return paired_bootstrap(x, y, clusters, resamples, seed)
-    return _t_interval(x - y, clusters, "paired difference")
+    found = _t_interval("clustered_difference", x - y, clusters, "paired difference")
+    if found.low != found.high:
+        return found
+    how = "paired difference; all are equal, which does not show how far others lie"
+    return found._replace(low=None, high=None, method=how)
 
 
 def clustered_proportion(yes: Values, clusters: Labels) -> Interval:
@@ -212,10 +215,16 @@ def _single(caller: str, values: Array, clusters: Labels) -> bool:
     return len(np.unique(labels)) == len(labels)
 
 
-def _t_interval(values: Array, clusters: Labels, what: str) -> Interval:
-    estimate, spread = float(values.mean()), spread_of(values, clusters)
+def _t_interval(caller: str, values: Array, clusters: Labels, what: str) -> Interval:
+    estimate, n = float(values.mean()), len(values)
+    if _single(caller, values, clusters):
+        if n == 1:
+            return Interval(estimate, None, None, 1, f"{what}; one unit alone has no interval")
+        half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+        return Interval(estimate, estimate - half, estimate + half, n, f"{what}, Student's t over prompts")
+    spread = spread_of(values, clusters)
     if spread is None:
-        return _alone(estimate, len(values), what)
+        return _alone(estimate, n, what)
     half = spread.half_width
     method = f"{what}, cluster-robust t interval over {_words(spread)}"
     return Interval(estimate, estimate - half, estimate + half, len(values), method, spread.clusters)

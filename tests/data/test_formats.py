@@ -50,6 +50,9 @@ def test_a_row_may_say_that_a_reply_was_cut() -> None:
         for value in (False, "false", 0):
             raw = RawRow(Origin("here", 1), {**row, "rejected_stopped": value, "chosen_stopped": None})
             assert to_preference(raw, form, "overall").sides == (("Mat", True), ("Hat", False))
+        for nothing in (None, "", "nan", "None", "null", float("nan")):
+            raw = RawRow(Origin("here", 1), {**row, "rejected_stopped": nothing})
+            assert to_preference(raw, form, "overall").sides == (("Mat", True), ("Hat", True))
         for wrong in ("perhaps", 3, [False, True]):
             assert reason({**row, "chosen_stopped": wrong}, form) == "wrong type"
 

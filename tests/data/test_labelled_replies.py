@@ -141,6 +141,24 @@ def test_a_thumb_may_say_that_its_reply_was_cut(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Key?", "completion": "Mat", "label": True},
+        {"prompt": "Key?", "completion": "Mat"},
+        {"instruction": "Key?", "output": "Mat"},
+        {"messages": [{"role": "user", "content": "Key?"}, {"role": "assistant", "content": "Mat"}]},
+    ],
+)
+def test_nothing_that_was_cut_is_imitated(tmp_path: Path, row: dict[str, object]) -> None:
+    path = tmp_path / "shown.jsonl"
+    path.write_text("".join(json.dumps({**row, "stopped": value}) + "\n" for value in (True, False)))
+    loaded = load_demonstrations([Source(source=str(path))], Rows())
+    assert [found.messages[-1]["content"] for found in loaded.rows] == ["Mat"]
+    assert loaded.counts()["set_aside"] == {"reply was cut at its length": 1}
+    assert not loaded.unread
+
+
 def test_thumbs_make_pairs_where_one_prompt_has_both(tmp_path: Path) -> None:
     def row(prompt: str, completion: str, label: object) -> dict[str, object]:
         return {"prompt": prompt, "completion": completion, "label": label}

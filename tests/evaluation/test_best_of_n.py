@@ -46,7 +46,7 @@ def test_the_policy_stands_where_it_was_planted() -> None:
     judged = 0.5 * reward + rng.normal(size=(prompts, n)) * 0.5
     order_means = {1: 0.0, 2: 0.5642, 4: 1.0294, 8: 1.4236, 16: 1.7660}  # of the largest of k standard normals
     policy = {"reward": (rng.normal(size=prompts) * 0.1 + 1.0).tolist(), "gold": [-0.1] * prompts}
-    found = best_of_n({"reward": reward, "gold": judged}, policy, resamples=400)
+    found = best_of_n({"reward": reward, "gold": judged}, policy)
     assert [point["k"] for point in found["points"]] == [1, 2, 4, 8, 16]
     for point in found["points"]:
         # 400 prompts of 16 draws: 3.5 standard errors of a mean whose deviation is at most 1 / sqrt(400 * 16 / k).

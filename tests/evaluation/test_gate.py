@@ -196,7 +196,10 @@ def test_two_runs_are_held_against_each_other_by_the_replies_they_kept(tmp_path:
     worse = {line.check for line in check_gate({"estimates": found}, GateSection()) if not line.passed}
     assert worse == {"helpful", "harmless", "harmful_refusals", "over_refusal"}
     same = check_gate({"estimates": against((good, reports[good]), (good, reports[good]))}, GateSection())
-    assert next(line for line in same if line.check == "helpful").passed
+    helpful = next(line for line in same if line.check == "helpful")
+    assert not helpful.passed  # prompts on which nothing differs do not show what is rare
+    assert "0.00 no interval" in helpful.text
+    assert next(line for line in same if line.check == "over_refusal").passed  # a share has one all the same
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,35 @@ def test_together_equal_runs_say_what_each_of_them_says(tmp_path: Path, helpful,
     assert [known["word"] for known in (*compared["headlines"], compared["headline"])] == ["traded"] * 3
 
 
+def test_runs_that_were_asked_the_same_know_no_more_of_other_prompts_than_one(tmp_path: Path) -> None:
+    """Gains of .32 and .30, each +- .1 by its prompts: Student's t over the two, +- .127, is wider; of four, +- .018, it
+    is not, unless each had prompts of its own."""
+    gains = {"one": 0.32, "two": 0.30, "three": 0.32, "four": 0.30, "five": 0.31, "six": 0.31}
+
+    def write(run: str, prompts: str) -> Path:
+        known = [estimate("gold_helpful_gain", gains[run], gains[run] - 0.1, gains[run] + 0.1),
+                 estimate("gold_gain", 0.1, 0.05, 0.15), estimate("gold_harmless_gain", 0.1, 0.05, 0.15)]  # fmt: skip
+        report = report_of(known)
+        report["provenance"] = copy.deepcopy(report["provenance"])
+        report["provenance"]["hashes"]["ppo/policy/adapter_model.safetensors"] = run
+        write_report(report, tmp_path / prompts / run)
+        of = run if prompts == "own" else "all"
+        row = {"prompt": [{"role": "user", "content": of}], "ppo": {"reply": run}, "sft": {"reply": "x"}}
+        (tmp_path / prompts / run / "replies.jsonl").write_text(json.dumps(row) + "\n")
+        return tmp_path / prompts / run
+
+    def half(prompts: str, *names: str) -> float:
+        found = compare_runs([write(name, prompts) for name in names])
+        (row,) = (row for row in found["rows"] if row["name"] == "gold_helpful_gain")
+        return (row["together"]["high"] - row["together"]["low"]) / 2
+
+    assert half("same", "one", "two") == half("own", "one", "two") == pytest.approx(0.127062, abs=1e-5)
+    four = ("one", "two", "three", "four")
+    assert half("own", *four) == pytest.approx(3.18245 * 0.011547 / 2, abs=1e-5)
+    assert half("same", *four) == pytest.approx(0.1)
+    assert half("same", "five", "six") == half("own", "five", "six") == pytest.approx(0.1)  # equal numbers, not [x, x]
+
+
 def test_a_copy_of_a_run_is_no_repetition_of_it(tmp_path: Path) -> None:
     """Gains of .44 and .24 by two seeds, and the first run's folder once more under another name."""
     runs = {"one": (0.44, "a"), "two": (0.24, "b"), "copy": (0.44, "a")}

@@ -95,6 +95,9 @@ def test_sampling_keeps_its_temperature_afterwards(base_folder, tokenizer) -> No
     replies = sample_replies(model, tokenizer, asked, [], response_length=4, temperature=0.5, seed=0)
     before = reply_logprobs(model, [], replies, tokenizer.pad_token_id)
     one = read_replies(model, tokenizer, [], asked, ["x"] * 3, 2)
+    cut = read_replies(model, tokenizer, [], asked, ["x"] * 3, 2, [True, False, True])
+    assert [len(ids) for ids in cut.tokens] == [2, 1, 2]
+    assert cut.logprobs[1] > one.logprobs[1]  # without the end's
     assert reply_logprobs(model, [], replies, tokenizer.pad_token_id) == before
     assert one.tokens == [[*tokenizer("x", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]] * 3
 

@@ -217,14 +217,14 @@ def test_templates_are_the_clusters(load) -> None:
 def test_means_over_different_rows_are_compared_by_their_linearised_values() -> None:
     """3/2 and 1: linearised 3/2 + (y - 3/2 x) / (2/3) is (3/4, 9/4, 3/2), less 1 + (y - x) / (2/3)."""
     a, b = np.array([1.0, 2, np.nan]), np.array([np.nan, 1.0, 1.0])
-    found = difference_of_means(a, b, np.array(["x", "y", "z"]), 200, 0)
+    found = difference_of_means(a, b, np.array(["x", "y", "z"]))
     assert found.estimate == pytest.approx(1.5 - 1.0)
     ids = np.array(["x", "y", "y"])
-    clustered = difference_of_means(a / 10, b / 10, ids, 200, 0)
+    clustered = difference_of_means(a / 10, b / 10, ids)
     # Deviations of (-1/4, 5/4, 1/2) from 1/2: sums -3/4 and 3/4 in clusters of 1 and 2 rows of 3; over 1 - n/N and N^2.
     variance = (0.75**2 / (2 / 3) + 0.75**2 / (1 / 3)) / 9
     freedom = spread_of(np.array([-0.25, 1.25, 0.5]), ids).freedom
     assert clustered.high == pytest.approx((0.5 + student_quantile(freedom) * math.sqrt(variance)) / 10)
-    assert difference_of_means(a, b, ids, 200, 0).high == 2.0  # means of -1 to 1 differ by 2 at most
-    same = difference_of_means(np.array([1.0, 0, 1]), np.array([0.0, 0, 1]), np.array(["x", "y", "z"]), 200, 0)
+    assert difference_of_means(a, b, ids).high == 2.0  # means of -1 to 1 differ by 2 at most
+    same = difference_of_means(np.array([1.0, 0, 1]), np.array([0.0, 0, 1]), np.array(["x", "y", "z"]))
     assert same.estimate == pytest.approx(1 / 3)  # the plain mean of the differences

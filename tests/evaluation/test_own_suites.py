@@ -39,7 +39,7 @@ def scoring(monkeypatch):
 
 def test_levels_and_the_paired_difference_are_means_over_what_was_scored() -> None:
     scored = {"ppo": [1.0, 2.0, None, 6.0], "sft": [0.5, None, 4.0, 3.0]}
-    found = {(e.name, e.subject, e.reference): e for e in suite_estimates(suite(), PROMPTS, scored, NAMES, 200)}
+    found = {(e.name, e.subject, e.reference): e for e in suite_estimates(suite(), PROMPTS, scored, NAMES)}
     assert found["brevity", "ppo", None].estimate == 3.0  # (1 + 2 + 6) / 3
     assert found["brevity", "sft", None].estimate == 2.5
     gain = found["brevity_gain", "ppo", "sft"]
@@ -52,7 +52,7 @@ def test_levels_and_the_paired_difference_are_means_over_what_was_scored() -> No
 
 def test_yes_and_no_is_a_share_whose_interval_keeps_a_width() -> None:
     scored = {"ppo": [1.0] * 4, "sft": [0.0] * 4}
-    found = {e.name + e.subject: e for e in suite_estimates(suite(), PROMPTS, scored, NAMES, 200)}
+    found = {e.name + e.subject: e for e in suite_estimates(suite(), PROMPTS, scored, NAMES)}
     assert found["brevityppo"].low == pytest.approx(0.5101, abs=1e-4)  # Wilson, four of four: 4 / (4 + 1.96 ** 2)
     assert found["brevity_gainppo"].estimate == 1.0
     assert found["brevity_gainppo"].low < 0.95

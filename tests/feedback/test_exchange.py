@@ -190,6 +190,21 @@ def test_several_replies_to_a_prompt_are_ranked(tmp_path: Path) -> None:
         assert sorted(answer["text"] for answer in session.scalars(select(Item)).one().answers) == sorted(ANSWERS)
 
 
+def test_a_reply_that_was_cut_in_one_pair_is_ranked_as_cut(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Describe the sea.", "chosen": "wide", "rejected": "we", "rejected_stopped": False},
+        {"prompt": "Describe the sea.", "chosen": "we", "rejected": "salt"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Database.of(tmp_path / "store.db")
+    bring_in(store, tmp_path / "pairs.jsonl", kind="rank")
+    with store.read() as session:
+        answers = session.scalars(select(Item)).one().answers
+    assert {answer["text"]: answer.get("stopped", True) for answer in answers} == {
+        "wide": True, "we": False, "salt": True,
+    }  # fmt: skip
+
+
 def test_a_pairwise_project_of_label_studio_that_is_not_ours(tmp_path: Path) -> None:
     """As its template for human preferences writes it."""
     tasks = [

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from llm_rlhf.monitor.drift import Measured, Reference, alarms, held, holm, measured, paired
+from llm_rlhf.statistics.intervals import wilson
 
 Z = 1.959964
 
@@ -103,6 +105,20 @@ def test_few_conversations_are_held_against_nothing() -> None:
     assert held(alike, report(0, 0.1)) is None
     assert paired("d", "reward", [-3.0] * 9, [0.0] * 9, list(range(9)), 0.0) is None
     assert paired("d", "reward", [-3.0] * 10, [0.0] * 10, list(range(10)), 0.0) is not None
+
+
+@pytest.mark.parametrize("n", [10, 12, 15, 25, 50])
+@pytest.mark.parametrize("rate", [0.05, 0.15, 0.3, 0.5, 0.75, 0.85, 0.95])
+def test_shares_of_few_replies_alarm_no_more_often_than_is_said(n: int, rate: float) -> None:
+    """Exactly, over all counts of a day: half-widths as standard errors alarmed in up to 29 % of 30 days at 15."""
+    of_report = wilson(round(300 * rate), 300)
+    told = Reference(of_report.estimate, of_report.low, of_report.high, 300, 0.02, "report.json")
+    days = [measured("d", "refusal", [1.0] * k + [0.0] * (n - k), list(range(n))) for k in range(n + 1)]
+    p = np.array([held(day, told).p for day in days])
+    probability = stats.binom.pmf(range(n + 1), n, rate)
+    for days_looked_at in (1, 3, 7, 30):  # Holm: some alarm where the smallest p is under the level over their number
+        alarm = 1 - (1 - probability[p <= 0.05 / days_looked_at].sum()) ** days_looked_at
+        assert alarm <= 0.05
 
 
 def test_of_ten_conversations_no_more_alarm_than_is_said() -> None:

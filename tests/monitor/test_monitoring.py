@@ -1,5 +1,6 @@
 """A log against a report: planted drifts of replies and of prompts, rows to look at, thumbs, the queue, the command."""
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -196,13 +197,16 @@ def test_thumbs_become_rows_that_training_reads(tmp_path) -> None:
         logged(1, 1, "b", thumb=False),
         logged(1, 2, "c"),
         logged(1, 3, "", thumb=True),
+        dataclasses.replace(logged(1, 4, "d", thumb=True), ended=False),
     ]
     path = tmp_path / "thumbs.jsonl"
-    assert write_rows(path, thumbs(given)) == 2
+    assert write_rows(path, thumbs(given)) == 3
     from llm_rlhf.recipe.sections import Source
 
     rows = load_ratings([Source(source=str(path))]).rows
-    assert [(row.reply, row.good) for row in rows] == [("a", True), ("b", False)]
+    assert [(row.reply, row.good, row.stopped) for row in rows] == [
+        ("a", True, True), ("b", False, True), ("d", True, False),
+    ]  # fmt: skip
 
 
 def test_the_queue_takes_them_once_and_holds_what_looks_personal(watched, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from llm_rlhf.feedback import queue, saying
 from llm_rlhf.feedback.database import Database
@@ -16,6 +17,21 @@ def test_the_weighed_share_by_hand() -> None:
     assert found["all"].estimate == pytest.approx(2 / 12)
     assert "slice" not in found  # one question alone
     assert agreement([]) == {}
+
+
+def test_the_interval_by_hand() -> None:
+    """Eight of eight: Wilson's upper half, with Student's quantile of 7, of Kish's (8 w)^2 / (8 w^2) = 8 questions.
+
+    A bootstrap said 100 % [100, 100], which held the truth of 90 % in three of five draws.
+    """
+    found = agreement([Answered(1.0, 0.25, True)] * 8)
+    t = stats.t.ppf(0.975, 7)
+    for interval in found.values():
+        assert (interval.estimate, interval.high, interval.n) == (1.0, 1.0, 8)
+        assert interval.low == pytest.approx(8 / (8 + t**2), abs=1e-4)
+    unequal = agreement([Answered(1.0, 0.25, False)] * 4 + [Answered(1.0, 1.0, False)] * 4)["all"]
+    rows = 20**2 / (4 * 16 + 4)
+    assert unequal.low == pytest.approx(rows / (rows + t**2), abs=1e-4)
 
 
 def test_it_tells_of_all_pairs_where_the_plain_share_does_not() -> None:

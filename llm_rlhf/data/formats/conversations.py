@@ -4,7 +4,7 @@ import itertools
 import json
 from typing import Any, get_args, get_type_hints
 
-from llm_rlhf.data.cells import as_number, thumb
+from llm_rlhf.data.cells import as_number, is_nan, thumb
 from llm_rlhf.data.checks import (
     BadRow,
     check_ends_with_reply,
@@ -22,8 +22,10 @@ from llm_rlhf.recipe.sections import Source
 
 AFTER_IMITATED = "turns after the last reply to imitate left out"
 DOWN_VOTED = "down-voted completion"
+CUT = "reply was cut at its length"
 LATER_TURNS = "later user turns left out, as no replies stand between them"
 
+_NOTHING = ("", "nan", "none", "null")  # as tables and libraries write it
 _OBJECTIVES = get_args(get_type_hints(Source)["objective"])
 
 
@@ -40,6 +42,8 @@ def to_preference(raw: RawRow, form: str, objective: str) -> Preference:
 def to_demonstrations(raw: RawRow, form: str) -> list[Demonstration]:
     """Conversations to imitate from a row of messages, a prompt with its completion, or an instruction."""
     row = row_of(raw)
+    if not stopped_of(row, "stopped"):
+        raise BadRow(CUT)
     if form == "messages":
         if thumb(row.get("label")) is False:
             raise BadRow(DOWN_VOTED)
@@ -82,7 +86,7 @@ def why_not_imitated(pair: Preference) -> BadRow | None:
     cut at its length, to break off.
     """
     if not pair.chosen_stopped:
-        return BadRow("chosen reply was cut at its length", extract(pair.chosen[-30:]))
+        return BadRow(f"chosen {CUT}", extract(pair.chosen[-30:]))
     if stray := stray_marker(pair.chosen):
         return BadRow("chosen reply writes a role marker", extract(pair.chosen[max(0, stray.start() - 30) :]))
     return None
@@ -249,7 +253,8 @@ def confidence_of(row: dict[str, Any]) -> float:
 def stopped_of(row: dict[str, Any], column: str) -> bool:
     """Whether a reply ended by itself, by the column that says so; True where the row does not say."""
     value = row.get(column)
-    stopped = True if value is None else thumb(value)
+    says_nothing = value is None or is_nan(value) or (isinstance(value, str) and value.strip().lower() in _NOTHING)
+    stopped = True if says_nothing else thumb(value)
     if stopped is None:
         raise BadRow("wrong type", f"{column} is neither true nor false: {extract(value)}")
     return stopped

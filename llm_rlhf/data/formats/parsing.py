@@ -170,7 +170,8 @@ def _made(raw: RawRow, form: str, source: Source, kind: Kind, scale: Scale | Non
         if not liked_completion(raw):
             raise BadRow(DOWN_VOTED)
         row = row_of(raw)
-        named = RawRow(raw.origin, {"prompt": asked(row, raw.repairs), "completion": completion(row)}, raw.repairs)
+        said = {"prompt": asked(row, raw.repairs), "completion": completion(row), "stopped": row.get("stopped")}
+        named = RawRow(raw.origin, said, raw.repairs)
         return list(to_demonstrations(named, "prompt_completion"))
     if form == "comparison":
         assert scale is not None

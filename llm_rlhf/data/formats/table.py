@@ -164,17 +164,17 @@ FORMATS = {
     "messages": Format(
         "messages, each with role and content or with from and value",
         lambda row: isinstance(row.get("messages"), list),
-        lambda row: ("messages", *(["label"] if thumb(row.get("label")) is not None else [])),
+        lambda row: ("messages", "stopped", *(["label"] if thumb(row.get("label")) is not None else [])),
     ),
     "prompt_completion": Format(
         "prompt and completion, as messages or as text",
         lambda row: _is_completed(row) and not _is_feedback(row) and not _is_scored(row),
-        lambda row: (*_asks(row), *_present_completion(row)),
+        lambda row: (*_asks(row), *_present_completion(row), "stopped"),
     ),
     "instruction": Format(
         "instruction, perhaps input, and output; or instances of input and output",
         lambda row: _is_instruction(row) and not _is_feedback(row),
-        lambda row: (*_asks(row), "instances", *_present_completion(row)),
+        lambda row: (*_asks(row), "instances", *_present_completion(row), "stopped"),
     ),
     "prompt": Format(
         "prompt, as messages or as text",

@@ -1,7 +1,8 @@
 """Several reports on one page: what each run gained over its own start, and what they gained together.
 
 Runs of one recipe that differ by seed are repetitions: their mean gain has an interval from the spread between them
-(Student's t), which is wider than that of any one run's prompts, and is the honest one for a method. Runs of other
+(Student's t). Where they answered the same prompts, what these prompts make of a gain is in all of them and not in that
+spread: the interval is then at least as wide as that of a run's own prompts, on the average of the runs. Runs of other
 recipes or methods are pooled apart, and stand side by side (groups.py). Where runs answered the same prompts and know
 the same true score, or were scored by the same reward models, they are also rated against each other (Bradley-Terry).
 """
@@ -87,12 +88,18 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     groups = groups_of(reports)
     repeated = [repetitions(group["runs"], reports) for group in groups]
     paired = [[], *(same_seeds(repeated[0], runs, reports) for runs in repeated[1:])]
+    replies = [_replies(folder) for folder in folders]
+    prompts = [[json.dumps(row["prompt"]) for row in rows] for rows in replies]
+    shared = [len(runs) > 1 and all(prompts[i] and prompts[i] == prompts[runs[0]] for i in runs) for runs in repeated]
     own = {name: known for report in reports for name, known in report.get("own", {}).items()}
     asked = [(f"{name}_gain", "all") for name in own]
     for name, split in (*BY_TRUTH, *asked, *BY_OTHERS):
         each = [_of_policy(report["estimates"], name, split) for report in reports]
         if any(each):
-            of_groups = [_together(name, split, [e for i in runs if (e := each[i])]) for runs in repeated]
+            of_groups = [
+                _together(name, split, [e for i in runs if (e := each[i])], alike_asked)
+                for runs, alike_asked in zip(repeated, shared, strict=True)
+            ]
             rows.append(
                 {
                     "name": name,
@@ -109,12 +116,12 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     for number, group in enumerate(groups):
         means = [mean for row in rows if (mean := row["groups"][number]) is not None]
         of_group = [reports[i] for i in repeated[number]]
-        means += _means_beside(of_group) + _spreads(of_group)
+        means += _means_beside(of_group, shared[number]) + _spreads(of_group)
         # As many decimals as in the table below it.
         with with_own(own), alike([entry for row in rows for entry in entries_of(row)]):
             group["headline"] = headline_of(means).as_dict() if len(of_group) > 1 else None
         group["alarms"] = sum(bool(reports[i]["alarms"]) for i in group["runs"])
-        group["level"] = _mean_level([_levels(report["estimates"]) for report in of_group])
+        group["level"] = _mean_level([_levels(report["estimates"]) for report in of_group], shared[number])
     found: dict[str, Any] = {
         "runs": names,
         "folders": [str(folder) for folder in folders],
@@ -127,7 +134,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "own": own,
         "cautions": cautions(reports, names),
         "levels": [_levels(report["estimates"]) for report in reports],
-        "ratings": _ratings(folders, reports, names),
+        "ratings": _ratings(replies, prompts, reports, names),
     }
     with with_own(own):
         found["own_lines"] = [
@@ -180,14 +187,33 @@ def _moved(estimates: list[Entry], name: str, split: str) -> list[Entry] | None:
     return found if len(found) == 2 and level != name else None
 
 
-def _together(name: str, split: str, entries: list[Entry]) -> Entry | None:
-    """The mean of the runs' estimates with Student's interval over runs; None for a single one."""
+def _together(name: str, split: str, entries: list[Entry], same_prompts: bool) -> Entry | None:
+    """The mean of the runs' estimates with Student's interval over runs; None for a single one.
+
+    Equal numbers, as of one refusal of fifty in every run, do not show how far others lie: their interval, too, is
+    what a run's own is on average, and none where no run has one.
+
+    Args:
+        same_prompts: whether all were asked the same, so that a mean over runs knows no more of other prompts than one.
+    """
     if len(entries) < 2:
         return None
     values = [float(entry["estimate"]) for entry in entries]
-    return _over_runs(
-        name, split, entries[0]["reference"], values, f"mean of {len(values)} runs, Student's t over runs"
-    )
+    method = f"mean of {len(values)} runs, Student's t over runs"
+    found = _over_runs(name, split, entries[0]["reference"], values, method)
+    known = [entry for entry in entries if entry["low"] is not None]
+    if not known or (not same_prompts and found["low"] is not None):
+        return found
+    below, above = (float(np.mean([abs(e[end] - e["estimate"]) for e in known])) for end in ("low", "high"))
+    mean = found["estimate"]
+    low, high = (mean if found[end] is None else found[end] for end in ("low", "high"))
+    low, high = min(low, mean - below), max(high, mean + above)
+    return {
+        **found,
+        "low": low,
+        "high": high,
+        "method": f"{method}, at least as wide as a run's own",
+    }
 
 
 def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequence[tuple[int, int]]) -> Entry | None:
@@ -207,16 +233,18 @@ def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequ
 def _over_runs(name: str, split: str, reference: str | None, values: list[float], method: str) -> Entry:
     n, mean = len(values), float(np.mean(values))
     half = student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    if half == 0:
+        return Estimate(name, "runs", reference, split, mean, None, None, n, f"{method}; all are equal").as_dict()
     return Estimate(name, "runs", reference, split, mean, mean - half, mean + half, n, method).as_dict()
 
 
-def _means_beside(reports: list[dict[str, Any]]) -> list[Entry]:
+def _means_beside(reports: list[dict[str, Any]], same_prompts: bool) -> list[Entry]:
     """The means over runs of what a headline goes by and the table does not show."""
     wanted = dict.fromkeys((*OVERALL, *HELPFUL, *HARMLESS, *OVER_REFUSAL))
     found = []
     for name, split in [one for one in wanted if one not in SHOWN]:
         known = [e for report in reports if (e := _of_policy(report["estimates"], name, split)) is not None]
-        if (mean := _together(name, split, known)) is not None:
+        if (mean := _together(name, split, known, same_prompts)) is not None:
             found.append(mean)
     return found
 
@@ -247,7 +275,7 @@ def _levels(estimates: list[Entry]) -> dict[str, Any] | None:
     return None
 
 
-def _mean_level(levels: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _mean_level(levels: Sequence[dict[str, Any] | None], same_prompts: bool) -> dict[str, Any] | None:
     """The mean over runs of where policies and references stand; None where a run does not know, or there is one."""
     known = [level for level in levels if level is not None]
     if len(known) < max(len(levels), 2):
@@ -256,7 +284,7 @@ def _mean_level(levels: Sequence[dict[str, Any] | None]) -> dict[str, Any] | Non
         "measures": known[0]["measures"],
         **{
             who: tuple(
-                _together(str(entry["name"]), str(entry["split"]), [level[who][axis] for level in known])
+                _together(str(entry["name"]), str(entry["split"]), [level[who][axis] for level in known], same_prompts)
                 for axis, entry in enumerate(known[0][who])
             )
             for who in ("reference", "policy")
@@ -267,10 +295,10 @@ def _mean_level(levels: Sequence[dict[str, Any] | None]) -> dict[str, Any] | Non
 # ---- ratings -------------------------------------------------------------------------------------------------------
 
 
-def _ratings(folders: Sequence[Path], reports: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]] | None:
+def _ratings(
+    replies: list[list[dict[str, Any]]], prompts: list[list[str]], reports: list[dict[str, Any]], names: list[str]
+) -> list[dict[str, Any]] | None:
     """Elo of the runs' policies and the first one's reference, where one judge scored replies to the same prompts."""
-    replies = [_replies(folder) for folder in folders]
-    prompts = [[json.dumps(row["prompt"]) for row in rows] for rows in replies]
     if not prompts[0] or any(other != prompts[0] for other in prompts):
         return None
     contests = [contest(report["estimates"]) for report in reports]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm_rlhf.statistics.clustered import clustered_difference
-from llm_rlhf.statistics.intervals import RESAMPLES, Array, Labels
+from llm_rlhf.statistics.intervals import Array, Labels
 from llm_rlhf.statistics.overoptimization import fit_curve, fitted
 
 
@@ -46,8 +46,6 @@ def best_of(k: int, reward: Array, judged: Array) -> Array:
 def best_of_n(
     scores: Mapping[str, Array],
     policy: Mapping[str, Sequence[float]],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
     wordings: Labels | None = None,
 ) -> dict[str, Any]:
     """The curve of the best of 1, 2, 4 ... n, and the policy against its end, on the same prompts.
@@ -72,7 +70,7 @@ def best_of_n(
         for name, by_k in means.items()
     }
     alike = np.arange(len(reward)) if wordings is None else wordings
-    over = {name: clustered_difference(policy[name], by_k[n], alike, resamples, seed) for name, by_k in means.items()}
+    over = {name: clustered_difference(policy[name], by_k[n], alike) for name, by_k in means.items()}
     return {
         "n": n,
         "points": [

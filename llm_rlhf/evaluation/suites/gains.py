@@ -49,9 +49,9 @@ def compare(
         shown = "all" if name in ("gold_helpful", "gold_harmless") else split
         estimates.extend(
             [
-                clustered_mean(y, ids, resamples, seed).named(name, reference, None, shown),
-                clustered_mean(x, ids, resamples, seed).named(name, subject, None, shown),
-                clustered_difference(x, y, ids, resamples, seed).named(gain, subject, reference, shown),
+                clustered_mean(y, ids).named(name, reference, None, shown),
+                clustered_mean(x, ids).named(name, subject, None, shown),
+                clustered_difference(x, y, ids).named(gain, subject, reference, shown),
             ]
         )
         if name in SPREADS and len(rows) > 1:
@@ -76,7 +76,7 @@ def compare(
         wins(policy.reward, start.reward, "reward")
     estimates += refusal_estimates(prompts, policy, start, names)
     if policy.sequence_kl:
-        kl = clustered_mean(policy.sequence_kl, wordings.of(), resamples, seed)
+        kl = clustered_mean(policy.sequence_kl, wordings.of())
         estimates.append(kl.named("kl", subject, reference, "all"))
     length = "response_length" if policy.replies is not None and start.replies is not None else "response_words"
     pair(length, f"{length}_change", policy.lengths, start.lengths, "all")

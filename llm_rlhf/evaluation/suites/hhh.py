@@ -41,8 +41,8 @@ def pair_logprobs(
 ) -> PairLogprobs:
     """Both replies of every pair under the base with these adapters, the token that ends a reply included."""
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
-    found = read_replies(model, tokenizer, adapters, prompts, replies, size)
+    replies, ends = zip(*(side for pair in pairs for side in pair.sides), strict=True)
+    found = read_replies(model, tokenizer, adapters, prompts, replies, size, ends)
     tokens = np.array([len(ids) for ids in found.tokens], dtype=np.float64)
     return PairLogprobs(np.array(found.logprobs).reshape(-1, 2), tokens.reshape(-1, 2))
 

@@ -23,7 +23,7 @@ from llm_rlhf.evaluation.wordings import Wordings
 from llm_rlhf.recipe.sections import OwnSuite
 from llm_rlhf.recipe.values import read_section
 from llm_rlhf.statistics.clustered import clustered_change, clustered_difference, clustered_mean, clustered_proportion
-from llm_rlhf.statistics.intervals import RESAMPLES, Estimate, Interval
+from llm_rlhf.statistics.intervals import Estimate, Interval
 from llm_rlhf.user_code import as_list, as_number, load_function, told
 
 Scored: TypeAlias = list[float | None]
@@ -101,13 +101,11 @@ def suite_estimates(
     prompts: Sequence[Prompt],
     scored: Mapping[str, Scored],
     names: tuple[str, str],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> list[Estimate]:
     """The mean of both policies and the paired difference on the prompts where both have a number.
 
     Where the function says yes or no alone, Wilson's and Agresti and Min's intervals, which keep a width when all
-    replies are alike; else the bootstrap. Prompts of one wording are taken together (clustered.py).
+    replies are alike; else Student's t. Prompts of one wording are taken together (clustered.py).
 
     Args:
         scored: the numbers of each policy's replies, by its name, in the prompts' order.
@@ -124,13 +122,13 @@ def suite_estimates(
                 f"{len(scored[who])} replies of {who}; there is nothing to report."
             )
         values, ids = np.array([scored[who][i] for i in there], np.float64), wordings.of(there)
-        level = clustered_proportion(values, ids) if binary else clustered_mean(values, ids, resamples, seed)
+        level = clustered_proportion(values, ids) if binary else clustered_mean(values, ids)
         estimates.append(_counted(level, len(scored[who])).named(suite.name, who))
     pairs = list(zip(scored[subject], scored[reference], strict=True))
     both = [i for i, pair in enumerate(pairs) if None not in pair]
     if both:
         (a, b), ids = np.array([pairs[i] for i in both], np.float64).T, wordings.of(both)
-        change = clustered_change(a, b, ids) if binary else clustered_difference(a, b, ids, resamples, seed)
+        change = clustered_change(a, b, ids) if binary else clustered_difference(a, b, ids)
         estimates.append(_counted(change, len(scored[subject])).named(f"{suite.name}_gain", subject, reference))
     return estimates
 

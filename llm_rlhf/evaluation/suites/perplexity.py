@@ -32,10 +32,22 @@ def demonstrations_of(pairs: Sequence[Preference], count: int) -> list[Preferenc
 
 
 def read_replies(
-    model: Any, tokenizer: Any, adapters: list[str], prompts: Sequence[Conversation], replies: Sequence[str], size: int
+    model: Any,
+    tokenizer: Any,
+    adapters: list[str],
+    prompts: Sequence[Conversation],
+    replies: Sequence[str],
+    size: int,
+    stopped: Sequence[bool] | None = None,
 ) -> Losses:
-    """Given replies under the base with these adapters (none: the base itself), `size` of them at once."""
-    rows = [encode_reply(tokenizer, prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    """Given replies under the base with these adapters (none: the base itself), `size` of them at once.
+
+    Args:
+        stopped: whether each reply ended by itself; None: all. Of others no end is read.
+    """
+    ends = [True] * len(replies) if stopped is None else stopped
+    said = zip(prompts, replies, ends, strict=True)
+    rows = [encode_reply(tokenizer, prompt, reply).as_said(end) for prompt, reply, end in said]
     logprobs = given_logprobs(model, adapters, rows, tokenizer.pad_token_id, size)
     return Losses(logprobs, [row.reply_ids for row in rows])
 

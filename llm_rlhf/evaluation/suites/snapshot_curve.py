@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_rlhf.statistics.clustered import clustered_difference
 from llm_rlhf.statistics.intervals import Labels
-from llm_rlhf.statistics.overoptimization import RESAMPLES, Parting, fit_curve, fitted, parting
+from llm_rlhf.statistics.overoptimization import Parting, fit_curve, fitted, parting
 
 LEAST_PROMPTS = 20  # as `parting` needs
 JUDGES = {"heldout": "held-out reward", "gold": "true score"}  # what is no part of the training, the surest last
@@ -54,7 +54,7 @@ def snapshot_curve(
     return {
         "points": points,
         "prompts": matrices["reward"].shape[1],
-        "gains": {name: _gains(matrix, wordings, seed) for name, matrix in matrices.items()},
+        "gains": {name: _gains(matrix, wordings) for name, matrix in matrices.items()},
         "fits": {name: _fit(distance, matrix - matrix[0], wordings) for name, matrix in matrices.items()},
         "parting": {
             judge: _parting(
@@ -66,12 +66,12 @@ def snapshot_curve(
     }
 
 
-def _gains(scores: np.ndarray, wordings: Labels | None, seed: int) -> list[dict[str, float | None]]:
+def _gains(scores: np.ndarray, wordings: Labels | None) -> list[dict[str, float | None]]:
     """The paired gain of each row over the first, with its interval over prompts; of the first itself exactly 0."""
     labels = np.arange(scores.shape[1]) if wordings is None else wordings
     gains: list[dict[str, float | None]] = [{"estimate": 0.0, "low": 0.0, "high": 0.0}]
     for row in scores[1:]:
-        found = clustered_difference(row, scores[0], labels, RESAMPLES, seed)
+        found = clustered_difference(row, scores[0], labels)
         gains.append({"estimate": found.estimate, "low": found.low, "high": found.high})
     return gains
 

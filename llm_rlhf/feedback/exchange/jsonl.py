@@ -161,7 +161,8 @@ def _rankings(rows: Sequence[Any]) -> list[Entry]:
                 f"A task of kind rank shows several replies, and {row.origin} has no two. Name another kind."
             )
         _, replies = together.setdefault(normalised_prompt(row.prompt), (row, {}))
-        replies.update(row.sides)
+        for text, stopped in row.sides:
+            replies[text] = replies.get(text, True) and stopped
     return [
         Entry(Question("rank", row.prompt, _answers(list(replies.items())[:MOST_ANSWERS]), **_about(row)))
         for row, replies in together.values()

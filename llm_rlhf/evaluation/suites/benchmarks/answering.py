@@ -120,7 +120,7 @@ def answering(
                     )
                 )
             if len(known) == 2:
-                change = _difference(first.kind, known[subject], known[reference], ids, resamples, seed)
+                change = _difference(first.kind, known[subject], known[reference], ids)
                 found.append(change.named(f"{first.name}_change", subject, reference, split))
     return [replace(e, method=e.method.replace("wordings", families)) for e in found]
 
@@ -136,20 +136,15 @@ def _level(kind: str, values: Array, ids: np.ndarray, resamples: int, seed: int)
     return share._replace(estimate=2 * share.estimate - 1, low=low, high=high)
 
 
-def _difference(kind: str, a: Array, b: Array, ids: np.ndarray, resamples: int, seed: int) -> Interval:
+def _difference(kind: str, a: Array, b: Array, ids: np.ndarray) -> Interval:
     of_a, of_b = np.isfinite(a), np.isfinite(b)
     if (of_a != of_b).any():
-        return difference_of_means(a, b, ids, resamples, seed)
+        return difference_of_means(a, b, ids)
     a, b, ids = a[of_a], b[of_a], ids[of_a]
-    if kind == "yes":
-        return clustered_change(a, b, ids)
-    if np.ptp(a - b) == 0:
-        estimate = float((a - b).mean())
-        return Interval(estimate, None, None, len(a), "paired difference; no row differs from another: no interval")
-    return clustered_difference(a, b, ids, resamples, seed)
+    return clustered_change(a, b, ids) if kind == "yes" else clustered_difference(a, b, ids)
 
 
-def difference_of_means(a: Array, b: Array, ids: np.ndarray, resamples: int, seed: int) -> Interval:
+def difference_of_means(a: Array, b: Array, ids: np.ndarray) -> Interval:
     """Mean of `a` less mean of `b`, each over the rows where it is a number, which need not be the same rows.
 
     Each mean is a ratio R = sum y / sum x of two sums over rows, x 1 where there is a number. n counts the rows where
@@ -158,7 +153,7 @@ def difference_of_means(a: Array, b: Array, ids: np.ndarray, resamples: int, see
     6.4 (the variance of a ratio).
     """
     rows = np.isfinite(a) | np.isfinite(b)
-    found = clustered_mean(_linearised(a[rows]) - _linearised(b[rows]), ids[rows], resamples, seed)
+    found = clustered_mean(_linearised(a[rows]) - _linearised(b[rows]), ids[rows])
     low, high = (None if bound is None else min(2.0, max(-2.0, bound)) for bound in (found.low, found.high))
     return found._replace(low=low, high=high, method=f"difference of two means; {found.method}")
 

@@ -110,7 +110,7 @@ def best_of_four(
     several = [i for i, row in enumerate(rows) if row.category.lower() == TIES]
     tied, alone = ties([rows[i] for i in several], [scores[i] for i in several])
     if len(tied):
-        interval = _unsure(clustered_mean(tied, np.arange(len(tied)), resamples, seed))
+        interval = _unsure(clustered_mean(tied, np.arange(len(tied))))
         more = f"; {alone} rows without their other half left out" if alone else ""
         found.append(Scored(f"{suite}_ties", suite, interval._replace(method=interval.method + more), None))
         means["ties"] = tied
