@@ -40,7 +40,8 @@ from llm_rlhf.statistics.intervals import (
 )
 
 LEAST_PAIRS = 30  # prompts of an objective under which a percentile bootstrap of its pairs is too narrow to warn by
-LEAST_REPLIES = 10  # refusals, and other replies: under so many of either, a difference of means is chance
+# Refusals, and other replies: under so many of either, a difference of means is chance, and its interval too narrow.
+LEAST_REPLIES = 20
 LENGTHY = 0.3  # correlation at which length explains about a tenth of the model's preferences
 RULER = 0.7  # correlation at which length explains half of what the scores say: as much as all else together
 
@@ -211,6 +212,10 @@ def _sees_past_length(subject: str, margin: Estimate | None, score: Estimate | N
         "margins": "its preferences and the differences of length",
         "scores": "its scores and the lengths of replies",
     }
+    fewest = min(e.n for e in known.values() if e is not None)
+    if fewest < LEAST_PAIRS:
+        few = f"{fewest} held-out prompts are too few to tell, {LEAST_PAIRS} are needed"
+        return check("not measured", f"Whether {called} sees more than length: {few}.", "margins")
     of, strongest = max(((of, e) for of, e in known.items() if e is not None), key=lambda pair: _surely(pair[1]))
     said = f"{told[of]} correlate by {strongest.estimate:.2f}{interval(strongest)}"
     favours = "longer" if strongest.estimate > 0 else "shorter"

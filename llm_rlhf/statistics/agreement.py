@@ -51,7 +51,8 @@ def cohen_kappa(a: Labels, b: Labels) -> Interval:
     """Cohen's kappa of two judges, (p_o - p_e) / (1 - p_e), in [-1, 1]; items that either left blank do not count.
 
     p_o is the share of equal labels, p_e what their two label frequencies would give by chance. The interval is
-    kappa +- 1.96 of the large-sample error, and where all labels agree, Wilson's lower bound for p_o at the same p_e.
+    kappa +- 1.96 of the large-sample error, and where all labels agree, Wilson's lower bound for p_o at the same p_e;
+    none where one judge gave all items one label.
     Sources: Cohen 1960; Fleiss, Cohen and Everitt 1969, Psychological Bulletin 72, eq. 13.
 
     Raises:
@@ -67,6 +68,8 @@ def cohen_kappa(a: Labels, b: Labels) -> Interval:
     if chance == 1:
         raise ValueError(f"cohen_kappa: both judges gave the one label {first[0]!r} to all {n} items; undefined.")
     kappa = (same - chance) / (1 - chance)
+    if max(rows.max(), columns.max()) == 1:  # 0 however many labels differ, so that the error is 0, too
+        return Interval(kappa, None, None, n, "Cohen's kappa; one of the judges gave one label to all items")
     if same == 1:
         low = (wilson_bounds(1.0, n)[0] - chance) / (1 - chance)
         return Interval(1.0, low, 1.0, n, "Cohen's kappa; all labels agree, Wilson's bound")

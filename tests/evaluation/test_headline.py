@@ -318,8 +318,8 @@ def test_together_equal_runs_say_what_each_of_them_says(tmp_path: Path, helpful,
 
 
 def test_runs_that_were_asked_the_same_know_no_more_of_other_prompts_than_one(tmp_path: Path) -> None:
-    """Gains of .32 and .30, each +- .1 by its prompts: Student's t over the two, +- .127, is wider; of four, +- .018, it
-    is not, unless each had prompts of its own."""
+    """Gains of .32 and .30, each +- .1 by its prompts. Student's t over the two, +- .127, is wider; over four, +- .018,
+    it is narrower, and counts where each had prompts of its own."""
     gains = {"one": 0.32, "two": 0.30, "three": 0.32, "four": 0.30, "five": 0.31, "six": 0.31}
 
     def write(run: str, prompts: str) -> Path:

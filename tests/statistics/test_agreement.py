@@ -117,6 +117,8 @@ class TestKappa:
         )  # the book rounds kappa before its error
 
     def test_perfect_agreement_is_not_certainty(self) -> None:
+        one_sided = cohen_kappa([0] * 20, [0, 1] * 10)
+        assert (one_sided.estimate, one_sided.low) == (0.0, None)  # it is 0 whatever the other said
         found = cohen_kappa([0, 1] * 10, [0, 1] * 10)
         assert found.estimate == found.high == 1.0
         assert found.low is not None
