@@ -75,12 +75,14 @@ class FiniteGradients(TrainerCallback):
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        rows = save_batch(trainer)
+        rows, folder = str(save_batch(trainer)), trainer.args.output_dir
+        if trainer.accelerator.num_processes > 1:  # by whose rows it is, this one does not know
+            rows = rows.replace(f"process-{trainer.accelerator.process_index}.", "process-*.")
         if self.in_a_row >= IN_A_ROW:
             raise NonFiniteError(
                 f"The gradient of {trainer.stage_name} is not finite in {IN_A_ROW} optimizer steps one after another, "
                 f"the last at step {state.global_step}; training stopped, and the weights are as they were before the "
-                f"first of them. {_remedy(trainer.stage_name)} What each was to learn from is in {rows.parent}."
+                f"first of them. {_remedy(trainer.stage_name)} What each was to learn from is in {folder}."
             )
         for parameter in parameters:
             parameter.grad = None  # AdamW passes over it: no momentum, no decay

@@ -85,7 +85,7 @@ OF_METHODS = [
     ("ratings_beside_pairs", "weights are not set", "stages/offline.py",
      "config.desirable_weight, config.undesirable_weight = weighed.desirable, weighed.undesirable", "pass", RATED),
     ("that_a_pair_holds", "a reply of a pair is taken twice", "methods/offline.py",
-     "if repr(Said(row.prompt, row.reply, row.good)) not in known", "if known or not known", RATED),
+     "if repr(_rated(row)) not in known", "if known or not known", RATED),
     ("no_rating_opens", "ratings on the held-out model's prompts are trained on", "data/splits.py",
      "away |= np.isin(of_row, heldout)", "pass", SPLITS),
     ("every_row_with_a_thumb", "thumbs down are thumbs up", "data/formats/labelled_replies.py",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm_rlhf.cli.exits import told_in_one_message
+from llm_rlhf.cli.exits import check_alone, told_in_one_message
 from llm_rlhf.cli.next_steps import after_doctor, tell
 
 MARKS = {"good": ("✓", "ok"), "note": ("!", "note"), "broken": ("✗", "BROKEN")}
@@ -22,6 +22,7 @@ def doctor(
     Exit code 1 where something is broken that every run needs.
     """
     with told_in_one_message("interrupted."):
+        check_alone("doctor")
         from llm_rlhf.doctor.examine import examine
 
         pictures = (sys.stdout.encoding or "").lower().startswith("utf")  # not on every console

@@ -79,6 +79,13 @@ def told_in_one_message(
         raise
 
 
+def check_alone(command: str) -> None:
+    """Raises RecipeError in a launch of several processes, for a command that takes one."""
+    many = int(os.environ.get("WORLD_SIZE", "1"))
+    if many > 1:
+        raise RecipeError(f"`llm-rlhf {command}` takes one process, and this launch has {many}; run it by itself.")
+
+
 def _file_of(error: pickle.UnpicklingError) -> str:
     """The file that torch was reading, which its error does not name."""
     for frame, _ in traceback.walk_tb(error.__traceback__):

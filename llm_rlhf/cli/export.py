@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_rlhf.cli.completion import policies
-from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
+from llm_rlhf.cli.exits import check_alone, quiet_libraries, said_aside, told_in_one_message
 from llm_rlhf.cli.next_steps import after_export, tell, while_serving
 from llm_rlhf.cli.options import TrustRemoteCode
 from llm_rlhf.launch import speaks_for_all
@@ -38,6 +38,7 @@ def export(
     Example: llm-rlhf export runs/hh --merge --to exports/hh
     """
     with told_in_one_message():
+        check_alone("export")
         quiet_libraries()
         from llm_rlhf.export.folder import export as make_export
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm_rlhf.cli.completion import recipes
-from llm_rlhf.cli.exits import quiet_libraries, said_aside, told_in_one_message
+from llm_rlhf.cli.exits import check_alone, quiet_libraries, said_aside, told_in_one_message
 
 
 def plan(
@@ -40,6 +40,7 @@ def plan(
         raise typer.BadParameter(f"--device is {device!r}; it must be cpu or cuda.")
     given = None if memory is None else memory_bytes(memory)
     with told_in_one_message("interrupted."):
+        check_alone("plan")
         from llm_rlhf.recipe.loading import load_recipe
         from llm_rlhf.recipe.sections import meant_for
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from llm_rlhf.errors import RunError, first_line
 from llm_rlhf.finite import trained_parameters
 from llm_rlhf.models.memory import Portion, make_room, ran_out
+from llm_rlhf.training import is_sharded
 
 
 class HalvesBatches:
@@ -39,9 +40,12 @@ class HalvesBatches:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         stage = self.stage_name
+        settings = [f"{stage}.gradient_checkpointing: true"]
+        if not is_sharded(self.accelerator):  # FSDP cannot spread it
+            settings.insert(0, "model.quantization: nf4")
         lower = (
-            f"{stage}.{self.longest_key} or model.context_length, or set model.quantization: nf4 or "
-            f"{stage}.gradient_checkpointing: true; `llm-rlhf plan` tells what fits"
+            f"{stage}.{self.longest_key} or model.context_length, or set {' or '.join(settings)}; `llm-rlhf plan` "
+            "tells what fits"
         )
         self._pieces = Portion(f"the update of {stage}", lower)
         self._size = (0, 0)  # rows and width of the largest piece of the training step that is being made
@@ -126,7 +130,7 @@ class HalvesBatches:
             f"lower {self._pieces.lower}. ({why})"
         )
         if not self.made_ready():
-            raise RunError(f"Memory ran out while {stage} scored its replies; {fewer}") from error
+            raise RunError(f"Memory ran out while {stage} sampled and scored its replies; {fewer}") from error
         if self.accelerator.num_processes > 1:
             raise RunError(
                 f"Memory ran out in the update of {stage} in one of several processes, which the others' gradients "

@@ -98,8 +98,13 @@ class Portion:
             try:
                 found.append(work(part))
             except RuntimeError as error:
-                if not (self.halves and ran_out(error)):
+                if not ran_out(error):
                     raise
+                if not self.halves:
+                    raise RunError(
+                        f"Memory ran out in {self.what}, over {len(part)} rows of {width} tokens, which are not taken "
+                        f"apart where processes go together; lower {self.lower}. ({first_line(error)})"
+                    ) from error
                 failed = error.with_traceback(None)  # whose frames hold what was computed
             if failed is None:
                 done += len(part)

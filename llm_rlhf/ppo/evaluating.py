@@ -56,7 +56,7 @@ class WatchedEvaluation(CollectedRollouts):
         refused = None if self.refuses is None else self.refuses(prompts, [reply.text for reply in replies])
         heldout = batch.source_scores[HELDOUT].tolist() if HELDOUT in batch.source_scores else None
         scores, paid = batch.raw_scores.tolist(), batch.final_scores.tolist()
-        for i, number in enumerate(numbers):
+        for i, number in enumerate(numbers[: self._dealt(len(inputs))]):  # as in all other statistics
             if number is not None:
                 row = Row(
                     objective=str(inputs[i].get("objective") or OVERALL),
@@ -101,7 +101,7 @@ class WatchedEvaluation(CollectedRollouts):
             yield
 
     def _gathered_rows(self) -> dict[int, Row]:
-        """The rows of all processes by number; a prompt that was dealt twice, to fill up a batch, counts once."""
+        """The rows of all processes by number."""
         return {number: Row(*row) for number, row in gather_object(self._eval_rows)}
 
     def _judge_sides(self, watch: Watch, rows: dict[int, Row]) -> None:

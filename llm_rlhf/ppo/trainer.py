@@ -76,7 +76,6 @@ OVER_TOKENS = (  # what is logged of an update and is a mean over tokens
     *("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "policy/clamped"),
     "val/clipfrac",
 )
-LOWER = "ppo.response_length or model.context_length, or set model.quantization: nf4"
 
 
 class PPOTrainer(WatchedEvaluation):
@@ -204,8 +203,8 @@ class PPOTrainer(WatchedEvaluation):
             self.add_callback(self.snapshots)
         self._ready_to_sample()
         self._micro_batch_tokens = args.micro_batch_tokens or self._budget()
-        self._scoring = Portion("scoring a rollout", LOWER, halves=not is_sharded(self.accelerator))
-        self._update = Portion("the update", LOWER)
+        self._scoring = Portion("scoring a rollout", self._to_lower(), halves=not is_sharded(self.accelerator))
+        self._update = Portion("the update", self._to_lower())
         self._largest_piece = (0, 0)  # rows and tokens of each, of the optimizer step's pieces
         self._prepared = -1  # the step whose micro-batches were handed out last
         self._micro_batches: list[MicroBatch] = []
@@ -319,6 +318,20 @@ class PPOTrainer(WatchedEvaluation):
             self._halve_pieces(failed)
             again = True
 
+    def _to_lower(self, pieces: bool = False) -> str:
+        """What takes less memory in this launch.
+
+        Args:
+            pieces: where whole micro-batches do not fit; False: where a single row, or what FSDP reads, does not.
+        """
+        sharded = is_sharded(self.accelerator)
+        fewer = "ppo.per_device_train_batch_size (and raise ppo.gradient_accumulation_steps by as much)"
+        less = "ppo.response_length or model.context_length"
+        less += "" if sharded else ", or set model.quantization: nf4"
+        if sharded:
+            return f"{fewer}, {less}"
+        return f"ppo.micro_batch_tokens, {less}" if pieces else less
+
     def _halve_pieces(self, error: Exception) -> None:
         """Memory ran out in an optimizer step: begin it again, in smaller pieces.
 
@@ -328,7 +341,7 @@ class PPOTrainer(WatchedEvaluation):
         if self.accelerator.num_processes > 1:
             raise RunError(
                 "Memory ran out in the update of one of several processes, which the others' gradients wait for; "
-                f"lower {LOWER}. ({first_line(error)})"
+                f"lower {self._to_lower(pieces=True)}. ({first_line(error)})"
             ) from error
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -32,7 +32,7 @@ def stand_in(folder: Path, stage: str = "sft", step: int = 7) -> Any:
         stage_name=stage,
         state=SimpleNamespace(global_step=step),
         args=SimpleNamespace(output_dir=str(folder)),
-        accelerator=SimpleNamespace(process_index=0),
+        accelerator=SimpleNamespace(process_index=0, num_processes=1),
         step_inputs=[{"input_ids": torch.tensor([[1, 2]]), "said": "no tensor"}, [torch.ones(2)]],
     )
 

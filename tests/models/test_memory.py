@@ -46,7 +46,9 @@ def test_one_row_that_does_not_fit_says_what_to_lower() -> None:
 
 def test_where_processes_wait_for_each_other_nothing_is_tried_again() -> None:
     device = Device(3)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(
+        RunError, match=r"ran out in scoring, over 10 rows of 7 tokens, .* lower this or that\. \(CUDA out"
+    ):
         Portion("scoring", "this or that", halves=False).run(device, range(10), width=7)
     assert device.tried == [10]
 

@@ -4,6 +4,7 @@ test_processes.py calls it in its own process, and in two forked ones, whose sec
 and seven that fill up.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,25 @@ def length_asked(prompts: list[Any], **kwargs: Any) -> list[float]:
     return [float(len(prompt[0]["content"])) for prompt in prompts]
 
 
-def measure(base: Path, scratch: Path, **options: Any) -> dict[str, float]:
-    """What the evaluation found."""
+def first_token(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A score that is the reply's own."""
+    return [float(ids[0]) for ids in completion_ids]
+
+
+def measure(
+    base: Path, scratch: Path, score: Callable[..., list[float]] = length_asked, **options: Any
+) -> dict[str, float]:
+    """What the evaluation found, and the mean score of the rows by which sides are judged."""
     rows = [{"prompt": [{"role": "user", "content": "p" * (i + 1)}]} for i in range(KEPT_BACK)]
     trainer = make_trainer(
-        base, scratch / str(processes().num_processes), None, reward_funcs=[length_asked], perturb=False,
+        base, scratch / str(processes().num_processes), None, reward_funcs=[score], perturb=False,
         eval_dataset=Dataset.from_list(rows), eval_rollouts=1, per_device_train_batch_size=4,
         per_device_eval_batch_size=4, **options,
     )  # fmt: skip
-    return {name: value for name, value in trainer.evaluate().items() if "scores" in name}
+    found = {name: value for name, value in trainer.evaluate().items() if "scores" in name}
+    kept = trainer._gathered_rows()
+    assert len(kept) == KEPT_BACK
+    return {**found, "mean of rows": sum(row.score for row in kept.values()) / KEPT_BACK}
 
 
 def main(base: Path, scratch: Path) -> None:
@@ -37,3 +48,6 @@ def main(base: Path, scratch: Path) -> None:
         found = measure(base, scratch, num_generations_eval=replies)
         if processes().is_main_process:
             torch.save(found, scratch / f"evaluation-{replies}.pt")
+    found = measure(base, scratch, first_token)
+    if processes().is_main_process:
+        torch.save(found, scratch / "of-replies.pt")

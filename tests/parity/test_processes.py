@@ -91,6 +91,9 @@ def test_an_evaluation_counts_every_prompt_once(base_folder, tmp_path) -> None:
         for found in (alone, torch.load(tmp_path / f"evaluation-{replies}.pt")):
             assert found["eval_objective/scores"] == pytest.approx(5)
             assert found["eval_overall/scores"] == pytest.approx(5)
+    of_replies = torch.load(tmp_path / "of-replies.pt")  # of which those to the prompts that fill up are others
+    assert of_replies["mean of rows"] == pytest.approx(of_replies["eval_objective/scores"], rel=1e-6)
+    assert of_replies["eval_overall/scores"] == pytest.approx(of_replies["eval_objective/scores"], rel=1e-6)
 
 
 def second_fails() -> None:

@@ -161,9 +161,10 @@ def _say_so(torch: Any, count: int) -> None:
     torch.cuda.default_generators = tuple(torch.Generator().manual_seed(0) for _ in range(count))
     for index, draws in enumerate(torch.cuda.default_generators):
         torch.ops.stand_in.draw_by(draws, index)
-    torch._C._cuda_getDevice = torch.cuda.current_device
-    torch._C._cuda_setDevice = torch.cuda.set_device
-    torch._C._cuda_exchangeDevice = torch._C._cuda_maybeExchangeDevice = exchange
+    torch._C._cuda_getDevice = lambda: _device.current_device()
+    torch._C._cuda_setDevice = lambda index: (exchange(index), None)[1]
+    torch._C._cuda_exchangeDevice = lambda to: exchange(to)
+    torch._C._cuda_maybeExchangeDevice = lambda to: exchange(to)
     torch.cuda._exchange_device = exchange  # each a function of its own, as dynamo knows them by what they are
     torch.cuda._maybe_exchange_device = lambda to: exchange(to)
     torch._C._cuda_getCurrentRawStream = lambda *_: 0
