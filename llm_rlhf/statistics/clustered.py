@@ -77,8 +77,9 @@ def clustered_difference(a: Values, b: Values, clusters: Labels) -> Interval:
     beside an interval of no width.
     """
     x, y = finite_arrays("clustered_difference", a=a, b=b)
-    found = _t_interval("clustered_difference", x - y, clusters, "paired difference")
-    if found.low != found.high:
+    difference = x - y
+    found = _t_interval("clustered_difference", difference, clusters, "paired difference")
+    if not np.allclose(difference, difference[0], rtol=0, atol=1e-12 * float(np.abs([x, y]).max())):  # but for rounding
         return found
     how = "paired difference; all are equal, which does not show how far others lie"
     return found._replace(low=None, high=None, method=how)

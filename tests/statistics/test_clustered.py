@@ -110,6 +110,9 @@ def test_differences_that_are_all_equal_have_no_interval(labels) -> None:
     found = clustered_difference(np.ones(12), np.full(12, 0.5), labels)
     assert (found.estimate, found.low, found.high, found.n) == (0.5, None, None, 12)
     assert "all are equal" in found.method
+    rounded = clustered_difference(np.arange(12) + 0.1, np.arange(12.0), labels)
+    assert np.ptp(np.arange(12) + 0.1 - np.arange(12)) > 0
+    assert rounded.low is None
     assert clustered_mean(np.zeros(12), labels).high == 0.0  # a distance of 0 is what it is
 
 

@@ -208,12 +208,7 @@ def _together(name: str, split: str, entries: list[Entry], same_prompts: bool) -
     mean = found["estimate"]
     low, high = (mean if found[end] is None else found[end] for end in ("low", "high"))
     low, high = min(low, mean - below), max(high, mean + above)
-    return {
-        **found,
-        "low": low,
-        "high": high,
-        "method": f"{method}, at least as wide as a run's own",
-    }
+    return found | {"low": low, "high": high, "method": f"{method}, at least as wide as a run's own"}
 
 
 def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequence[tuple[int, int]]) -> Entry | None:
@@ -233,7 +228,7 @@ def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequ
 def _over_runs(name: str, split: str, reference: str | None, values: list[float], method: str) -> Entry:
     n, mean = len(values), float(np.mean(values))
     half = student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    if half == 0:
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
         return Estimate(name, "runs", reference, split, mean, None, None, n, f"{method}; all are equal").as_dict()
     return Estimate(name, "runs", reference, split, mean, mean - half, mean + half, n, method).as_dict()
 
