@@ -10,10 +10,20 @@ from pathlib import Path
 
 
 def programs() -> Path | None:
-    """Where initdb and pg_ctl are; None where they are not installed."""
+    """Where initdb and pg_ctl are; None where they are not installed, or what root needs to run them is not."""
+    if _is_root() and _runuser() is None:
+        return None
     found = shutil.which("initdb")
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) + ([Path(found).parent] if found else [])
     return next((folder for folder in folders if (folder / "pg_ctl").exists()), None)
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _runuser() -> str | None:
+    return shutil.which("runuser") or shutil.which("runuser", path="/usr/sbin:/sbin")  # which some paths leave out
 
 
 @contextlib.contextmanager
@@ -23,8 +33,8 @@ def server() -> Iterator[str]:
     assert where is not None, "PostgreSQL is not installed"
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path is short
     as_nobody: list[str] = []
-    if hasattr(os, "geteuid") and os.geteuid() == 0:  # it refuses to be root's
-        as_nobody = ["runuser", "-u", "nobody", "--"]
+    if _is_root():  # it refuses to be root's
+        as_nobody = [str(_runuser()), "-u", "nobody", "--"]
         shutil.chown(folder, "nobody")
 
     def done(program: str, *arguments: str) -> None:
