@@ -13,9 +13,7 @@ from llm_rlhf.feedback.database import Database
 def postgresql() -> Iterator[str]:
     """The URL of a server of our own."""
     if programs() is None:
-        pytest.skip(
-            "PostgreSQL's programs (initdb, pg_ctl; for root runuser) are not here; Debian's package postgresql has them"
-        )
+        pytest.skip("PostgreSQL's initdb and pg_ctl, and for root runuser, are not here; Debian has them in postgresql")
     with server() as url:
         yield url
 
