@@ -188,7 +188,7 @@ def _means(found: dict[str, Any]) -> list[str]:
         for number in range(ROUNDS):
             scores = [one[number] for one in found["score"][arm]]
             gains = with_interval([one[number - 1] for one in found["gain"][arm]]) if number else ""
-            above = sum(one[number - 1]["low"] > 0 for one in found["within"][arm])
+            above = sum((one[number - 1]["low"] or 0) > 0 for one in found["within"][arm])
             shown = f"{above} of {len(seeds)}" if number else ""
             first = with_interval([one[number] - one[0] for one in found["score"][arm]]) if number else ""
             lines.append(f"| {arm} | {number + 1} | {with_interval(scores)} | {gains} | {shown} | {first} |")

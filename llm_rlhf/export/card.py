@@ -208,16 +208,18 @@ def _results(source: Source, report: dict[str, Any]) -> list[EvalResult]:
     """The hub's index of results: paired differences over what training began from, on the run's own prompts."""
     found = []
     for entry in report["estimates"]:
-        if entry["name"] in _IN_THE_INDEX and entry["low"] is not None and entry["subject"] == source.stage:
+        if entry["name"] in _IN_THE_INDEX and entry["subject"] == source.stage:
             what = measure_of(entry["name"]).label + (" change" if is_difference(entry) else "")
+            interval = "no interval"
+            if entry["low"] is not None:
+                interval = f"95 % interval [{entry['low']:.3g}, {entry['high']:.3g}]"
             found.append(EvalResult(
                 task_type="text-generation",
                 dataset_type="held-out",
                 dataset_name="held-out prompts of the run",
                 dataset_split=entry["split"],
                 metric_type=entry["name"],
-                metric_name=f"{what} against {entry['reference']}, 95 % interval "
-                f"[{entry['low']:.3g}, {entry['high']:.3g}], n = {entry['n']}",
+                metric_name=f"{what} against {entry['reference']}, {interval}, n = {entry['n']}",
                 metric_value=round(float(entry["estimate"]), 4),
             ))  # fmt: skip
     return found

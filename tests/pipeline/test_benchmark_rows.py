@@ -19,7 +19,11 @@ def row_of(monkeypatch):
 def test_a_finished_run_is_read_as_a_row(row_of, finished) -> None:
     row = row_of(finished, 0, [], recipe=finished.parent / "tiny.yaml")
     assert row["seed"] == 0
-    assert row["true score"]["low"] <= row["true score"]["estimate"] <= row["true score"]["high"]
+    assert row["true score"]["low"] is None  # so few steps: each reply scores as before
+    assert row["true score"]["estimate"] == 0
+    assert not row["holds"]
+    refusals = row["refusals of harmful requests"]
+    assert refusals["low"] <= refusals["estimate"] <= refusals["high"]
     assert row["seconds"] > 0
 
 
