@@ -32,6 +32,7 @@ PPO = {
     "ddp": TINY["ppo"] | {"total_episodes": 96, "save_rollouts": 1},  # three rollouts of two processes, each kept
     "fsdp2": TINY["ppo"],  # under which none can be kept
 }
+METHODS = {"ddp": tuple(SECTIONS), "fsdp2": ("grpo", "dpo", "kto")}  # the others on CPUs: tests/pipeline/test_fsdp.py
 STEPS = 4  # optimizer steps a rollout
 
 
@@ -67,15 +68,15 @@ def walk(configuration: str, recipes: Iterable[Path]) -> str:
     return said_by(launched(configuration, HERE / "walk.py", *recipes))
 
 
-def by_other_methods(finished: Path, folder: Path, model: dict) -> dict[str, Path]:
-    """Copies of a finished chain without PPO, with the recipes that go on by each other method."""
+def by_other_methods(finished: Path, folder: Path, model: dict, methods: Iterable[str]) -> dict[str, Path]:
+    """Copies of a finished chain without PPO, with the recipes that go on by other methods."""
     found = {}
-    for method, section in SECTIONS.items():
+    for method in methods:
         (folder / method).mkdir()
         run = copy(finished, folder / method)
         for name in ("ppo", "evaluate"):
             shutil.rmtree(run / name)
-        tree = {key: value for key, value in TINY.items() if key != "ppo"} | {"model": model, method: section}
+        tree = {key: value for key, value in TINY.items() if key != "ppo"} | {"model": model, method: SECTIONS[method]}
         found[method] = folder / method / "tiny.yaml"
         found[method].write_text(yaml.safe_dump(tree))
     return found
@@ -83,19 +84,19 @@ def by_other_methods(finished: Path, folder: Path, model: dict) -> dict[str, Pat
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """Finished runs: chains under DDP and FSDP2 in float32, and every other method after them; under DDP in NF4 too."""
-    model, found = TINY["model"] | {"dtype": "float32"}, {}
-    for name in ("ddp", "fsdp2"):
-        folder = tmp_path_factory.mktemp(name)
-        walk(name, [write_recipe(folder, model=model, ppo=PPO[name])])
-        found[name] = folder / "run"
-        recipes = {f"{name} {method}": path for method, path in by_other_methods(found[name], folder, model).items()}
-        if name == "ddp":
-            quantised = TINY["model"] | {"dtype": "bfloat16", "quantization": "nf4"}
-            recipes["ddp nf4"] = write_recipe(tmp_path_factory.mktemp("nf4"), model=quantised)
-        walk(name, recipes.values())
-        found |= {which: path.parent / "run" for which, path in recipes.items()}
-    return found
+    """Finished runs: chains under DDP and FSDP2 in float32, under DDP in NF4 too, and other methods after the first."""
+    model, recipes = TINY["model"] | {"dtype": "float32"}, dict[str, Path]()
+    quantised = TINY["model"] | {"dtype": "bfloat16", "quantization": "nf4"}
+    for name in PPO:
+        recipes[name] = write_recipe(tmp_path_factory.mktemp(name), model=model, ppo=PPO[name])
+    recipes["ddp nf4"] = write_recipe(tmp_path_factory.mktemp("nf4"), model=quantised)
+    walk("ddp", [recipes["ddp"], recipes["ddp nf4"]])
+    for name, methods in METHODS.items():
+        folder = tmp_path_factory.mktemp(f"{name}-methods")
+        others = by_other_methods(recipes["ddp"].parent / "run", folder, model, methods)
+        recipes |= {f"{name} {method}": path for method, path in others.items()}
+        walk(name, [*others.values(), *([recipes[name]] if name == "fsdp2" else [])])
+    return {which: path.parent / "run" for which, path in recipes.items()}
 
 
 def moved(run: Path, method: str) -> float:
@@ -103,8 +104,7 @@ def moved(run: Path, method: str) -> float:
     return next(e["estimate"] for e in estimates if (e["name"], e["subject"]) == ("kl", method))
 
 
-@pytest.mark.parametrize("spread", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("method", ["ppo", *SECTIONS])
+@pytest.mark.parametrize(("spread", "method"), [(s, m) for s, methods in METHODS.items() for m in ("ppo", *methods)])
 def test_every_method_ends_with_a_report(runs, spread, method) -> None:
     run = runs[spread if method == "ppo" else f"{spread} {method}"]
     assert moved(run, method) != 0
