@@ -75,9 +75,7 @@ class FiniteGradients(TrainerCallback):
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        rows, folder = str(save_batch(trainer)), trainer.args.output_dir
-        if trainer.accelerator.num_processes > 1:  # by whose rows it is, this one does not know
-            rows = rows.replace(f"process-{trainer.accelerator.process_index}.", "process-*.")
+        folder = save_batch(trainer).parent
         if self.in_a_row >= IN_A_ROW:
             raise NonFiniteError(
                 f"The gradient of {trainer.stage_name} is not finite in {IN_A_ROW} optimizer steps one after another, "
@@ -87,6 +85,8 @@ class FiniteGradients(TrainerCallback):
         for parameter in parameters:
             parameter.grad = None  # AdamW passes over it: no momentum, no decay
         if trainer.accelerator.is_main_process:
+            # By whose rows it is, this process does not know.
+            rows = _batch_file(trainer, "*" if trainer.accelerator.num_processes > 1 else 0)
             tell(
                 f"warning: {trainer.stage_name}: the gradient at optimizer step {state.global_step} is not finite; "
                 f"the step is skipped. What it was to learn from is in {rows}."
@@ -126,8 +126,7 @@ def check_weights(model: nn.Module, what: str, every: bool = False) -> None:
 
 def save_batch(trainer: Any) -> Path:
     """Write the tensors that the optimizer step that is being made learns from, of this process; returns the file."""
-    step, rank = trainer.state.global_step, trainer.accelerator.process_index
-    path = Path(trainer.args.output_dir) / f"{BATCHES}{step}-process-{rank}.safetensors"
+    path = _batch_file(trainer, trainer.accelerator.process_index)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
@@ -136,6 +135,10 @@ def save_batch(trainer: Any) -> Path:
     }
     save_file(tensors, path)
     return path
+
+
+def _batch_file(trainer: Any, process: int | str) -> Path:
+    return Path(trainer.args.output_dir) / f"{BATCHES}{trainer.state.global_step}-process-{process}.safetensors"
 
 
 def _tensors(inputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

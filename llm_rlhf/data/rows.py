@@ -24,6 +24,11 @@ class Origin:
         return f"{self.source}, row {self.row}"
 
 
+def mark_of_cut(stopped: float | None, column: str = "stopped") -> dict[str, bool]:
+    """What a row says of a reply that was cut at its length; nothing of one that ended by itself, or may have."""
+    return {} if stopped is None or stopped else {column: False}
+
+
 @dataclass(frozen=True)
 class Preference:
     """Two replies to one prompt, of which a person preferred the first."""

@@ -18,7 +18,7 @@ from llm_rlhf.data.checks import prompt_share
 from llm_rlhf.data.rows import Message
 from llm_rlhf.export.source import Source
 from llm_rlhf.launch import processes
-from llm_rlhf.models.adapters import where_it_lies
+from llm_rlhf.models.adapters import onto_device_of
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.encoding import encode_turns
 from llm_rlhf.models.thoughts import KEY
@@ -65,7 +65,7 @@ def as_trained(source: Source, rows: Sequence[tuple[list[int], int]]) -> Read:
     """By the base as it was held in memory, with the policy's adapter."""
     model = load_causal_lm(source.subject.base, source.section, source.tokenizer)
     if source.subject.adapter is not None:
-        model = PeftModel.from_pretrained(model, source.subject.adapter, **where_it_lies(model))
+        model = PeftModel.from_pretrained(model, source.subject.adapter, **onto_device_of(model))
     return _read(model, rows)
 
 

@@ -25,7 +25,7 @@ from llm_rlhf.export.card import model_card
 from llm_rlhf.export.fidelity import Difference, as_exported, as_trained, difference, rows_of
 from llm_rlhf.export.source import Source, source_of, why_no_adapter
 from llm_rlhf.launch import processes
-from llm_rlhf.models.adapters import check_saved, grow_for, where_it_lies
+from llm_rlhf.models.adapters import check_saved, grow_for, onto_device_of
 from llm_rlhf.models.base import base_tokens, load_causal_lm
 from llm_rlhf.models.composing import compose
 from llm_rlhf.provenance import versions
@@ -217,7 +217,7 @@ def merged(source: Source) -> Any:
         grow_for(model, adapter)
         check_saved(model, adapter, "policy adapter", alone=True)
         model.to(processes().device)  # where a large sum is quick
-        model = PeftModel.from_pretrained(model, adapter, **where_it_lies(model)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, adapter, **onto_device_of(model)).merge_and_unload()
     return model.to("cpu", getattr(torch, section.dtype))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from llm_rlhf.data.rows import mark_of_cut
 from llm_rlhf.feedback.counted import Asked, Said
 from llm_rlhf.feedback.labels import POINTS, STRENGTHS, preferred
 from llm_rlhf.feedback.tables import Item
@@ -185,7 +186,7 @@ def _add_ratings(made: TrainingRows, asked: Sequence[Asked]) -> None:
                     {
                         "prompt": one.item.prompt,
                         "completion": _reply(one.item.answers[0]["text"]),
-                        **_stopped("stopped", one.item.answers[0]),
+                        **mark_of_cut(one.item.answers[0].get("stopped")),
                         "label": rated.points > 0.5,
                         "objective": objective,
                         "provenance": _provenance(one.item, one.said),
@@ -228,18 +229,13 @@ def _pair(
         "prompt": item.prompt,
         "chosen": _reply(chosen["text"]),
         "rejected": _reply(rejected["text"]),
-        **_stopped("chosen_stopped", chosen),
-        **_stopped("rejected_stopped", rejected),
+        **mark_of_cut(chosen.get("stopped"), "chosen_stopped"),
+        **mark_of_cut(rejected.get("stopped"), "rejected_stopped"),
         "objective": item.objective,
         "confidence": round(confidence, 6),
         **({} if margin is None else {"margin": round(margin, 6)}),
         "provenance": _provenance(item, said),
     }
-
-
-def _stopped(column: str, answer: dict[str, Any]) -> dict[str, bool]:
-    """What a row says of a reply that was cut at its length; nothing of one that ended by itself."""
-    return {} if answer.get("stopped", True) else {column: False}
 
 
 def _reply(text: str) -> list[dict[str, str]]:

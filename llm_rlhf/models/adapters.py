@@ -197,7 +197,7 @@ def grow_for(base: Any, folder: str | Path) -> None:
         base.resize_token_embeddings(len(saved), mean_resizing=False)
 
 
-def where_it_lies(model: Any) -> dict[str, str]:
+def onto_device_of(model: Any) -> dict[str, str]:
     """For PEFT: an adapter's file is read onto its model's device.
 
     Else it is onto "cuda", which in files means the first GPU: every process of a launch would take memory there.
@@ -226,7 +226,7 @@ def load_beside(
     if getattr(config, "ensure_weight_tying", False):  # PEFT ties a second copy to nothing
         config.inference_mode = not is_trainable
         model.add_adapter(name, with_tied_head(config, base))
-    found = model.load_adapter(str(folder), adapter_name=name, is_trainable=is_trainable, **where_it_lies(base))
+    found = model.load_adapter(str(folder), adapter_name=name, is_trainable=is_trainable, **onto_device_of(base))
     mend_token_wrappers(model)
     _activate(switches(model), [POLICY])  # PEFT leaves a wrapper that it just made switched to the new adapter
     for parameter, before in trains:  # and freezes the copies of modules that were on

@@ -22,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_rlhf.data.rows import Conversation, Message
 from llm_rlhf.json_lines import lines_of, parse_json
 from llm_rlhf.launch import processes
-from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for, where_it_lies
+from llm_rlhf.models.adapters import POLICY, active_adapters, check_saved, grow_for, onto_device_of
 from llm_rlhf.models.base import load_causal_lm
 from llm_rlhf.models.encoding import Encoded, encode_prompts, encode_turns
 from llm_rlhf.models.lora_sums import sum_in_products
@@ -64,7 +64,7 @@ def load_roles(
     if policy is None:
         model = get_peft_model(model, empty_config("CAUSAL_LM"))
     else:
-        model = PeftModel.from_pretrained(model, policy, adapter_name=POLICY, **where_it_lies(model))
+        model = PeftModel.from_pretrained(model, policy, adapter_name=POLICY, **onto_device_of(model))
     if section.quantization == "none":
         model.to(processes().device)
     for name, adapter in rewards.items():

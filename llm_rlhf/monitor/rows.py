@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_rlhf.data.rows import mark_of_cut
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.database import Database
 from llm_rlhf.feedback.queue import Added, Question, add
@@ -92,11 +93,13 @@ def questions(found: Monitored, chosen: Sequence[tuple[int, list[str]]], kind: s
         reply = found.log.replies[i]
         if not reply.text.strip():
             continue
-        answers: list[dict[str, Any]] = [{"text": reply.text, "source": reply.model or "log", **_stopped(reply.ended)}]
+        answers: list[dict[str, Any]] = [
+            {"text": reply.text, "source": reply.model or "log", **mark_of_cut(reply.ended)}
+        ]
         own, of_own = found.own.get(i, ("", {}))
         asks = kind
         if kind == "compare" and own.strip() and own != reply.text:
-            answers.append({"text": own, "source": "policy", **_stopped(of_own.get("eos_rate"))})
+            answers.append({"text": own, "source": "policy", **mark_of_cut(of_own.get("eos_rate"))})
         elif kind == "compare":
             asks = "rate"
         made.append(
@@ -126,16 +129,11 @@ def thumbs(replies: Sequence[Logged]) -> list[dict[str, Any]]:
             "prompt": reply.prompt,
             "completion": [{"role": "assistant", "content": reply.text}],
             "label": reply.thumb,
-            **_stopped(reply.ended),
+            **mark_of_cut(reply.ended),
         }
         for reply in replies
         if reply.thumb is not None and reply.text.strip()
     ]
-
-
-def _stopped(ended: float | None) -> dict[str, bool]:
-    """What is said of a reply that was cut at its length; nothing of others, nor where it is not known."""
-    return {"stopped": False} if ended is not None and not ended else {}
 
 
 def write_rows(path: Path, rows: Sequence[Question] | Sequence[dict[str, Any]]) -> int:

@@ -57,10 +57,14 @@ class GeneratedResponses(SavedRoles):
                 "the policy itself would say. The saved model keeps it."
             )
         self._sampler = self._own_sampler()
+        sharded = is_sharded(self.accelerator)
+        less = "ppo.response_length or model.context_length"
+        if sharded:
+            less = f"ppo.per_device_train_batch_size (and raise ppo.gradient_accumulation_steps by as much), {less}"
         self._sampling = Portion(
             "sampling",
-            "ppo.response_length or model.context_length, or set ppo.merge_for_sampling: false or ppo.decoding: plain",
-            halves=not is_sharded(self.accelerator),
+            f"{less}, or set ppo.merge_for_sampling: false or ppo.decoding: plain",
+            halves=not sharded,
         )
 
     def _own_sampler(self) -> PolicySampler | None:

@@ -248,7 +248,7 @@ class EvaluateSection:
     # compiled: each decoding step as one graph, with a cache of fixed size; auto: so on CUDA, where 2,000 steps or more
     # of a policy are ahead (batches times response_length). The same replies but for the last bits of the logits
     decoding: Literal["auto", "plain", "compiled"] = "auto"
-    resamples: int = 2000  # of the bootstrap, behind the intervals that go by one
+    resamples: int = 2000  # of the bootstrap, where an interval is one
     samples: int = 10  # prompts shown side by side in the report
     # beside the comparison of the policies on the recipe's own prompts, which is always made
     suites: list[Literal["refusals", "overoptimization"]] = field(

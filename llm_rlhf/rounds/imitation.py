@@ -20,7 +20,7 @@ import numpy as np
 
 from llm_rlhf.ahead import check_rows, look_ahead
 from llm_rlhf.data.checks import opening, prompt_share
-from llm_rlhf.data.rows import Demonstration, Preference, Prompt
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, mark_of_cut
 from llm_rlhf.data.splits import Splits, sides_of
 from llm_rlhf.errors import DataError
 from llm_rlhf.evaluation.ask import Base
@@ -131,6 +131,6 @@ def pair_of(prompt: Prompt, demonstration: tuple[Prompt, str] | None, said: Repl
         "prompt": prompt.messages,
         "chosen": [{"role": "assistant", "content": written}],
         "rejected": [{"role": "assistant", "content": said.text.strip()}],
-        **({} if said.stopped else {"rejected_stopped": False}),
+        **mark_of_cut(said.stopped, "rejected_stopped"),
         "objective": prompt.objective,
     }

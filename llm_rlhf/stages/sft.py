@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from llm_rlhf.errors import DataError
 from llm_rlhf.finite import check_weights
 from llm_rlhf.models.adapter_training import TrainedAdapter, train_adapter
-from llm_rlhf.models.adapters import where_it_lies
+from llm_rlhf.models.adapters import onto_device_of
 from llm_rlhf.models.base import adapter_config, context_limit, load_causal_lm, load_tokenizer
 from llm_rlhf.models.compiled_layers import compile_if_asked
 from llm_rlhf.models.fitting import Fitted, fit_demonstrations
@@ -88,7 +88,7 @@ def none_fits(account: Fitted) -> str:
 def _merge(recipe: Recipe, base: str | Path, tokenizer: Any, folder: Path) -> None:
     """Full weights with the adapter added, in the compute type, next to the tokenizer they were trained with."""
     model = load_causal_lm(base, recipe.model, tokenizer, quantized=False)
-    merged = PeftModel.from_pretrained(model, folder / "adapter", **where_it_lies(model)).merge_and_unload()
+    merged = PeftModel.from_pretrained(model, folder / "adapter", **onto_device_of(model)).merge_and_unload()
     merged.to(getattr(torch, recipe.model.dtype))
     check_weights(merged, str(folder / "model"), every=True)
     merged.save_pretrained(folder / "model")

@@ -29,6 +29,7 @@ from llm_rlhf.statistics.intervals import (
     Labels,
     Values,
     Z,
+    all_equal,
     binary_arrays,
     bootstrap_share,
     by_cluster,
@@ -67,7 +68,7 @@ class Effective(NamedTuple):
 def clustered_mean(values: Values, clusters: Labels) -> Interval:
     """Mean of `values`, in their unit; n counts rows, `clusters` of the result their families (None: single rows)."""
     (x,) = finite_arrays("clustered_mean", values=values)
-    return _t_interval("clustered_mean", x, clusters, "mean")
+    return _t_interval(x, clusters, "mean")
 
 
 def clustered_difference(a: Values, b: Values, clusters: Labels) -> Interval:
@@ -77,9 +78,8 @@ def clustered_difference(a: Values, b: Values, clusters: Labels) -> Interval:
     beside an interval of no width.
     """
     x, y = finite_arrays("clustered_difference", a=a, b=b)
-    difference = x - y
-    found = _t_interval("clustered_difference", difference, clusters, "paired difference")
-    if not np.allclose(difference, difference[0], rtol=0, atol=1e-12 * float(np.abs([x, y]).max())):  # but for rounding
+    found = _t_interval(x - y, clusters, "paired difference")
+    if found.low is None or not all_equal(x - y, of=np.abs([x, y]).max()):
         return found
     how = "paired difference; all are equal, which does not show how far others lie"
     return found._replace(low=None, high=None, method=how)
@@ -216,19 +216,14 @@ def _single(caller: str, values: Array, clusters: Labels) -> bool:
     return len(np.unique(labels)) == len(labels)
 
 
-def _t_interval(caller: str, values: Array, clusters: Labels, what: str) -> Interval:
-    estimate, n = float(values.mean()), len(values)
-    if _single(caller, values, clusters):
-        if n == 1:
-            return Interval(estimate, None, None, 1, f"{what}; one unit alone has no interval")
-        half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-        return Interval(estimate, estimate - half, estimate + half, n, f"{what}, Student's t over prompts")
-    spread = spread_of(values, clusters)
+def _t_interval(values: Array, clusters: Labels, what: str) -> Interval:
+    estimate, n, spread = float(values.mean()), len(values), spread_of(values, clusters)
     if spread is None:
         return _alone(estimate, n, what)
-    half = spread.half_width
-    method = f"{what}, cluster-robust t interval over {_words(spread)}"
-    return Interval(estimate, estimate - half, estimate + half, len(values), method, spread.clusters)
+    low, high = estimate - spread.half_width, estimate + spread.half_width
+    if spread.clusters == n:  # CR2 is s^2 / n then, of n - 1 degrees of freedom
+        return Interval(estimate, low, high, n, f"{what}, Student's t over prompts")
+    return Interval(estimate, low, high, n, f"{what}, cluster-robust t interval over {_words(spread)}", spread.clusters)
 
 
 def _wilson(values: Array, clusters: Labels, what: str) -> Interval:

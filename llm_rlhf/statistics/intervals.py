@@ -317,6 +317,11 @@ def _bootstrap(caller: str, values: Array, clusters: Labels | None, resamples: i
     return Interval(estimate, float(low), float(high), units, method)
 
 
+def all_equal(values: Array, of: float) -> bool:
+    """Whether numbers are equal but for rounding, where they are differences, or means, of numbers up to `of`."""
+    return bool(np.ptp(values) <= 1e-12 * of)  # some thousand times float64's rounding of a number
+
+
 def numbered(labels: Iterable[Any]) -> NDArray[np.intp]:
     """A number for each label, in the order that the labels themselves have: as clusters the same, and no longer.
 

@@ -32,7 +32,7 @@ from typing import Any
 HERE = Path(__file__).parent
 BUILT = HERE.parents[1] / "build" / "stand-in"
 MEMORY = 8 << 30  # bytes that a device has
-DEVICES = "STAND_IN_DEVICES"  # of the environment
+DEVICES, MOST = "STAND_IN_DEVICES", 8  # of the environment; as in device.cpp
 TOLD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _device: Any = None  # the library, once it is loaded
 _callbacks: list[Any] = []  # of `waits`, the innermost last
@@ -111,6 +111,7 @@ def install() -> None:
     import torch
 
     count = int(os.environ.get(DEVICES, "1"))
+    assert 1 <= count <= MOST, f"{DEVICES} is {count}; it is 1 to {MOST}"
     _device.install(count)
     _device.set_room(MEMORY)
     _say_so(torch, count)

@@ -28,7 +28,7 @@ from llm_rlhf.evaluation.report.verdict import has_policy, own_line
 from llm_rlhf.json_lines import parse_json, read_json_lines
 from llm_rlhf.recipe.values import neighbour
 from llm_rlhf.statistics.clustered import student_quantile
-from llm_rlhf.statistics.intervals import Estimate, outcomes
+from llm_rlhf.statistics.intervals import Estimate, all_equal, outcomes
 from llm_rlhf.statistics.ratings import bradley_terry
 from llm_rlhf.unchanged import check_report_unchanged
 
@@ -228,7 +228,7 @@ def _less_first(name: str, split: str, each: Sequence[Entry | None], pairs: Sequ
 def _over_runs(name: str, split: str, reference: str | None, values: list[float], method: str) -> Entry:
     n, mean = len(values), float(np.mean(values))
     half = student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
+    if all_equal(np.array(values), of=np.abs(values).max()):
         return Estimate(name, "runs", reference, split, mean, None, None, n, f"{method}; all are equal").as_dict()
     return Estimate(name, "runs", reference, split, mean, mean - half, mean + half, n, method).as_dict()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_rlhf.audit.check import load_as
 from llm_rlhf.data.checks import normalised_prompt
-from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating
+from llm_rlhf.data.rows import Demonstration, Preference, Prompt, Rating, mark_of_cut
 from llm_rlhf.data.sources import Loaded
 from llm_rlhf.errors import DataError
 from llm_rlhf.feedback.exchange.entries import (
@@ -149,7 +149,7 @@ def _about(row: Any) -> dict[str, Any]:
 
 
 def _answers(replies: Iterable[tuple[str, bool]]) -> list[dict[str, Any]]:
-    return [{"text": text, "source": None} | ({} if stopped else {"stopped": False}) for text, stopped in replies]
+    return [{"text": text, "source": None, **mark_of_cut(stopped)} for text, stopped in replies]
 
 
 def _rankings(rows: Sequence[Any]) -> list[Entry]:
